@@ -1,0 +1,236 @@
+"""The command line: one verb a job. Reads options without torch, so that help is instant."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from myllm import __version__
+from myllm.config import PRESETS, TrainConfig, nearest
+from myllm.errors import ConfigError, MyLLMError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does, and where: `run` and `options` are 'module:name', imported when the verb is used."""
+
+    summary: str
+    run: str
+    options: str
+    paths: str | None = None
+    """Help for the positional paths, where the verb takes any."""
+
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb("draw scenes, train on them, judge, report", "myllm.apps.demo:demo", "myllm.apps.options:DemoOptions"),
+    "scenes": Verb("write drawn pictures with captions", "myllm.apps.demo:scenes", "myllm.apps.options:ScenesOptions"),
+    "train": Verb("train a captioner, or resume", "myllm.apps.train:train", "myllm.apps.options:RunOptions"),
+    "caption": Verb(
+        "caption pictures and folders", "myllm.apps.folder:caption", "myllm.apps.options:CaptionOptions",
+        "Pictures, folders and globs to caption.",
+    ),
+    "evaluate": Verb(
+        "caption a split and score it", "myllm.apps.evaluate:evaluate_split", "myllm.apps.options:EvaluateOptions"
+    ),
+    "diagram": Verb("draw the architecture", "myllm.apps.diagram:diagram", "myllm.apps.options:DiagramOptions"),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `myllm ARGUMENTS...`. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE if words else WRONG_USAGE
+    if words[0] == "--version":
+        print(f"myllm {__version__}")
+        return DONE
+    try:
+        if words[0] not in VERBS:
+            raise ConfigError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}. The verbs: {', '.join(VERBS)}")
+        return run_verb(words[0], words[1:])
+    except ConfigError as error:
+        print(f"myllm: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except MyLLMError as error:
+        print(f"myllm: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("myllm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `myllm caption ... | head` is no failure
+        sys.stderr.close()
+        return DONE
+
+
+def run_verb(name: str, words: Sequence[str]) -> int:
+    """Parse a verb's words and run it. Raises ConfigError for wrong usage, MyLLMError for what fails."""
+    verb = VERBS[name]
+    words = [_underscored(word) for word in words]
+    parsed, instances, given = _parse(name, verb, words)
+    run: Callable[..., int] = _imported(verb.run)
+    if name == "train":
+        return run(instances[TrainConfig], instances[_imported(verb.options)])
+    options = instances[_imported(verb.options)]
+    if verb.paths is not None:
+        return run(parsed.paths, options, given)
+    return run(options, given) if name == "evaluate" else run(options)
+
+
+def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type, Any], dict[str, Any]]:
+    """The parsed namespace, an instance of each options class, and the decoding options given by hand."""
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"myllm {name}", description=f"{name}: {verb.summary}.", exit_on_error=False)
+    if verb.paths is not None:
+        parser.add_argument("paths", nargs="+", help=verb.paths)
+    classes: list[type] = [_imported(verb.options)]
+    if name == "train":
+        parser.add_argument("--config", action="config", help="A YAML file of options; what is given beside it wins.")
+        parser.add_argument("--preset", choices=list(PRESETS), help="Options to begin from; all others win over it.")
+        classes.append(TrainConfig)
+    for one in classes:
+        parser.add_class_arguments(one)
+    if name == "train":
+        check_yaml(_config_files(words), _known_keys(parser))
+        parser.set_defaults(_flat(PRESETS.get(_preset(words) or "", {})))
+    try:
+        parsed = parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise ConfigError(_readable(str(error), words, name)) from error
+    instances = {one: one(**_values(one, parser.instantiate(parsed))) for one in classes}
+    decode = {word.removeprefix("--decode.").split("=")[0] for word in words if word.startswith("--decode.")}
+    return parsed, instances, {key: parsed.decode[key] for key in decode}
+
+
+def _values(one: type, namespace: Any) -> dict[str, Any]:
+    return {field: namespace[field] for field in one.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _underscored(word: str) -> str:
+    """In an option's name `-` and `_` are the same; its value stays as it is."""
+    if not re.match(r"--[a-z]", word):
+        return word
+    option, equals, value = word[2:].partition("=")
+    return f"--{option.replace('-', '_')}{equals}{value}"
+
+
+def _given(words: Sequence[str], option: str) -> list[str]:
+    """The values of an option in the words, as --option VALUE or --option=VALUE."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return values + [after for word, after in pairwise(words) if word == option]
+
+
+def _config_files(words: Sequence[str]) -> list[Path]:
+    return [Path(value) for value in _given(words, "--config")]
+
+
+def _preset(words: Sequence[str]) -> str | None:
+    """The preset named on the command line, or in the configuration file."""
+    import yaml
+
+    named = _given(words, "--preset")
+    for path in _config_files(words):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        named += [content["preset"]] if content.get("preset") else []
+    return named[0] if named else None
+
+
+def check_yaml(paths: Sequence[Path], known: Sequence[str]) -> None:
+    """Raises ConfigError for a configuration file that is missing, no YAML, or has an unknown name: with its line."""
+    import yaml
+
+    for path in paths:
+        try:
+            root = yaml.compose(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {path}: cannot be read ({error})") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--config {path}: no YAML: {' '.join(str(error).split())}") from error
+        for key, line in _keys(root, ""):
+            if key not in known and not any(one.startswith(f"{key}.") for one in known):
+                raise ConfigError(f"{path}, line {line}: unknown option {key!r}{nearest(key, known)}")
+
+
+def _keys(node: Any, prefix: str) -> list[tuple[str, int]]:
+    """Dotted names of a YAML mapping with their lines."""
+    import yaml
+
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"line {node.start_mark.line + 1}: expected options as `name: value`, found {node.value!r}")
+    found = []
+    for key, value in node.value:
+        name = prefix + key.value.replace("-", "_")
+        found.append((name, key.start_mark.line + 1))
+        if isinstance(value, yaml.MappingNode):
+            found += _keys(value, f"{name}.")
+    return found
+
+
+def _known_keys(parser: "ArgumentParser") -> list[str]:
+    return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'text': {'n_layer': 2}} -> {'text.n_layer': 2}."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _readable(message: str, words: Sequence[str], name: str) -> str:
+    """An error of the parser in our words: which option, what was found, and where in a file."""
+    message = " ".join(message.split())
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    key = re.search(r'key "([\w.]+)"', message)
+    if key is not None:
+        message = re.sub(r'^.*?key "[\w.]+":? ?', f"{key[1]}: ", message)
+        for path in _config_files(words):
+            import yaml
+
+            lines = dict(_keys(yaml.compose(path.read_text(encoding="utf-8")), ""))
+            if key[1] in lines and not _given(words, f"--{key[1]}"):
+                message = f"{path}, line {lines[key[1]]}: {message}"
+    unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
+    if unknown is not None:
+        known = [f"--{one}" for one in _options_of(name)]
+        message = f"unknown option {unknown[1]}{nearest(unknown[1], known)}"
+    return f"{message}. See `myllm {name} --help`"
+
+
+def _options_of(name: str) -> list[str]:
+    def names(one: type, prefix: str = "") -> list[str]:
+        found: list[str] = []
+        for field in one.__dataclass_fields__.values():  # type: ignore[attr-defined]
+            inner = getattr(field.default_factory, "__dataclass_fields__", None)
+            found += names(field.default_factory, f"{field.name}.") if inner else [prefix + field.name]
+        return found
+
+    own = names(_imported(VERBS[name].options))
+    return own + ([*names(TrainConfig), "config", "preset"] if name == "train" else [])
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        f"myllm {__version__}: pictures in, captions out.\n\nusage: myllm VERB [options]\n\n{rows}\n\n"
+        "`myllm VERB --help` tells its options. New here? `myllm demo` trains a captioner before your eyes."
+    )

@@ -1,0 +1,89 @@
+"""What a person sees while something runs: progress bars, figures after each epoch, warnings in words."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from myllm.training.trainer import Sample, StepReport
+
+SHOWN_SAMPLES = 3
+
+
+class Display:
+    """Writes to standard error where `json` asks for a clean standard output; `quiet` leaves warnings alone."""
+
+    def __init__(self, quiet: bool = False, json: bool = False) -> None:
+        self.console = Console(file=sys.stderr if json else sys.stdout, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line, unless quiet."""
+        if not self.quiet:
+            self.console.print(Text(text, style))
+
+    def warn(self, message: str) -> None:
+        """A line, even if quiet."""
+        self.console.print(Text(f"! {message}", "yellow"))
+
+    @contextmanager
+    def counting(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A function (what, done, of how many) that moves a progress bar a job."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def move(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=total)
+                bars.update(tasks[what], completed=done, total=total)
+
+            yield move
+
+
+class TrainingDisplay:
+    """A bar with loss, rate and time left; after each epoch its figures and sample captions beside a reference."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
+                   TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} pictures/s"),
+                   TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
+        self.bars = Progress(*columns, console=display.console, transient=True, disable=display.quiet)
+        self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)
+        self.loss: float | None = None
+        self.rate: float | None = None
+
+    def __enter__(self) -> "TrainingDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def step(self, report: StepReport) -> None:
+        # smoothed, as single batches differ more than the eye should see
+        self.loss = report.loss if self.loss is None else 0.95 * self.loss + 0.05 * report.loss
+        rate = report.pictures_per_second
+        self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
+        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, loss=self.loss, rate=self.rate)
+
+    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
+        figures = {key: value for key, value in row.items() if not isinstance(value, str)}
+        self.display.say(
+            "epoch {epoch:.0f}  {minutes:.1f} min  loss {train_loss:.3f} training, {val_loss:.3f} validation  "
+            "perplexity {val_perplexity:.2f}  CIDEr-D {CIDEr-D:.3f} (shuffled pictures {CIDEr-D_shuffled:.3f})".format(
+                **figures
+            ),
+            "bold",
+        )
+        for sample in samples[:SHOWN_SAMPLES]:
+            self.display.say(f"   {sample.image.name}: {sample.caption}")
+            self.display.say(f"      reference: {sample.references[0]}", "dim")
+
+    def warn(self, message: str) -> None:
+        self.display.warn(message)

@@ -1,0 +1,28 @@
+"""`myllm diagram`: the architecture of a preset as a picture."""
+
+from pathlib import Path
+
+from myllm.apps.options import DiagramOptions
+from myllm.config import PRESETS, CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig, nearest
+from myllm.errors import ConfigError
+from myllm.evaluation.diagram import draw_architecture
+
+
+def diagram(options: DiagramOptions) -> int:
+    """Draw it into `out`. Raises ConfigError for an unknown preset."""
+    if options.preset not in PRESETS:
+        raise ConfigError(
+            f"--preset {options.preset!r}{nearest(options.preset, PRESETS)}. The presets: {', '.join(PRESETS)}"
+        )
+    draw_architecture(captioner_config(options.preset), Path(options.out))
+    print(f"Wrote {options.out}")
+    return 0
+
+
+def captioner_config(preset: str) -> CaptionerConfig:
+    """The model of a preset, with as many tokens as its tokenizer may have."""
+    options = PRESETS[preset]
+    text = dict(options["text"])
+    if not text.get("pretrained"):
+        text["vocab_size"] = CaptionsConfig(**options.get("captions", {})).vocab_size
+    return CaptionerConfig(VisionConfig(**options["vision"]), GPTConfig(**text), options["mode"])

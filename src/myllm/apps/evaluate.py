@@ -1,0 +1,66 @@
+"""`myllm evaluate`: caption a split and score it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from myllm.apps.console import Display
+from myllm.apps.options import EvaluateOptions
+from myllm.apps.train import describe, write_evaluation, write_text
+from myllm.captioner import Captioner
+from myllm.data.records import Record, read_records
+from myllm.data.scenes import BOXES_FILE, read_things
+from myllm.data.splits import split_records
+from myllm.errors import ConfigError
+from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
+
+
+def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
+    """Print the figures of a split; with --out, write metrics.json, captions.jsonl and samples."""
+    display = Display(options.quiet, options.json)
+    captioner = Captioner.load(options.model, options.devices, options.precision)
+    records = _records(options, captioner, display)
+    with display.counting() as progress:
+        evaluation = evaluate(
+            captioner, records, options.split, captioner.decode_options(**decode), options.batch_size,
+            progress=lambda done, total: progress("captioning", done, total),
+        )  # fmt: skip
+    if (Path(options.data) / BOXES_FILE).is_file():
+        things = read_things(Path(options.data))
+        texts = [one.text for one in evaluation.captions]
+        evaluation.figures.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
+    for reason in evaluation.broken:
+        display.warn(f"left out: {reason}")
+    if options.out is not None:
+        write_evaluation(evaluation, Path(options.out))
+        write_text(Path(options.out) / "captions.jsonl", captions_jsonl(evaluation))
+    if options.json:
+        print(json.dumps(evaluation.as_json(), ensure_ascii=False))
+    else:
+        display.console.print(describe(evaluation))
+        if "true" in evaluation.figures:
+            display.console.print(
+                f"  true {evaluation.figures['true']:.1%} (every thing and colour named is there), "
+                f"complete {evaluation.figures['complete']:.1%} (all of them, no other, right counts)"
+            )
+    return 0
+
+
+def captions_jsonl(evaluation: Evaluation) -> str:
+    """A line a picture: caption, score, its own figures."""
+    rows = []
+    for at, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True)):
+        figures = {name: round(values[at], 6) for name, values in evaluation.per_image.items()}
+        rows.append({"image": record.name, "caption": caption.text, "score": round(caption.score, 6), **figures})
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _records(options: EvaluateOptions, captioner: Captioner, display: Display) -> list[Record]:
+    records, findings = read_records(Path(options.data), captioner.captions)
+    splits = split_records(records, Path(options.data), findings)
+    for line in findings.lines():
+        display.warn(line)
+    if options.split not in splits:
+        raise ConfigError(f"--split {options.split!r}: {options.data} has {', '.join(splits)}")
+    return splits[options.split][: options.limit]

@@ -1,0 +1,101 @@
+"""`myllm caption`: pictures, folders and globs. One bad picture never ends the run."""
+
+import glob
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from myllm.apps.console import Display
+from myllm.apps.options import CaptionOptions
+from myllm.captioner import Captioner, in_batches
+from myllm.data.images import load_image
+from myllm.errors import ConfigError, DataError
+
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
+)
+
+
+def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, Any]) -> int:
+    """Caption everything under `paths`. Exit code 1 where not a single picture could be captioned."""
+    display = Display(options.quiet, json=True)
+    pictures = list(find_pictures(paths))
+    out = Path(options.out) if options.out is not None else None
+    if out is not None and out.exists() and not options.overwrite:
+        raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
+    captioner = Captioner.load(options.model, options.devices, options.precision)
+    captioner.decode = captioner.decode_options(**decode)
+    errors: list[dict[str, str]] = []
+    done = 0
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    opened = out.open("w", encoding="utf-8") if out is not None else nullcontext(None)
+    with opened as lines, display.counting() as progress:
+        for batch in in_batches(pictures, options.batch_size):
+            for row in caption_files(captioner, batch):
+                if "error" in row:
+                    errors.append(row)
+                    display.warn(f"{row['image']}: {row['error']}")
+                else:
+                    text = json.dumps(row, ensure_ascii=False)
+                    _write(lines, text if out or options.json else f"{row['image']}: {row['caption']}")
+            done += len(batch)
+            progress("captioning", done, len(pictures))
+    if out is not None and errors:
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in errors)
+        Path(f"{out}.errors.jsonl").write_text(rows, encoding="utf-8")
+    captioned = len(pictures) - len(errors)
+    if out is not None or errors:
+        broken = (
+            f", {len(errors):,} could not be read" + (f" (see {out}.errors.jsonl)" if out else "") if errors else ""
+        )
+        display.say(f"{captioned:,} pictures captioned{f' in {out}' if out else ''}{broken}")
+    return 0 if captioned else 1
+
+
+def find_pictures(paths: Sequence[str]) -> Iterator[Path]:
+    """Pictures of the paths in order: files as given, folders with all below them, globs. Raises DataError."""
+    for word in paths:
+        path = Path(word)
+        if path.is_dir():
+            found = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURE_SUFFIXES and one.is_file())
+            if not found:
+                raise DataError(
+                    f"{path}: no pictures in this folder or below; looked for {', '.join(sorted(PICTURE_SUFFIXES))}"
+                )
+            yield from found
+        elif path.exists():
+            yield path
+        elif matches := sorted(glob.glob(word, recursive=True)):
+            yield from (Path(match) for match in matches)
+        elif "://" in word:
+            raise DataError(f"{word}: addresses are not fetched; save the picture and give its path")
+        else:
+            raise DataError(f"{word}: no such file or folder, and no file matches it as a glob")
+
+
+def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row for each path, in order: {image, caption, score, alternatives} or {image, error}."""
+    rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    tensors, readable = [], []
+    for row, path in zip(rows, paths, strict=True):
+        try:
+            tensors.append(captioner.preprocess(load_image(path)))
+            readable.append(row)
+        except DataError as error:
+            row["error"] = str(error)
+    if tensors:
+        for row, result in zip(
+            readable, captioner.caption_tensors(torch.stack(tensors), captioner.decode), strict=True
+        ):
+            row |= {"caption": result.text, "score": round(result.score, 6), "alternatives": result.alternatives}
+    return rows
+
+
+def _write(file: IO[str] | None, line: str) -> None:
+    """Flushed at once: what is captioned is not lost with the process."""
+    print(line, file=file, flush=True)

@@ -1,0 +1,118 @@
+"""The options of each verb that are not already in `config`; read without torch, so that help is instant."""
+
+from dataclasses import dataclass, field
+
+from myllm.config import DecodeConfig
+from myllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How `myllm train` treats its run folder, and what it prints."""
+
+    resume: bool = False
+    """Go on with the run in --out from its last.pt."""
+    overwrite: bool = False
+    """Begin anew although --out holds a run; its checkpoints are replaced."""
+    quiet: bool = False
+    """Print only warnings, errors and the last line."""
+    json: bool = False
+    """Print the final figures as JSON on standard output, everything else on standard error."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Render scenes, train on them, judge the captioner, and report."""
+
+    out: str = "runs/demo"
+    """Folder for the demo's scenes and its run; what an earlier demo wrote there is replaced."""
+    minutes: float = 7.5
+    """Time for training alone; rendering and judging take about one more."""
+    count: int = 24_000
+    """Scenes to render."""
+    judged: int = 1_000
+    """Fresh scenes to judge by, of seen and of held-out pairs each."""
+    seed: int = 0
+    """Of scenes and training."""
+    quiet: bool = False
+    """Print only warnings, errors and the report."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.judged <= 0:
+            raise ConfigError("--minutes and --judged must be above 0")
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """Write drawn pictures with captions in the layout that `myllm train` reads."""
+
+    out: str
+    """New folder for them."""
+    count: int = 24_000
+    """Pictures in all; a twentieth each goes to the splits val and heldout."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Caption pictures, folders of pictures (with all below them) and globs."""
+
+    model: str = "captioner"
+    """A captioner.pt, or a run folder with one."""
+    out: str | None = None
+    """Write caption JSONL here, and what could not be read to OUT.errors.jsonl; else print."""
+    json: bool = False
+    """Print JSONL instead of text."""
+    overwrite: bool = False
+    """Replace --out where it is there already."""
+    batch_size: int = 32
+    """Pictures captioned at once."""
+    devices: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """auto and fp32 are exact; bf16 computes in it."""
+    quiet: bool = False
+    """No progress bar."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Overrides the model's own decoding defaults."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Caption a split of a data folder and score the captions."""
+
+    data: str
+    """Data folder, as for training."""
+    model: str = "captioner"
+    """A captioner.pt, or a run folder with one."""
+    split: str = "val"
+    """Name of the split: val, train, or that of another file in DATA/splits."""
+    limit: int | None = None
+    """Only this many pictures, the first ones."""
+    out: str | None = None
+    """Folder for metrics.json, captions.jsonl and samples.png."""
+    json: bool = False
+    """Print the figures as JSON."""
+    batch_size: int = 32
+    """Pictures captioned at once."""
+    devices: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """auto and fp32 are exact; bf16 computes in it."""
+    quiet: bool = False
+    """No progress bar."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Overrides the model's own decoding defaults."""
+
+
+@dataclass(frozen=True)
+class DiagramOptions:
+    """Draw the architecture of a configuration."""
+
+    preset: str = "seed"
+    """Whose configuration."""
+    out: str = "architecture.svg"
+    """File to write; .svg or .png."""

@@ -1,0 +1,185 @@
+"""`myllm train`: from a folder of pictures and captions to a run folder."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from myllm.apps.console import Display, TrainingDisplay
+from myllm.apps.options import RunOptions
+from myllm.captioner import Captioner
+from myllm.checkpoints import native
+from myllm.config import TrainConfig
+from myllm.errors import ConfigError
+from myllm.evaluation.evaluate import Evaluation, evaluate
+from myllm.evaluation.plots import plot_curves, plot_samples
+from myllm.runtime import atomic_write, choose_device, choose_precision
+from myllm.training import run_state
+from myllm.training.prepare import Prepared, prepare
+from myllm.training.trainer import SAMPLES, Sample, Trainer
+
+CONFIG_FILE = "config.yaml"
+
+
+def train(config: TrainConfig, options: RunOptions) -> int:
+    """Train, judge the best checkpoint on the validation split, and leave the run folder complete."""
+    display = Display(options.quiet, options.json)
+    finished, evaluation = run_training(config, options, display)
+    if not finished:
+        return 130
+    assert evaluation is not None
+    if options.json:
+        print(json.dumps(evaluation.as_json(), ensure_ascii=False))
+    display.say("")
+    display.console.print(describe(evaluation), style="bold", highlight=False)
+    display.console.print(
+        f"Wrote {config.out}: {', '.join(sorted(p.name for p in Path(config.out).iterdir() if p.is_file()))}"
+    )
+    display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(config.out)}")
+    return 0
+
+
+def run_training(config: TrainConfig, options: RunOptions, display: Display) -> tuple[bool, Evaluation | None]:
+    """Whether the run came to its end, and then its final figures."""
+    out = Path(config.out)
+    check_run_folder(out, options)
+    device = choose_device(config.devices)
+    display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
+    with display.counting() as progress:
+        prepared = prepare(config, progress)
+    describe_data(prepared, config, display)
+    with atomic_write(out / CONFIG_FILE) as file:
+        file.write(yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True).encode())
+    with TrainingDisplay(display) as shown:
+        recorder = _Recorder(shown, out)
+        trainer = Trainer(config, prepared, recorder)
+        if options.resume:
+            trainer.resume()
+            recorder.rows = list(trainer.state.history)
+            display.say(f"Going on from epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+        finished = trainer.train()
+    if not finished:
+        display.console.print(
+            f"Interrupted, and saved in {out}. Go on with:\n"
+            f"  myllm train --config {shlex.quote(str(out / CONFIG_FILE))} --resume"
+        )
+        return False, None
+    return True, finish(config, prepared, display)
+
+
+def check_run_folder(out: Path, options: RunOptions) -> None:
+    """Raises ConfigError where a run would be lost, or there is none to go on with."""
+    if options.resume and options.overwrite:
+        raise ConfigError("--resume and --overwrite: one goes on with the run, the other throws it away; give one")
+    existing = [name for name in (native.FILE_NAME, run_state.FILE_NAME) if (out / name).exists()]
+    if existing and not (options.resume or options.overwrite):
+        raise ConfigError(
+            f"--out {out} holds a run already ({', '.join(existing)}); go on with it by --resume, replace it by "
+            "--overwrite, or give another --out"
+        )
+    if options.overwrite:
+        for name in existing:
+            (out / name).unlink()
+
+
+def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
+    """Sizes, and what was noticed in the data."""
+    for line in prepared.findings.lines():
+        display.warn(line)
+    if config.vision.frozen and config.augment:
+        display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
+    captions = sum(len(record.captions) for record in prepared.train.records)
+    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    display.say(
+        f"{len(prepared.train.records):,} training pictures with {captions:,} captions, {len(prepared.val.records):,} "
+        f"validation pictures; {prepared.tokenizer.get_vocab_size():,} tokens; {parameters / 1e6:.1f} M parameters"
+    )
+
+
+def finish(config: TrainConfig, prepared: Prepared, display: Display) -> Evaluation:
+    """Judge captioner.pt on the validation pictures; write metrics.json, samples.jsonl and samples.png."""
+    captioner = Captioner.load(config.out, device=config.devices)
+    records = prepared.val.records
+    with display.counting() as progress:
+        evaluation = evaluate(
+            captioner, records, "val", config.decode, progress=lambda done, total: progress("judging", done, total)
+        )
+    write_evaluation(evaluation, Path(config.out))
+    return evaluation
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """metrics.json, samples.jsonl and samples.png."""
+    write_text(out / "metrics.json", json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
+    # spread over the split, so that they show it and not its beginning
+    step = max(1, len(evaluation.records) // SAMPLES)
+    chosen = range(0, len(evaluation.records), step)[:SAMPLES]
+    samples = [
+        Sample(evaluation.records[at].image, evaluation.captions[at].text, evaluation.records[at].captions)
+        for at in chosen
+    ]
+    write_samples(samples, out)
+    plot_samples(samples, out / "samples.png")
+
+
+def write_samples(samples: Sequence[Sample], out: Path) -> None:
+    """samples.jsonl: a picture a line, with its caption and references."""
+    rows = [
+        {"image": str(sample.image), "caption": sample.caption, "references": list(sample.references)}
+        for sample in samples
+    ]
+    write_text(out / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically, in UTF-8."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def describe(evaluation: Evaluation) -> str:
+    """The figures in a few lines, with what they were measured by."""
+    figures, protocol = evaluation.figures, evaluation.protocol
+    decode = protocol["decode"]
+    how = f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
+    lines = [
+        f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {how}, tokenizer {protocol['tokenizer']}:",
+        "  " + "  ".join(f"{name} {figures[name]:.3f}" for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D")),
+        f"  CIDEr-D with shuffled pictures {figures['CIDEr-D_shuffled']:.3f}: the rest is what the model sees",
+        f"  distinct captions {figures['distinct_captions']:.1%}, mean length {figures['mean_length']:.1f} words",
+    ]
+    return "\n".join(lines)
+
+
+class _Recorder:
+    """Keeps metrics.csv, the curves and the TensorBoard events up to date after each epoch, and tells the display."""
+
+    def __init__(self, shown: TrainingDisplay, out: Path) -> None:
+        self.shown, self.out = shown, out
+        self.rows: list[dict[str, float | str]] = []
+        self.step = shown.step
+        self.warn = shown.warn
+
+    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
+        self.rows.append(row)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.out / "metrics.csv", table.getvalue())
+        write_samples(samples, self.out)
+        plot_curves(self.rows, self.out)
+        self.shown.epoch(row, samples)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML knows."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,204 @@
+"""Captioner: pictures in, captions with scores and attention out."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from myllm.checkpoints import native
+from myllm.config import DecodeConfig
+from myllm.data.images import Preprocess, load_image
+from myllm.data.tokenizer import decode_tokens, end_token
+from myllm.decoding.search import Hypothesis, generate
+from myllm.errors import ConfigError
+from myllm.model.attention import split_heads
+from myllm.model.kv_cache import ImageKV, SelfKV
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.runtime import autocast, choose_device
+
+Picture = Path | str | bytes | Image.Image | Tensor
+
+
+@dataclass
+class Caption:
+    """One caption of a picture."""
+
+    text: str
+    score: float
+    """Mean log-probability of its tokens, the end included."""
+    tokens: list[int]
+    """Without begin and end."""
+    token_logprobs: list[float]
+    """Of `tokens`, and of the end where it was reached."""
+    is_finished: bool
+    """Whether it ended by itself, not at max_new_tokens."""
+    alternatives: list[str] = field(default_factory=list)
+    """The other beams' captions, best first."""
+    look: Callable[["Caption"], Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def attention(self) -> Tensor:
+        """(T, H, W): how much each of the T tokens looked at each place of the image grid, mean over blocks and heads.
+
+        Computed when first asked for. Raises ConfigError where the backbone's tokens form no grid.
+        """
+        if self.look is None:
+            raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
+        return self.look(self)
+
+
+class ModelStepper:
+    """`VisionGPT2` as the decoding engine sees it. State: keys and values of the images, and of the captions so far."""
+
+    def __init__(self, model: VisionGPT2) -> None:
+        self.model = model
+
+    def start(self, image: ImageKV, batch: int, decode: DecodeConfig) -> tuple[ImageKV, SelfKV]:
+        """The state of `decode.beams` captions of each image, with nothing said yet."""
+        return image, self.model.decoder.new_cache(batch * decode.beams, decode.max_new_tokens)
+
+    def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
+        image, cache = state
+        tokens = tokens.to(image.layers[0][0].device)
+        return self.model.decode(tokens, image, cache)[:, :, -1], state
+
+    def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
+        image, cache = state
+        cache.select(rows.to(cache.keys.device))
+        return image, cache
+
+
+@torch.inference_mode()
+def write_captions(
+    model: VisionGPT2,
+    tokenizer: Tokenizer,
+    image: ImageKV,
+    decode: DecodeConfig,
+    generator: torch.Generator | None = None,
+) -> list[Caption]:
+    """One caption for each image of `image`; the model is used as it is, so put it into eval mode before."""
+    batch = image.layers[0][0].shape[0]
+    room = model.config.text.n_positions
+    decode = replace(decode, max_new_tokens=min(decode.max_new_tokens, room))
+    stepper = ModelStepper(model)
+    state = stepper.start(image, batch, decode)
+    found = generate(stepper, state, batch, end_token(tokenizer), decode, generator)
+    return [_caption(hypotheses, tokenizer) for hypotheses in found]
+
+
+def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> Caption:
+    best = hypotheses[0]
+    texts = [decode_tokens(tokenizer, one.tokens).strip() for one in hypotheses]
+    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.is_finished, texts[1:])
+
+
+class Captioner:
+    """A model with its tokenizer and preprocessing, ready to caption."""
+
+    def __init__(self, checkpoint: native.Checkpoint, device: torch.device, precision: str = "fp32") -> None:
+        self.model = checkpoint.model.to(device).eval()
+        self.tokenizer = checkpoint.tokenizer
+        self.decode = checkpoint.decode
+        self.provenance = checkpoint.provenance
+        self.captions = checkpoint.captions
+        self.device = device
+        self.precision = precision
+        self._preprocess = Preprocess(checkpoint.preprocess)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> "Captioner":
+        """Open a captioner.pt, or a run folder with one.
+
+        precision: auto and fp32 are exact; bf16 computes in it. Raises CheckpointError or ConfigError.
+        """
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(f"precision {precision!r}: expected auto, fp32 or bf16")
+        return cls(native.load(Path(path)), choose_device(device), "fp32" if precision == "auto" else precision)
+
+    def preprocess(self, image: Picture) -> Tensor:
+        """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
+        if isinstance(image, Tensor):
+            expected = (3, *self._preprocess.size)
+            if tuple(image.shape) != expected:
+                raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
+            return image.float()
+        return self._preprocess(load_image(image))
+
+    def caption(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Caption:
+        """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
+
+        Raises DataError where the picture can't be read and ConfigError for an unknown option.
+        """
+        return self.caption_batch([image], generator=generator, **decode)[0]
+
+    def caption_batch(
+        self,
+        images: Iterable[Picture],
+        *,
+        batch_size: int = 32,
+        generator: torch.Generator | None = None,
+        **decode: Any,
+    ) -> list[Caption]:
+        """One caption for each picture, in their order. As `caption`, but many at once."""
+        options = self.decode_options(**decode)
+        pictures = iter(images)
+        captions: list[Caption] = []
+        while batch := [self.preprocess(picture) for picture in islice(pictures, batch_size)]:
+            captions += self.caption_tensors(torch.stack(batch), options, generator)
+        return captions
+
+    def decode_options(self, **decode: Any) -> DecodeConfig:
+        """The model's decoding defaults with some of them replaced. Raises ConfigError for an unknown name."""
+        unknown = sorted(decode.keys() - self.decode.__dataclass_fields__.keys())
+        if unknown:
+            known = ", ".join(self.decode.__dataclass_fields__)
+            raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
+        return replace(self.decode, **decode)
+
+    @torch.inference_mode()
+    def caption_tensors(
+        self, images: Tensor, decode: DecodeConfig, generator: torch.Generator | None = None
+    ) -> list[Caption]:
+        """images: (B, 3, H, W) float32, preprocessed -> a caption for each."""
+        with autocast(self.precision, self.device):
+            image = self.model.encode(images.to(self.device))
+            captions = write_captions(self.model, self.tokenizer, image, decode, generator)
+        for picture, caption in zip(images, captions, strict=True):
+            caption.look = lambda one, picture=picture: self._attention(picture, one.tokens)
+        return captions
+
+    @torch.inference_mode()
+    def _attention(self, image: Tensor, tokens: Sequence[int]) -> Tensor:
+        """(3, H, W) and T tokens -> (T, rows, columns) of the image grid; what was fed to say a token looked for it."""
+        rows, columns = self.model.encoder.grid
+        kv = self.model.encode(image[None].to(self.device))
+        fed = torch.tensor([[[end_token(self.tokenizer), *tokens][: len(tokens)]]], device=self.device)
+        weights: list[Tensor] = []
+
+        def record(module: Any, inputs: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
+            x, (key, _) = inputs
+            query = split_heads(module.q_attn(x), module.n_head)
+            weights.append((query @ key.mT / key.shape[-1] ** 0.5).softmax(-1).mean(1)[0])
+
+        hooks = [block.crossattention.register_forward_pre_hook(record) for block in self.model.decoder.blocks]
+        try:
+            self.model.decode(fed, kv)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # prefix tokens (class, registers) are no place in the picture
+        return torch.stack(weights).mean(0)[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu()
+
+
+def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

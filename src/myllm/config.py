@@ -1,0 +1,261 @@
+"""Every option of the package as a frozen dataclass, checked where it is made, and the presets.
+
+The text under a field is its help on the command line.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from myllm.errors import ConfigError
+
+FORMAT_VERSION = 1
+END_OF_TEXT = "<|endoftext|>"
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """'; did you mean a, b?' for an error message, or nothing where no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def _positive(owner: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{owner}{name} is {value}; it must be above 0")
+
+
+def _fraction(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{owner}{name} is {value}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision backbone: any model that timm can make."""
+
+    name: str = "vit_base_patch16_224"
+    """Name of a timm model."""
+    pretrained: bool = True
+    """Take timm's published weights (needs the network once)."""
+    weights: str | None = None
+    """A local file of weights for this backbone (safetensors or pickle), instead of the published ones."""
+    image_size: int | None = None
+    """Side of the square input in pixels; the backbone's own where not given."""
+    crop_pct: float | None = None
+    """Share of the picture's shorter side that is kept; the backbone's own where not given, 1 keeps all of it."""
+    frozen: bool = False
+    """Never train the backbone: its features are computed once and kept on disk, an epoch costs only the decoder."""
+
+    def __post_init__(self) -> None:
+        _positive("vision.", image_size=self.image_size, crop_pct=self.crop_pct)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The GPT-style decoder; the defaults are GPT-2 small."""
+
+    vocab_size: int = 50257
+    """Rows of the token embedding; training sets it from the tokenizer."""
+    n_positions: int = 1024
+    """Longest text in tokens."""
+    n_layer: int = 12
+    """Number of blocks."""
+    n_head: int = 12
+    """Attention heads in a block."""
+    n_embd: int = 768
+    """Width of the model; a multiple of n_head."""
+    dropout: float = 0.1
+    """Share of activations dropped while training."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variance in LayerNorm."""
+    pretrained: bool | str = False
+    """GPT-2 weights: true for HF_GPT2_REPO (openai-community/gpt2 where unset), or a hub id or a folder."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "text.", vocab_size=self.vocab_size, n_positions=self.n_positions, n_layer=self.n_layer,
+            n_head=self.n_head, n_embd=self.n_embd, layer_norm_epsilon=self.layer_norm_epsilon,
+        )  # fmt: skip
+        _fraction("text.", dropout=self.dropout)
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"text.n_embd {self.n_embd} is not divisible by text.n_head {self.n_head}; "
+                f"take n_embd {self.n_embd // self.n_head * self.n_head or self.n_head} or another n_head"
+            )
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """What `VisionGPT2` is made from."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: GPTConfig = field(default_factory=GPTConfig)
+    mode: Literal["layerwise", "last"] = "layerwise"
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How a picture becomes the backbone's input; read from timm, kept in the checkpoint."""
+
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """Where the captions stand in the data, and how they are read."""
+
+    image_column: str = "image_name"
+    """Column of results.csv with the picture's file name."""
+    caption_column: str = "comment"
+    """Column of results.csv with the caption."""
+    lowercase: bool = True
+    """Lower-case every caption."""
+    vocab_size: int = 8000
+    """Most tokens that a tokenizer trained on these captions may have (GPT-2's own is used with GPT-2's weights)."""
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How captions are searched for."""
+
+    beams: int = 1
+    """Beams kept in search; 1 is greedy."""
+    do_sample: bool = False
+    """Draw each token instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Divides the logits before drawing: below 1 is bolder in what is likely, above 1 in what is not."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 is all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens that hold this probability together."""
+    max_new_tokens: int = 50
+    """Longest caption in tokens."""
+    length_penalty: float = 1.0
+    """A beam's score is its log-probability divided by its length to this power."""
+
+    def __post_init__(self) -> None:
+        _positive("decode.", beams=self.beams, temperature=self.temperature, max_new_tokens=self.max_new_tokens)
+        if self.top_k < 0:
+            raise ConfigError(f"decode.top_k is {self.top_k}; it must be at least 0")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"decode.top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.do_sample and self.beams > 1:
+            raise ConfigError(
+                f"decode.do_sample with decode.beams {self.beams}: sampling keeps one beam; drop one of them"
+            )
+        if not self.do_sample and (self.top_k or self.top_p < 1 or self.temperature != 1):
+            raise ConfigError("decode.temperature, top_k and top_p change nothing without decode.do_sample true")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on."""
+
+    data: str = "data"
+    """Folder with results.csv, flickr30k_images/ and, where there are, splits/*.txt."""
+    out: str = "captioner"
+    """The run folder."""
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: GPTConfig = field(default_factory=GPTConfig)
+    mode: Literal["layerwise", "last"] = "layerwise"
+    """Decoder blocks read the encoder block of the same depth (layerwise), or all its last output (last)."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    epochs: int = 10
+    """Passes over the training pictures."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the schedule ends there too."""
+    max_minutes: float | None = None
+    """Stop after this much training time; the schedule ends there too."""
+    batch_size: int = 32
+    """Pictures in a step."""
+    accumulate: int = 1
+    """Batches added up before a step."""
+    captions_per_image: int = 5
+    """Captions of a picture in one pass: it is encoded once for all of them."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all, or muon for the matrices of the blocks and adamw for the rest."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the parameters under muon."""
+    weight_decay: float = 0.01
+    """Decay of matrices; norms, biases and embeddings have none."""
+    schedule: Literal["onecycle", "cosine", "linear"] = "onecycle"
+    """onecycle climbs from lr/25 for 30 % and falls as a cosine; cosine and linear warm up for 5 % and fall so."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    stages: tuple[str, ...] = ("all",)
+    """What trains in each epoch: new (what is not pretrained), text (and the decoder), all; the last one goes on."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all tokens."""
+    word_dropout: float = 0.0
+    """Share of input words hidden while training, so that the picture is looked at."""
+    presence: float = 0.0
+    """Weight of a second loss: which frequent words occur in any caption of the picture, told from its tokens alone."""
+    augment: bool = True
+    """Flip, shift and relight pictures while training, and only where the captions stay true."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation."""
+    best_by: Literal["loss", "CIDEr-D"] = "loss"
+    """What makes a checkpoint the best one."""
+    val_images: int = 500
+    """Validation pictures captioned after each epoch; the loss is over all of them."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic while training; auto takes bf16 where the device computes in it, else fp32."""
+    devices: str = "auto"
+    """auto, cpu or cuda."""
+    workers: int = 1
+    """Processes that decode pictures beside the training."""
+    half_features: bool = False
+    """Keep cached features of a frozen backbone in half precision."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "", epochs=self.epochs, max_steps=self.max_steps, max_minutes=self.max_minutes, batch_size=self.batch_size,
+            accumulate=self.accumulate, captions_per_image=self.captions_per_image, lr=self.lr, muon_lr=self.muon_lr,
+            clip=self.clip, patience=self.patience, val_images=self.val_images,
+        )  # fmt: skip
+        _fraction("", label_smoothing=self.label_smoothing, word_dropout=self.word_dropout)
+        unknown = sorted(set(self.stages) - {"new", "text", "all"})
+        if unknown or not self.stages:
+            raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
+
+    @property
+    def captioner(self) -> CaptionerConfig:
+        return CaptionerConfig(self.vision, self.text, self.mode)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "seed": {
+        "vision": {"name": "vit_base_patch16_224", "pretrained": True},
+        "text": {"pretrained": True},
+        "mode": "layerwise",
+        "epochs": 10, "batch_size": 32, "lr": 1e-4, "stages": ("new", "text", "all"),
+    },
+    "scenes": {
+        "vision": {"name": "vit_mini_conv8_64", "pretrained": False},
+        "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
+        "mode": "last", "augment": False, "captions": {"vocab_size": 400},
+        "optimizer": "muon", "lr": 3e-3, "word_dropout": 0.1, "presence": 8.0,
+        "batch_size": 64, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
+    },
+    "photos-fast": {
+        "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
+        "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 64},
+        "mode": "last", "augment": False, "captions": {"vocab_size": 4000},
+        "epochs": 9, "batch_size": 32, "lr": 6e-4, "label_smoothing": 0.1, "best_by": "CIDEr-D",
+        "decode": {"beams": 5},
+    },
+}  # fmt: skip

@@ -1,0 +1,247 @@
+"""From a file of any kind to the tensor that the backbone reads, and pictures changed so that captions stay true."""
+
+import io
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+
+from myllm.config import PreprocessConfig
+from myllm.errors import DataError
+
+# Above this a few kilobytes of file could fill the memory; below it Pillow's own limit keeps quiet.
+MAX_PIXELS = 80_000_000
+# Not all that Pillow opens: EPS would start Ghostscript.
+FORMATS = ("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "ICO")
+# Longer pictures lose their ends before they are resized; a strip of 1 x 60,000 would grow to gigabytes.
+MAX_ASPECT = 16
+
+
+def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
+    """An upright RGB picture: alpha on white, 16 bits scaled to 8, the first frame of an animation.
+
+    Raises DataError, naming the file and the reason, for what is missing, empty, no picture, truncated or too large.
+    """
+    if isinstance(source, Image.Image):
+        return _decoded(source, "the given picture")
+    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+    if not content:
+        raise DataError(f"{name}: the file is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: refused, {error}") from None
+    except Exception:  # Pillow's readers raise almost anything on a damaged header
+        raise DataError(f"{name}: not a picture; readable are {', '.join(FORMATS)}") from None
+    return _decoded(image, name)
+
+
+def as_pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class Preprocess:
+    """A picture as the backbone's input, equal to timm's own transform for evaluation."""
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.config = config
+        self.size = (config.image_size[0], config.image_size[1])
+        self._scaled = [math.floor(side / config.crop_pct) for side in self.size]
+        self._interpolation = InterpolationMode(config.interpolation)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, H, W) float32, normalised."""
+        return self.normalise(self.resize(image))
+
+    def resize(self, image: Image.Image) -> Tensor:
+        """(3, H, W) uint8, resized and cropped as crop_mode says."""
+        height, width = self.size
+        if image.size != (width, height) or self._scaled != [height, width]:
+            image = self._crop(self._scale(_limit_aspect(image)))
+        return as_pixels(image)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 -> float32 with the backbone's mean and standard deviation."""
+        floats = pixels.to(torch.float32).div_(255)
+        return cast(Tensor, F.normalize(floats, list(self.config.mean), list(self.config.std), inplace=True))
+
+    def _scale(self, image: Image.Image) -> Image.Image:
+        """squash: both sides to the target; border: the longer side fits in; center: the shorter side fills."""
+        if self.config.crop_mode == "squash":
+            size = self._scaled
+        elif self.config.crop_mode == "center" and self._scaled[0] == self._scaled[1]:
+            size = self._scaled[:1]
+        else:
+            ratios = (image.height / self._scaled[0], image.width / self._scaled[1])
+            ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
+            size = [max(1, round(side / ratio)) for side in (image.height, image.width)]
+        return cast(Image.Image, F.resize(image, size, interpolation=self._interpolation))
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        height, width = self.size
+        if self.config.crop_mode == "border":
+            across, down = max(0, width - image.width), max(0, height - image.height)
+            sides = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
+            image = F.pad(image, sides, fill=[round(255 * value) for value in self.config.mean])
+        return cast(Image.Image, F.center_crop(image, [height, width]))
+
+
+def augment(image: Image.Image, captions: Sequence[str], rng: random.Random) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture flipped, relit, shifted, scaled and turned a little, with captions that are true of it.
+
+    A flip swaps left and right in the captions, or is not done; colours stay where a caption names one.
+    """
+    kept = tuple(captions)
+    mirrored = mirrored_captions(captions)
+    if rng.random() < 0.5 and mirrored is not None:
+        image, kept = ImageOps.mirror(image), mirrored
+    image = _relight(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
+    hue, saturation = rng.uniform(-0.05, 0.05), rng.uniform(0.7, 1.3)
+    if not any(_COLOUR.search(caption) for caption in captions):
+        image = _recolour(image, hue, saturation)
+    shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06)
+    return _move(image, shift, scale=rng.uniform(0.9, 1.1), turn=math.radians(rng.uniform(-10, 10))), kept
+
+
+def mirrored_captions(captions: Sequence[str]) -> tuple[str, ...] | None:
+    """The captions of the mirrored picture, left and right swapped; None where one might not be true of it.
+
+    Only plain places are swapped ("on the left", "left of", "left hand"): not "has left", "right now", nor anything
+    beside words of writing, as writing can't be read mirrored.
+    """
+    if any(_UNMIRRORABLE.search(_PLACE.sub("", caption)) for caption in captions):
+        return None
+    return tuple(_SIDE.sub(_swapped, caption) if _PLACE.search(caption) else caption for caption in captions)
+
+
+_SIDE = re.compile(r"\b(left|right)(?=\b|most|hand)", re.IGNORECASE)
+_WHOSE = "the|his|her|its|their|our|my|your|a|one"
+_PART = "side|hand|arm|leg|foot|knee|shoulder|elbow|eye|ear|wing|paw|half|edge|corner|end|lane|wall|wheel"
+_PLACES = (
+    # "to the left", "on his far right", but not "to the right person"
+    rf"\b(?:to|on|at|from|in|towards?) (?:(?:{_WHOSE}) )?(?:(?:far|upper|lower|top|bottom) )?(?:left|right)"
+    r"(?= ?[.,;:!)]| ?$| (?:of|and|is|are|with|in|on|while|as)\b)",
+    # "left of two cubes", but not all that is "left of the cake"
+    r"(?:^|\b(?!(?:is|are|was|were|all|only|nothing|little) )\w+,? )(?:left|right) of "
+    r"(?:an?|the|one|two|three|it|him|her|them)\b",
+    rf"\b(?:{_WHOSE}|upper|lower|top|bottom) (?:left|right)(?:-?hand|-?most)?(?= (?:{_PART})s?\b)",
+)
+_PLACE = re.compile("|".join(_PLACES), re.IGNORECASE)
+# Left and right in any other use, other words of turning, their kin in other tongues, and what is written.
+_UNMIRRORABLE = re.compile(
+    r"\b(?:left|right)|clockwise|\d|[\"\u201c\u201d]"
+    r"|\b(?:links|rechts|gauche|droite|(?:izquierd|derech|sinistr|destr|esquerd|direit)[ao])\b"
+    r"|\b(?:sign|word|letter|number|logo|label|clock|map|text|read|say|spell|writ|writt)(?:s|es|ed|e|en|ing)?\b",
+    re.IGNORECASE,
+)
+_COLOUR = re.compile(
+    r"\b(?:red|redd|orange|yellow|green|blue?|purple|pink|brown|black|white|gr[ae]y|gold|silver|tan|beige|violet|teal"
+    r"|turquoise|cyan|magenta|maroon|crimson|scarlet|navy|khaki|cream|ivory|lavender|bronze|copper|blond|brunette|ginger"
+    r"|rainbow|\w*colou?r\w*)(?:s|e|es|ed|en|y|ish|head\w*)?\b",
+    re.IGNORECASE,
+)
+
+
+def _swapped(match: re.Match[str]) -> str:
+    side = match[0]
+    other = "right" if side.lower() == "left" else "left"
+    return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        raise DataError(f"{name}: refused, {size} is above the limit of {MAX_PIXELS:,} pixels; make it smaller")
+    try:
+        image.load()
+    except Exception as error:  # as in load_image
+        raise DataError(f"{name}: damaged picture ({error})") from None
+    try:
+        return _as_rgb(_upright(image))
+    except Exception as error:
+        raise DataError(f"{name}: {image.mode} pixels cannot be turned into RGB ({error})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        # asked first, as the transposition copies the picture even where nothing is to be turned
+        return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+    except Exception:  # broken camera data are no reason to lose a good picture
+        return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey_to_8_bits(np.asarray(image, dtype=np.float64)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(values: np.ndarray[Any, Any]) -> Image.Image:
+    """0..1 and 0..65535 as they are meant; what lies outside of both is stretched from its least to its greatest."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = 0.0, 1.0 if values.max() <= 1 else 65535.0
+    if values.min() < 0 or values.max() > 65535:
+        low, high = values.min(), values.max()
+    return Image.fromarray(((values - low) / (high - low) * 255).round().astype(np.uint8))
+
+
+def _limit_aspect(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+_LEVELS = np.arange(256)
+
+
+def _table(values: np.ndarray[Any, Any]) -> list[int]:
+    """What `Image.point` makes of each of 256 levels."""
+    return cast(list[int], values.round().clip(0, 255).astype(int).tolist())
+
+
+def _relight(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
+    return image.point(_table((_LEVELS * brightness - 128) * contrast + 128) * 3)
+
+
+def _recolour(image: Image.Image, hue: float, saturation: float) -> Image.Image:
+    """hue: turn of the colour circle, 1 is once around; saturation: factor."""
+    tables = _table((_LEVELS + hue * 255) % 256) + _table(_LEVELS * saturation) + _table(_LEVELS)
+    return image.convert("HSV").point(tables).convert("RGB")
+
+
+def _move(image: Image.Image, shift: tuple[float, float], scale: float, turn: float) -> Image.Image:
+    """Around the centre; what comes in at the edges is the picture's own mirror image."""
+    width, height = image.size
+    margin = math.ceil(0.35 * max(width, height))
+    pixels = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
+    x0, y0 = width / 2, height / 2
+    # from a place in the result to a place in the padded source
+    right = -cos * (x0 + shift[0] * width) - sin * (y0 + shift[1] * height) + x0 + margin
+    down = sin * (x0 + shift[0] * width) - cos * (y0 + shift[1] * height) + y0 + margin
+    return Image.fromarray(pixels).transform(
+        (width, height), Image.Transform.AFFINE, (cos, sin, right, -sin, cos, down), Image.Resampling.BILINEAR
+    )

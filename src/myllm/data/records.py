@@ -1,0 +1,223 @@
+"""From the files of a data folder to records: a picture's path with its captions.
+
+`READERS` is the table of formats: a reader is a function from folder to rows, and one line there.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from myllm.config import CaptionsConfig, nearest
+from myllm.errors import DataError
+
+SEPARATOR = "|"
+PICTURE_FOLDERS = ("flickr30k_images", "images")
+PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
+EXPECTED = "image_name| comment_number| comment"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture with all its captions."""
+
+    image: Path
+    captions: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+
+def _named(singular: str, plural: str) -> list[str]:
+    return field(default_factory=list, metadata={"phrases": (singular, plural)})
+
+
+@dataclass
+class Findings:
+    """What was noticed in the data and nothing was lost silently over: each list holds names, or lines of a file."""
+
+    recovered_rows: list[str] = _named("row recovered", "rows recovered")
+    unreadable_rows: list[str] = _named("row unreadable and left out", "rows unreadable and left out")
+    empty_captions: list[str] = _named("empty caption left out", "empty captions left out")
+    missing_pictures: list[str] = _named("captioned picture missing", "captioned pictures missing")
+    unused_pictures: list[str] = _named("picture without captions", "pictures without captions")
+    broken_pictures: list[str] = _named("broken picture left out", "broken pictures left out")
+    equal_pictures: list[str] = _named("group of byte-equal pictures", "groups of byte-equal pictures")
+    dropped_copies: list[str] = _named(
+        "copy dropped, as another split has the picture", "copies dropped, as another split has the picture"
+    )
+    in_two_splits: list[str] = _named("picture named in two splits", "pictures named in two splits")
+    in_no_split: list[str] = _named("picture in no split and left out", "pictures in no split and left out")
+    unknown_in_splits: list[str] = _named("unknown picture named in splits", "unknown pictures named in splits")
+    cut_captions: list[str] = _named("caption cut at the context's end", "captions cut at the context's end")
+    repaired_features: list[str] = _named("damaged feature recomputed", "damaged features recomputed")
+
+    def lines(self, shown: int = 3) -> list[str]:
+        """One line for people about each kind of finding, with the first few names."""
+        lines = []
+        for kind in fields(self):
+            names: list[str] = getattr(self, kind.name)
+            if names:
+                phrase = kind.metadata["phrases"][len(names) > 1]
+                more = f", and {len(names) - shown:,} more" if len(names) > shown else ""
+                lines.append(f"{len(names):,} {phrase} ({'; '.join(names[:shown])}{more})")
+        return lines
+
+
+@dataclass(frozen=True)
+class Row:
+    """A caption of a picture, and where it stands."""
+
+    line: int
+    image: str
+    caption: str
+
+
+def read_records(folder: Path, captions: CaptionsConfig) -> tuple[list[Record], Findings]:
+    """The records of a data folder in the order of its rows; pictures that are missing are reported, not kept.
+
+    Raises DataError where the folder, its captions or all of its pictures can't be used, with the way out.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; give the folder with results.csv and {PICTURE_FOLDERS[0]}/ as --data, "
+            "or draw one with 'myllm scenes --out data --count 2000'"
+        )
+    reader = next((READERS[name] for name in READERS if (folder / name).is_file()), None)
+    if reader is None:
+        raise DataError(f"{folder}: holds no {' or '.join(READERS)}; expected a file of lines '{EXPECTED}'")
+    findings = Findings()
+    texts: dict[str, list[str]] = {}
+    for row in reader(folder, captions, findings):
+        caption = row.caption.strip()
+        if captions.lowercase:
+            caption = caption.lower()
+        if caption:
+            texts.setdefault(row.image, []).append(caption)
+        else:
+            findings.empty_captions.append(f"line {row.line:,}: {row.image}")
+    if not texts:
+        raise DataError(f"{folder}: no row holds a caption; expected lines '{EXPECTED}' below the header")
+    return _with_pictures(folder, texts, findings), findings
+
+
+def _with_pictures(folder: Path, texts: dict[str, list[str]], findings: Findings) -> list[Record]:
+    looked = [folder / name for name in PICTURE_FOLDERS]
+    pictures = next((path for path in looked if path.is_dir()), None)
+    if pictures is None:
+        raise DataError(f"{folder}: no picture folder; looked for {' and '.join(map(str, looked))}")
+    records = []
+    for name, captions in texts.items():
+        path = pictures / name
+        if path.is_file():
+            records.append(Record(path, tuple(captions)))
+        else:
+            findings.missing_pictures.append(name)
+    if not records:
+        raise DataError(
+            f"{folder}: all {len(texts):,} captioned pictures are missing; looked in {pictures} for "
+            f"{next(iter(texts))!r} and the others; put the pictures there under the names of the captions file"
+        )
+    findings.unused_pictures = sorted(_picture_names(pictures) - texts.keys())
+    return records
+
+
+def _picture_names(pictures: Path) -> set[str]:
+    return {
+        (Path(parent) / name).relative_to(pictures).as_posix()
+        for parent, _, names in os.walk(pictures)
+        for name in names
+        if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+    }
+
+
+def read_results_csv(folder: Path, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
+    """Rows of the seed's `results.csv`: '|' between the columns, blanks around them, a header with their names."""
+    path = folder / "results.csv"
+    # splitlines() would also cut at the odd separators (form feed, U+2028) that a caption may hold
+    lines = re.split(r"\r\n|\n|\r", _decode(path))
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path}: the file is empty; expected a header '{EXPECTED}' and a line for each caption")
+    header = [_clean(name) for name in lines[0].split(SEPARATOR)]
+    image_at, caption_at = _columns(path, lines[0], header, captions)
+    if not any(line.strip() for line in lines[1:]):
+        raise DataError(f"{path}: only the header; expected a line '{EXPECTED}' for each caption below it")
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        values = _split_row(line, len(header), caption_at)
+        if values is None:
+            values = _recover(line, header, image_at, caption_at)
+            findings_list = findings.unreadable_rows if values is None else findings.recovered_rows
+            findings_list.append(f"line {number:,}: {line.strip()}")
+        if values is not None:
+            yield Row(number, values[image_at], values[caption_at])
+
+
+READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = {
+    "results.csv": read_results_csv,
+}
+
+
+def _decode(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+        raise DataError(
+            f"{path}: line {line:,} holds byte 0x{content[error.start]:02x}, which is not UTF-8; convert the file, "
+            f"for example 'iconv -f {encoding} -t UTF-8 {path.name} > utf8.csv', and put the result in its place"
+        ) from None
+
+
+def _clean(value: str) -> str:
+    """Without blanks around, and without quotes where the whole value is quoted."""
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] == '"' and '"' not in value[1:-1].replace('""', ""):
+        return value[1:-1].replace('""', '"').strip()
+    return value
+
+
+def _columns(path: Path, line: str, header: list[str], captions: CaptionsConfig) -> tuple[int, int]:
+    """Places of the picture's and the caption's column."""
+    if len(header) == 1:
+        others = {",": "commas", "\t": "tabs", ";": "semicolons"}
+        found = next((others[mark] for mark in others if mark in line), None)
+        what = f"has {found} between its columns" if found else "has no separator"
+        raise DataError(
+            f"{path}: line 1, {line.strip()!r}, {what}; expected '{SEPARATOR}', as in '{EXPECTED}': "
+            f"save the file with '{SEPARATOR}' as its separator"
+        )
+    for option, column in (("image_column", captions.image_column), ("caption_column", captions.caption_column)):
+        if column not in header:
+            raise DataError(
+                f"{path}: no column {column!r} among {', '.join(header)}{nearest(column, header)}; "
+                f"name the column with --captions.{option}"
+            )
+    return header.index(captions.image_column), header.index(captions.caption_column)
+
+
+def _split_row(line: str, width: int, caption_at: int) -> list[str] | None:
+    """The values of a row, or None where they are too few. Where too many, the caption holds a '|'."""
+    values = line.split(SEPARATOR)
+    surplus = len(values) - width
+    if surplus < 0:
+        return None
+    end = caption_at + surplus + 1
+    values[caption_at:end] = [SEPARATOR.join(values[caption_at:end])]
+    return [_clean(value) for value in values]
+
+
+def _recover(line: str, header: list[str], image_at: int, caption_at: int) -> list[str] | None:
+    """A row that lacks the separator before its last column, the caption: '1.jpg| 4   A dog runs .'."""
+    values = [_clean(value) for value in line.split(SEPARATOR)]
+    if caption_at != len(header) - 1 or image_at >= len(values) - 1 or len(values) != len(header) - 1:
+        return None
+    match = re.fullmatch(r"(\d+)\s+(\S.*)", values[-1], re.DOTALL)
+    if match is None:
+        return None
+    return [*values[:-1], match[1], _clean(match[2])]

@@ -1,0 +1,364 @@
+"""Scenes: the embedded default, small drawn pictures of which every true sentence is known.
+
+Each picture is a function of (seed, part, number) alone, so any of them can be drawn again, alone and to the byte.
+Written in the seed's own layout, with the boxes of the things in `boxes.jsonl` beside it.
+"""
+
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from myllm.errors import ConfigError, DataError
+
+PICTURE_SIZE = 64
+SUPERSAMPLING = 4
+COLOURS = {
+    "red": (214, 38, 38),
+    "orange": (244, 136, 24),
+    "yellow": (246, 224, 40),
+    "green": (36, 178, 60),
+    "blue": (40, 84, 226),
+    "purple": (146, 50, 186),
+    "white": (244, 244, 244),
+    "black": (28, 28, 32),
+}
+RADII = {"small": (5.5, 7.0), "big": (9.5, 11.5)}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
+COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
+# Texture grain as (columns, rows) of random values stretched over the picture, and how strongly they show.
+GROUNDS = {
+    "grass": ((92, 116, 74), (48, 12), 26),
+    "sand": ((190, 172, 132), (64, 64), 22),
+    "water": ((98, 134, 156), (5, 24), 24),
+    "wood": ((138, 104, 76), (3, 14), 26),
+    "stone": ((128, 128, 126), (9, 9), 28),
+}
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn thing; box is (left, top, right, bottom) in pixels, right and bottom excluded."""
+
+    kind: str
+    colour: str
+    size: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Things of one kind, colour and size: what a caption names at once."""
+
+    count: int
+    size: str
+    colour: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: groups in reading order, and how the first lies to the second."""
+
+    groups: tuple[Group, ...]
+    things: tuple[Thing, ...]
+    relation: str
+    ground: str
+    captions: tuple[str, ...]
+
+
+def _curve(function: Callable[[float], Point], points: int = 28) -> list[Point]:
+    return [function(2 * math.pi * index / points) for index in range(points)]
+
+
+def _star() -> list[Point]:
+    radii = [1.0, 0.42]
+    turns = [math.pi * index / 5 - math.pi / 2 for index in range(10)]
+    return [(radii[i % 2] * math.cos(turn), radii[i % 2] * math.sin(turn)) for i, turn in enumerate(turns)]
+
+
+def _heart() -> list[Point]:
+    def point(t: float) -> Point:
+        x = 16 * math.sin(t) ** 3
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        return x / 17, -(y + 2.5) / 16
+
+    return _curve(point)
+
+
+def _moon() -> list[Point]:
+    outer = [(math.cos(t), math.sin(t)) for t in (math.radians(45 + 270 * i / 20) for i in range(21))]
+    inner = [
+        (0.5 + 0.75 * math.cos(t), 0.75 * math.sin(t)) for t in (math.radians(285 - 210 * i / 14) for i in range(15))
+    ]
+    return outer + inner
+
+
+# Outlines in units of the radius, y down; a kind with several faces lists them with their lightness.
+OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
+    "ball": [
+        (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
+        (1.35, _curve(lambda t: (-0.35 + 0.2 * math.cos(t), -0.35 + 0.2 * math.sin(t)))),
+    ],
+    "cube": [
+        (1.25, [(0, -1), (0.87, -0.5), (0, 0), (-0.87, -0.5)]),
+        (1.0, [(-0.87, -0.5), (0, 0), (0, 1), (-0.87, 0.5)]),
+        (0.7, [(0, 0), (0.87, -0.5), (0.87, 0.5), (0, 1)]),
+    ],
+    "cone": [(1.0, [(0, -1), (0.85, 0.65), (0.45, 0.9), (0, 0.96), (-0.45, 0.9), (-0.85, 0.65)])],
+    "star": [(1.0, _star())],
+    "heart": [(1.0, _heart())],
+    "ring": [
+        (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
+        (0.0, _curve(lambda t: (0.5 * math.cos(t), 0.5 * math.sin(t)))),
+    ],
+    "cross": [
+        (
+            1.0,
+            [
+                (x, y)
+                for x, y in (
+                    (-0.32, -1),
+                    (0.32, -1),
+                    (0.32, -0.32),
+                    (1, -0.32),
+                    (1, 0.32),
+                    (0.32, 0.32),
+                    (0.32, 1),
+                    (-0.32, 1),
+                    (-0.32, 0.32),
+                    (-1, 0.32),
+                    (-1, -0.32),
+                    (-0.32, -0.32),
+                )
+            ],
+        )
+    ],
+    "moon": [(1.0, _moon())],
+}
+KINDS = tuple(OUTLINES)
+PLURALS = {kind: kind + ("es" if kind == "cross" else "s") for kind in KINDS}
+# One held-out colour a kind, each colour once, so that every word is still seen in training.
+HELD_OUT = frozenset((kind, tuple(COLOURS)[(3 * index + 1) % len(COLOURS)]) for index, kind in enumerate(KINDS))
+PAIRS = tuple((kind, colour) for kind in KINDS for colour in COLOURS)
+SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+PARTS = ("train", "val", "heldout")
+BOXES_FILE = "boxes.jsonl"
+
+
+def draw_scene(seed: int, part: str, number: int) -> tuple[Image.Image, Scene]:
+    """The picture `number` of a part: 64 x 64 RGB, and what is on it."""
+    rng = random.Random(f"{seed}/{part}/{number}")
+    while True:  # a crowded draw finds no room for its things now and then
+        groups = _draw_groups(rng, part)
+        relation = rng.choice(("left", "above")) if len(groups) == 2 else "list"
+        placed = _place(rng, groups, relation)
+        if placed is not None:
+            break
+    ground = rng.choice(tuple(GROUNDS))
+    image = _draw_ground(rng, ground)
+    things = tuple(_draw_thing(image, rng, group, centre, radius) for group, centre, radius in placed)
+    image = _add_noise(image, rng)
+    captions = tuple(_caption(rng, groups, relation, ground) for _ in range(5))
+    return image, Scene(groups, things, relation, ground, captions)
+
+
+def _draw_groups(rng: random.Random, part: str) -> tuple[Group, ...]:
+    counts = rng.choice(((1,), (2,), (3,), (1, 1), (1, 1), (1, 2), (2, 1), (1, 1, 1)))
+    pairs = list(rng.sample(SEEN if part != "heldout" else PAIRS, len(counts)))
+    if part == "heldout" and not HELD_OUT.intersection(pairs):
+        pairs[rng.randrange(len(pairs))] = rng.choice(sorted(HELD_OUT))
+    return tuple(
+        Group(count, rng.choice(tuple(RADII)), colour, kind)
+        for count, (kind, colour) in zip(counts, pairs, strict=True)
+    )
+
+
+def _place(rng: random.Random, groups: Sequence[Group], relation: str) -> list[tuple[Group, Point, float]] | None:
+    """Centres and radii without overlap; each group keeps to its own strip, strips in reading order."""
+    placed: list[tuple[Group, Point, float]] = []
+    middle = rng.uniform(0.42, 0.58)
+    edges = {1: (0.0, 1.0), 2: (0.0, middle, 1.0), 3: (0.0, 0.333, 0.667, 1.0)}[len(groups)]
+    for index, group in enumerate(groups):
+        for _ in range(group.count):
+            radius = rng.uniform(*RADII[group.size])
+            low, high = edges[index] * PICTURE_SIZE + radius, edges[index + 1] * PICTURE_SIZE - radius
+            if len(groups) == 3:  # a strip of a third is narrower than a big thing
+                low = high = (low + high) / 2
+            if low > high:
+                return None
+            for _ in range(20):
+                along, across = rng.uniform(low, high), rng.uniform(radius + 1, PICTURE_SIZE - radius - 1)
+                centre = (across, along) if relation == "above" else (along, across)
+                if all(math.dist(centre, other) > radius + reach + 1.5 for _, other, reach in placed):
+                    break
+            else:
+                return None
+            placed.append((group, centre, radius))
+    return placed
+
+
+def _draw_ground(rng: random.Random, ground: str) -> Image.Image:
+    base, (columns, rows), strength = GROUNDS[ground]
+    grain = Image.frombytes("L", (columns, rows), rng.randbytes(columns * rows))
+    texture = np.asarray(grain.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BILINEAR), dtype=np.float32)
+    light = rng.uniform(0.85, 1.12)
+    slope = np.linspace(-rng.uniform(-12, 12), rng.uniform(-12, 12), PICTURE_SIZE, dtype=np.float32)[:, None]
+    shade = (texture / 255 - 0.5) * 2 * strength + slope
+    pixels = np.asarray(base, dtype=np.float32) * light + shade[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _draw_thing(image: Image.Image, rng: random.Random, group: Group, centre: Point, radius: float) -> Thing:
+    base = [min(255, max(0, value + rng.randint(-16, 16))) for value in COLOURS[group.colour]]
+    turn = math.radians(rng.uniform(-18, 18))
+    reach = math.ceil(radius) + 2
+    left, top = math.floor(centre[0]) - reach, math.floor(centre[1]) - reach
+    side = 2 * reach + 1
+    patch = Image.new("RGBA", (side * SUPERSAMPLING, side * SUPERSAMPLING))
+    draw = ImageDraw.Draw(patch)
+    for lightness, outline in OUTLINES[group.kind]:
+        points = [
+            (
+                round((centre[0] - left + radius * (x * math.cos(turn) - y * math.sin(turn))) * SUPERSAMPLING),
+                round((centre[1] - top + radius * (x * math.sin(turn) + y * math.cos(turn))) * SUPERSAMPLING),
+            )
+            for x, y in outline
+        ]
+        alpha = 255 if lightness else 0
+        # the sum lets black things show their faces too, which a product alone leaves all black
+        fill = tuple(min(255, max(0, round(value * lightness + 60 * (lightness - 1)))) for value in base)
+        edge = tuple(round(value * 0.6) for value in fill)
+        draw.polygon(points, fill=(*fill, alpha), outline=(*edge, alpha), width=2)
+    patch = patch.reduce(SUPERSAMPLING)
+    image.paste(patch, (left, top), patch)
+    box = patch.getchannel("A").point(lambda value: 255 * (value > 127)).getbbox() or (0, 0, side, side)
+    x0, y0, x1, y1 = (left + box[0], top + box[1], left + box[2], top + box[3])
+    clipped = (max(0, x0), max(0, y0), min(PICTURE_SIZE, x1), min(PICTURE_SIZE, y1))
+    return Thing(group.kind, group.colour, group.size, clipped)
+
+
+def _add_noise(image: Image.Image, rng: random.Random) -> Image.Image:
+    noise = np.random.default_rng(rng.getrandbits(64)).integers(-9, 10, (PICTURE_SIZE, PICTURE_SIZE, 3), dtype=np.int16)
+    return Image.fromarray((np.asarray(image, dtype=np.int16) + noise).clip(0, 255).astype(np.uint8))
+
+
+def _phrase(rng: random.Random, group: Group, with_size: bool) -> str:
+    words = [group.colour, group.kind if group.count == 1 else PLURALS[group.kind]]
+    if with_size:
+        words.insert(0, rng.choice(SIZE_WORDS[group.size]))
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article if group.count == 1 else COUNT_WORDS[group.count], *words])
+
+
+def _caption(rng: random.Random, groups: Sequence[Group], relation: str, ground: str) -> str:
+    with_size = rng.random() < 0.5
+    phrases = [_phrase(rng, group, with_size) for group in groups]
+    if len(groups) == 1:
+        body = phrases[0]
+    elif len(groups) == 3:
+        body = rng.choice(("{}, {} and {}", "{} and {} and {}", "{} with {} and {}")).format(*phrases)
+    else:
+        first, second = {"left": (("left of",), ("right of",)), "above": (("above", "over"), ("below", "under"))}[
+            relation
+        ]
+        form = rng.random()
+        if form < 0.3:
+            body = f"{phrases[0]} {rng.choice(('and', 'next to', 'beside'))} {phrases[1]}"
+        elif form < 0.75:
+            body = f"{phrases[0]} {rng.choice(first)} {phrases[1]}"
+        else:
+            body = f"{phrases[1]} {rng.choice(second)} {phrases[0]}"
+    be = "is" if groups[0].count == 1 else "are"
+    opening = f"there {be} " if len(groups) == 1 and rng.random() < 0.3 else ""
+    return f"{opening}{body}{rng.choice(('', f' on {ground}'))}"
+
+
+_NAMED = re.compile(
+    rf"\b(a|an|{'|'.join(COUNT_WORDS.values())}) (?:(?:{'|'.join(sum(SIZE_WORDS.values(), ()))}) )?"
+    rf"({'|'.join(COLOURS)}) ({'|'.join([*PLURALS.values(), *KINDS])})\b"
+)
+_COUNT = {"a": 1, "an": 1} | {word: count for count, word in COUNT_WORDS.items()}
+_KIND = {plural: kind for kind, plural in PLURALS.items()} | {kind: kind for kind in KINDS}
+
+
+def named_groups(caption: str) -> list[tuple[int, str, str]]:
+    """What a caption names: (count, colour, kind), in its order."""
+    return [(_COUNT[count], colour, _KIND[kind]) for count, colour, kind in _NAMED.findall(caption.lower())]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`true`: every thing-and-colour named is there. `complete`: all are named, no other, with right counts."""
+
+    true: bool
+    complete: bool
+
+
+def judge(caption: str, things: Sequence[Thing]) -> Verdict:
+    """Hold a caption against what was drawn. A caption that names nothing is not true of anything."""
+    named = named_groups(caption)
+    pairs = [(thing.colour, thing.kind) for thing in things]
+    counts = {pair: pairs.count(pair) for pair in pairs}
+    is_true = bool(named) and all((colour, kind) in counts for _, colour, kind in named)
+    said = sorted((colour, kind, count) for count, colour, kind in named)
+    return Verdict(is_true, is_true and said == sorted((*pair, count) for pair, count in counts.items()))
+
+
+def _write_scene(folder: str, seed: int, job: tuple[str, int]) -> tuple[str, str, Scene]:
+    part, number = job
+    name = f"{part}_{number:06d}.png"
+    image, scene = draw_scene(seed, part, number)
+    image.save(Path(folder) / name, compress_level=1)
+    return name, part, scene
+
+
+def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterator[int]:
+    """Write `count` pictures, a twentieth of them for each of val and heldout; yields after each picture.
+
+    Raises ConfigError for a count too small to split and DataError where `out` holds something already.
+    """
+    if count < 20:
+        raise ConfigError(f"--count {count}: at least 20 pictures are needed to have a training, val and heldout part")
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty; give another --out, so that nothing of yours is mixed with scenes")
+    held = count // 20
+    sizes = {"train": count - 2 * held, "val": held, "heldout": held}
+    jobs = [(part, number) for part in PARTS for number in range(sizes[part])]
+    images = out / "flickr30k_images"
+    images.mkdir(parents=True, exist_ok=True)
+    (out / "splits").mkdir(exist_ok=True)
+    names: dict[str, list[str]] = {part: [] for part in PARTS}
+    with (
+        ProcessPoolExecutor(processes) as pool,
+        (out / "results.csv").open("w", encoding="utf-8", newline="\n") as captions,
+        (out / BOXES_FILE).open("w", encoding="utf-8", newline="\n") as boxes,
+    ):
+        captions.write("image_name| comment_number| comment\n")
+        work = pool.map(partial(_write_scene, str(images), seed), jobs, chunksize=64)
+        for done, (name, part, scene) in enumerate(work, start=1):
+            names[part].append(name)
+            captions.writelines(f"{name}| {index}| {text}\n" for index, text in enumerate(scene.captions))
+            boxes.write(json.dumps({"image": name, "things": [asdict(thing) for thing in scene.things]}) + "\n")
+            yield done
+    for part in PARTS:
+        (out / "splits" / f"{part}.txt").write_text("".join(f"{name}\n" for name in names[part]), encoding="utf-8")
+
+
+def read_things(folder: Path) -> dict[str, tuple[Thing, ...]]:
+    """The side file of a scenes folder: picture name -> its things."""
+    lines = (folder / BOXES_FILE).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {
+        row["image"]: tuple(Thing(t["kind"], t["colour"], t["size"], tuple(t["box"])) for t in row["things"])
+        for row in rows
+    }

@@ -1,0 +1,228 @@
+"""The architecture drawn from a configuration, so that the picture can't drift. No model is built for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
+
+from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
+from myllm.errors import ConfigError
+from myllm.runtime import atomic_write
+
+INK, FAINT, LINE = "#1b1f27", "#667085", "#8a94a6"
+# fill and edge of what carries the picture, of what carries the text, and of norms
+IMAGE, TEXT, NORM = ("#fbeae6", "#c8402f"), ("#e8f0fb", "#1f5fbf"), ("#ffffff", "#8a94a6")
+IMAGE_PANEL, PANEL = ("#fef8f6", "#f0d0c9"), ("#f6f8fb", "#d9dfe8")
+WIRING = {"layerwise": "each decoder block reads the encoder block of its depth", "last": "all read the last output"}
+# no date and no version, so that equal configurations give equal bytes
+METADATA = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
+
+# a unit is a tenth of an inch; the columns by their middles, the stacks of blocks by lower and upper edge
+WIDTH, HEIGHT = 100.0, 70.0
+ENCODER, DECODER, DETAIL = 14.5, 51.0, 85.0
+STACK, GAP, MOST_BLOCKS = (24.0, 49.6), 1.8, 5
+
+
+@dataclass(frozen=True)
+class Box:
+    """x is the middle, y the lower edge."""
+
+    x: float
+    y: float
+    width: float = 21.0
+    height: float = 5.2
+
+    @property
+    def top(self) -> float:
+        return self.y + self.height
+
+    @property
+    def middle(self) -> float:
+        return self.y + self.height / 2
+
+    @property
+    def left(self) -> float:
+        return self.x - self.width / 2
+
+    @property
+    def right(self) -> float:
+        return self.x + self.width / 2
+
+
+def draw_architecture(config: CaptionerConfig, path: Path) -> None:
+    """Write the picture as .svg or .png; equal configurations give equal bytes. Raises ConfigError for others."""
+    suffix = path.suffix.lower()
+    if suffix not in METADATA:
+        raise ConfigError(f"--out {path}: unknown suffix {suffix!r}; a diagram is {' or '.join(METADATA)}")
+    # the font that matplotlib brings along, and ids that stay the same from run to run
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "myllm", "svg.fonttype": "path"}):
+        canvas = Canvas()
+        canvas.text(2.5, 66.6, "VisionGPT2", 16, align="left")
+        canvas.text(2.5, 63.0, f"mode {config.mode}: {WIRING[config.mode]}", 8, FAINT, "left")
+        decoder = _draw_decoder(canvas, config.text)
+        _draw_detail(canvas, config.text, decoder[-1])
+        _draw_encoder(canvas, config, decoder)
+        buffer = BytesIO()
+        canvas.figure.savefig(buffer, format=suffix[1:], dpi=160, facecolor="white", metadata=METADATA[suffix])
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+class Canvas:
+    """A page for boxes, arrows and words."""
+
+    def __init__(self) -> None:
+        self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10))
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+        self.axes.axis("off")
+
+    def box(self, box: Box, colours: tuple[str, str], label: str = "", below: str = "") -> Box:
+        """A box with a label, and a fainter line under that."""
+        fill, edge = colours
+        shape = FancyBboxPatch(
+            (box.left, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.8",
+            facecolor=fill, edgecolor=edge, linewidth=1.1,
+        )  # fmt: skip
+        self.axes.add_patch(shape)
+        self.text(box.x, box.middle + (0.95 if below else 0), label)
+        self.text(box.x, box.middle - 1.15, below, 7.2, FAINT)
+        return box
+
+    def text(self, x: float, y: float, words: str, size: float = 9, colour: str = INK, align: str = "center") -> None:
+        weight = "bold" if size > 10 else "normal"
+        self.axes.text(x, y, words, fontsize=size, color=colour, ha=align, va="center_baseline", fontweight=weight)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str = LINE, style: str = "-") -> None:
+        xs, ys = zip(*points, strict=True)
+        self.axes.plot(xs, ys, color=colour, linewidth=1.2, linestyle=style)
+
+    def arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str = LINE) -> None:
+        style = {"arrowstyle": "-|>,head_width=0.2,head_length=0.4", "color": colour, "linewidth": 1.2,
+                 "shrinkA": 0, "shrinkB": 0}  # fmt: skip
+        self.axes.annotate("", end, start, arrowprops=style)
+
+    def chain(self, *boxes: Box) -> None:
+        """Arrows upwards, from each box to the next."""
+        for lower, upper in zip(boxes, boxes[1:], strict=False):
+            self.arrow((lower.x, lower.top), (upper.x, upper.y))
+
+    def stack(self, x: float, labels: Sequence[str], colours: tuple[str, str]) -> list[Box]:
+        """Boxes above each other that fill the height of the stacks."""
+        low, high = STACK
+        height = (high - low - GAP * (len(labels) - 1)) / len(labels)
+        boxes = [Box(x, low + at * (height + GAP), height=height) for at in range(len(labels))]
+        for box, label in zip(boxes, labels, strict=True):
+            self.box(box, colours, label)
+        self.chain(*boxes)
+        return boxes
+
+
+def _labels(n_layer: int) -> list[str]:
+    """Of the decoder's blocks, those in the middle in one where there are many."""
+    labels = [f"block {number}" for number in range(1, n_layer + 1)]
+    if n_layer > MOST_BLOCKS:
+        labels[3:-1] = [f"blocks 4 to {n_layer - 1}"]
+    return labels
+
+
+def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
+    """From caption tokens to logits. Returns the boxes of its blocks, first to last."""
+    for word, x, width in (("<|endoftext|>", 45.4, 9.8), ("a", 52.3, 2.6), ("red", 56.1, 3.6), ("ball", 60.4, 3.6)):
+        canvas.box(Box(x, 8, width, 3.2), TEXT)
+        canvas.text(x, 9.6, word, 7.2)
+    canvas.text(DECODER, 5.8, "caption so far  (B, G, T)", 7.5, FAINT)
+    rows = f"{text.vocab_size:,} + {text.n_positions:,} rows of {text.n_embd}"
+    embedding = canvas.box(Box(DECODER, 15.8), TEXT, "token + position embedding", rows)
+    blocks = canvas.stack(DECODER, _labels(text.n_layer), TEXT)
+    norm = canvas.box(Box(DECODER, 52.2, height=3.2), NORM, "norm")
+    head = canvas.box(Box(DECODER, 57.8), TEXT, "head", f"{text.n_embd} → {text.vocab_size:,}")
+    canvas.chain(Box(DECODER, 8, height=3.2), embedding, blocks[0])
+    canvas.chain(blocks[-1], norm, head, Box(DECODER, 65.4))
+    canvas.text(DECODER, 66.8, f"next-token logits  (B, G, T, {text.vocab_size:,})", 8)
+    # the head is the token embedding
+    side = head.right + 2.5
+    corners = [(side, embedding.middle), (side, head.middle)]
+    canvas.line([(embedding.right, embedding.middle), *corners, (head.right, head.middle)], TEXT[1], ":")
+    canvas.text(side + 0.6, head.middle - 1.5, "tied", 7.2, TEXT[1], "left")
+    return blocks
+
+
+def _draw_detail(canvas: Canvas, text: GPTConfig, block: Box) -> None:
+    """What is inside a block, beside the last one."""
+    panel = Box(DETAIL, 4, 25, 61.8)
+    wedge = [(block.right, block.y), (panel.left, panel.y + 0.8), (panel.left, panel.top - 0.8), (block.right, block.top)]
+    canvas.axes.add_patch(Polygon(wedge, closed=True, facecolor=PANEL[0], edgecolor="none", zorder=0.5))
+    canvas.box(panel, PANEL)
+    canvas.text(DETAIL, 63.4, "inside a block")
+    branch = panel.right - 2.2
+    layers = (
+        ("causal self-attention", f"{text.n_head} heads of {text.n_embd // text.n_head}"),
+        ("cross-attention", "Q: text    K, V: image tokens"),
+        ("feed-forward", f"{text.n_embd} → {4 * text.n_embd} → {text.n_embd}, GELU"),
+    )
+    below = Box(DETAIL, 5.4, height=0)
+    for at, (label, sizes) in enumerate(layers):
+        low = 7.2 + 18 * at
+        norm = canvas.box(Box(DETAIL, low + 2.4, 17, 3.0), NORM, "norm")
+        layer = canvas.box(Box(DETAIL, low + 7.4, 17), TEXT, label, sizes)
+        plus = Box(DETAIL, low + 14.2, 2.4, 2.4)
+        canvas.chain(below, norm, layer, plus)
+        canvas.line([(DETAIL, low), (branch, low), (branch, plus.middle)])
+        canvas.arrow((branch, plus.middle), (plus.right, plus.middle))
+        canvas.axes.add_patch(Circle((DETAIL, plus.middle), 1.2, facecolor="white", edgecolor=LINE, linewidth=1.1))
+        canvas.text(DETAIL, plus.middle, "+", 9, FAINT)
+        if label == "cross-attention":
+            canvas.arrow((panel.left, layer.middle), (layer.left, layer.middle), IMAGE[1])
+        below = plus
+    canvas.arrow((DETAIL, below.top), (DETAIL, 62.2))
+
+
+def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box]) -> None:
+    """From the picture to image tokens, and by arrows on to the decoder's blocks."""
+    vision, bus = config.vision, 32.5
+    picture = _draw_picture(canvas, vision)
+    canvas.box(Box(ENCODER, 15.4, 24, 40.8), IMAGE_PANEL)
+    canvas.text(ENCODER, 54.2, vision.name, min(9.0, 9.0 * 26 / len(vision.name)))
+    origin = "pretrained" if vision.pretrained or vision.weights else "from scratch"
+    canvas.text(ENCODER, 51.8, f"timm backbone, {origin}{', frozen' if vision.frozen else ''}", 7.2, FAINT)
+    if config.mode == "layerwise":
+        patches = canvas.box(Box(ENCODER, 17, height=4), IMAGE, "patches + positions")
+        # unnumbered: how many there are only the backbone knows; the last decoder block reads the last one in any case
+        labels = [label.split()[0] for label in _labels(config.text.n_layer)]
+        own = canvas.stack(ENCODER, [*labels[:-1], "last block"], IMAGE)
+        canvas.chain(picture, patches, own[0])
+        for source, target in zip(own, decoder, strict=True):
+            canvas.arrow((source.right, source.middle), (target.left, target.middle), IMAGE[1])
+    else:
+        blocks = canvas.box(Box(ENCODER, 17, height=24), IMAGE, "its blocks", "of attention, or of convolutions")
+        output = canvas.box(Box(ENCODER, 44.4), IMAGE, "last output", "normalised tokens, or a feature map")
+        canvas.chain(picture, blocks, output)
+        canvas.line([(output.right, output.middle), (bus, output.middle), (bus, decoder[0].middle)], IMAGE[1])
+        for target in decoder:
+            canvas.arrow((bus, target.middle), (target.left, target.middle), IMAGE[1])
+    canvas.text(33.6, 52.6, "image tokens", 8, IMAGE[1])
+    canvas.text(33.6, 50.6, f"(B, S, {config.text.n_embd})", 7.2, FAINT)
+
+
+def _draw_picture(canvas: Canvas, vision: VisionConfig) -> Box:
+    """A picture, cut into the places that become tokens."""
+    picture = Box(ENCODER, 3.4, 10, 10)
+    shapes = (
+        Rectangle((picture.left, picture.y), 10, 10, color="#dbe9f6", linewidth=0),
+        Rectangle((picture.left, picture.y), 10, 3.6, color="#bcd6a8", linewidth=0),
+        Circle((picture.left + 7.6, picture.y + 7.8), 1.1, color="#f6d860", linewidth=0),
+        Circle((picture.left + 4.0, picture.y + 3.5), 2.0, color="#d5503f", linewidth=0),
+    )
+    for shape in shapes:
+        canvas.axes.add_patch(shape)
+    for at in (2.5, 5.0, 7.5):
+        canvas.line([(picture.left + at, picture.y), (picture.left + at, picture.top)], "#ffffff")
+        canvas.line([(picture.left, picture.y + at), (picture.right, picture.y + at)], "#ffffff")
+    side = vision.image_size
+    canvas.text(ENCODER, 1.7, f"picture  (B, 3, {side or 'H'}, {side or 'W'})", 7.5, FAINT)
+    return picture

@@ -1,0 +1,77 @@
+"""What a run stands on: the device, its arithmetic, and files that are whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from myllm.errors import ConfigError, MyLLMError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well; until then, and if not, `path` stays.
+
+    Raises MyLLMError where the disk is full or the folder can't be written to.
+    """
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            kept = "; what was there before is still there" if path.exists() else ""
+            raise MyLLMError(
+                f"cannot write {path}: {error.strerror or error}{kept}. Make room or choose another folder"
+            ) from error
+        raise
+
+
+def choose_device(name: str) -> "torch.device":
+    """auto takes a GPU where there is one. Raises ConfigError where one is asked for and absent."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"devices {name!r}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("devices cuda: this machine has no usable GPU; take --devices cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: "torch.device") -> str:
+    """auto takes bf16 on GPUs that compute in it and fp32 elsewhere. Raises ConfigError for fp16 on a CPU."""
+    import torch
+
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16: a CPU does not train in it; take fp32 or bf16")
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast(precision: str, device: "torch.device") -> Any:
+    """The context in which a forward pass computes in `precision` (fp32, bf16 or fp16)."""
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept between runs: MYLLM_CACHE, else the user's own cache folder."""
+    own = os.environ.get("MYLLM_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "myllm"

@@ -1,0 +1,120 @@
+"""From a configuration to what the loop needs: model, tokenizer, and pictures with their captions."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from myllm.config import PreprocessConfig, TrainConfig
+from myllm.data.batches import CaptionSource, check_pictures, make_source
+from myllm.data.features import FeatureCache
+from myllm.data.images import Preprocess
+from myllm.data.records import Findings, Record, read_records
+from myllm.data.splits import split_records
+from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
+from myllm.model.gpt import gpt2_folder
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.runtime import cache_folder, choose_device
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains, on what."""
+
+    model: VisionGPT2
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+    train: CaptionSource
+    val: CaptionSource
+    findings: Findings
+    fingerprint: str
+    """Of the pictures' names and captions, train and val: tells whether two runs had the same data."""
+
+
+def prepare(config: TrainConfig, progress: Progress | None = None) -> Prepared:
+    """Read the data, make or fetch tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
+
+    Raises DataError, ConfigError or CheckpointError with the way out.
+    """
+    records, findings = read_records(Path(config.data), config.captions)
+    splits = split_records(records, Path(config.data), findings)
+    tokenizer = _tokenizer(config, splits["train"])
+    text = replace(config.text, vocab_size=tokenizer.get_vocab_size())
+    torch.manual_seed(config.seed)
+    model = VisionGPT2(replace(config.captioner, text=text))
+    preprocess = Preprocess(model.encoder.preprocess)
+    cache = _feature_cache(model, config) if config.vision.frozen else None
+    sources = []
+    for name in ("train", "val"):
+        pictures = [record.image for record in splits[name]]
+        known = cache.known(pictures) if cache is not None else ()
+        told = _told(progress, f"reading {name} pictures")
+        whole, pixels = check_pictures(splits[name], preprocess, findings, told, known)
+        source = make_source(whole, pixels, preprocess, tokenizer, text.n_positions, findings)
+        if cache is not None:
+            told = _told(progress, f"encoding {name} pictures")
+            source = _with_features(source, cache, model, choose_device(config.devices), findings, told)
+        sources.append(source)
+    fingerprint = fingerprint_of([*sources[0].records, *sources[1].records])
+    return Prepared(model, tokenizer, model.encoder.preprocess, sources[0], sources[1], findings, fingerprint)
+
+
+def _feature_cache(model: VisionGPT2, config: TrainConfig) -> FeatureCache:
+    """Keyed by what the features depend on, and nothing else, so that runs with other decoders share them."""
+    encoder = model.encoder
+    key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {encoder.preprocess}"
+    return FeatureCache(cache_folder() / "features", key, config.half_features)
+
+
+def _with_features(
+    source: CaptionSource,
+    cache: FeatureCache,
+    model: VisionGPT2,
+    device: torch.device,
+    findings: Findings,
+    progress: Callable[[int, int], None] | None,
+) -> CaptionSource:
+    """The source with the features of its pictures, from the cache or computed now."""
+    encoder = model.encoder.to(device).eval()
+
+    def encode(images: Tensor) -> tuple[Tensor, ...]:
+        return encoder(images.to(device))
+
+    pictures = [record.image for record in source.records]
+    features = cache.features(pictures, source.images, encode, findings, progress=progress)
+    return replace(source, features=features, pixels=None)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Equal for equal weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
+    return digest.hexdigest()
+
+
+def fingerprint_of(records: Sequence[Record]) -> str:
+    """Of the pictures' names and captions."""
+    digest = hashlib.blake2b(digest_size=8)
+    for record in records:
+        digest.update("\0".join((record.name, *record.captions)).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer(config: TrainConfig, train: Sequence[Record]) -> Tokenizer:
+    if config.text.pretrained:
+        return gpt2_tokenizer(str(gpt2_folder(config.text.pretrained)))
+    return train_tokenizer((text for record in train for text in record.captions), config.captions.vocab_size)
+
+
+def _told(progress: Progress | None, what: str) -> Callable[[int, int], Any] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)

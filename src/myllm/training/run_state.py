@@ -1,0 +1,90 @@
+"""The state of a run, all of it in one place: what last.pt holds, and how it goes on from there."""
+
+import pickle
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from myllm.errors import CheckpointError
+from myllm.runtime import atomic_write
+
+FILE_NAME = "last.pt"
+
+
+@dataclass
+class RunState:
+    """Counters of a run. `batch` is the next batch of `epoch`, so that a run goes on where it was."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    """Of training alone, over all sessions."""
+    best: float | None = None
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    """Of this epoch so far, in nats."""
+    loss_tokens: int = 0
+    history: list[dict[str, float | str]] = field(default_factory=list)
+    """One row for each finished epoch."""
+
+
+def save(
+    path: Path,
+    state: RunState,
+    objective: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    fingerprint: str,
+) -> None:
+    """Write last.pt atomically."""
+    content = {
+        "state": asdict(state),
+        "objective": objective.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "scaler": scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "fingerprint": fingerprint,
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load(
+    path: Path,
+    objective: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    fingerprint: str,
+) -> RunState:
+    """Put a saved run back into the objective, the optimizers and the random generators; returns its counters.
+
+    Raises CheckpointError where there is none, it is damaged, or it belongs to other data or another model.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, so there is no run to resume; leave out --resume to start one")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{path}: this run had other training data (fingerprint {content['fingerprint']}, now {fingerprint}); "
+                "resume with the data it began with, or start a new run with another --out"
+            )
+        objective.load_state_dict(content["objective"])
+        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["rng"])
+        if content["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["cuda_rng"])
+        known = {one.name for one in fields(RunState)}
+        return RunState(**{name: value for name, value in content["state"].items() if name in known})
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: does not fit this run ({str(error).splitlines()[0]}); resume with the options it began with "
+            "(they are in config.yaml beside it), or start anew with --overwrite"
+        ) from error

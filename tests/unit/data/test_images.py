@@ -1,0 +1,232 @@
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from myllm.config import PreprocessConfig
+from myllm.data.images import MAX_PIXELS, Preprocess, augment, load_image, mirrored_captions
+from myllm.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def halves(left: str = "red", right: str = "blue") -> Image.Image:
+    image = Image.new("RGB", (40, 40), left)
+    image.paste(right, (20, 0, 40, 40))
+    return image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_path_string_bytes_and_picture_load_the_same(tmp_path: Path) -> None:
+    image = noise()
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image))
+    loaded = [load_image(source) for source in (path, str(path), path.read_bytes(), image)]
+    assert all(each.mode == "RGB" and each.tobytes() == image.tobytes() for each in loaded)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_come_upright(orientation: int) -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation -> the transposition that turns it upright
+    image = noise()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    meant = image if orientation == 1 else image.transpose(Image.Transpose(undo[orientation]))
+    assert load_image(encoded(image, exif=exif)).tobytes() == meant.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_camera_data_cost_no_picture() -> None:
+    image = noise()
+    assert load_image(encoded(image, exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")).tobytes() == image.tobytes()
+
+
+def test_cmyk_is_turned_into_rgb() -> None:
+    image = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
+    pixel = load_image(encoded(image, "JPEG", quality=95)).getpixel((10, 10))
+    assert np.allclose(pixel, (255, 0, 0), atol=6)
+
+
+def test_palette_is_resolved() -> None:
+    assert load_image(encoded(halves().quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(2, 0)
+    for kind in ("PNG", "TIFF"):
+        loaded = np.asarray(load_image(encoded(Image.fromarray(ramp), kind)))
+        assert np.array_equal(loaded[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize(
+    ("values", "meant"),
+    [([0.0, 0.5, 1.0], [0, 128, 255]), ([-10.0, 0.0, 30.0], [0, 64, 255]), ([0, np.nan, 1], [0, 0, 255])],
+)
+def test_floats_are_scaled_as_meant_or_stretched(values: list[float], meant: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert np.asarray(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == meant
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_alpha_lies_on_white(mode: str) -> None:
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    assert load_image(clear).getpixel((0, 0)) == (255, 255, 255)
+    half = load_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
+    assert half.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_a_transparent_colour_lies_on_white() -> None:
+    image = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert load_image(encoded(image, transparency=(1, 2, 3))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    loaded = load_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert loaded.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"the file is empty \(0 bytes\)"),
+        (b"hello, I am a text", "not a picture; readable are JPEG"),
+        (encoded(noise(), "JPEG")[:-600], "damaged picture .*truncated"),
+        (encoded(noise())[:-600], "damaged picture"),
+        (encoded(noise())[:20], "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (png_header(9_000, 9_000), "refused, 9000 x 9000 is above the limit of 80,000,000 pixels"),
+        (png_header(60_000, 60_000), "refused"),
+    ],
+)
+def test_a_bad_picture_is_refused_with_its_name_and_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"bad.jpg: {reason}"):
+        load_image(path)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no.jpg: cannot be read"):
+        load_image(tmp_path / "no.jpg")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_image(tmp_path)
+
+
+def test_the_limit_keeps_below_pillows_own_warning() -> None:
+    assert Image.MAX_IMAGE_PIXELS is None or MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (224, 224), (3, 700)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_a_picture_of_any_shape_becomes_the_input(size: tuple[int, int], mode: str) -> None:
+    tensor = Preprocess(PreprocessConfig(image_size=(32, 48), crop_mode=mode, crop_pct=0.9))(Image.new("RGB", size))
+    assert tensor.shape == (3, 32, 48) and tensor.dtype == torch.float32
+
+
+def test_normalising_a_batch_equals_normalising_each() -> None:
+    preprocess = Preprocess(PreprocessConfig(image_size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
+    images = [noise() for _ in range(4)]
+    batch = preprocess.normalise(torch.stack([preprocess.resize(image) for image in images]))
+    assert torch.equal(batch, torch.stack([preprocess(image) for image in images]))
+
+
+@pytest.mark.parametrize(
+    ("caption", "mirrored"),
+    [
+        ("a dog on the left .", "a dog on the right ."),
+        ("a red ball left of two blue cubes", "a red ball right of two blue cubes"),
+        ("to the right of a moon, to the left of a ring", "to the left of a moon, to the right of a ring"),
+        ("Left of the man stands a dog", "Right of the man stands a dog"),
+        ("he holds it in his left hand", "he holds it in his right hand"),
+        ("a man at the far right and a dog", "a man at the far left and a dog"),
+        ("a bright red dress", "a bright red dress"),
+        ("a dog runs .", "a dog runs ."),
+    ],
+)
+def test_sides_are_swapped_in_mirrored_captions(caption: str, mirrored: str) -> None:
+    assert mirrored_captions([caption]) == (mirrored,)
+    assert mirrored_captions([mirrored]) == (caption,)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "the man has left the room", "what is left of the cake", "a man standing right behind him",
+        "water left behind", "a man turns right", "to the right person", "a stop sign", "the words on a shirt",
+        "player number 7", 'it says "go"', "un chien à gauche", "the cat is to the left and has left",
+        "a man turns clockwise", "all that is left of the wall",
+    ],
+)  # fmt: skip
+def test_a_caption_that_might_turn_false_is_not_mirrored(caption: str) -> None:
+    assert mirrored_captions(["a dog", caption]) is None
+
+
+def hues(image: Image.Image) -> set[int]:
+    return set(np.unique(np.asarray(image.convert("HSV"))[..., 0]).tolist())
+
+
+def test_a_flip_tells_left_from_right() -> None:
+    flips = set()
+    for seed in range(40):
+        image, (caption,) = augment(halves(), ["a red half left of a blue half"], random.Random(seed))
+        red, _, blue = image.getpixel((5, 20))
+        flips.add(red > blue)
+        assert (red > blue) == (caption == "a red half left of a blue half")
+    assert flips == {True, False}
+
+
+def test_no_flip_where_a_caption_might_turn_false() -> None:
+    for seed in range(40):
+        image, captions = augment(halves(), ["the dog has left"], random.Random(seed))
+        assert captions == ("the dog has left",)
+        assert image.getpixel((5, 20))[0] > image.getpixel((5, 20))[2]
+
+
+@pytest.mark.parametrize(("caption", "may_shift"), [("a dog", False), ("a reddish dog", True), ("a blonde", True)])
+def test_hues_stay_where_a_caption_names_a_colour(caption: str, may_shift: bool) -> None:
+    plain = Image.new("RGB", (16, 16), (200, 40, 40))
+    seen = set.union(*(hues(augment(plain, [caption], random.Random(seed))[0]) for seed in range(20)))
+    assert (seen == {0}) == may_shift
+
+
+def test_augmentation_is_a_function_of_its_generator() -> None:
+    image = noise()
+    one, two = (augment(image, ["a dog"], random.Random(3)) for _ in range(2))
+    assert one[0].tobytes() == two[0].tobytes() and one[1] == two[1]
+    assert augment(image, ["a dog"], random.Random(4))[0].tobytes() != one[0].tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (30, 80)])
+def test_augmentation_keeps_the_size_and_changes_little(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (120, 130, 140))
+    changed, _ = augment(image, ["a grey picture"], random.Random(0))
+    assert changed.size == size
+    assert np.abs(np.asarray(changed, dtype=int) - np.asarray(image, dtype=int)).max() < 60

@@ -1,0 +1,101 @@
+import math
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myllm.metrics.cider import CiderD, cider_d
+
+words = st.lists(st.sampled_from("abcdef"), max_size=9)
+references = st.lists(st.lists(words, min_size=1, max_size=3), min_size=1, max_size=4)
+corpora = st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=4)
+
+
+def brute_force(
+    candidate: list[str], captions: list[list[str]], corpus: list[list[list[str]]], sigma: float = 6.0
+) -> float:
+    """Equations 1 to 5 of the paper with CIDEr-D's clipping and penalty, one n-gram after another."""
+
+    def count(words: list[str], ngram: tuple[str, ...]) -> int:
+        return sum(tuple(words[i : i + len(ngram)]) == ngram for i in range(len(words)))
+
+    def weight(words: list[str], ngram: tuple[str, ...]) -> float:
+        pictures = sum(any(count(caption, ngram) for caption in group) for group in corpus)
+        return count(words, ngram) * (math.log(len(corpus)) - math.log(max(1, pictures)))
+
+    total = 0.0
+    for n in (1, 2, 3, 4):
+        for caption in captions:
+            ours = {tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1)}
+            theirs = {tuple(caption[i : i + n]) for i in range(len(caption) - n + 1)}
+            norms = math.hypot(*(weight(candidate, g) for g in ours))
+            norms *= math.hypot(*(weight(caption, g) for g in theirs))
+            dot = sum(min(weight(candidate, g), weight(caption, g)) * weight(caption, g) for g in ours)
+            penalty = math.exp(-((len(candidate) - len(caption)) ** 2) / (2 * sigma**2))
+            total += penalty * dot / norms if norms else 0
+    return 10 * total / 4 / len(captions)
+
+
+def test_a_perfect_caption_of_four_rare_words_scores_10() -> None:
+    corpus = [[list("abcd")], [list("efgh")]]
+    assert CiderD(corpus).score([list("abcd")], corpus[:1]) == pytest.approx([10])
+
+
+def test_a_word_that_every_picture_has_earns_nothing() -> None:
+    corpus = [[["the", "dog"]], [["the", "cat"]]]
+    assert CiderD(corpus).score([["the"], ["dog"]], [corpus[0], corpus[0]]) == pytest.approx(
+        [0, 10 / 4 * math.exp(-1 / 72)]
+    )
+
+
+def test_saying_a_word_again_lowers_the_score() -> None:
+    corpus = [[["red", "dog"]], [["blue", "cat"]]]
+    once, twice = CiderD(corpus).score([["red", "dog"], ["red", "dog", "red", "dog"]], [corpus[0]] * 2)
+    assert twice < once
+
+
+def test_an_empty_candidate_scores_0() -> None:
+    corpus = [[["a", "dog"]], [["a", "cat"]]]
+    assert CiderD(corpus).score([[], []], corpus) == [0, 0]
+
+
+def test_a_corpus_of_one_picture_scores_0() -> None:
+    assert CiderD([[["a", "dog"]]]).score([["a", "dog"]], [[["a", "dog"]]]) == [0]
+
+
+def test_a_candidate_without_references_is_a_bug_that_shows() -> None:
+    with pytest.raises(ValueError, match="2 candidates"):
+        CiderD([[["a"]]]).score([["a"], ["b"]], [[["a"]]])
+
+
+def test_a_pickled_scorer_scores_the_same() -> None:
+    corpus = [[list("abc")], [list("ade")]]
+    scorer = CiderD(corpus)
+    candidates = [list("abx"), list("yde")]
+    assert pickle.loads(pickle.dumps(scorer)).score(candidates, corpus) == scorer.score(candidates, corpus)
+
+
+@given(references, corpora)
+def test_scores_are_the_formulas_whatever_the_corpus(
+    corpus: list[list[list[str]]], pictures: list[tuple[list[str], list[list[str]]]]
+) -> None:
+    candidates, captions = map(list, zip(*pictures, strict=True))
+    expected = [brute_force(words, group, corpus) for words, group in pictures]
+    assert CiderD(corpus).score(candidates, captions) == pytest.approx(expected, abs=1e-9)
+
+
+@given(references, st.lists(words, min_size=2, max_size=4))
+def test_candidates_that_share_a_picture_score_as_if_alone(
+    corpus: list[list[list[str]]], candidates: list[list[str]]
+) -> None:
+    scorer = CiderD(corpus)
+    alone = [scorer.score([candidate], corpus[:1])[0] for candidate in candidates]
+    assert scorer.score(candidates, [corpus[0]] * len(candidates)) == pytest.approx(alone)
+
+
+def test_the_metric_takes_its_frequencies_from_the_references_it_scores() -> None:
+    corpus = [[list("abc")], [list("ade")]]
+    candidates = [list("abx"), list("yde")]
+    per_image = CiderD(corpus).score(candidates, corpus)
+    assert cider_d(candidates, corpus) == {"CIDEr-D": (sum(per_image) / 2, per_image)}

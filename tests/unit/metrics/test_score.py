@@ -1,0 +1,78 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myllm.errors import DataError
+from myllm.metrics.score import METRICS, score_captions
+
+captions = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "red"]), max_size=7).map(" ".join)
+corpora = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
+Corpus = list[tuple[str, list[str]]]
+NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+
+
+def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
+    return [candidate for candidate, _ in corpus], [references for _, references in corpus]
+
+
+def test_scores_name_their_figures_and_their_protocol() -> None:
+    scores = score_captions(["A dog.", "A cat."], [["a dog", "the dog"], ["a cat"]])
+    assert list(scores.corpus) == list(scores.per_image) == NAMES
+    assert scores.protocol == {"tokenizer": "simple", "pictures": 2, "references": 3}
+
+
+def test_case_and_punctuation_cost_nothing() -> None:
+    scores = score_captions(["A red dog runs!"], [["a red dog runs ."]])
+    assert scores.corpus["BLEU-4"] == pytest.approx(1)
+    assert scores.corpus["ROUGE-L"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("candidate", ["", " . "])
+def test_a_caption_without_words_scores_0(candidate: str) -> None:
+    scores = score_captions([candidate, "a cat"], [["a red dog runs"], ["a cat"]])
+    assert {name: each[0] for name, each in scores.per_image.items()} == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "words", lambda candidates, references: {"words": (2.0, [2.0])})
+    assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "message"),
+    [
+        (["a", "b"], [["a"]], "2 candidate captions but references of 1 picture"),
+        ([], [], "no captions"),
+        (["a", "b"], [["a"], []], "picture 2 of 2 has no reference"),
+        (["a dog"], ["a dog"], "picture 1 of 1 has a string"),
+    ],
+)
+def test_errors_name_what_was_found(candidates: list[str], references: list[list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score_captions(candidates, references)
+
+
+@given(corpora, st.integers(0, 99))
+def test_permuting_pictures_permutes_their_scores(corpus: Corpus, seed: int) -> None:
+    order = random.Random(seed).sample(range(len(corpus)), len(corpus))
+    scores = score_captions(*columns(corpus))
+    permuted = score_captions(*columns([corpus[i] for i in order]))
+    assert permuted.corpus == pytest.approx(scores.corpus)
+    for name in NAMES:
+        assert permuted.per_image[name] == pytest.approx([scores.per_image[name][i] for i in order])
+
+
+@given(corpora)
+def test_the_order_of_references_does_not_matter(corpus: Corpus) -> None:
+    scores = score_captions(*columns(corpus))
+    again = score_captions(*columns([(candidate, captions[::-1]) for candidate, captions in corpus]))
+    for name in NAMES:
+        assert again.per_image[name] == pytest.approx(scores.per_image[name])
+
+
+@given(corpora)
+def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus) -> None:
+    for name, each in score_captions(*columns(corpus)).per_image.items():
+        assert all(0 <= score <= (10 if name == "CIDEr-D" else 1) * (1 + 1e-9) for score in each)
