@@ -100,8 +100,8 @@ def tiny_model(tiny_config: "Callable[..., CaptionerConfig]") -> "Callable[..., 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = VisionGPT2(tiny_config(mode, **text)).eval()
-            for name, parameter in model.decoder.named_parameters():
-                is_scale = parameter.dim() == 1 and name.endswith("weight")
+            for name, parameter in [*model.decoder.named_parameters(), *model.enc_to_dec_proj.named_parameters()]:
+                is_scale = "ln_" in name and name.endswith("weight")
                 torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.3)
         return model
 

@@ -3,22 +3,20 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from myllm.config import VERSION as __version__
+from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 
 _HOMES = {
     "Captioner": "myllm.captioner",
     "VisionGPT2": "myllm.model.vision_gpt2",
     "GPT": "myllm.model.gpt",
-    "CaptionerConfig": "myllm.config",
-    "GPTConfig": "myllm.config",
-    "VisionConfig": "myllm.config",
-    "DecodeConfig": "myllm.config",
 }
-__all__ = ["GPT", "Captioner", "CaptionerConfig", "DecodeConfig", "GPTConfig", "VisionConfig", "VisionGPT2"]
+__all__ = [
+    "GPT", "Captioner", "CaptionerConfig", "DecodeConfig", "GPTConfig", "VisionConfig", "VisionGPT2", "__version__",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from myllm.captioner import Captioner
-    from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
     from myllm.model.gpt import GPT
     from myllm.model.vision_gpt2 import VisionGPT2
 

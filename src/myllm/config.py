@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from myllm.errors import ConfigError
 
+VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 
@@ -80,6 +81,8 @@ class GPTConfig:
             n_head=self.n_head, n_embd=self.n_embd, layer_norm_epsilon=self.layer_norm_epsilon,
         )  # fmt: skip
         _fraction("text.", dropout=self.dropout)
+        if self.n_positions < 3:
+            raise ConfigError(f"text.n_positions is {self.n_positions}; begin, a token and end need 3")
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"text.n_embd {self.n_embd} is not divisible by text.n_head {self.n_head}; "
@@ -120,6 +123,12 @@ class CaptionsConfig:
     """Lower-case every caption."""
     vocab_size: int = 8000
     """Most tokens that a tokenizer trained on these captions may have (GPT-2's own is used with GPT-2's weights)."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 257:
+            raise ConfigError(
+                f"captions.vocab_size is {self.vocab_size}; at least 257 are needed: 256 bytes and {END_OF_TEXT}"
+            )
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class TrainConfig:
     presence: float = 0.0
     """Weight of a second loss: which frequent words occur in any caption of the picture, told from its tokens alone."""
     augment: bool = True
-    """Flip, shift and relight pictures while training, and only where the captions stay true."""
+    """Flip, shift and relight pictures while training, only where the captions stay true; not with vision.frozen."""
     patience: int | None = None
     """Stop after this many epochs without a better validation."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
@@ -217,7 +226,7 @@ class TrainConfig:
     devices: str = "auto"
     """auto, cpu or cuda."""
     workers: int = 1
-    """Processes that decode pictures beside the training."""
+    """Processes that decode pictures beside the training, where these don't all fit into memory."""
     half_features: bool = False
     """Keep cached features of a frozen backbone in half precision."""
 
@@ -228,6 +237,8 @@ class TrainConfig:
             clip=self.clip, patience=self.patience, val_images=self.val_images,
         )  # fmt: skip
         _fraction("", label_smoothing=self.label_smoothing, word_dropout=self.word_dropout)
+        if self.workers < 0 or self.presence < 0:
+            raise ConfigError(f"workers {self.workers} and presence {self.presence} must be at least 0")
         unknown = sorted(set(self.stages) - {"new", "text", "all"})
         if unknown or not self.stages:
             raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
@@ -247,15 +258,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "scenes": {
         "vision": {"name": "vit_mini_conv8_64", "pretrained": False},
         "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
-        "mode": "last", "augment": False, "captions": {"vocab_size": 400},
-        "optimizer": "muon", "lr": 3e-3, "word_dropout": 0.1, "presence": 8.0,
-        "batch_size": 64, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
+        "mode": "last", "augment": False, "captions": {"vocab_size": 512},
+        "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "word_dropout": 0.2, "presence": 8.0,
+        "batch_size": 32, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
     },
     "photos-fast": {
         "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
         "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 64},
+        "mode": "last", "augment": False, "captions": {"vocab_size": 3000},
+        "optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3, "epochs": 5, "batch_size": 32,
+        "label_smoothing": 0.1, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
+    },
+    "photos": {
+        "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
+        "text": {"n_layer": 4, "n_head": 8, "n_embd": 384, "n_positions": 64},
         "mode": "last", "augment": False, "captions": {"vocab_size": 4000},
-        "epochs": 9, "batch_size": 32, "lr": 6e-4, "label_smoothing": 0.1, "best_by": "CIDEr-D",
-        "decode": {"beams": 5},
+        "optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3, "epochs": 8, "batch_size": 32,
+        "label_smoothing": 0.1, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
 }  # fmt: skip

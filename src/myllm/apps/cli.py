@@ -3,14 +3,13 @@
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myllm import __version__
-from myllm.config import PRESETS, TrainConfig, nearest
+from myllm.config import PRESETS, VERSION, TrainConfig, nearest
 from myllm.errors import ConfigError, MyLLMError
 
 if TYPE_CHECKING:
@@ -52,12 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return DONE if words else WRONG_USAGE
     if words[0] == "--version":
-        print(f"myllm {__version__}")
+        print(f"myllm {VERSION}")
         return DONE
+    return main_verb(words[0], words[1:])
+
+
+def main_verb(name: str, words: Sequence[str]) -> int:
+    """Run one verb; what a user can cause is told in a line on standard error, and in the exit code."""
     try:
-        if words[0] not in VERBS:
-            raise ConfigError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}. The verbs: {', '.join(VERBS)}")
-        return run_verb(words[0], words[1:])
+        if name not in VERBS:
+            raise ConfigError(f"unknown verb {name!r}{nearest(name, VERBS)}. The verbs: {', '.join(VERBS)}")
+        return run_verb(name, words)
     except ConfigError as error:
         print(f"myllm: {error}", file=sys.stderr)
         return WRONG_USAGE
@@ -70,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `myllm caption ... | head` is no failure
         sys.stderr.close()
         return DONE
+    except SystemExit as finished:  # the parser's own --help
+        return DONE if finished.code is None else int(finished.code)
 
 
 def run_verb(name: str, words: Sequence[str]) -> int:
     """Parse a verb's words and run it. Raises ConfigError for wrong usage, MyLLMError for what fails."""
     verb = VERBS[name]
-    words = [_underscored(word) for word in words]
+    words = _spelled_out(words, _fields_of(name))
     parsed, instances, given = _parse(name, verb, words)
     run: Callable[..., int] = _imported(verb.run)
     if name == "train":
@@ -91,7 +97,8 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type,
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"myllm {name}", description=f"{name}: {verb.summary}.", exit_on_error=False)
+    usage = f"myllm {name}{' PATH...' if verb.paths else ''} [options]\n\n{_imported(verb.options).__doc__}"
+    parser = ArgumentParser(prog=f"myllm {name}", usage=usage, exit_on_error=False)
     if verb.paths is not None:
         parser.add_argument("paths", nargs="+", help=verb.paths)
     classes: list[type] = [_imported(verb.options)]
@@ -117,29 +124,34 @@ def _values(one: type, namespace: Any) -> dict[str, Any]:
     return {field: namespace[field] for field in one.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-def _underscored(word: str) -> str:
-    """In an option's name `-` and `_` are the same; its value stays as it is."""
-    if not re.match(r"--[a-z]", word):
-        return word
-    option, equals, value = word[2:].partition("=")
-    return f"--{option.replace('-', '_')}{equals}{value}"
+def _spelled_out(words: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
+    """The words as the parser takes them: `-` in an option's name is `_`, and a bare --resume is --resume=true."""
+    spelled = []
+    for word, after in pairwise([*words, ""]):
+        if re.match(r"--[a-z]", word):
+            option, equals, value = word[2:].partition("=")
+            option = option.replace("-", "_")
+            is_bare_flag = fields.get(option) is bool and not equals and after.lower() not in ("true", "false")
+            word = f"--{option}=true" if is_bare_flag else f"--{option}{equals}{value}"
+        spelled.append(word)
+    return spelled
 
 
-def _given(words: Sequence[str], option: str) -> list[str]:
+def option_values(words: Sequence[str], option: str) -> list[str]:
     """The values of an option in the words, as --option VALUE or --option=VALUE."""
     values = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return values + [after for word, after in pairwise(words) if word == option]
 
 
 def _config_files(words: Sequence[str]) -> list[Path]:
-    return [Path(value) for value in _given(words, "--config")]
+    return [Path(value) for value in option_values(words, "--config")]
 
 
 def _preset(words: Sequence[str]) -> str | None:
     """The preset named on the command line, or in the configuration file."""
     import yaml
 
-    named = _given(words, "--preset")
+    named = option_values(words, "--preset")
     for path in _config_files(words):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         named += [content["preset"]] if content.get("preset") else []
@@ -202,25 +214,27 @@ def _readable(message: str, words: Sequence[str], name: str) -> str:
             import yaml
 
             lines = dict(_keys(yaml.compose(path.read_text(encoding="utf-8")), ""))
-            if key[1] in lines and not _given(words, f"--{key[1]}"):
+            if key[1] in lines and not option_values(words, f"--{key[1]}"):
                 message = f"{path}, line {lines[key[1]]}: {message}"
     unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
     if unknown is not None:
-        known = [f"--{one}" for one in _options_of(name)]
+        known = [f"--{one}" for one in [*_fields_of(name), "config", "preset"]]
         message = f"unknown option {unknown[1]}{nearest(unknown[1], known)}"
     return f"{message}. See `myllm {name} --help`"
 
 
-def _options_of(name: str) -> list[str]:
-    def names(one: type, prefix: str = "") -> list[str]:
-        found: list[str] = []
-        for field in one.__dataclass_fields__.values():  # type: ignore[attr-defined]
-            inner = getattr(field.default_factory, "__dataclass_fields__", None)
-            found += names(field.default_factory, f"{field.name}.") if inner else [prefix + field.name]
+def _fields_of(name: str) -> dict[str, Any]:
+    """Dotted names of a verb's options with their types."""
+
+    def types(one: Any, prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for field in fields(one):
+            own = prefix + field.name
+            found |= types(field.type, f"{own}.") if is_dataclass(field.type) else {own: field.type}
         return found
 
-    own = names(_imported(VERBS[name].options))
-    return own + ([*names(TrainConfig), "config", "preset"] if name == "train" else [])
+    own = types(_imported(VERBS[name].options))
+    return own | types(TrainConfig) if name == "train" else own
 
 
 def _imported(place: str) -> Any:
@@ -231,6 +245,6 @@ def _imported(place: str) -> Any:
 def _overview() -> str:
     rows = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
     return (
-        f"myllm {__version__}: pictures in, captions out.\n\nusage: myllm VERB [options]\n\n{rows}\n\n"
+        f"myllm {VERSION}: pictures in, captions out.\n\nusage: myllm VERB [options]\n\n{rows}\n\n"
         "`myllm VERB --help` tells its options. New here? `myllm demo` trains a captioner before your eyes."
     )

@@ -37,7 +37,8 @@ def demo(options: DemoOptions) -> int:
     display = Display(options.quiet)
     out = Path(options.out)
     data = out / "scenes"
-    stamp = json.dumps(asdict(replace(options, quiet=False, judged=1)), sort_keys=True)
+    # another recipe under the same options is another demo: its checkpoints would not fit
+    stamp = json.dumps([asdict(replace(options, quiet=False, judged=1)), PRESETS["scenes"]], sort_keys=True)
     is_same = (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp
     if not is_same or not (data / "splits").is_dir():
         _render(data, options, display)

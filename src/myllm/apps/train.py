@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tensorboardX import SummaryWriter
 
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import RunOptions
@@ -162,6 +163,7 @@ class _Recorder:
 
     def __init__(self, shown: TrainingDisplay, out: Path) -> None:
         self.shown, self.out = shown, out
+        self.events = SummaryWriter(str(out))
         self.rows: list[dict[str, float | str]] = []
         self.step = shown.step
         self.warn = shown.warn
@@ -175,6 +177,10 @@ class _Recorder:
         write_text(self.out / "metrics.csv", table.getvalue())
         write_samples(samples, self.out)
         plot_curves(self.rows, self.out)
+        for name, value in row.items():
+            if not isinstance(value, str):
+                self.events.add_scalar(name, value, int(row["step"]))
+        self.events.flush()
         self.shown.epoch(row, samples)
 
 

@@ -18,7 +18,7 @@ from myllm.config import (
     PreprocessConfig,
     VisionConfig,
 )
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_write
 
@@ -83,7 +83,7 @@ def load(path: Path) -> Checkpoint:
             DecodeConfig(**content["decode"]),
             content["provenance"],
         )
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+    except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
         raise CheckpointError(f"{path}: its parts do not fit together ({error}); was it edited?") from error
 
 
@@ -105,9 +105,12 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a PyTorch file, but not a captioner of myllm")
-    if content["format_version"] > FORMAT_VERSION:
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: format version {version!r} is no number; was it edited?")
+    if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {content['format_version']}, this myllm reads up to {FORMAT_VERSION}; "
+            f"{path}: format version {version}, this myllm reads up to {FORMAT_VERSION}; "
             "upgrade myllm (pip install --upgrade myllm)"
         )
     return content

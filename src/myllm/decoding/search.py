@@ -137,7 +137,7 @@ def beam_search(stepper: Stepper, state: Any, batch: int, end: int, config: Deco
                     said = [*logprobs[image, beam].tolist(), float(step_logprobs[image, beam, end])]
                     rank = total / length**config.length_penalty
                     finished[image].add(Hypothesis(tokens[image, beam].tolist(), said, True, rank), beams)
-            attainable = float(top[image, 0]) / length**config.length_penalty
+            attainable = float(top[image, goes_on[0]]) / length**config.length_penalty
             is_full = len(finished[image].best) == beams
             is_open[image] = not (is_full and finished[image].best[-1].rank >= attainable)
         if not any(is_open):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,10 @@ INK, FAINT, LINE = "#1b1f27", "#667085", "#8a94a6"
 # fill and edge of what carries the picture, of what carries the text, and of norms
 IMAGE, TEXT, NORM = ("#fbeae6", "#c8402f"), ("#e8f0fb", "#1f5fbf"), ("#ffffff", "#8a94a6")
 IMAGE_PANEL, PANEL = ("#fef8f6", "#f0d0c9"), ("#f6f8fb", "#d9dfe8")
-WIRING = {"layerwise": "each decoder block reads the encoder block of its depth", "last": "all read the last output"}
+WIRING = {
+    "layerwise": ("each decoder block reads", "the encoder block of its depth"),
+    "last": ("all decoder blocks read", "the encoder's last output"),
+}
 # no date and no version, so that equal configurations give equal bytes
 METADATA = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 
@@ -62,7 +66,9 @@ def draw_architecture(config: CaptionerConfig, path: Path) -> None:
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "myllm", "svg.fonttype": "path"}):
         canvas = Canvas()
         canvas.text(2.5, 66.6, "VisionGPT2", 16, align="left")
-        canvas.text(2.5, 63.0, f"mode {config.mode}: {WIRING[config.mode]}", 8, FAINT, "left")
+        first, second = WIRING[config.mode]
+        canvas.text(2.5, 62.8, f"mode {config.mode}: {first}", 8, FAINT, "left")
+        canvas.text(2.5, 60.6, second, 8, FAINT, "left")
         decoder = _draw_decoder(canvas, config.text)
         _draw_detail(canvas, config.text, decoder[-1])
         _draw_encoder(canvas, config, decoder)
@@ -108,7 +114,7 @@ class Canvas:
 
     def chain(self, *boxes: Box) -> None:
         """Arrows upwards, from each box to the next."""
-        for lower, upper in zip(boxes, boxes[1:], strict=False):
+        for lower, upper in pairwise(boxes):
             self.arrow((lower.x, lower.top), (upper.x, upper.y))
 
     def stack(self, x: float, labels: Sequence[str], colours: tuple[str, str]) -> list[Box]:
@@ -122,6 +128,11 @@ class Canvas:
         return boxes
 
 
+def _norm(name: str) -> str:
+    """A norm's label with its name in the code, in a font that tells l from I."""
+    return rf"norm  $\mathtt{{{name}}}$".replace("_", r"\_")
+
+
 def _labels(n_layer: int) -> list[str]:
     """Of the decoder's blocks, those in the middle in one where there are many."""
     labels = [f"block {number}" for number in range(1, n_layer + 1)]
@@ -132,16 +143,16 @@ def _labels(n_layer: int) -> list[str]:
 
 def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
     """From caption tokens to logits. Returns the boxes of its blocks, first to last."""
-    for word, x, width in (("<|endoftext|>", 45.4, 9.8), ("a", 52.3, 2.6), ("red", 56.1, 3.6), ("ball", 60.4, 3.6)):
+    for word, x, width in (("<|endoftext|>", 45.4, 9.8), ("a", 52.0, 2.4), ("red", 55.5, 3.6), ("ball", 59.6, 3.8)):
         canvas.box(Box(x, 8, width, 3.2), TEXT)
         canvas.text(x, 9.6, word, 7.2)
     canvas.text(DECODER, 5.8, "caption so far  (B, G, T)", 7.5, FAINT)
     rows = f"{text.vocab_size:,} + {text.n_positions:,} rows of {text.n_embd}"
     embedding = canvas.box(Box(DECODER, 15.8), TEXT, "token + position embedding", rows)
     blocks = canvas.stack(DECODER, _labels(text.n_layer), TEXT)
-    norm = canvas.box(Box(DECODER, 52.2, height=3.2), NORM, "norm")
+    norm = canvas.box(Box(DECODER, 52.2, height=3.2), NORM, _norm("ln_f"))
     head = canvas.box(Box(DECODER, 57.8), TEXT, "head", f"{text.n_embd} → {text.vocab_size:,}")
-    canvas.chain(Box(DECODER, 8, height=3.2), embedding, blocks[0])
+    canvas.chain(Box(DECODER, 8, height=3.9), embedding, blocks[0])
     canvas.chain(blocks[-1], norm, head, Box(DECODER, 65.4))
     canvas.text(DECODER, 66.8, f"next-token logits  (B, G, T, {text.vocab_size:,})", 8)
     # the head is the token embedding
@@ -155,20 +166,25 @@ def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
 def _draw_detail(canvas: Canvas, text: GPTConfig, block: Box) -> None:
     """What is inside a block, beside the last one."""
     panel = Box(DETAIL, 4, 25, 61.8)
-    wedge = [(block.right, block.y), (panel.left, panel.y + 0.8), (panel.left, panel.top - 0.8), (block.right, block.top)]
+    wedge = [
+        (block.right, block.y),
+        (panel.left, panel.y + 0.8),
+        (panel.left, panel.top - 0.8),
+        (block.right, block.top),
+    ]
     canvas.axes.add_patch(Polygon(wedge, closed=True, facecolor=PANEL[0], edgecolor="none", zorder=0.5))
     canvas.box(panel, PANEL)
     canvas.text(DETAIL, 63.4, "inside a block")
     branch = panel.right - 2.2
     layers = (
-        ("causal self-attention", f"{text.n_head} heads of {text.n_embd // text.n_head}"),
-        ("cross-attention", "Q: text    K, V: image tokens"),
-        ("feed-forward", f"{text.n_embd} → {4 * text.n_embd} → {text.n_embd}, GELU"),
+        ("ln_1", "causal self-attention", f"{text.n_head} heads of {text.n_embd // text.n_head}"),
+        ("ln_cross_attn", "cross-attention", "Q: text    K, V: image tokens"),
+        ("ln_2", "feed-forward", f"{text.n_embd} → {4 * text.n_embd:,} → {text.n_embd}, GELU"),
     )
     below = Box(DETAIL, 5.4, height=0)
-    for at, (label, sizes) in enumerate(layers):
+    for at, (name, label, sizes) in enumerate(layers):
         low = 7.2 + 18 * at
-        norm = canvas.box(Box(DETAIL, low + 2.4, 17, 3.0), NORM, "norm")
+        norm = canvas.box(Box(DETAIL, low + 2.4, 17, 3.0), NORM, _norm(name))
         layer = canvas.box(Box(DETAIL, low + 7.4, 17), TEXT, label, sizes)
         plus = Box(DETAIL, low + 14.2, 2.4, 2.4)
         canvas.chain(below, norm, layer, plus)
@@ -199,8 +215,11 @@ def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box
         for source, target in zip(own, decoder, strict=True):
             canvas.arrow((source.right, source.middle), (target.left, target.middle), IMAGE[1])
     else:
-        blocks = canvas.box(Box(ENCODER, 17, height=24), IMAGE, "its blocks", "of attention, or of convolutions")
-        output = canvas.box(Box(ENCODER, 44.4), IMAGE, "last output", "normalised tokens, or a feature map")
+        height = max(5.2, decoder[-1].height)
+        output = Box(ENCODER, decoder[-1].middle - height / 2, height=height)
+        canvas.box(output, IMAGE, "last output", "normalised tokens, or a feature map")
+        blocks = Box(ENCODER, 17, height=output.y - 20)
+        canvas.box(blocks, IMAGE, "its blocks", "of attention, or of convolutions")
         canvas.chain(picture, blocks, output)
         canvas.line([(output.right, output.middle), (bus, output.middle), (bus, decoder[0].middle)], IMAGE[1])
         for target in decoder:

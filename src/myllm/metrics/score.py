@@ -37,9 +37,9 @@ def score_captions(
     candidates: Sequence[str],
     references: Sequence[Sequence[str]],
     tokenizer: str = "simple",
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] | None = None,
 ) -> Scores:
-    """These metrics for one candidate and one or more references of each picture, in the same order.
+    """All of `METRICS`, or those named, for a candidate and the references of each picture, in the same order.
 
     An empty candidate is legal and scores 0: a model that says nothing has still answered.
     """
@@ -47,7 +47,7 @@ def score_captions(
     candidate_words = tokenize(candidates, tokenizer)
     reference_words = [tokenize(captions, tokenizer) for captions in references]
     figures: dict[str, tuple[float, list[float]]] = {}
-    for name in metrics:
+    for name in METRICS if metrics is None else metrics:
         figures |= METRICS[name](candidate_words, reference_words)
     return Scores(
         corpus={name: corpus for name, (corpus, _) in figures.items()},

@@ -85,6 +85,7 @@ class Trainer:
         self.batches = training_batches(
             prepared.train, config.batch_size, config.captions_per_image, config.seed, config.augment, config.workers
         )
+        self.judged = evaluation_batches(prepared.val, config.batch_size, config.workers)
         self.state = RunState()
 
     def resume(self) -> None:
@@ -192,9 +193,7 @@ class Trainer:
         """Validate, keep the best, save, report."""
         state, config = self.state, self.config
         train_loss = state.loss_sum / max(1, state.loss_tokens)
-        val_loss = validation_loss(
-            self.objective, evaluation_batches(self.prepared.val, config.batch_size), self.device
-        )
+        val_loss = validation_loss(self.objective, self.judged, self.device)
         samples = self._validation_captions()
         captions, references = [s.caption for s in samples], [s.references for s in samples]
         cider = score_captions(captions, references, metrics=("CIDEr-D",)).corpus["CIDEr-D"]
@@ -223,7 +222,7 @@ class Trainer:
         model = self.model.eval()
         samples: list[Sample] = []
         count = min(self.config.val_images, len(self.prepared.val.records))
-        for batch in evaluation_batches(self.prepared.val, self.config.batch_size).epoch(0):
+        for batch in self.judged.epoch(0):
             with torch.inference_mode(), autocast(self.precision, self.device):
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)

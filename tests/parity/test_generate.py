@@ -1,0 +1,99 @@
+"""Our search against transformers.generate, over a captioner of transformers' with odd widths and random weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from myllm.config import DecodeConfig, GPTConfig
+from myllm.decoding.search import Hypothesis, generate
+from myllm.model.gpt import GPT
+from myllm.model.kv_cache import ImageKV, SelfKV
+
+VOCAB, END, LONGEST = 11, 10, 14
+GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class Decoder:
+    """Our decoder as the engine sees it."""
+
+    gpt: GPT
+
+    def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
+        return self.gpt(tokens, *state)[:, :, -1], state
+
+    def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
+        state[1].select(rows)
+        return state
+
+
+@dataclass
+class Both:
+    """A VisionEncoderDecoderModel, and its decoder's weights in ours."""
+
+    theirs: Any
+    ours: GPT
+
+    def hypotheses(self, **decode: float) -> list[list[Hypothesis]]:
+        config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
+        picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
+        image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
+        state = image, self.ours.new_cache(len(IMAGES) * config.beams)
+        return generate(Decoder(self.ours), state, len(IMAGES), END, config)
+
+    def generated(self, beams: int, length_penalty: float = 1.0) -> tuple[list[list[int]], list[float]]:
+        """Tokens and ranks of every beam of every image."""
+        found = self.theirs.generate(
+            IMAGES, num_beams=beams, num_return_sequences=beams, max_new_tokens=LONGEST, do_sample=False,
+            length_penalty=length_penalty, early_stopping=False, return_dict_in_generate=True, output_scores=True,
+            decoder_start_token_id=END, eos_token_id=END, pad_token_id=END,
+        )  # fmt: skip
+        tokens = [[*row[1:], END][: [*row[1:], END].index(END)] for row in found.sequences.tolist()]
+        return tokens, found.sequences_scores.tolist() if beams > 1 else []
+
+
+@pytest.fixture(scope="module")
+def both(random_gpt2, transposed):  # type: ignore[no-untyped-def]
+    from transformers import VisionEncoderDecoderModel, ViTConfig, ViTModel
+
+    def make(geometry: tuple[int, int, int], seed: int) -> Both:
+        decoder = random_gpt2(*geometry, seed, vocab_size=VOCAB, eos_token_id=END, add_cross_attention=True)
+        torch.manual_seed(seed)
+        vision = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=30,
+                           image_size=12, patch_size=4)  # fmt: skip
+        theirs = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=decoder).eval()
+        for parameter in [*theirs.encoder.parameters(), *theirs.enc_to_dec_proj.parameters()]:
+            nn.init.normal_(parameter, std=0.3)
+        ours = GPT(GPTConfig(VOCAB, 23, geometry[2], geometry[1], geometry[0], layer_norm_epsilon=3e-4), True).eval()
+        ours.load_state_dict(transposed(decoder))
+        return Both(theirs, ours)
+
+    return make
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_greedy_tokens_are_transformers(both, geometry: tuple[int, int, int]) -> None:  # type: ignore[no-untyped-def]
+    pair = both(geometry, seed=0)
+    tokens, _ = pair.generated(beams=1)
+    assert [one.tokens for [one] in pair.hypotheses()] == tokens
+    assert len({tuple(row) for row in tokens}) > 1  # the pictures matter
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_beams_are_transformers(  # type: ignore[no-untyped-def]
+    both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
+) -> None:
+    pair = both(geometry, seed)
+    tokens, ranks = pair.generated(beams, length_penalty)
+    found = [one for beam in pair.hypotheses(beams=beams, length_penalty=length_penalty) for one in beam]
+    assert [one.tokens for one in found] == tokens
+    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)

@@ -1,0 +1,189 @@
+"""The engine over a toy language of few words, whose best sentences can be found by writing all of them out."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from myllm.config import DecodeConfig
+from myllm.decoding.search import Hypothesis, draw, generate
+
+VOCAB, END = 5, 4
+Sentence = tuple[int, ...]
+
+
+@dataclass
+class Toy:
+    """What comes next depends on the last two tokens of the row, and on the image: a wrong reorder changes it."""
+
+    table: Tensor
+    """(B, VOCAB, VOCAB, VOCAB) logits: image, the token before the last, the last, the next."""
+    steps: int = 0
+
+    def start(self, beams: int) -> Tensor:
+        return torch.full((len(self.table) * beams,), END)
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.steps += 1
+        before, last = state.view(tokens.shape[:2]), tokens[..., 0]
+        image = torch.arange(len(self.table))[:, None]
+        return self.table[image, before, last], last.flatten()
+
+    def reorder(self, state: Tensor, rows: Tensor) -> Tensor:
+        # the newest tokens come reordered from the search itself, the ones before them are moved here
+        return state[rows]
+
+    def logprobs(self, image: int, sentence: Sentence) -> list[float]:
+        """Of each token, by hand; `sentence` holds its end where it has one."""
+        told = self.table[image].double().log_softmax(-1)
+        return [float(told[tuple(three)]) for three in zip((END, END, *sentence), (END, *sentence), sentence, strict=False)]
+
+    def search(self, **decode: float) -> list[list[Hypothesis]]:
+        config = DecodeConfig(**decode)  # type: ignore[arg-type]
+        return generate(self, self.start(config.beams), len(self.table), END, config)
+
+
+def toys(images: int = 1) -> st.SearchStrategy[Toy]:
+    """Languages of any temper, from nearly sure to nearly uniform."""
+
+    def make(seed: int, scale: float) -> Toy:
+        return Toy(scale * torch.randn(images, *(VOCAB,) * 3, generator=torch.Generator().manual_seed(seed)))
+
+    return st.builds(make, st.integers(0, 2**32), st.sampled_from([0.1, 1.0, 3.0]))
+
+
+def sentences(longest: int) -> list[Sentence]:
+    """Every sentence that can be told in `longest` tokens: ended, or cut at that length."""
+    words = [word for word in range(VOCAB) if word != END]
+    ended = [(*told, END) for length in range(longest) for told in itertools.product(words, repeat=length)]
+    return [*ended, *itertools.product(words, repeat=longest)]
+
+
+def said(hypothesis: Hypothesis) -> Sentence:
+    return (*hypothesis.tokens, END) if hypothesis.is_finished else tuple(hypothesis.tokens)
+
+
+@given(toy=toys(images=2), length_penalty=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+def test_with_every_beam_kept_the_best_sentences_are_found(toy: Toy, length_penalty: float) -> None:
+    found = toy.search(beams=64, max_new_tokens=3, length_penalty=length_penalty)
+    for image, hypotheses in enumerate(found):
+        ranks = {one: math.fsum(toy.logprobs(image, one)) / len(one) ** length_penalty for one in sentences(3)}
+        best = sorted(ranks.values(), reverse=True)[:64]
+        assert [one.rank for one in hypotheses] == pytest.approx(best, abs=1e-4)
+        assert [ranks[said(one)] for one in hypotheses] == pytest.approx(best, abs=1e-4)
+
+
+@given(toy=toys(images=2), beams=st.integers(2, 7), longest=st.integers(1, 6), length_penalty=st.floats(0, 2))
+def test_beams_are_all_different_and_best_first(toy: Toy, beams: int, longest: int, length_penalty: float) -> None:
+    for hypotheses in toy.search(beams=beams, max_new_tokens=longest, length_penalty=length_penalty):
+        assert len({said(one) for one in hypotheses}) == len(hypotheses) >= min(beams, VOCAB)
+        ranks = [one.rank for one in hypotheses]
+        assert ranks == sorted(ranks, reverse=True)
+        for one in hypotheses:
+            assert one.rank == pytest.approx(sum(one.logprobs) / len(said(one)) ** length_penalty, abs=1e-4)
+
+
+@given(toy=toys(images=2), beams=st.integers(1, 4), longest=st.integers(1, 6))
+def test_log_probabilities_are_the_models_and_the_score_is_their_mean(toy: Toy, beams: int, longest: int) -> None:
+    for image, hypotheses in enumerate(toy.search(beams=beams, max_new_tokens=longest)):
+        for one in hypotheses:
+            expected = toy.logprobs(image, said(one))
+            assert one.logprobs == pytest.approx(expected, abs=1e-4)
+            assert one.score == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+@given(toy=toys(images=3), longest=st.integers(1, 8))
+def test_greedy_takes_the_likeliest_token_each_time(toy: Toy, longest: int) -> None:
+    for image, [found] in enumerate(toy.search(max_new_tokens=longest)):
+        told: Sentence = ()
+        while len(told) < longest and told[-1:] != (END,):
+            told += (max(range(VOCAB), key=lambda token: toy.logprobs(image, (*told, token))[-1]),)
+        assert said(found) == told
+        assert found.is_finished == (told[-1] == END)
+
+
+@given(toy=toys(images=4), beams=st.integers(1, 4), length_penalty=st.sampled_from([0.0, 1.0, 2.0]))
+def test_a_batch_finds_what_each_image_finds_alone(toy: Toy, beams: int, length_penalty: float) -> None:
+    decode = {"beams": beams, "max_new_tokens": 6, "length_penalty": length_penalty}
+    together = toy.search(**decode)
+    alone = [Toy(table[None]).search(**decode)[0] for table in toy.table]
+    assert [[said(one) for one in hypotheses] for hypotheses in together] == [
+        [said(one) for one in hypotheses] for hypotheses in alone
+    ]
+
+
+@given(toy=toys(images=2), beams=st.integers(1, 3), longest=st.integers(1, 5))
+def test_no_caption_is_longer_than_max_new_tokens(toy: Toy, beams: int, longest: int) -> None:
+    found = [one for hypotheses in toy.search(beams=beams, max_new_tokens=longest) for one in hypotheses]
+    assert toy.steps <= longest
+    assert all(len(said(one)) <= longest and END not in one.tokens for one in found)
+    assert all(len(one.tokens) == longest for one in found if not one.is_finished)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_search_stops_when_all_is_said(beams: int) -> None:
+    table = torch.full((2, *(VOCAB,) * 3), -20.0)
+    table[..., END] = 0.0
+    toy = Toy(table)
+    assert all(hypotheses[0].tokens == [] for hypotheses in toy.search(beams=beams, max_new_tokens=50))
+    assert toy.steps <= 3
+
+
+def test_sampling_with_a_generator_can_be_repeated() -> None:
+    toy, decode = Toy(torch.zeros(4, *(VOCAB,) * 3)), DecodeConfig(do_sample=True, max_new_tokens=8)
+
+    def sampled(seed: int) -> list[Sentence]:
+        found = generate(toy, toy.start(1), 4, END, decode, torch.Generator().manual_seed(seed))
+        return [said(one) for [one] in found]
+
+    assert sampled(0) == sampled(0) != sampled(1)
+
+
+def test_sampled_log_probabilities_are_those_of_the_untempered_model() -> None:
+    toy = Toy(torch.randn(1, *(VOCAB,) * 3, generator=torch.Generator().manual_seed(0)))
+    [[found]] = toy.search(do_sample=True, temperature=0.5, max_new_tokens=8)
+    assert found.logprobs == pytest.approx(toy.logprobs(0, said(found)), abs=1e-4)
+
+
+LOGPROBS = st.lists(st.integers(1, 1000), min_size=2, max_size=8, unique=True).map(
+    lambda weights: (torch.tensor([weights], dtype=torch.float64) / sum(weights)).log()
+)
+
+
+def drawn(logprobs: Tensor, **decode: float) -> set[int]:
+    """Every token that can be drawn: those that come up in many draws, where none is rare."""
+    config = DecodeConfig(do_sample=True, **decode)  # type: ignore[arg-type]
+    return set(draw(logprobs.expand(8000, -1), config, torch.Generator().manual_seed(0)).tolist())
+
+
+@given(logprobs=LOGPROBS, top_p=st.floats(0.01, 0.99))
+def test_top_p_keeps_the_smallest_set_that_holds_it(logprobs: Tensor, top_p: float) -> None:
+    found, probabilities = drawn(logprobs, top_p=top_p), logprobs.exp()[0].tolist()
+    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
+    held = list(itertools.accumulate(probabilities[token] for token in order))
+    needed = next(count for count, share in enumerate(held, start=1) if share >= top_p - 1e-9 or count == len(held))
+    allowed = order[:needed]
+    assert found <= set(allowed)
+    assert {token for token in allowed if probabilities[token] > 0.01} <= found
+
+
+@given(logprobs=LOGPROBS, top_k=st.integers(1, 9))
+def test_top_k_keeps_the_k_likeliest(logprobs: Tensor, top_k: int) -> None:
+    found, probabilities = drawn(logprobs, top_k=top_k), logprobs.exp()[0].tolist()
+    allowed = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:top_k]
+    assert found <= set(allowed)
+    assert {token for token in allowed if probabilities[token] > 0.01} <= found
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_as_often_as_the_tempered_probabilities_say(temperature: float) -> None:
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
+    config = DecodeConfig(do_sample=True, temperature=temperature)
+    found = draw(probabilities.log().expand(50_000, -1), config, torch.Generator().manual_seed(0)).bincount() / 50_000
+    expected = probabilities ** (1 / temperature)
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.01)

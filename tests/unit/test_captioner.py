@@ -1,0 +1,196 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from myllm.captioner import Captioner, in_batches
+from myllm.checkpoints import native
+from myllm.checkpoints.native import Checkpoint
+from myllm.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+PICTURES = [Image.fromarray(RNG.integers(45 * at, 75 * at + 20, (50 + 9 * at, 70, 3), dtype=np.uint8)) for at in range(4)]
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_checkpoint: Checkpoint) -> Captioner:
+    return Captioner(tiny_checkpoint, torch.device("cpu"))
+
+
+def as_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_path_bytes_picture_and_tensor_give_the_same_caption(captioner: Captioner, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(as_png(PICTURES[0]))
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), as_png(PICTURES[0]), PICTURES[0]]
+    captions = [captioner.caption(form) for form in [*forms, captioner.preprocess(PICTURES[0])]]
+    assert len({caption.text for caption in captions}) == 1
+    assert len({caption.score for caption in captions}) == 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_batch_captions_as_each_picture_alone(captioner: Captioner, beams: int, batch_size: int) -> None:
+    together = captioner.caption_batch(iter(PICTURES), beams=beams, batch_size=batch_size)
+    alone = [captioner.caption(picture, beams=beams) for picture in PICTURES]
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert [one.alternatives for one in together] == [one.alternatives for one in alone]
+    assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
+
+
+def test_pictures_matter(captioner: Captioner) -> None:
+    assert len({caption.text for caption in captioner.caption_batch(PICTURES)}) > 1
+
+
+def test_no_pictures_have_no_captions(captioner: Captioner) -> None:
+    assert captioner.caption_batch([]) == []
+
+
+@torch.inference_mode()
+def test_one_beam_is_the_likeliest_token_each_time(captioner: Captioner) -> None:
+    caption = captioner.caption(PICTURES[0], beams=1)
+    image = captioner.preprocess(PICTURES[0])[None]
+    told, logprobs = [captioner.tokenizer.token_to_id("<|endoftext|>")], []
+    while len(told) <= 7 and (len(told) == 1 or told[-1] != told[0]):
+        next_one = captioner.model(image, torch.tensor([[told]]))[0, 0, -1].log_softmax(-1)
+        told.append(int(next_one.argmax()))
+        logprobs.append(float(next_one.max()))
+    assert caption.tokens == [token for token in told if token != told[0]]
+    assert caption.token_logprobs == pytest.approx(logprobs, abs=1e-4)
+    assert caption.score == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
+    assert caption.is_finished == (told[-1] == told[0])
+
+
+@torch.inference_mode()
+def test_more_beams_find_a_caption_no_less_likely_where_length_counts_for_nothing(captioner: Captioner) -> None:
+    few = captioner.caption_batch(PICTURES, beams=1, length_penalty=0.0)
+    many = captioner.caption_batch(PICTURES, beams=200, length_penalty=0.0)
+    assert all(sum(b.token_logprobs) >= sum(a.token_logprobs) - 1e-4 for a, b in zip(few, many, strict=True))
+
+
+def test_alternatives_are_the_other_beams(captioner: Captioner) -> None:
+    caption = captioner.caption(PICTURES[0], beams=4)
+    assert len(caption.alternatives) == 3
+    assert captioner.caption(PICTURES[0], beams=1).alternatives == []
+
+
+def test_attention_is_a_share_of_looking_for_each_token(captioner: Captioner) -> None:
+    caption = captioner.caption(PICTURES[0])
+    assert caption.attention.shape == (len(caption.tokens), 8, 8)
+    assert (caption.attention >= 0).all()
+    torch.testing.assert_close(caption.attention.sum((1, 2)), torch.ones(len(caption.tokens)))  # no prefix tokens here
+
+
+def test_each_caption_of_a_batch_looks_at_its_own_picture(captioner: Captioner) -> None:
+    for picture, caption in zip(PICTURES, captioner.caption_batch(PICTURES), strict=True):
+        torch.testing.assert_close(caption.attention, captioner.caption(picture).attention, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_attention_lies_where_a_picture_must_be_to_be_read(tiny_checkpoint: Checkpoint) -> None:
+    """Keys that answer to one place alone draw the looking there."""
+    captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
+    caption, encode = captioner.caption(PICTURES[0]), captioner.model.encode
+
+    def marked(images: torch.Tensor) -> object:
+        kv = encode(images)
+        for key, _ in kv.layers:
+            key[:, :, torch.arange(64) != 8 * 2 + 5] = 0
+            key[:, :, 8 * 2 + 5] *= 1e4
+        return kv
+
+    captioner.model.encode = marked  # type: ignore[assignment,method-assign]
+    try:
+        places = captioner._attention(captioner.preprocess(PICTURES[0]), caption.tokens).flatten(1)
+    finally:
+        del captioner.model.encode
+    # a query's sign says whether the place is all it sees or nothing
+    assert places.argmax(-1).tolist() == [8 * 2 + 5] * len(caption.tokens)
+
+
+def test_an_empty_caption_has_empty_attention(captioner: Captioner) -> None:
+    assert captioner._attention(captioner.preprocess(PICTURES[0]), []).shape == (0, 8, 8)
+
+
+def test_sampling_with_a_generator_can_be_repeated(captioner: Captioner) -> None:
+    def sampled(seed: int) -> list[str]:
+        generator = torch.Generator().manual_seed(seed)
+        options = {"do_sample": True, "temperature": 2.0}
+        return [one.text for one in captioner.caption_batch(PICTURES, generator=generator, **options)]
+
+    assert sampled(0) == sampled(0) != sampled(1)
+
+
+def test_an_unknown_decoding_option_is_refused_with_the_known_ones(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match=r"unknown decoding option 'num_beams'; known are beams, "):
+        captioner.caption(PICTURES[0], num_beams=3)
+
+
+@pytest.mark.parametrize("option", [{"beams": 0}, {"top_p": 0.0}, {"do_sample": True, "beams": 2}])
+def test_options_that_cannot_work_are_refused(captioner: Captioner, option: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        captioner.caption(PICTURES[0], **option)
+
+
+def test_captions_are_no_longer_than_asked_for_or_the_context_allows(captioner: Captioner) -> None:
+    assert len(captioner.caption(PICTURES[0], max_new_tokens=2).tokens) <= 2
+    context = captioner.model.config.text.n_positions
+    assert len(captioner.caption(PICTURES[0], max_new_tokens=10_000).tokens) <= context
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (64, 64)])
+def test_pictures_of_any_size_are_captioned(captioner: Captioner, size: tuple[int, int]) -> None:
+    assert isinstance(captioner.caption(Image.new("L", size)).text, str)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", as_png(PICTURES[0])[:200]])
+def test_a_broken_picture_is_named(captioner: Captioner, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken.png"):
+        captioner.caption(tmp_path / "broken.png")
+    with pytest.raises(DataError, match="the given bytes"):
+        captioner.caption(content)
+
+
+def test_a_tensor_of_another_shape_is_refused(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match=r"shape \(3, 32, 64\); this model expects \(3, 64, 64\)"):
+        captioner.caption(torch.zeros(3, 32, 64))
+
+
+@pytest.mark.parametrize(("precision", "is_exact"), [("auto", True), ("fp32", True), ("bf16", False)])
+def test_precision_decides_whether_scores_are_exact(
+    captioner: Captioner, tiny_captioner_file: Path, precision: str, is_exact: bool
+) -> None:
+    other = Captioner.load(tiny_captioner_file, device="cpu", precision=precision)
+    scores = [[one.score for one in each.caption_batch(PICTURES)] for each in (captioner, other)]
+    assert (scores[0] == pytest.approx(scores[1], abs=1e-6)) == is_exact
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp8"}, {"device": "tpu"}])
+def test_unknown_precision_or_device_is_refused(tiny_captioner_file: Path, options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="fp8|tpu"):
+        Captioner.load(tiny_captioner_file, **options)
+
+
+def test_a_gpu_that_is_not_there_is_told(tiny_captioner_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"cuda: this machine has no usable GPU; take --devices cpu"):
+        Captioner.load(tiny_captioner_file, device="cuda")
+
+
+def test_the_models_own_decoding_defaults_are_used(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    decode = replace(tiny_checkpoint.decode, beams=3, max_new_tokens=4)
+    native.save(replace(tiny_checkpoint, decode=decode), tmp_path / "captioner.pt")
+    caption = Captioner.load(tmp_path).caption(PICTURES[0])
+    assert len(caption.alternatives) == 2 and len(caption.tokens) <= 4
+
+
+def test_in_batches_leaves_nothing_out() -> None:
+    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
