@@ -264,9 +264,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "photos-fast": {
         "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
-        "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 64},
+        "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.0},
         "mode": "last", "augment": False, "captions": {"vocab_size": 3000},
-        "optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3, "epochs": 5, "batch_size": 32,
+        "optimizer": "muon", "muon_lr": 0.01, "lr": 2e-3, "epochs": 100, "max_minutes": 24.0, "batch_size": 64,
         "label_smoothing": 0.1, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
     "photos": {

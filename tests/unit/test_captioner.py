@@ -13,7 +13,8 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
-PICTURES = [Image.fromarray(RNG.integers(45 * at, 75 * at + 20, (50 + 9 * at, 70, 3), dtype=np.uint8)) for at in range(4)]
+PIXELS = [RNG.integers(45 * at, 75 * at + 20, (50 + 9 * at, 70, 3), dtype=np.uint8) for at in range(4)]
+PICTURES = [Image.fromarray(pixels) for pixels in PIXELS]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What training lowers: the negative log-likelihood of the captions, and where asked for, of which words occur."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,20 @@ def hide_words(tokens: Tensor, share: float, hidden: int, generator: torch.Gener
     return tokens.masked_fill(chosen.to(tokens.device), hidden)
 
 
+def by_length(tokens: Tensor, mask: Tensor, parts: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+    """The captions in a few parts, the shorter ones of each picture first, each cut to its own longest.
+
+    tokens (B, G, T), mask (B, G, T - 1) -> pairs of the same kind with fewer captions and positions. Padding is half of
+    a batch of natural captions, and computed like the rest.
+    """
+    order = mask.sum(-1).argsort(dim=1)
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    for columns in order.chunk(min(parts, order.shape[1]), dim=1):
+        chosen = mask[rows, columns]
+        longest = max(1, int(chosen.sum(-1).max()))
+        yield tokens[rows, columns, : longest + 1], chosen[..., :longest]
+
+
 class Objective(nn.Module):
     """The model with its losses: what an optimizer step differentiates."""
 
@@ -94,16 +108,18 @@ class Objective(nn.Module):
         """Smoothing, hidden words and the second loss apply in training mode alone."""
         features = batch.features if batch.features is not None else self.model.encoder(batch.images)
         image = self.model.image_kv(features)
-        fed, targets = batch.tokens[..., :-1], batch.tokens[..., 1:]
-        if self.training:
-            fed = hide_words(fed, self.word_dropout, self.end)
-        logits = self.model.decode(fed, image).float()
-        kept, wanted = logits[batch.mask], targets[batch.mask]
-        caption_sum = F.cross_entropy(kept, wanted, reduction="sum")
-        total = caption_sum / max(1, len(wanted))
-        if self.training and self.label_smoothing:
-            total = F.cross_entropy(kept, wanted, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if self.training else 0.0
+        tokens = int(batch.mask.sum())
+        caption_sum, total = torch.zeros(()), torch.zeros(())
+        for part, mask in by_length(batch.tokens, batch.mask):
+            fed, targets = part[..., :-1], part[..., 1:][mask]
+            if self.training:
+                fed = hide_words(fed, self.word_dropout, self.end)
+            logits = self.model.decode(fed, image)[mask].float()
+            loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+            plain = F.cross_entropy(logits.detach(), targets, reduction="sum") if smoothing else loss.detach()
+            caption_sum, total = caption_sum.to(loss) + plain, total.to(loss) + loss / max(1, tokens)
         if self.training and self.presence is not None:
-            tokens = self.model.image_tokens(features)[-1]
-            total = total + self.presence_weight * self.presence(tokens, batch.index)
-        return Losses(total, caption_sum.detach(), len(wanted))
+            seen = self.model.image_tokens(features)[-1]
+            total = total + self.presence_weight * self.presence(seen, batch.index)
+        return Losses(total, caption_sum, tokens)

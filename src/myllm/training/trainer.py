@@ -143,6 +143,7 @@ class Trainer:
     def _train_epoch(self, interrupted: threading.Event) -> None:
         """The rest of an epoch, or of the run's limit, or until interrupted."""
         state, config = self.state, self.config
+        self.objective.train()
         set_train_mode(self.model)
         coming = self.batches.epoch(state.epoch, state.batch)
         began = saved = time.monotonic()

@@ -41,7 +41,8 @@ class Toy:
     def logprobs(self, image: int, sentence: Sentence) -> list[float]:
         """Of each token, by hand; `sentence` holds its end where it has one."""
         told = self.table[image].double().log_softmax(-1)
-        return [float(told[tuple(three)]) for three in zip((END, END, *sentence), (END, *sentence), sentence, strict=False)]
+        before, last = (END, END, *sentence), (END, *sentence)
+        return [float(told[three]) for three in zip(before, last, sentence, strict=False)]
 
     def search(self, **decode: float) -> list[list[Hypothesis]]:
         config = DecodeConfig(**decode)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def test_what_is_not_drawn_changes_nothing(tmp_path: Path) -> None:
     assert drawn(tmp_path, replace(config, text=GPTConfig(dropout=0.3))) == drawn(tmp_path, config)
 
 
-@pytest.mark.parametrize("n_layer", [1, 2, 5, 6, 48])
+@pytest.mark.parametrize("n_layer", [1, 6, 48])
 @pytest.mark.parametrize("mode", ["layerwise", "last"])
 def test_any_depth_can_be_drawn(tmp_path: Path, n_layer: int, mode: str) -> None:
     draw_architecture(CaptionerConfig(text=GPTConfig(n_layer=n_layer), mode=mode), tmp_path / "any.svg")  # type: ignore[arg-type]

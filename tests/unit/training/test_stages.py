@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from myllm.config import TrainConfig
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.training.stages import set_stage, set_train_mode, stage_of
+
+PARTS = {"encoder.": "vision", "enc_to_dec_proj": "new", "crossattention": "new", "ln_cross_attn": "new"}
+
+
+def run(pretrained: bool, frozen: bool = False) -> TrainConfig:
+    config = TrainConfig()
+    return replace(
+        config,
+        vision=replace(config.vision, pretrained=pretrained, frozen=frozen),
+        text=replace(config.text, pretrained=pretrained),
+    )
+
+
+def trained_parts(model: VisionGPT2) -> set[str]:
+    """Of new, text and vision, those that train; each must as a whole."""
+    found: dict[str, set[bool]] = {"new": set(), "text": set(), "vision": set()}
+    for name, parameter in model.named_parameters():
+        part = next((part for mark, part in PARTS.items() if mark in name), "text")
+        found[part].add(parameter.requires_grad)
+    assert all(len(states) == 1 for states in found.values()), found
+    return {part for part, states in found.items() if True in states}
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [("new", {"new"}), ("text", {"new", "text"}), ("all", {"new", "text", "vision"}), ("new", {"new"})],
+)
+def test_of_pretrained_parts_those_of_the_stage_train(tiny_model, stage: str, parts: set[str]) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model()
+    set_stage(model, stage, run(pretrained=True))
+    assert trained_parts(model) == parts
+
+
+@pytest.mark.parametrize("stage", ["new", "text", "all"])
+def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model()
+    set_stage(model, stage, run(pretrained=False))
+    assert trained_parts(model) == {"new", "text", "vision"}
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("stage", ["new", "text", "all"])
+def test_a_frozen_backbone_never_trains(tiny_model, stage: str, pretrained: bool) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model()
+    set_stage(model, stage, run(pretrained, frozen=True))
+    assert "vision" not in trained_parts(model)
+
+
+def test_a_backbone_from_a_local_file_is_no_new_one(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    model, config = tiny_model(), run(pretrained=False)
+    set_stage(model, "new", replace(config, vision=replace(config.vision, weights="weights.safetensors")))
+    assert "vision" not in trained_parts(model)
+
+
+def test_a_later_stage_lets_earlier_parts_train_on(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model()
+    for stage in ("new", "all", "new"):
+        set_stage(model, stage, run(pretrained=True))
+    assert trained_parts(model) == {"new"}
+
+
+def test_there_is_a_stage_an_epoch_and_the_last_goes_on() -> None:
+    config = TrainConfig(stages=("new", "text", "all"))
+    assert [stage_of(epoch, config) for epoch in range(5)] == ["new", "text", "all", "all", "all"]
+
+
+@pytest.mark.parametrize(("frozen", "moves"), [(True, False), (False, True)])
+def test_batch_statistics_of_a_frozen_backbone_stay(tiny_model, frozen: bool, moves: bool) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model()
+    set_stage(model, "all", run(pretrained=False, frozen=frozen))
+    set_train_mode(model)
+    before = {name: value.clone() for name, value in model.encoder.named_buffers() if "running" in name}
+    model(torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 3, dtype=torch.int64))
+    after = dict(model.encoder.named_buffers())
+    assert before and any(not torch.equal(value, after[name]) for name, value in before.items()) == moves
+    assert model.decoder.training
