@@ -15,3 +15,8 @@ class DataError(MyLLMError):
 
 class CheckpointError(MyLLMError):
     """Weights that are missing, damaged, hostile, of a newer format or of another geometry."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what another library said, or the kind of its error where it said nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

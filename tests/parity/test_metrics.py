@@ -28,9 +28,7 @@ corpora = st.lists(pictures, min_size=1, max_size=8)
 
 def ours(corpus: Corpus) -> Figures:
     candidates, references = [candidate for candidate, _ in corpus], [captions for _, captions in corpus]
-    return {
-        name: figure for metric in METRICS.values() for name, figure in metric(candidates, references).items()
-    }
+    return {name: figure for metric in METRICS.values() for name, figure in metric(candidates, references).items()}
 
 
 def theirs(corpus: Corpus) -> Figures:

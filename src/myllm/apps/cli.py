@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from itertools import pairwise
@@ -110,7 +111,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type,
         parser.add_class_arguments(one)
     if name == "train":
         check_yaml(_config_files(words), _known_keys(parser))
-        parser.set_defaults(_flat(PRESETS.get(_preset(words) or "", {})))
+        parser.set_defaults(_flat(PRESETS.get(given_value(words, "preset") or "", {})))
     try:
         parsed = parser.parse_args(list(words))
     except ArgumentError as error:
@@ -147,15 +148,17 @@ def _config_files(words: Sequence[str]) -> list[Path]:
     return [Path(value) for value in option_values(words, "--config")]
 
 
-def _preset(words: Sequence[str]) -> str | None:
-    """The preset named on the command line, or in the configuration file."""
+def given_value(words: Sequence[str], option: str) -> str | None:
+    """What the command line, or else a configuration file, gives an option."""
     import yaml
 
-    named = option_values(words, "--preset")
+    values = option_values(words, f"--{option}")
     for path in _config_files(words):
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        named += [content["preset"]] if content.get("preset") else []
-    return named[0] if named else None
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # `check_yaml` tells
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get(option):
+                values.append(str(content[option]))
+    return values[0] if values else None
 
 
 def check_yaml(paths: Sequence[Path], known: Sequence[str]) -> None:
@@ -169,6 +172,8 @@ def check_yaml(paths: Sequence[Path], known: Sequence[str]) -> None:
             raise ConfigError(f"--config {path}: cannot be read ({error})") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"--config {path}: no YAML: {' '.join(str(error).split())}") from error
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"--config {path}, line 1: expected options as `name: value`, one a line")
         for key, line in _keys(root, ""):
             if key not in known and not any(one.startswith(f"{key}.") for one in known):
                 raise ConfigError(f"{path}, line {line}: unknown option {key!r}{nearest(key, known)}")
@@ -178,12 +183,8 @@ def _keys(node: Any, prefix: str) -> list[tuple[str, int]]:
     """Dotted names of a YAML mapping with their lines."""
     import yaml
 
-    if node is None:
-        return []
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"line {node.start_mark.line + 1}: expected options as `name: value`, found {node.value!r}")
     found = []
-    for key, value in node.value:
+    for key, value in node.value if node is not None else ():
         name = prefix + key.value.replace("-", "_")
         found.append((name, key.start_mark.line + 1))
         if isinstance(value, yaml.MappingNode):

@@ -1,6 +1,7 @@
 """What a person sees while something runs: progress bars, figures after each epoch, warnings in words."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from rich.text import Text
 from myllm.training.trainer import Sample, StepReport
 
 SHOWN_SAMPLES = 3
+LOG_SECONDS = 30.0
 
 
 class Display:
@@ -57,6 +59,7 @@ class TrainingDisplay:
         self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)
         self.loss: float | None = None
         self.rate: float | None = None
+        self.told = time.monotonic()
 
     def __enter__(self) -> "TrainingDisplay":
         self.bars.start()
@@ -71,6 +74,10 @@ class TrainingDisplay:
         rate = report.pictures_per_second
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
         self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, loss=self.loss, rate=self.rate)
+        # a log file shows no moving bar
+        if not self.display.console.is_terminal and time.monotonic() - self.told > LOG_SECONDS:
+            self.told = time.monotonic()
+            self.display.say(f"{report.progress:4.0%}  loss {self.loss:.3f}  {self.rate:.0f} pictures/s")
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
         figures = {key: value for key, value in row.items() if not isinstance(value, str)}

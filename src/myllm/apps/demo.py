@@ -8,7 +8,7 @@ from pathlib import Path
 
 from myllm.apps.console import Display
 from myllm.apps.options import DemoOptions, RunOptions, ScenesOptions
-from myllm.apps.train import describe, run_training, write_text
+from myllm.apps.train import check_run_folder, describe, run_training, write_text
 from myllm.captioner import Captioner
 from myllm.config import PRESETS, CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene, write_scenes
@@ -17,6 +17,7 @@ from myllm.metrics.score import score_captions, shuffled
 from myllm.training import run_state
 
 STAMP = "demo.json"
+REPORT = "report.json"
 JUDGED_SEED = 1_000_003
 
 
@@ -37,14 +38,16 @@ def demo(options: DemoOptions) -> int:
     display = Display(options.quiet)
     out = Path(options.out)
     data = out / "scenes"
+    if not (out / STAMP).is_file():
+        check_run_folder(out, RunOptions())  # the run that is there is no demo's
     # another recipe under the same options is another demo: its checkpoints would not fit
     stamp = json.dumps([asdict(replace(options, quiet=False, judged=1)), PRESETS["scenes"]], sort_keys=True)
     is_same = (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp
     if not is_same or not (data / "splits").is_dir():
         _render(data, options, display)
-    resumes = is_same and (out / run_state.FILE_NAME).is_file() and not (out / "metrics.json").is_file()
+    resumes = is_same and (out / run_state.FILE_NAME).is_file() and not (out / REPORT).is_file()
     write_text(out / STAMP, stamp)
-    (out / "metrics.json").unlink(missing_ok=True)
+    (out / REPORT).unlink(missing_ok=True)
     config = demo_config(options, str(data))
     finished, evaluation = run_training(config, RunOptions(resume=resumes, overwrite=not resumes), display)
     if not finished:
@@ -52,11 +55,11 @@ def demo(options: DemoOptions) -> int:
         return 130
     assert evaluation is not None
     report = _judge(options, display)
-    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     display.console.print("\n" + describe(evaluation), highlight=False)
     display.console.print("\n" + _told(report, options), highlight=False)
     display.console.print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all. Look at:")
-    for name in ("samples.png", "loss.png", "perplexity.png", "metrics.csv", "report.json"):
+    for name in ("samples.png", "loss.png", "perplexity.png", "metrics.csv", REPORT):
         display.console.print(f"  {out / name}")
     display.console.print("Caption a picture with:")
     display.console.print(f"  .venv/bin/myllm caption {data}/flickr30k_images/val_000000.png --model {out}")

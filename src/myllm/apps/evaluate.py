@@ -12,7 +12,7 @@ from myllm.captioner import Captioner
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
 from myllm.data.splits import split_records
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
 
 
@@ -29,7 +29,9 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     if (Path(options.data) / BOXES_FILE).is_file():
         things = read_things(Path(options.data))
         texts = [one.text for one in evaluation.captions]
-        evaluation.figures.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
+        # pictures that someone put beside the scenes have no boxes
+        if all(record.name in things for record in evaluation.records):
+            evaluation.figures.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -63,4 +65,8 @@ def _records(options: EvaluateOptions, captioner: Captioner, display: Display) -
         display.warn(line)
     if options.split not in splits:
         raise ConfigError(f"--split {options.split!r}: {options.data} has {', '.join(splits)}")
+    if not splits[options.split]:
+        raise DataError(
+            f"--split {options.split!r}: {options.data} has no picture in it; splits are {', '.join(splits)}"
+        )
     return splits[options.split][: options.limit]

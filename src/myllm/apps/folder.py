@@ -1,7 +1,9 @@
 """`myllm caption`: pictures, folders and globs. One bad picture never ends the run."""
 
 import glob
+import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +17,8 @@ from myllm.captioner import Captioner, in_batches
 from myllm.data.images import load_image
 from myllm.errors import ConfigError, DataError
 
+# A file's name may hold bytes that are no UTF-8; escaped so, JSON gives them back as they were.
+ODD_NAMES = "backslashreplace"
 PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
 )
@@ -31,9 +35,9 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     captioner.decode = captioner.decode_options(**decode)
     errors: list[dict[str, str]] = []
     done = 0
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    opened = out.open("w", encoding="utf-8") if out is not None else nullcontext(None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ODD_NAMES)
+    opened = _opened(out) if out is not None else nullcontext(None)
     with opened as lines, display.counting() as progress:
         for batch in in_batches(pictures, options.batch_size):
             for row in caption_files(captioner, batch):
@@ -45,9 +49,11 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
                     _write(lines, text if out or options.json else f"{row['image']}: {row['caption']}")
             done += len(batch)
             progress("captioning", done, len(pictures))
-    if out is not None and errors:
-        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in errors)
-        Path(f"{out}.errors.jsonl").write_text(rows, encoding="utf-8")
+    if out is not None:
+        failed = Path(f"{out}.errors.jsonl")
+        failed.unlink(missing_ok=True)  # of an earlier run
+        if errors:
+            failed.write_text("".join(json.dumps(row) + "\n" for row in errors), encoding="utf-8")
     captioned = len(pictures) - len(errors)
     if out is not None or errors:
         broken = (
@@ -94,6 +100,14 @@ def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str,
         ):
             row |= {"caption": result.text, "score": round(result.score, 6), "alternatives": result.alternatives}
     return rows
+
+
+def _opened(out: Path) -> IO[str]:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return out.open("w", encoding="utf-8", errors=ODD_NAMES)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be written to ({error.strerror}); give another file") from error
 
 
 def _write(file: IO[str] | None, line: str) -> None:

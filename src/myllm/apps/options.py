@@ -79,6 +79,10 @@ class CaptionOptions:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """Overrides the model's own decoding defaults."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0:
+            raise ConfigError(f"--batch_size {self.batch_size}: it must be above 0")
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -106,6 +110,10 @@ class EvaluateOptions:
     """No progress bar."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """Overrides the model's own decoding defaults."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0 or (self.limit is not None and self.limit <= 0):
+            raise ConfigError(f"--batch_size {self.batch_size} and --limit {self.limit} must be above 0")
 
 
 @dataclass(frozen=True)

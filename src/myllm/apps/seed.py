@@ -8,22 +8,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from myllm.apps.cli import DONE, main_verb, option_values
+from myllm.apps.cli import DONE, given_value, main_verb
 
 
 def main(words: Sequence[str], repository: Path) -> int:
     """`myllm train` with the seed's preset, data and run folder where none are given, then the demo loop."""
     options = list(words)
-    if not option_values(options, "--preset"):
-        options = ["--preset", "seed", *options]
-    if not option_values(options, "--data"):
-        options += ["--data", str(find_data(repository))]
-    if not option_values(options, "--out"):
-        options += ["--out", str(repository / "captioner")]
+    defaults = {"preset": "seed", "data": find_data(repository), "out": repository / "captioner"}
+    for option, value in defaults.items():
+        if given_value(words, option) is None:
+            options += [f"--{option}", str(value)]
     code = main_verb("train", options)
     if code != DONE or {"-h", "--help"} & set(options):
         return code
-    return show_samples(Path(option_values(options, "--out")[-1]))
+    return show_samples(Path(str(given_value(options, "out"))))
 
 
 def find_data(repository: Path) -> Path:

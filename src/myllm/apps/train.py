@@ -26,6 +26,7 @@ from myllm.training.prepare import Prepared, prepare
 from myllm.training.trainer import SAMPLES, Sample, Trainer
 
 CONFIG_FILE = "config.yaml"
+CHECKPOINTS = (native.FILE_NAME, run_state.FILE_NAME)
 
 
 def train(config: TrainConfig, options: RunOptions) -> int:
@@ -55,15 +56,17 @@ def run_training(config: TrainConfig, options: RunOptions, display: Display) -> 
     with display.counting() as progress:
         prepared = prepare(config, progress)
     describe_data(prepared, config, display)
-    with atomic_write(out / CONFIG_FILE) as file:
-        file.write(yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True).encode())
     with TrainingDisplay(display) as shown:
         recorder = _Recorder(shown, out)
         trainer = Trainer(config, prepared, recorder)
+        # what is there is touched only now that the run can begin, or go on
         if options.resume:
             trainer.resume()
             recorder.rows = list(trainer.state.history)
             display.say(f"Going on from epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+        else:
+            remove_checkpoints(out)
+        write_text(out / CONFIG_FILE, yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True))
         finished = trainer.train()
     if not finished:
         display.console.print(
@@ -78,15 +81,23 @@ def check_run_folder(out: Path, options: RunOptions) -> None:
     """Raises ConfigError where a run would be lost, or there is none to go on with."""
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite: one goes on with the run, the other throws it away; give one")
-    existing = [name for name in (native.FILE_NAME, run_state.FILE_NAME) if (out / name).exists()]
+    existing = [name for name in CHECKPOINTS if (out / name).exists()]
+    if options.resume and run_state.FILE_NAME not in existing:
+        raise ConfigError(
+            f"--resume: {out / run_state.FILE_NAME} is not there, so there is no run to go on with; "
+            "give the --out of the run, or leave out --resume to start one"
+        )
     if existing and not (options.resume or options.overwrite):
         raise ConfigError(
             f"--out {out} holds a run already ({', '.join(existing)}); go on with it by --resume, replace it by "
             "--overwrite, or give another --out"
         )
-    if options.overwrite:
-        for name in existing:
-            (out / name).unlink()
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Those of the run that a new one replaces: its first epochs may fall short of what the old one reached."""
+    for name in CHECKPOINTS:
+        (out / name).unlink(missing_ok=True)
 
 
 def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:

@@ -18,7 +18,7 @@ from myllm.config import (
     PreprocessConfig,
     VisionConfig,
 )
-from myllm.errors import CheckpointError
+from myllm.errors import CheckpointError, reason
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_write
 
@@ -100,7 +100,7 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: damaged or cut short, or no checkpoint at all ({str(error).splitlines()[0]}); "
+            f"{path}: damaged or cut short, or no checkpoint at all ({reason(error)}); "
             "take another copy, or last.pt of the same run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

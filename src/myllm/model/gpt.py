@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from myllm.config import GPTConfig
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.attention import CrossAttention, MultiHeadAttention
 from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
 
@@ -213,7 +213,7 @@ def gpt2_folder(source: str | bool) -> Path:
     except (OSError, HFValidationError, ValueError) as error:
         raise CheckpointError(
             f"GPT-2 {repo!r}: no such folder, not in the Hugging Face cache, and the hub did not give it "
-            f"({str(error).splitlines()[0]}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
+            f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
             "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from myllm.errors import CheckpointError
+from myllm.errors import CheckpointError, reason
 from myllm.runtime import atomic_write
 
 FILE_NAME = "last.pt"
@@ -83,8 +83,8 @@ def load(
             torch.cuda.set_rng_state_all(content["cuda_rng"])
         known = {one.name for one in fields(RunState)}
         return RunState(**{name: value for name, value in content["state"].items() if name in known})
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
         raise CheckpointError(
-            f"{path}: does not fit this run ({str(error).splitlines()[0]}); resume with the options it began with "
+            f"{path}: does not fit this run ({reason(error)}); resume with the options it began with "
             "(they are in config.yaml beside it), or start anew with --overwrite"
         ) from error

@@ -104,7 +104,7 @@ class Trainer:
                     self.save()
                     return False
                 self._end_epoch()
-                if config.patience and state.epoch - state.best_epoch > config.patience:
+                if config.patience and state.epoch - state.best_epoch >= config.patience:
                     self.reporter.warn(f"stopped: {config.patience} epochs without a better {config.best_by}")
                     break
         return True

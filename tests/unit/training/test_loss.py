@@ -175,9 +175,7 @@ class Watcher:
     def warn(self, message: str) -> None: ...
 
 
-def test_smoothing_and_hidden_words_go_on_after_the_first_validation(
-    tiny_picture_folder: Path, tmp_path: Path
-) -> None:
+def test_smoothing_and_hidden_words_go_on_after_the_first_validation(tiny_picture_folder: Path, tmp_path: Path) -> None:
     config = TrainConfig(
         data=str(tiny_picture_folder), out=str(tmp_path / "run"), vision=VisionConfig("vit_mini_conv8_64", False),
         text=GPTConfig(n_positions=48, n_layer=2, n_head=4, n_embd=32), mode="last", epochs=2, batch_size=12,

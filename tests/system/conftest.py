@@ -1,0 +1,106 @@
+"""Scenes, one finished tiny run on them that every test may read, and the options that keep a run tiny."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = (
+    "--vision.name=vit_mini_conv8_64 --vision.pretrained=false --text.pretrained=false --text.n_layer=1 "
+    "--text.n_head=2 --text.n_embd=32 --text.n_positions=48 --mode=last --captions.vocab_size=300 --batch_size=8 "
+    "--captions_per_image=3 --decode.max_new_tokens=12 --lr=0.01 --augment=false --devices=cpu"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Options of a training that takes a second or two."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 scenes; read only."""
+    from myllm.apps.cli import main
+
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    assert main(["scenes", "--out", str(folder), "--count", "60", "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train(scenes: Path) -> Callable[..., int]:
+    """train(out, *options, data=scenes): the exit code of a tiny `myllm train`; later options win."""
+    from myllm.apps.cli import main
+
+    def run(out: Path, *options: str, data: Path = scenes) -> int:
+        return main(["train", "--data", str(data), "--out", str(out), *TINY, *options])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of four epochs, none of them interrupted; read only."""
+    out = tmp_path_factory.mktemp("run") / "captioner"
+    assert train(out, "--epochs=4", "--quiet") == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def pictures(scenes: Path) -> list[Path]:
+    """Five of the scenes."""
+    return sorted((scenes / "flickr30k_images").iterdir())[:5]
+
+
+@pytest.fixture(scope="session")
+def seed_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The seed's script on a tiny configuration, in a working directory that knows nothing of the repository."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    script = REPOSITORY / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
+    options = ["--data", str(scenes), "--out", "run", *TINY, "--mode=layerwise", "--epochs=3"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": str(REPOSITORY / "tests/no_network"), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(script), *options],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """stopped(words, signal, when, cwd): `myllm WORDS` in a process that gets the signal once `when()` is true."""
+    processes = []
+
+    def run(
+        words: Sequence[str], number: signal.Signals, when: Callable[[], bool], cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{REPOSITORY / 'src'}"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "myllm", *words],
+            cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+        deadline = time.monotonic() + 200
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        told, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(words, process.returncode, told, errors)
+
+    yield run
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def jsonl() -> Callable[[Path], list[dict[str, object]]]:
+    """The rows of a file of JSON lines."""
+    return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,144 @@
+"""What the documents say is so: their commands run, their excerpts are the code's, their links and messages exist."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from myllm.apps.cli import VERBS, _fields_of, _parse, _spelled_out
+
+ROOT = Path(__file__).parents[2]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
+NEEDS = ("network", "gpu", "data")
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block: its language and text, the line before it, and the file named last above it."""
+
+    language: str
+    text: str
+    before: str
+    source: str | None
+
+
+def fences(page: Path) -> Iterator[Fence]:
+    before, source, opened = "", None, None
+    block: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if opened is None and line.startswith("```"):
+            opened, block = line.removeprefix("```").strip(), []
+        elif opened is not None and line == "```":
+            yield Fence(opened, "\n".join(block), before, source)
+            opened, before = None, ""
+        elif opened is not None:
+            block.append(line)
+        elif line:
+            before = line
+            named = re.fullmatch(r"`(src/\S+)`:", line)
+            source = named[1] if named else source
+    assert opened is None, f"{page.name}: a fence is not closed"
+
+
+def need_of(fence: Fence) -> str | None:
+    marked = re.fullmatch(r"<!-- needs: (\w+) -->", fence.before)
+    return marked[1] if marked else None
+
+
+def myllm_commands(script: str) -> Iterator[list[str]]:
+    """Words of each `myllm ...` line, without what is set before it, and without the text of here-documents."""
+    script = re.sub(r"<<'(\w+)'\n.*?\n\1$", "", script, flags=re.DOTALL | re.MULTILINE)
+    for line in script.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"\w+=\S*", words[0]):
+            words.pop(0)
+        if words and words[0].rpartition("/")[2] == "myllm":
+            yield words[1:]
+
+
+def parse_only(words: list[str]) -> None:
+    """Raises ConfigError where `myllm WORDS` is wrong usage; runs nothing."""
+    if words[0].startswith("-"):
+        assert words[0] in ("--help", "--version"), words
+        return
+    name, options = words[0], words[1:]
+    if "--config" in options:  # a file that an earlier command on the page writes
+        at = options.index("--config")
+        del options[at : at + 2]
+    if not {"-h", "--help"} & set(options):
+        _parse(name, VERBS[name], _spelled_out(options, _fields_of(name)))
+
+
+BASH = [(page, fence) for page in PAGES for fence in fences(page) if fence.language == "bash"]
+EXCERPTS = [fence for fence in fences(ROOT / "docs/model.md") if fence.language == "python"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_parses_and_every_need_is_a_known_one(page: Path) -> None:
+    for fence in fences(page):
+        if fence.language == "bash":
+            assert need_of(fence) in (None, *NEEDS)
+            for words in myllm_commands(fence.text):
+                parse_only(words)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    (words,) = myllm_commands("A=1 .venv/bin/myllm train --preset \\\n  seed --epoch 3  # a mistake")
+    assert words == ["train", "--preset", "seed", "--epoch", "3"]
+    with pytest.raises(ValueError, match="unknown option --epoch; did you mean --epochs"):
+        parse_only(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({page for page, fence in BASH if not need_of(fence)}), ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
+    scripts = [fence.text for other, fence in BASH if other == page and not need_of(fence)]
+    this_myllm = f'myllm() {{ {shlex.quote(sys.executable)} -m myllm "$@"; }}'
+    script = "\n".join(["set -euo pipefail", this_myllm, *scripts])
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert not list(ROOT.glob("runs/first")), "a command wrote outside of its folder"
+
+
+@pytest.mark.parametrize("number", range(len(EXCERPTS)))
+def test_an_excerpt_stands_in_the_file_named_above_it(number: int) -> None:
+    excerpt = EXCERPTS[number]
+    assert excerpt.source is not None
+    code = (ROOT / excerpt.source).read_text(encoding="utf-8")
+    places = [f"\n{textwrap.indent(excerpt.text, ' ' * depth)}\n" in code for depth in (0, 4, 8, 12)]
+    assert any(places), f"docs/model.md: not in {excerpt.source}:\n{excerpt.text}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    missing = [one for one in targets if "://" not in one and not (page.parent / one).exists()]
+    assert missing == []
+
+
+@cache
+def string_literals() -> str:
+    """Every string of the source, f-strings with '...' for what is filled in, as one text."""
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))  # type: ignore[misc]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_in_the_table_is_one_of_the_programs() -> None:
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("## What a message means")[2]
+    phrases = [phrase for row in re.findall(r"^\| (.*?) \|", text, re.MULTILINE) for phrase in re.findall("`(.*?)`", row)]
+    assert len(phrases) > 30
+    assert [phrase for phrase in phrases if phrase not in string_literals()] == []

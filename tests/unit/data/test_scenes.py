@@ -1,0 +1,110 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from myllm.data.scenes import COLOURS, HELD_OUT, KINDS, PICTURE_SIZE, Scene, Thing, draw_scene, judge
+
+DRAWN = [draw_scene(7, part, number) for part in ("train", "val", "heldout") for number in range(170)]
+SCENES = [scene for _, scene in DRAWN]
+
+
+def pairs(scene: Scene) -> set[tuple[str, str]]:
+    return {(thing.kind, thing.colour) for thing in scene.things}
+
+
+def things(*groups: tuple[int, str, str]) -> list[Thing]:
+    """Things by (count, colour, kind)."""
+    return [Thing(kind, colour, "big", (0, 0, 9, 9)) for count, colour, kind in groups for _ in range(count)]
+
+
+def test_a_picture_is_a_function_of_seed_part_and_number() -> None:
+    image, scene = draw_scene(1, "train", 5)
+    again, other = draw_scene(1, "train", 5), [draw_scene(2, "train", 5), draw_scene(1, "val", 5)]
+    assert again[0].tobytes() == image.tobytes() and again[1] == scene
+    assert all(one.tobytes() != image.tobytes() for one, _ in other)
+
+
+def test_pictures_are_small_and_coloured() -> None:
+    assert {(image.size, image.mode) for image, _ in DRAWN} == {((PICTURE_SIZE, PICTURE_SIZE), "RGB")}
+
+
+def test_every_caption_is_true_and_complete() -> None:
+    for scene in SCENES:
+        assert len(scene.captions) == 5
+        for caption in scene.captions:
+            verdict = judge(caption, scene.things)
+            assert verdict.true and verdict.complete, (caption, scene.groups)
+
+
+def test_every_kind_colour_and_count_is_drawn() -> None:
+    assert {thing.kind for scene in SCENES for thing in scene.things} == set(KINDS)
+    assert {thing.colour for scene in SCENES for thing in scene.things} == set(COLOURS)
+    assert {group.count for scene in SCENES for group in scene.groups} == {1, 2, 3}
+
+
+def test_held_out_pairs_are_in_every_heldout_picture_and_in_no_other() -> None:
+    assert not any(pairs(scene) & HELD_OUT for scene in SCENES[:340])
+    assert all(pairs(scene) & HELD_OUT for scene in SCENES[340:])
+
+
+def test_each_word_of_a_held_out_pair_is_seen_in_training() -> None:
+    assert len(HELD_OUT) == len({kind for kind, _ in HELD_OUT}) == len({colour for _, colour in HELD_OUT}) == 8
+
+
+def test_boxes_lie_inside_the_picture_and_around_a_thing_of_the_colour_named() -> None:
+    for image, scene in DRAWN:
+        pixels = np.asarray(image, dtype=int)
+        for thing in scene.things:
+            left, top, right, bottom = thing.box
+            assert 0 <= left < right <= PICTURE_SIZE and 0 <= top < bottom <= PICTURE_SIZE
+            inside = pixels[top:bottom, left:right].reshape(-1, 3)
+            distance = np.abs(inside - COLOURS[thing.colour]).max(1)
+            # 16 of tint and 9 of noise, and the lit faces of balls and cubes are lighter or darker
+            assert (distance < 60).mean() > 0.15, thing
+
+
+def test_things_do_not_lie_in_one_anothers_middle() -> None:
+    for scene in SCENES:
+        for one, other in itertools.permutations(scene.things, 2):
+            x, y = (one.box[0] + one.box[2]) / 2, (one.box[1] + one.box[3]) / 2
+            assert not (other.box[0] + 2 < x < other.box[2] - 2 and other.box[1] + 2 < y < other.box[3] - 2)
+
+
+def test_relations_are_as_the_boxes_lie() -> None:
+    for scene in SCENES:
+        if scene.relation in ("left", "above"):
+            side = 0 if scene.relation == "left" else 1
+            first = [thing.box for thing in scene.things[: scene.groups[0].count]]
+            second = [thing.box for thing in scene.things[scene.groups[0].count :]]
+            middles = [[(box[side] + box[side + 2]) / 2 for box in boxes] for boxes in (first, second)]
+            assert max(middles[0]) < min(middles[1]), scene.captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "is_true", "is_complete"),
+    [
+        ("two blue cubes left of a red ball", True, True),
+        ("a red ball right of two tiny blue cubes on grass", True, True),
+        ("A Red Ball and two blue cubes", True, True),
+        ("a red ball", True, False),
+        ("two red balls and two blue cubes", True, False),
+        ("a red ball and a blue cube", True, False),
+        ("a red ball and a red ball and two blue cubes", True, False),
+        ("a green ball and two blue cubes", False, False),
+        ("a red ball and two blue cubes and a white star", False, False),
+        ("a red cube and two blue balls", False, False),
+        ("", False, False),
+        ("a ball on grass", False, False),
+    ],
+)
+def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: bool) -> None:
+    verdict = judge(caption, things((1, "red", "ball"), (2, "blue", "cube")))
+    assert (verdict.true, verdict.complete) == (is_true, is_complete)
+
+
+def test_a_caption_is_false_of_the_same_picture_in_other_colours() -> None:
+    for scene in SCENES[:100]:
+        turned = [replace(thing, colour="teal") for thing in scene.things]
+        assert not any(judge(caption, turned).true for caption in scene.captions)
