@@ -12,11 +12,23 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = (
-    "--vision.name=vit_mini_conv8_64 --vision.pretrained=false --text.pretrained=false --text.n_layer=1 "
-    "--text.n_head=2 --text.n_embd=32 --text.n_positions=48 --mode=last --captions.vocab_size=300 --batch_size=8 "
-    "--captions_per_image=3 --decode.max_new_tokens=12 --lr=0.01 --augment=false --devices=cpu"
-).split()
+TINY = [
+    "--vision.name=vit_mini_conv8_64",
+    "--vision.pretrained=false",
+    "--text.pretrained=false",
+    "--text.n_layer=1",
+    "--text.n_head=2",
+    "--text.n_embd=32",
+    "--text.n_positions=48",
+    "--mode=last",
+    "--captions.vocab_size=300",
+    "--batch_size=8",
+    "--captions_per_image=3",
+    "--decode.max_new_tokens=12",
+    "--lr=0.01",
+    "--augment=false",
+    "--devices=cpu",
+]
 
 
 @pytest.fixture(scope="session")

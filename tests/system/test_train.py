@@ -251,9 +251,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_way_out(
     assert "the loss is nan" in (told := capsys.readouterr().err) and "lower --lr" in told
 
 
-def test_a_long_caption_is_cut_and_reported(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_long_caption_is_cut_and_reported(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", "--text.n_positions=8", "--max-steps=1") == 0
     assert "captions cut at the context's end" in capsys.readouterr().out
 

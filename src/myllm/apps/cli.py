@@ -99,7 +99,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type,
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"myllm {name}{' PATH...' if verb.paths else ''} [options]\n\n{_imported(verb.options).__doc__}"
-    parser = ArgumentParser(prog=f"myllm {name}", usage=usage, exit_on_error=False)
+    parser = ArgumentParser(prog=f"myllm {name}", usage=usage, exit_on_error=False, allow_abbrev=False)
     if verb.paths is not None:
         parser.add_argument("paths", nargs="+", help=verb.paths)
     classes: list[type] = [_imported(verb.options)]
@@ -219,9 +219,10 @@ def _readable(message: str, words: Sequence[str], name: str) -> str:
                 message = f"{path}, line {lines[key[1]]}: {message}"
     unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE)
     if unknown is not None:
-        known = [f"--{one}" for one in [*_fields_of(name), "config", "preset"]]
+        of_files = ["config", "preset"] if name == "train" else []
+        known = [f"--{one}" for one in [*_fields_of(name), *of_files]]
         message = f"unknown option {unknown[1]}{nearest(unknown[1], known)}"
-    return f"{message}. See `myllm {name} --help`"
+    return f"{message}{'' if message.endswith('?') else '.'} See `myllm {name} --help`"
 
 
 def _fields_of(name: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
     lowest = float(history[best][f"val_{name}"])
     axes.plot(epochs[best], lowest, "o", color=MARK, markersize=8, zorder=3, label="best")
     axes.legend(frameon=False, loc="upper right", labelcolor=FAINT)
-    top = max(float(row[f"{side}_{name}"]) for row in history for side in ("train", "val"))
-    if top > 10 * lowest:  # perplexity begins in the hundreds
+    shown = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
+    if max(shown) > 10 * lowest and min(shown) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
     axes.set_xlabel("epoch", color=FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""The architecture as a picture: it is the committed one, it shows what the configuration says, and errors name a way."""
+"""The architecture as a picture: it is the committed one, and it shows what the configuration says."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_committed_diagram_is_what_the_command_draws(tmp_path: Path) -> None
     assert main(["diagram", "--preset", "seed", "--out", str(tmp_path / "seed.svg")]) == 0
     fresh = (tmp_path / "seed.svg").read_text(encoding="utf-8")
     committed = (DOCS / "architecture.svg").read_text(encoding="utf-8")
-    assert fresh == committed, "docs/architecture.svg is not of this code and this matplotlib; `make docs` draws it again"
+    assert fresh == committed, "docs/architecture.svg is of other code or another matplotlib; run `make docs`"
 
 
 def test_a_diagram_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""Bad input: one message with the file, what was found and the way out, exit code 1 or 2, and nothing lost."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from myllm.apps.cli import main
+
+Capture = pytest.CaptureFixture[str]
+Train = Callable[..., int]
+
+
+def told(capture: Capture) -> str:
+    """The message: one paragraph of ours on standard error, and no traceback."""
+    message = capture.readouterr().err
+    assert "Traceback" not in message and message.startswith("myllm: ") and message.count("\n") == 1, message
+    return message
+
+
+def without_results(data: Path) -> None:
+    (data / "results.csv").unlink()
+
+
+def with_results(content: bytes) -> Callable[[Path], None]:
+    def damage(data: Path) -> None:
+        (data / "results.csv").write_bytes(content)
+
+    return damage
+
+
+def in_latin_1(data: Path) -> None:
+    with (data / "results.csv").open("ab") as file:
+        file.write("scene0.png| 5| a café\n".encode("latin-1"))
+
+
+def without_pictures(data: Path) -> None:
+    for picture in (data / "flickr30k_images").iterdir():
+        picture.unlink()
+
+
+def with_broken_pictures(data: Path) -> None:
+    for picture in (data / "flickr30k_images").iterdir():
+        picture.write_bytes(picture.read_bytes()[:90])
+
+
+HEADER = b"image_name| comment_number| comment\n"
+DATA: list[tuple[Callable[[Path], object], str, str]] = [
+    (shutil.rmtree, r"DATA: no such folder", r"myllm scenes --out data"),
+    (
+        without_results,
+        r"DATA: holds no results.csv",
+        r"expected a file of lines 'image_name\| comment_number\| comment'",
+    ),
+    (with_results(b""), r"DATA/results.csv: the file is empty", r"expected a header 'image_name"),
+    (with_results(HEADER), r"DATA/results.csv: only the header", r"expected a line"),
+    (
+        with_results(b"image_name,comment_number,comment\n"),
+        r"DATA/results.csv: line 1, 'image_name,",
+        r"save the file with",
+    ),
+    (
+        with_results(b"image| number| comment\n1| 2| 3\n"),
+        r"DATA/results.csv: no column 'image_name'",
+        r"--captions.image_column",
+    ),
+    (in_latin_1, r"DATA/results.csv: line 62 holds byte 0xe9", r"iconv -f LATIN1 -t UTF-8"),
+    (
+        without_pictures,
+        r"DATA: all 12 captioned pictures are missing; looked in DATA/flickr30k_images",
+        r"put the pictures",
+    ),
+    (with_broken_pictures, r"none of \d+ pictures can be read: DATA/flickr30k_images/scene", r"damaged picture"),
+]
+
+
+@pytest.mark.parametrize(("damage", "found", "way_out"), DATA)
+def test_data_that_cannot_be_used_is_named(
+    train: Train, tiny_picture_folder: Path, tmp_path: Path, capsys: Capture,
+    damage: Callable[[Path], object], found: str, way_out: str,
+) -> None:  # fmt: skip
+    damage(tiny_picture_folder)
+    assert train(tmp_path / "run", "--quiet", data=tiny_picture_folder) == 1
+    message = told(capsys).replace(str(tiny_picture_folder), "DATA")
+    assert re.search(found, message) and re.search(way_out, message), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_broken_picture_is_named_and_the_others_train(
+    train: Train, tiny_picture_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    broken = tiny_picture_folder / "flickr30k_images/scene3.png"
+    broken.write_bytes(broken.read_bytes()[:90])
+    assert train(tmp_path / "run", "--max-steps=1", "--quiet", data=tiny_picture_folder) == 0
+    assert re.search(rf"1 broken picture left out \({broken}: damaged picture", capsys.readouterr().out)
+
+
+OPTIONS = [
+    (
+        ["--vision.name=vit_bse_patch16_224"],
+        r"vision.name 'vit_bse_patch16_224'",
+        r"did you mean .*vit_base_patch16_224",
+    ),
+    (["--text.n_embd=33"], r"text.n_embd 33 is not divisible by text.n_head 2", r"take n_embd 32 or another n_head"),
+    (
+        ["--vision.name=resnet18", "--mode=layerwise"],
+        r"vision.name resnet18 has no blocks of tokens",
+        r"take --mode last",
+    ),
+    (["--mode=layers"], r"mode", r"layerwise"),
+    (["--epochs=two"], r"epochs.*two", r"myllm train --help"),
+    (["--epochs=0"], r"epochs is 0", r"it must be above 0"),
+    (["--epoch=2"], r"unknown option --epoch", r"did you mean --epochs"),
+    (["--preset=photo"], r"preset", r"photos"),
+    (["--stages=[everything]"], r"stages \['everything'\]", r"each must be new, text or all"),
+    (["--precision=fp16"], r"precision fp16", r"take fp32 or bf16"),
+    (["--config=nowhere.yaml"], r"--config nowhere.yaml: cannot be read", r"No such file"),
+]
+
+
+@pytest.mark.parametrize(("options", "found", "way_out"), OPTIONS, ids=[options[0] for options, _, _ in OPTIONS])
+def test_options_that_cannot_work_are_named(
+    train: Train, tmp_path: Path, capsys: Capture, options: list[str], found: str, way_out: str
+) -> None:
+    assert train(tmp_path / "run", *options, "--quiet") == 2
+    message = told(capsys)
+    assert re.search(found, message) and re.search(way_out, message), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_named(
+    train: Train, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert train(tmp_path / "run", "--devices=cuda") == 2
+    assert "devices cuda: this machine has no usable GPU; take --devices cpu or auto" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            "epochs: 2\ntext:\n  n_layers: 3\n",
+            r"mine.yaml, line 3: unknown option 'text.n_layers'; did you mean text.n_layer",
+        ),
+        ("epochs: 2\n\nlr: fast\n", r"mine.yaml, line 3: lr: .*fast"),
+        ("text:\n  n_head: 2\n  n_embd: wide\n", r"mine.yaml, line 3: text.n_embd: .*wide"),
+        ("epochs: [2\n", r"--config .*mine.yaml: no YAML: .*line 2"),
+        ("- epochs\n", r"--config .*mine.yaml, line 1: expected options as `name: value`"),
+        ("only words\n", r"--config .*mine.yaml, line 1: expected options as `name: value`"),
+    ],
+)
+def test_a_wrong_name_or_type_in_yaml_is_named_with_its_line(
+    tmp_path: Path, scenes: Path, capsys: Capture, content: str, found: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    words = ["train", "--config", str(tmp_path / "mine.yaml"), "--data", str(scenes), "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert re.search(found, message := told(capsys)), message
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+def hostile(file: Path) -> None:
+    torch.save(Hostile(file.parent / "was-run"), file)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-500])
+
+
+def of_a_newer_format(file: Path) -> None:
+    torch.save(torch.load(file, weights_only=True) | {"format_version": 99}, file)
+
+
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("verb", ["caption", "evaluate"])
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (hostile, r"captioner.pt: refused: .* could run code"),
+        (truncated, r"captioner.pt: damaged or cut short"),
+        (of_a_newer_format, r"captioner.pt: format version 99, this myllm reads up to 1; upgrade myllm"),
+        (missing, r"captioner.pt: no such file; expected a captioner.pt or the run folder"),
+    ],
+)
+def test_a_checkpoint_that_is_not_one_is_named_and_not_run(
+    tiny_captioner_file: Path, scenes: Path, tmp_path: Path, capsys: Capture,
+    verb: str, damage: Callable[[Path], None], found: str,
+) -> None:  # fmt: skip
+    damage(tiny_captioner_file)
+    of_verb = {"caption": [str(scenes)], "evaluate": ["--data", str(scenes)]}[verb]
+    words = [verb, *of_verb, "--model", str(tiny_captioner_file.parent), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert re.search(found, message := told(capsys)), message
+    assert not (tiny_captioner_file.parent / "was-run").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", [hostile, truncated])
+def test_a_last_pt_that_is_not_one_is_named_and_not_run(
+    train: Train, tiny_run: Path, tmp_path: Path, capsys: Capture, damage: Callable[[Path], None]
+) -> None:
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    damage(out / "last.pt")
+    assert train(out, "--epochs=5", "--resume", "--quiet") == 1
+    assert f"{out}/last.pt" in (message := told(capsys)) and "--overwrite" in message
+    assert not (out / "was-run").exists()
+    assert (out / "captioner.pt").read_bytes() == (tiny_run / "captioner.pt").read_bytes()
+
+
+def test_a_picture_of_one_pixel_trains_like_any_other(train: Train, tiny_picture_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tiny_picture_folder / "flickr30k_images/scene3.png")
+    assert train(tmp_path / "run", "--max-steps=1", "--quiet", data=tiny_picture_folder) == 0

@@ -1,0 +1,94 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from myllm.captioner import Captioner
+from myllm.checkpoints.native import Checkpoint
+from myllm.config import DecodeConfig
+from myllm.data.records import Record
+from myllm.data.scenes import Thing
+from myllm.errors import DataError
+from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
+from myllm.metrics.score import score_captions
+
+DECODE = DecodeConfig(max_new_tokens=7)
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_checkpoint: Checkpoint) -> Captioner:
+    return Captioner(tiny_checkpoint, torch.device("cpu"))
+
+
+@pytest.fixture
+def records(tmp_path: Path, captioner: Captioner) -> list[Record]:
+    """Six pictures; the second reference of each is what the captioner itself says of it."""
+    records = []
+    for number in range(6):
+        path = tmp_path / f"{number}.png"
+        Image.effect_noise((64, 64), 20 + 40 * number).convert("RGB").save(path)
+        records.append(Record(path, ("a dog runs", captioner.caption(path, max_new_tokens=7).text)))
+    return records
+
+
+def figures(captioner: Captioner, records: Sequence[Record], batch_size: int = 32) -> Evaluation:
+    return evaluate(captioner, records, "val", DECODE, batch_size)
+
+
+def test_what_is_said_word_for_word_scores_full_marks(captioner: Captioner, records: list[Record]) -> None:
+    found = figures(captioner, records).figures
+    assert found["BLEU-1"] == pytest.approx(1) == found["BLEU-2"]
+
+
+def test_the_shuffled_control_is_the_same_captions_at_other_pictures(
+    captioner: Captioner, records: list[Record]
+) -> None:
+    found = figures(captioner, records)
+    texts = [caption.text for caption in found.captions]
+    moved = {
+        score_captions([*texts[by:], *texts[:by]], [r.captions for r in records]).corpus["CIDEr-D"]
+        for by in range(1, 6)
+    }
+    assert found.figures["CIDEr-D_shuffled"] <= max(*moved, found.figures["CIDEr-D"]) + 1e-9
+    assert found.figures["CIDEr-D_shuffled"] < found.figures["CIDEr-D"]
+
+
+def test_the_size_of_a_batch_changes_nothing(captioner: Captioner, records: list[Record]) -> None:
+    one, all_at_once = figures(captioner, records, 1), figures(captioner, records, 32)
+    assert one.figures == all_at_once.figures and one.per_image == all_at_once.per_image
+
+
+def test_broken_pictures_are_named_and_counted_out(captioner: Captioner, records: list[Record]) -> None:
+    records[2].image.write_bytes(b"no picture")
+    found = figures(captioner, records, 2)
+    assert [record.name for record in found.records] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    assert len(found.captions) == found.protocol["pictures"] == 5
+    assert len(found.broken) == 1 and "2.png: not a picture" in found.broken[0]
+
+
+def test_nothing_but_broken_pictures_is_an_error(captioner: Captioner, records: list[Record]) -> None:
+    for record in records:
+        record.image.unlink()
+    with pytest.raises(DataError, match=r"split 'val': none of its 6 pictures can be read; .*0.png"):
+        figures(captioner, records)
+
+
+def test_progress_counts_every_picture_broken_or_not(captioner: Captioner, records: list[Record]) -> None:
+    records[0].image.unlink()
+    told: list[tuple[int, int]] = []
+    evaluate(captioner, records, "val", DECODE, 4, progress=lambda done, total: told.append((done, total)))
+    assert told == [(4, 6), (6, 6)]
+
+
+def test_json_holds_figures_protocol_and_broken_pictures(captioner: Captioner, records: list[Record]) -> None:
+    held = figures(captioner, records).as_json()
+    assert held["protocol"]["split"] == "val" and held["protocol"]["decode"]["max_new_tokens"] == 7
+    assert held["broken_pictures"] == [] and 0 < held["distinct_captions"] <= 1 and held["mean_length"] > 0
+
+
+def test_scenes_are_judged_in_shares() -> None:
+    ball = [Thing("ball", "red", "big", (0, 0, 9, 9))]
+    said = ["a red ball", "two red balls", "a blue ball", ""]
+    assert judge_scenes(said, [ball] * 4) == {"true": 0.5, "complete": 0.25}

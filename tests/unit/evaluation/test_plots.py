@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from myllm.evaluation.plots import Row, plot_curves, plot_samples
+from myllm.training.trainer import Sample
+
+MARK, VAL = (200, 64, 47), (31, 95, 191)
+
+
+def history(*val_losses: float) -> list[Row]:
+    rows: list[Row] = []
+    for epoch, loss in enumerate(val_losses, start=1):
+        figures = {f"{side}_loss": value for side, value in (("train", loss - 0.1), ("val", loss))}
+        perplexities = {f"{side}_perplexity": 2.718 ** figures[f"{side}_loss"] for side in ("train", "val")}
+        rows.append({"epoch": epoch, "stage": "all", **figures, **perplexities})
+    return rows
+
+
+def columns_of(path: Path, colour: tuple[int, int, int]) -> np.ndarray:  # type: ignore[type-arg]
+    """Where the colour is, from left (0) to right (1)."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    return np.nonzero((np.abs(pixels - colour).max(2) < 12).any(0))[0] / pixels.shape[1]
+
+
+def test_both_curves_are_drawn(tmp_path: Path) -> None:
+    plot_curves(history(3.0, 2.0, 1.5), tmp_path)
+    for name in ("loss.png", "perplexity.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > image.height > 400
+        assert len(columns_of(tmp_path / name, VAL))
+
+
+def test_the_mark_is_on_the_best_epoch(tmp_path: Path) -> None:
+    best_first, best_last = tmp_path / "first", tmp_path / "last"
+    plot_curves(history(1.0, 2.0, 3.0), best_first)
+    plot_curves(history(3.0, 2.0, 1.0), best_last)
+    assert columns_of(best_first / "loss.png", MARK).min() < 0.2
+    assert columns_of(best_last / "loss.png", MARK).min() > 0.5
+
+
+@pytest.mark.parametrize("losses", [(2.0,), (50.0, 0.0), (2.0, 2.0, 2.0)])
+def test_any_history_can_be_drawn(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    plot_curves(history(*losses), tmp_path)
+    assert (tmp_path / "perplexity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_samples_take_a_row_for_five_pictures(tmp_path: Path, count: int) -> None:
+    Image.new("RGB", (64, 64), (10, 200, 30)).save(tmp_path / "green.png")
+    samples = [Sample(tmp_path / "green.png", "a caption", ("a reference",))] * count
+    plot_samples(samples, tmp_path / "samples.png")
+    pixels = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"), dtype=int)
+    is_green = np.abs(pixels - (10, 200, 30)).max(2) < 12
+    # the picture covers the same part of the page for each sample
+    rows = np.flatnonzero(np.diff(is_green.any(1).astype(int)) == 1)
+    columns = np.flatnonzero(np.diff(is_green.any(0).astype(int)) == 1)
+    assert (len(rows), len(columns)) == (-(-count // 5), min(count, 5))
+
+
+@pytest.mark.parametrize("caption", ["", "costs $5 and $x_{", "long " * 100, "日本 <b>"])
+def test_any_caption_can_be_written_under_a_picture(tmp_path: Path, caption: str) -> None:
+    Image.new("RGB", (300, 8)).save(tmp_path / "wide.png")
+    plot_samples([Sample(tmp_path / "wide.png", caption, (caption,))], tmp_path / "samples.png")
+    Image.open(tmp_path / "samples.png").verify()
