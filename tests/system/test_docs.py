@@ -134,7 +134,7 @@ def string_literals() -> str:
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))  # type: ignore[misc]
+                found.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)
