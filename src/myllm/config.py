@@ -259,7 +259,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "vision": {"name": "vit_mini_conv8_64", "pretrained": False},
         "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
         "mode": "last", "augment": False, "captions": {"vocab_size": 512},
-        "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3, "word_dropout": 0.1, "presence": 8.0,
+        "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
+        "word_dropout": 0.1, "presence": 8.0,
         "batch_size": 32, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
     },
     "photos-fast": {

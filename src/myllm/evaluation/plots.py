@@ -7,7 +7,6 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from myllm.data.images import load_image
@@ -58,9 +57,10 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
 def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:
     """Pictures with their caption, and the nearest thing to a right answer, their first reference, in grey below."""
     rows = -(-len(samples) // columns)
-    figure = Figure(
-        figsize=(3.1 * columns, 3.9 * rows), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    )
+    height = 4.0 * rows + 0.5
+    figure = Figure(figsize=(3.1 * columns, height), dpi=110)
+    # fixed places: a layout that fits itself to the text would set each column apart by its longest caption
+    figure.subplots_adjust(0.01, 0.8 / height, 0.99, 1 - 0.5 / height, wspace=0.06, hspace=0.38)
     places = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in places:
         axes.axis("off")
@@ -73,7 +73,8 @@ def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> Non
         below = -0.06 - 0.075 * (said.count("\n") + 1)
         reference = _wrapped(sample.references[0])
         axes.text(0, below, reference, transform=axes.transAxes, va="top", fontsize=9, color=FAINT, style="italic")
-    figure.suptitle("Captions (dark) and a reference of each picture (grey)", x=0.01, ha="left", fontsize=13, color=INK)
+    title = "Captions (dark) and a reference of each picture (grey)"
+    figure.suptitle(title, x=0.01, y=1 - 0.1 / height, ha="left", fontsize=13, color=INK)
     _save(figure, path)
 
 
