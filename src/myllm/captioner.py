@@ -179,7 +179,9 @@ class Captioner:
         """(3, H, W) and T tokens -> (T, rows, columns) of the image grid; what was fed to say a token looked for it."""
         rows, columns = self.model.encoder.grid
         kv = self.model.encode(image[None].to(self.device))
-        fed = torch.tensor([[[end_token(self.tokenizer), *tokens][: len(tokens)]]], device=self.device)
+        fed = torch.tensor(
+            [[[end_token(self.tokenizer), *tokens][: len(tokens)]]], dtype=torch.int64, device=self.device
+        )
         weights: list[Tensor] = []
 
         def record(module: Any, inputs: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:

@@ -32,12 +32,19 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        disk = _disk_error(error)
+        if disk is not None:
             kept = "; what was there before is still there" if path.exists() else ""
-            raise MyLLMError(
-                f"cannot write {path}: {error.strerror or error}{kept}. Make room or choose another folder"
-            ) from error
+            told = disk.strerror or disk
+            raise MyLLMError(f"cannot write {path}: {told}{kept}. Make room or choose another folder") from error
         raise
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The OSError behind an error; torch's zip writer raises one of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def choose_device(name: str) -> "torch.device":

@@ -128,7 +128,7 @@ def test_a_damaged_folder_is_named(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_type": "llama"}, "a 'llama' model; expected 'gpt2'"),
+        ({"model_type": "llama"}, "model_type is 'llama' in config.json; expected 'gpt2'"),
         ({"n_layer": 2}, r"h.1.ln_1.weight is missing; expected shape \(36,\)"),
         ({"vocab_size": 60}, r"wte.weight is of shape \(59, 36\); expected shape \(60, 36\)"),
     ],

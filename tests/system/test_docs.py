@@ -100,6 +100,7 @@ def test_a_wrong_command_would_be_noticed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # whole runs: a minute of computing, on a machine that may be shared
 @pytest.mark.parametrize("page", sorted({page for page, _ in RUNNABLE}), ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
     scripts = [text for other, text in RUNNABLE if other == page]

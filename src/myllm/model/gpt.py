@@ -161,16 +161,18 @@ class GPT(nn.Module):
         folder = gpt2_folder(source)
         try:
             facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            _refuse_other_models(folder, facts)
+            config = GPTConfig(
+                vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
+                n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
+                layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
+            )  # fmt: skip
             tensors = _read_tensors(folder)
-        except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, TypeError,
+                SafetensorError, pickle.UnpicklingError) as error:  # fmt: skip
             raise CheckpointError(f"{folder}: not a readable GPT-2 ({error})") from error
-        if facts.get("model_type", "gpt2") != "gpt2":
-            raise CheckpointError(f"{folder}: a {facts['model_type']!r} model; expected 'gpt2'")
-        config = GPTConfig(
-            vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
-            n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
-            layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
-        )  # fmt: skip
         model = cls(config)
         wanted = model.state_dict()
         state = {}
@@ -216,6 +218,18 @@ def gpt2_folder(source: str | bool) -> Path:
             f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
             "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
         ) from error
+
+
+def _refuse_other_models(folder: Path, facts: dict[str, object]) -> None:
+    """Raises CheckpointError for what our GPT would load and compute otherwise."""
+    expected = {
+        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+    }  # fmt: skip
+    for name, allowed in expected.items():
+        if facts.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{folder}: {name} is {facts[name]!r} in config.json; expected {allowed[0]!r}")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The image encoder: any timm backbone as a list of image tokens. The one place that knows timm."""
 
 import importlib.util
+import inspect
 import math
 import pickle
 from functools import partial
@@ -69,7 +70,7 @@ class ImageEncoder(nn.Module):
         self.backbone = _create_backbone(config)
         self.indices: tuple[int, ...] | None = None
         if depth is not None:
-            if not (hasattr(self.backbone, "patch_embed") and hasattr(self.backbone, "blocks")):
+            if not _has_token_blocks(self.backbone):
                 raise ConfigError(
                     f"vision.name {config.name} has no blocks of tokens of one width, which mode layerwise reads; "
                     "take --mode last"
@@ -107,6 +108,14 @@ class ImageEncoder(nn.Module):
 def pick_evenly(blocks: int, depth: int) -> tuple[int, ...]:
     """The encoder block that each of `depth` decoder blocks reads, of `blocks`: the last reads the last."""
     return tuple(-(-(layer + 1) * blocks // depth) - 1 for layer in range(depth))
+
+
+def _has_token_blocks(backbone: Any) -> bool:
+    """Whether every block gives tokens of one width, and timm can hand them out with their prefix tokens."""
+    if not (hasattr(backbone, "patch_embed") and hasattr(backbone, "blocks")):
+        return False
+    reading = getattr(backbone, "forward_intermediates", None)
+    return reading is not None and "return_prefix_tokens" in inspect.signature(reading).parameters
 
 
 def _as_tokens(features: Tensor, backbone: nn.Module) -> Tensor:
