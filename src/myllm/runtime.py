@@ -41,7 +41,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
-    """The OSError behind an error; torch's zip writer raises one of its own over it."""
+    """The OSError behind an error; torch's zip writer raises a RuntimeError of its own over it."""
+    if not isinstance(error, OSError | RuntimeError):
+        return None
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

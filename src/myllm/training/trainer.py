@@ -175,9 +175,10 @@ class Trainer:
             self.scaler.scale(losses.total * (losses.tokens / max(1, tokens))).backward()
             caption_sum += float(losses.caption_sum)
         if not math.isfinite(caption_sum):
+            kept = "; captioner.pt still holds the best epoch" if self.state.best is not None else ""
             raise MyLLMError(
                 f"the loss is {caption_sum} at step {self.state.step}: the rate is too high for this model. Take a "
-                "lower --lr, or --precision fp32; captioner.pt still holds the best epoch"
+                f"lower --lr, or --precision fp32{kept}"
             )
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
