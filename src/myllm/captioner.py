@@ -148,10 +148,10 @@ class Captioner:
     ) -> list[Caption]:
         """One caption for each picture, in their order. As `caption`, but many at once."""
         options = self.decode_options(**decode)
-        pictures = iter(images)
         captions: list[Caption] = []
-        while batch := [self.preprocess(picture) for picture in islice(pictures, batch_size)]:
-            captions += self.caption_tensors(torch.stack(batch), options, generator)
+        for batch in in_batches(images, batch_size):
+            tensors = torch.stack([self.preprocess(picture) for picture in batch])
+            captions += self.caption_tensors(tensors, options, generator)
         return captions
 
     def decode_options(self, **decode: Any) -> DecodeConfig:

@@ -14,7 +14,6 @@ import torch
 from myllm.apps.console import Display
 from myllm.apps.options import CaptionOptions
 from myllm.captioner import Captioner, in_batches
-from myllm.data.images import load_image
 from myllm.errors import ConfigError, DataError
 
 # A file's name may hold bytes that are no UTF-8; escaped so, JSON gives them back as they were.
@@ -90,7 +89,7 @@ def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str,
     tensors, readable = [], []
     for row, path in zip(rows, paths, strict=True):
         try:
-            tensors.append(captioner.preprocess(load_image(path)))
+            tensors.append(captioner.preprocess(path))
             readable.append(row)
         except DataError as error:
             row["error"] = str(error)

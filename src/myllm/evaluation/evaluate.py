@@ -8,7 +8,6 @@ import torch
 
 from myllm.captioner import Caption, Captioner, in_batches
 from myllm.config import DecodeConfig
-from myllm.data.images import load_image
 from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
 from myllm.errors import DataError
@@ -50,7 +49,7 @@ def evaluate(
         readable = []
         for record in batch:
             try:
-                readable.append((record, captioner.preprocess(load_image(record.image))))
+                readable.append((record, captioner.preprocess(record.image)))
             except DataError as error:
                 broken.append(str(error))
         if readable:
