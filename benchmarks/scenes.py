@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-FIGURES = ("true", "complete", "CIDEr-D (shuffled)")
+SHARES = ("true", "complete", "placed")
 
 
 def main() -> None:
@@ -28,21 +28,24 @@ def main() -> None:
             minutes = (time.monotonic() - began) / 60
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             rows.append((seed, minutes, report["seen pairs"], report["held-out pairs"]))
-    columns = ("seed", "minutes", *(f"{part}: {one}" for part in ("seen", "held-out") for one in FIGURES))
+    columns = (
+        "seed",
+        "minutes",
+        *(f"{part}: {one}" for part in ("seen", "held-out") for one in (*SHARES, "CIDEr-D (shuffled)")),
+    )
     print(f"| {' | '.join(columns)} |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"|{'---|' * len(columns)}")
     for seed, minutes, seen, held in rows:
         print(f"| {seed} | {minutes:.1f} | {_told(seen)} | {_told(held)} |")
     if len(rows) > 1:
-        shares = [statistics.mean(row[part][name] for row in rows) for part in (2, 3) for name in ("true", "complete")]
-        print("mean: seen {:.1%} and {:.1%}, held-out {:.1%} and {:.1%}".format(*shares))
+        for part, name in ((2, "seen"), (3, "held-out")):
+            shares = (f"{one} {statistics.mean(row[part][one] for row in rows):.1%}" for one in SHARES)
+            print(f"mean, {name}: {', '.join(shares)}")
 
 
 def _told(figures: dict[str, float]) -> str:
-    return (
-        f"{figures['true']:.1%} | {figures['complete']:.1%} | "
-        f"{figures['CIDEr-D']:.2f} ({figures['CIDEr-D_shuffled']:.2f})"
-    )
+    shares = " | ".join(f"{figures[one]:.1%}" for one in SHARES)
+    return f"{shares} | {figures['CIDEr-D']:.2f} ({figures['CIDEr-D_shuffled']:.2f})"
 
 
 if __name__ == "__main__":

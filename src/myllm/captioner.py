@@ -47,7 +47,7 @@ class Caption:
     def attention(self) -> Tensor:
         """(T, H, W): how much each of the T tokens looked at each place of the image grid, mean over blocks and heads.
 
-        Computed when first asked for. Raises ConfigError where the backbone's tokens form no grid.
+        Computed when first asked for. Raises ConfigError where the caption was made without its picture at hand.
         """
         if self.look is None:
             raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")

@@ -106,10 +106,10 @@ def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("config.json", None, "not a readable GPT-2"),
-        ("config.json", b"{", "not a readable GPT-2"),
+        ("config.json", None, "not the configuration of a GPT-2"),
+        ("config.json", b"{", "not the configuration of a GPT-2"),
         ("config.json", b"{}", "vocab_size"),
-        ("config.json", b"[]", "not a readable GPT-2"),
+        ("config.json", b"[]", "not the configuration of a GPT-2"),
         ("model.safetensors", None, "not a readable GPT-2"),
         ("model.safetensors", b"short", "not a readable GPT-2"),
     ],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from myllm.apps.cli import VERBS, _fields_of, _parse, _spelled_out
+from myllm.apps.cli import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
@@ -75,7 +75,7 @@ def parse_only(words: list[str]) -> None:
         at = options.index("--config")
         del options[at : at + 2]
     if not {"-h", "--help"} & set(options):
-        _parse(name, VERBS[name], _spelled_out(options, _fields_of(name)))
+        parse(name, options)
 
 
 BASH = [(page, fence) for page in PAGES for fence in fences(page) if fence.language == "bash"]

@@ -80,6 +80,16 @@ def test_out_holds_figures_a_row_a_picture_and_samples(
     Image.open(tmp_path / "out/samples.png").verify()
 
 
+def test_figures_that_are_there_already_are_kept(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    own = (run / "metrics.json").read_bytes()
+    assert evaluate(run, scenes, "--split=heldout", "--out", str(run)) == 2
+    assert f"--out {run} holds metrics.json already" in capfd.readouterr().err
+    assert (run / "metrics.json").read_bytes() == own
+    assert evaluate(run, scenes, "--split=heldout", "--out", str(run), "--overwrite") == 0
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["split"] == "heldout"
+
+
 def test_limit_takes_the_first_pictures(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes, "--limit=2", "--json") == 0
     assert json.loads(capfd.readouterr().out)["protocol"]["pictures"] == 2

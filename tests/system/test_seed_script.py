@@ -46,8 +46,8 @@ def test_it_trains_from_another_directory_and_prints_sample_captions(seed_script
 def test_hf_gpt2_repo_is_honoured_by_the_whole_command(
     tiny_gpt2: Path, tiny: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [option for option in tiny if not option.startswith(("--text.pretrained", "--text.n_positions"))]
-    options += ["--text.n_positions=80", "--mode=layerwise", "--max-steps=1", "--quiet"]
+    options = [option for option in tiny if not option.startswith("--text.")]
+    options += ["--mode=layerwise", "--max-steps=1", "--quiet"]
     monkeypatch.setenv("HF_GPT2_REPO", str(tiny_gpt2))
     monkeypatch.setattr("sys.argv", [str(SCRIPT), "--data", str(scenes), "--out", str(tmp_path / "run"), *options])
     monkeypatch.setattr("sys.path", list(sys.path))

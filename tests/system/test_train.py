@@ -166,6 +166,7 @@ def test_resume_with_other_data_is_refused(
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert train(out, "--epochs=5", "--resume", data=tiny_picture_folder) == 1
     assert f"{out}/last.pt" in capsys.readouterr().err
+    assert len(list(out.glob("events.*"))) == 1
 
 
 def test_a_finished_run_goes_on_for_more_epochs(train: Train, tiny_run: Path, tmp_path: Path) -> None:
@@ -242,6 +243,8 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one(
     assert train(tmp_path / "run", *options) == 0
     assert len(rows_of(tmp_path / "run")) == 3
     assert "stopped: 2 epochs without a better CIDEr-D" in capsys.readouterr().out
+    assert train(tmp_path / "run", *options, "--resume") == 0  # a run that has stopped has nothing to go on with
+    assert len(rows_of(tmp_path / "run")) == 3
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_way_out(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from myllm.config import PRESETS, VERSION, TrainConfig, nearest
 from myllm.errors import ConfigError, MyLLMError
@@ -82,8 +82,7 @@ def main_verb(name: str, words: Sequence[str]) -> int:
 def run_verb(name: str, words: Sequence[str]) -> int:
     """Parse a verb's words and run it. Raises ConfigError for wrong usage, MyLLMError for what fails."""
     verb = VERBS[name]
-    words = _spelled_out(words, _fields_of(name))
-    parsed, instances, given = _parse(name, verb, words)
+    parsed, instances, given = parse(name, words)
     run: Callable[..., int] = _imported(verb.run)
     if name == "train":
         return run(instances[TrainConfig], instances[_imported(verb.options)])
@@ -93,10 +92,15 @@ def run_verb(name: str, words: Sequence[str]) -> int:
     return run(options, given) if name == "evaluate" else run(options)
 
 
-def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type, Any], dict[str, Any]]:
-    """The parsed namespace, an instance of each options class, and the decoding options given by hand."""
+def parse(name: str, words: Sequence[str]) -> tuple[Any, dict[type, Any], dict[str, Any]]:
+    """The words of a verb as a parsed namespace, an instance of each options class, and the decoding options given.
+
+    Raises ConfigError for wrong usage.
+    """
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+    verb = VERBS[name]
+    words = _spelled_out(words, _fields_of(name))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"myllm {name}{' PATH...' if verb.paths else ''} [options]\n\n{_imported(verb.options).__doc__}"
     parser = ArgumentParser(prog=f"myllm {name}", usage=usage, exit_on_error=False, allow_abbrev=False)
@@ -113,7 +117,7 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> tuple[Any, dict[type,
         check_yaml(_config_files(words), _known_keys(parser))
         parser.set_defaults(_flat(PRESETS.get(given_value(words, "preset") or "", {})))
     try:
-        parsed = parser.parse_args(list(words))
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
         raise ConfigError(_readable(str(error), words, name)) from error
     instances = {one: one(**_values(one, parser.instantiate(parsed))) for one in classes}
@@ -211,6 +215,9 @@ def _readable(message: str, words: Sequence[str], name: str) -> str:
     key = re.search(r'key "([\w.]+)"', message)
     if key is not None:
         message = re.sub(r'^.*?key "[\w.]+":? ?', f"{key[1]}: ", message)
+        value = re.search(r"(?:Got|Given) value: (.*)", message)
+        if value is not None and key[1] in _fields_of(name):
+            message = f"{key[1]} is {value[1]!r}; expected {_told_type(_fields_of(name)[key[1]])}"
         for path in _config_files(words):
             import yaml
 
@@ -223,6 +230,16 @@ def _readable(message: str, words: Sequence[str], name: str) -> str:
         known = [f"--{one}" for one in [*_fields_of(name), *of_files]]
         message = f"unknown option {unknown[1]}{nearest(unknown[1], known)}"
     return f"{message}{'' if message.endswith('?') else '.'} See `myllm {name} --help`"
+
+
+def _told_type(one: Any) -> str:
+    """What may be given for a field of this type, in words."""
+    if get_origin(one) is Literal:
+        return f"one of {', '.join(map(str, get_args(one)))}"
+    if get_origin(one) is tuple:
+        return "a list, like [new, all]"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return " or ".join(words.get(part, str(part)) for part in (get_args(one) or (one,)))
 
 
 def _fields_of(name: str) -> dict[str, Any]:

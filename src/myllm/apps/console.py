@@ -21,6 +21,7 @@ class Display:
     def __init__(self, quiet: bool = False, json: bool = False) -> None:
         self.console = Console(file=sys.stderr if json else sys.stdout, highlight=False, soft_wrap=True)
         self.quiet = quiet
+        self.told = time.monotonic()
 
     def say(self, text: str, style: str = "") -> None:
         """A line, unless quiet."""
@@ -33,7 +34,10 @@ class Display:
 
     @contextmanager
     def counting(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A function (what, done, of how many) that moves a progress bar a job."""
+        """A function (what, done, of how many) that moves a progress bar a job; a log file gets a line at times."""
+        if not self.console.is_terminal:
+            yield self._logged
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                    TimeRemainingColumn())  # fmt: skip
         with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as bars:
@@ -46,6 +50,17 @@ class Display:
 
             yield move
 
+    def is_due(self) -> bool:
+        """Whether a log file, which shows no moving bar, has waited long enough for its next line."""
+        is_late = time.monotonic() - self.told > LOG_SECONDS
+        if is_late:
+            self.told = time.monotonic()
+        return is_late
+
+    def _logged(self, what: str, done: int, total: int) -> None:
+        if self.is_due():
+            self.say(f"{what} {done:,}/{total:,}")
+
 
 class TrainingDisplay:
     """A bar with loss, rate and time left; after each epoch its figures and sample captions beside a reference."""
@@ -55,11 +70,11 @@ class TrainingDisplay:
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
                    TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} pictures/s"),
                    TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
-        self.bars = Progress(*columns, console=display.console, transient=True, disable=display.quiet)
+        self.moves = display.console.is_terminal and not display.quiet
+        self.bars = Progress(*columns, console=display.console, transient=True, disable=not self.moves)
         self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)
         self.loss: float | None = None
         self.rate: float | None = None
-        self.told = time.monotonic()
 
     def __enter__(self) -> "TrainingDisplay":
         self.bars.start()
@@ -74,9 +89,7 @@ class TrainingDisplay:
         rate = report.pictures_per_second
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
         self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, loss=self.loss, rate=self.rate)
-        # a log file shows no moving bar
-        if not self.display.console.is_terminal and time.monotonic() - self.told > LOG_SECONDS:
-            self.told = time.monotonic()
+        if not self.moves and self.display.is_due():
             self.display.say(f"{report.progress:4.0%}  loss {self.loss:.3f}  {self.rate:.0f} pictures/s")
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:

@@ -12,7 +12,7 @@ from myllm.apps.train import check_run_folder, describe, run_training, write_tex
 from myllm.captioner import Captioner
 from myllm.config import PRESETS, CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene, write_scenes
-from myllm.evaluation.evaluate import judge_scenes
+from myllm.evaluation.evaluate import JUDGEMENT, judge_scenes, told_judgement
 from myllm.metrics.score import score_captions, shuffled
 from myllm.training import run_state
 
@@ -114,11 +114,9 @@ def _told(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
     lines = [f"{options.judged:,} fresh scenes each, captions by greedy search:"]
     for name, figures in report.items():
         lines.append(
-            f"  {name + ':':<15} true {figures['true']:6.1%}   complete {figures['complete']:6.1%}   "
+            f"  {name + ':':<15} {told_judgement(figures)}   "
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
         )
-    lines.append(
-        "true: every thing and colour named is in the picture; complete: all are named, no other, rightly counted."
-    )
+    lines.append(JUDGEMENT)
     lines.append("Held-out pairs are colours of things that no training picture or caption had.")
     return "\n".join(lines)

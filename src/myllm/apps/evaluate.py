@@ -7,18 +7,22 @@ from typing import Any
 
 from myllm.apps.console import Display
 from myllm.apps.options import EvaluateOptions
-from myllm.apps.train import describe, write_evaluation, write_text
+from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
 from myllm.captioner import Captioner
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
 from myllm.data.splits import split_records
 from myllm.errors import ConfigError, DataError
-from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
+from myllm.evaluation.evaluate import JUDGEMENT, Evaluation, evaluate, judge_scenes, told_judgement
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     """Print the figures of a split; with --out, write metrics.json, captions.jsonl and samples."""
     display = Display(options.quiet, options.json)
+    if options.out is not None and not options.overwrite and (Path(options.out) / METRICS_FILE).exists():
+        raise ConfigError(
+            f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
+        )
     captioner = Captioner.load(options.model, options.devices, options.precision)
     records = _records(options, captioner, display)
     with display.counting() as progress:
@@ -42,10 +46,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     else:
         display.console.print(describe(evaluation))
         if "true" in evaluation.figures:
-            display.console.print(
-                f"  true {evaluation.figures['true']:.1%} (every thing and colour named is there), "
-                f"complete {evaluation.figures['complete']:.1%} (all of them, no other, right counts)"
-            )
+            display.console.print(f"  {told_judgement(evaluation.figures)}\n{JUDGEMENT}")
     return 0
 
 

@@ -98,6 +98,8 @@ class EvaluateOptions:
     """Only this many pictures, the first ones."""
     out: str | None = None
     """Folder for metrics.json, captions.jsonl and samples.png."""
+    overwrite: bool = False
+    """Replace the figures that --out holds already."""
     json: bool = False
     """Print the figures as JSON."""
     batch_size: int = 32

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from myllm.training.prepare import Prepared, prepare
 from myllm.training.trainer import SAMPLES, Sample, Trainer
 
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
 CHECKPOINTS = (native.FILE_NAME, run_state.FILE_NAME)
 
 
@@ -128,7 +130,7 @@ def finish(config: TrainConfig, prepared: Prepared, display: Display) -> Evaluat
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """metrics.json, samples.jsonl and samples.png."""
-    write_text(out / "metrics.json", json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
+    write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
     # spread over the split, so that they show it and not its beginning
     step = max(1, len(evaluation.records) // SAMPLES)
     chosen = range(0, len(evaluation.records), step)[:SAMPLES]
@@ -174,10 +176,14 @@ class _Recorder:
 
     def __init__(self, shown: TrainingDisplay, out: Path) -> None:
         self.shown, self.out = shown, out
-        self.events = SummaryWriter(str(out))
         self.rows: list[dict[str, float | str]] = []
         self.step = shown.step
         self.warn = shown.warn
+
+    @cached_property
+    def events(self) -> SummaryWriter:
+        """Opened at the first epoch's end, so that a run which can't begin leaves no file of events."""
+        return SummaryWriter(str(self.out))
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
         self.rows.append(row)

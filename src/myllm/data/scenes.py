@@ -296,12 +296,22 @@ def named_groups(caption: str) -> list[tuple[int, str, str]]:
     return [(_COUNT[count], colour, _KIND[kind]) for count, colour, kind in _NAMED.findall(caption.lower())]
 
 
+# Along which axis, and whether what is named first comes first on it.
+_PLACES = {"left of": (0, True), "right of": (0, False), "above": (1, True), "over": (1, True),
+           "below": (1, False), "under": (1, False)}  # fmt: skip
+_PLACED = re.compile(rf"(.+) ({'|'.join(_PLACES)}) (.+)")
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """`true`: every thing-and-colour named is there. `complete`: all are named, no other, with right counts."""
+    """A caption held against what was drawn."""
 
     true: bool
+    """Every thing-and-colour named is there."""
     complete: bool
+    """All are named, no other, with right counts."""
+    placed: bool | None
+    """Things lie to each other as said; None where the caption doesn't say."""
 
 
 def judge(caption: str, things: Sequence[Thing]) -> Verdict:
@@ -311,7 +321,23 @@ def judge(caption: str, things: Sequence[Thing]) -> Verdict:
     counts = {pair: pairs.count(pair) for pair in pairs}
     is_true = bool(named) and all((colour, kind) in counts for _, colour, kind in named)
     said = sorted((colour, kind, count) for count, colour, kind in named)
-    return Verdict(is_true, is_true and said == sorted((*pair, count) for pair, count in counts.items()))
+    is_complete = is_true and said == sorted((*pair, count) for pair, count in counts.items())
+    return Verdict(is_true, is_complete, _is_placed(caption, things))
+
+
+def _is_placed(caption: str, things: Sequence[Thing]) -> bool | None:
+    found = _PLACED.search(caption.lower())
+    if found is None:
+        return None
+    axis, is_first = _PLACES[found[2]]
+    middles = []
+    for side in (found[1], found[3]):
+        pairs = {(colour, kind) for _, colour, kind in named_groups(side)}
+        places = [thing.box[axis] + thing.box[axis + 2] for thing in things if (thing.colour, thing.kind) in pairs]
+        if not places:
+            return False
+        middles.append(sum(places) / len(places))
+    return (middles[0] < middles[1]) == is_first
 
 
 def _write_scene(folder: str, seed: int, job: tuple[str, int]) -> tuple[str, str, Scene]:

@@ -1,6 +1,6 @@
 """Caption a split, score it, and put beside it what the same captions score at the wrong pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,9 +73,25 @@ def evaluate(
 
 
 def judge_scenes(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:
-    """Shares of captions of scenes that are true, and that are complete; see `data.scenes.judge`."""
+    """Shares of captions of scenes that are true, complete, and rightly placed; see `data.scenes.judge`.
+
+    `placed` is a share of the captions that say how things lie to each other, and absent where none does.
+    """
     verdicts = [judge(text, own) for text, own in zip(texts, things, strict=True)]
-    return {
+    placed = [verdict.placed for verdict in verdicts if verdict.placed is not None]
+    figures = {
         "true": sum(verdict.true for verdict in verdicts) / len(verdicts),
         "complete": sum(verdict.complete for verdict in verdicts) / len(verdicts),
     }
+    return figures | ({"placed": sum(placed) / len(placed)} if placed else {})
+
+
+def told_judgement(figures: Mapping[str, float]) -> str:
+    """What `judge_scenes` found, on one line."""
+    return "   ".join(f"{name} {figures[name]:6.1%}" for name in ("true", "complete", "placed") if name in figures)
+
+
+JUDGEMENT = (
+    "true: every thing and colour named is in the picture; complete: all are named, no other, rightly counted; "
+    "placed: of captions that say left, right, above or below, those where it is so."
+)

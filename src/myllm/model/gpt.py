@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,8 @@ from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.attention import CrossAttention, MultiHeadAttention
 from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
+
+GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
 
 
 class LayerNorm(nn.Module):
@@ -159,21 +162,12 @@ class GPT(nn.Module):
         Raises CheckpointError where it can't be had, is damaged, or is another model.
         """
         folder = gpt2_folder(source)
+        model = cls(_read_config(folder))
         try:
-            facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            _refuse_other_models(folder, facts)
-            config = GPTConfig(
-                vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
-                n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
-                layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
-            )  # fmt: skip
             tensors = _read_tensors(folder)
-        except CheckpointError:
-            raise
-        except (OSError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, TypeError,
-                SafetensorError, pickle.UnpicklingError) as error:  # fmt: skip
+        except (OSError, ValueError, RuntimeError, EOFError, AttributeError, SafetensorError,
+                pickle.UnpicklingError) as error:  # fmt: skip
             raise CheckpointError(f"{folder}: not a readable GPT-2 ({error})") from error
-        model = cls(config)
         wanted = model.state_dict()
         state = {}
         for name, own in wanted.items():
@@ -192,13 +186,30 @@ class GPT(nn.Module):
 
         Raises ConfigError where the geometries differ.
         """
-        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+        for name in ("vocab_size", *GEOMETRY):
             own, other = getattr(self.config, name), getattr(text.config, name)
             if own != other:
-                raise ConfigError(
-                    f"text.{name} is {own}, but the pretrained GPT-2 has {other}; set --text.{name} {other}"
-                )
+                raise ConfigError(_other_geometry(name, own, other))
         self.load_state_dict(text.state_dict(), strict=False)
+
+
+def _other_geometry(name: str, own: float, other: float) -> str:
+    return f"text.{name} is {own}, but the pretrained GPT-2 has {other}; set --text.{name} {other}"
+
+
+def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
+    """`config` with the geometry of the weights that it asks for: what was left at the default follows them.
+
+    Raises ConfigError where something else was set, and CheckpointError as `GPT.from_pretrained`.
+    """
+    if not config.pretrained:
+        return config
+    found, default = _read_config(gpt2_folder(config.pretrained)), GPTConfig()
+    geometry = {name: getattr(found, name) for name in (*GEOMETRY, "layer_norm_epsilon")}
+    for name, value in geometry.items():
+        if getattr(config, name) not in (value, getattr(default, name)):
+            raise ConfigError(_other_geometry(name, getattr(config, name), value))
+    return replace(config, **geometry)
 
 
 def gpt2_folder(source: str | bool) -> Path:
@@ -218,6 +229,19 @@ def gpt2_folder(source: str | bool) -> Path:
             f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
             "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
         ) from error
+
+
+def _read_config(folder: Path) -> GPTConfig:
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _refuse_other_models(folder, facts)
+        return GPTConfig(
+            vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
+            n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
+            layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not the configuration of a GPT-2 ({error})") from error
 
 
 def _refuse_other_models(folder: Path, facts: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
+from timm.layers import build_sincos2d_pos_embed
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer_hybrid import ConvStem
@@ -49,7 +50,11 @@ def vit_mini_conv8_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "embed_dim": 128, "depth": 1, "num_heads": 4, "mlp_ratio": 2.0,
         "class_token": False, "global_pool": "avg", "fc_norm": False,
     }  # fmt: skip
-    return build_model_with_cfg(VisionTransformer, "vit_mini_conv8_64", pretrained, **(arguments | kwargs))
+    model: Any = build_model_with_cfg(VisionTransformer, "vit_mini_conv8_64", pretrained, **(arguments | kwargs))
+    # small random positions are drowned by what the stem tells, and "left of" stays a guess
+    places = build_sincos2d_pos_embed(model.patch_embed.grid_size, dim=model.embed_dim, temperature=10.0)
+    model.pos_embed.data.copy_(places)
+    return model
 
 
 class ImageEncoder(nn.Module):

@@ -12,8 +12,9 @@ class VisionGPT2(nn.Module):
     """Pictures and the captions so far in, logits of the next tokens out.
 
     Mode layerwise: decoder block i reads the encoder block of its own depth. Mode last: all read the encoder's last,
-    normalised output. The three steps of `forward` may be taken alone: `encoder` turns pictures into features (which
-    a frozen encoder need do only once), `image_kv` these into keys and values, `decode` writes over them.
+    normalised output. The steps of `forward` may be taken alone: `encoder` turns pictures into features (which a frozen
+    encoder need do only once), `image_tokens` gives these the decoder's width, `image_kv` makes keys and values of
+    them, `decode` writes over those.
     """
 
     def __init__(self, config: CaptionerConfig) -> None:
@@ -33,15 +34,14 @@ class VisionGPT2(nn.Module):
 
     def encode(self, images: Tensor) -> ImageKV:
         """(B, 3, H, W), normalised as `encoder.preprocess` says -> keys and values for every decoder block."""
-        return self.image_kv(self.encoder(images))
+        return self.image_kv(self.image_tokens(self.encoder(images)))
 
     def image_tokens(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The encoder's features (B, S, width of the encoder) in the decoder's width (B, S, C)."""
         return tuple(self.enc_to_dec_proj(feature) for feature in features)
 
-    def image_kv(self, features: tuple[Tensor, ...]) -> ImageKV:
-        """Features (B, S, width of the encoder), one for each decoder block or one for all -> keys and values."""
-        tokens = self.image_tokens(features)
+    def image_kv(self, tokens: tuple[Tensor, ...]) -> ImageKV:
+        """Image tokens (B, S, C), one reading for each decoder block or one for all -> keys and values."""
         blocks = self.decoder.blocks
         if len(tokens) == 1:
             tokens = tokens * len(blocks)

@@ -1,7 +1,7 @@
 """What training lowers: the negative log-likelihood of the captions, and where asked for, of which words occur."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from myllm.model.vision_gpt2 import VisionGPT2
 # A word in more pictures than this tells little of any one, and in fewer there is too little to learn from.
 PRESENCE_SHARE = (0.001, 0.5)
 PRESENCE_WORDS = 1000
+PARTS, PART_SIZE = 6, 32
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,14 @@ def hide_words(tokens: Tensor, share: float, hidden: int, generator: torch.Gener
     return tokens.masked_fill(chosen.to(tokens.device), hidden)
 
 
-def by_length(tokens: Tensor, mask: Tensor, parts: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
-    """The captions in a few parts, the shorter ones of each picture first, each cut to its own longest.
+def by_length(lengths: Tensor) -> Sequence[Tensor]:
+    """Row numbers of captions in a few parts, shorter captions first, those without a target left out.
 
-    tokens (B, G, T), mask (B, G, T - 1) -> pairs of the same kind with fewer captions and positions. Padding is half of
-    a batch of natural captions, and computed like the rest.
+    lengths: (N,) targets of each caption. Padding is half of a batch of natural captions, and is computed like the
+    rest; in parts cut to their own longest caption it is an eighth. A part of few captions would be slow for its size.
     """
-    order = mask.sum(-1).argsort(dim=1)
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    for columns in order.chunk(min(parts, order.shape[1]), dim=1):
-        chosen = mask[rows, columns]
-        longest = max(1, int(chosen.sum(-1).max()))
-        yield tokens[rows, columns, : longest + 1], chosen[..., :longest]
+    order = lengths.argsort()
+    return order[lengths[order] > 0].chunk(min(PARTS, max(1, len(order) // PART_SIZE)))
 
 
 class Objective(nn.Module):
@@ -107,19 +104,23 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Smoothing, hidden words and the second loss apply in training mode alone."""
         features = batch.features if batch.features is not None else self.model.encoder(batch.images)
-        image = self.model.image_kv(features)
+        image_tokens = self.model.image_tokens(features)
+        image = self.model.image_kv(image_tokens)
         smoothing = self.label_smoothing if self.training else 0.0
-        tokens = int(batch.mask.sum())
+        captions, lengths = batch.tokens.flatten(0, 1), batch.mask.sum(-1).flatten()
+        tokens = int(lengths.sum())
         caption_sum, total = torch.zeros(()), torch.zeros(())
-        for part, mask in by_length(batch.tokens, batch.mask):
-            fed, targets = part[..., :-1], part[..., 1:][mask]
+        for rows in by_length(lengths):
+            longest = int(lengths[rows[-1]])
+            fed, targets = captions[rows, :longest], captions[rows, 1 : longest + 1]
+            mask = batch.mask.flatten(0, 1)[rows, :longest]
             if self.training:
                 fed = hide_words(fed, self.word_dropout, self.end)
-            logits = self.model.decode(fed, image)[mask].float()
-            loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-            plain = F.cross_entropy(logits.detach(), targets, reduction="sum") if smoothing else loss.detach()
+            own_image = image.select(rows // batch.tokens.shape[1])
+            logits = self.model.decode(fed[:, None], own_image)[:, 0][mask].float()
+            loss = F.cross_entropy(logits, targets[mask], reduction="sum", label_smoothing=smoothing)
+            plain = F.cross_entropy(logits.detach(), targets[mask], reduction="sum") if smoothing else loss.detach()
             caption_sum, total = caption_sum.to(loss) + plain, total.to(loss) + loss / max(1, tokens)
         if self.training and self.presence is not None:
-            seen = self.model.image_tokens(features)[-1]
-            total = total + self.presence_weight * self.presence(seen, batch.index)
+            total = total + self.presence_weight * self.presence(image_tokens[-1], batch.index)
         return Losses(total, caption_sum, tokens)

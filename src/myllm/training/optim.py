@@ -72,10 +72,10 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
 
     Each group remembers its peak rate as `peak_lr`.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.dim() in (2, 4) and id(parameter) not in embeddings and "pos_embed" not in name
+        is_matrix = parameter.dim() in (2, 4) and id(parameter) not in undecayed
         if not is_matrix:
             plain.append(parameter)
         elif config.optimizer == "muon" and not name.startswith("presence."):
@@ -91,6 +91,14 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         group = {"params": matrices, "weight_decay": config.weight_decay, "peak_lr": config.muon_lr}
         optimizers.append(Muon([group], lr=config.muon_lr))  # type: ignore[list-item]
     return optimizers
+
+
+def _undecayed(module: nn.Module) -> list[Tensor]:
+    """Embeddings, and of a timm model the tables of positions that it names so."""
+    if isinstance(module, nn.Embedding):
+        return [module.weight]
+    names: set[str] = getattr(module, "no_weight_decay", set)()
+    return [parameter for name, parameter in module.named_parameters() if name in names]
 
 
 def rate_factor(progress: float, schedule: str) -> float:

@@ -17,7 +17,7 @@ from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record, read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
-from myllm.model.gpt import gpt2_folder
+from myllm.model.gpt import fit_to_pretrained, gpt2_folder
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import cache_folder, choose_device
 
@@ -47,7 +47,7 @@ def prepare(config: TrainConfig, progress: Progress | None = None) -> Prepared:
     records, findings = read_records(Path(config.data), config.captions)
     splits = split_records(records, Path(config.data), findings)
     tokenizer = _tokenizer(config, splits["train"])
-    text = replace(config.text, vocab_size=tokenizer.get_vocab_size())
+    text = replace(fit_to_pretrained(config.text), vocab_size=tokenizer.get_vocab_size())
     torch.manual_seed(config.seed)
     model = VisionGPT2(replace(config.captioner, text=text))
     preprocess = Preprocess(model.encoder.preprocess)

@@ -97,16 +97,15 @@ class Trainer:
         """Train to the end. False where Ctrl-C came first: the run is then saved and can be resumed."""
         state, config = self.state, self.config
         with _interruptible() as interrupted:
-            while state.epoch < config.epochs and not self._is_over():
+            while not self._is_over():
                 set_stage(self.model, stage_of(state.epoch, config), config)
                 self._train_epoch(interrupted)
                 if interrupted.is_set():
                     self.save()
                     return False
                 self._end_epoch()
-                if config.patience and state.epoch - state.best_epoch >= config.patience:
-                    self.reporter.warn(f"stopped: {config.patience} epochs without a better {config.best_by}")
-                    break
+        if self._is_out_of_patience():
+            self.reporter.warn(f"stopped: {config.patience} epochs without a better {config.best_by}")
         return True
 
     def save(self) -> None:
@@ -131,7 +130,11 @@ class Trainer:
         return min(1.0, max(shares))
 
     def _is_over(self) -> bool:
-        return self.progress >= 1.0
+        return self.progress >= 1.0 or self.state.epoch >= self.config.epochs or self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def _presence(self) -> WordPresence | None:
         if not self.config.presence:
@@ -228,7 +231,8 @@ class Trainer:
             with torch.inference_mode(), autocast(self.precision, self.device):
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
-                written = write_captions(model, self.prepared.tokenizer, model.image_kv(features), self.config.decode)
+                image = model.image_kv(model.image_tokens(features))
+                written = write_captions(model, self.prepared.tokenizer, image, self.config.decode)
             for position, caption in zip(batch.index.tolist(), written, strict=True):
                 record = self.prepared.val.records[position]
                 samples.append(Sample(record.image, caption.text, record.captions))

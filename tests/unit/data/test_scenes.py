@@ -1,4 +1,5 @@
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_every_caption_is_true_and_complete() -> None:
         assert len(scene.captions) == 5
         for caption in scene.captions:
             verdict = judge(caption, scene.things)
-            assert verdict.true and verdict.complete, (caption, scene.groups)
+            assert verdict.true and verdict.complete and verdict.placed is not False, (caption, scene.groups)
 
 
 def test_every_kind_colour_and_count_is_drawn() -> None:
@@ -102,6 +103,35 @@ def test_relations_are_as_the_boxes_lie() -> None:
 def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: bool) -> None:
     verdict = judge(caption, things((1, "red", "ball"), (2, "blue", "cube")))
     assert (verdict.true, verdict.complete) == (is_true, is_complete)
+
+
+@pytest.mark.parametrize(
+    ("caption", "is_placed"),
+    [
+        ("a red ball left of two blue cubes", True),
+        ("two blue cubes right of a red ball on grass", True),
+        ("a red ball right of two blue cubes", False),
+        ("two blue cubes left of a red ball", False),
+        ("a red ball above two blue cubes", False),
+        ("two blue cubes over a red ball", True),
+        ("a red ball under two tiny blue cubes", True),
+        ("a red ball left of a green cube", False),
+        ("a red ball and two blue cubes", None),
+        ("left of", None),
+    ],
+)
+def test_what_lies_the_other_way_round_is_caught(caption: str, is_placed: bool | None) -> None:
+    drawn = [Thing("ball", "red", "small", (5, 40, 15, 50)), *(
+        Thing("cube", "blue", "small", (left, 10, left + 10, 20)) for left in (2, 40)
+    )]  # fmt: skip
+    assert judge(caption, drawn).placed is is_placed
+
+
+def test_of_the_mirrored_picture_left_and_right_are_false() -> None:
+    said = [(caption, scene) for scene in SCENES for caption in scene.captions if re.search("left|right", caption)]
+    for caption, scene in said:
+        turned = [replace(one, box=(-one.box[2], one.box[1], -one.box[0], one.box[3])) for one in scene.things]
+        assert judge(caption, turned).placed is False
 
 
 def test_a_caption_is_false_of_the_same_picture_in_other_colours() -> None:

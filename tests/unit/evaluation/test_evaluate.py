@@ -92,3 +92,6 @@ def test_scenes_are_judged_in_shares() -> None:
     ball = [Thing("ball", "red", "big", (0, 0, 9, 9))]
     said = ["a red ball", "two red balls", "a blue ball", ""]
     assert judge_scenes(said, [ball] * 4) == {"true": 0.5, "complete": 0.25}
+    cube = Thing("cube", "blue", "big", (20, 0, 29, 9))
+    said = ["a red ball left of a blue cube", "a red ball right of a blue cube", "a red ball", ""]
+    assert judge_scenes(said, [[*ball, cube]] * 4)["placed"] == 0.5

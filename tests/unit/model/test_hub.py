@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from myllm.config import GPTConfig
-from myllm.model.gpt import GPT
+from myllm.errors import ConfigError
+from myllm.model.gpt import GPT, fit_to_pretrained
 
 REPO = "someone/gpt2-tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -118,6 +120,15 @@ def test_a_folder_is_taken_as_it_is(gpt2: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_GPT2_REPO", str(gpt2))
     theirs = GPT.from_pretrained(str(gpt2)).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in GPT.from_pretrained().state_dict().items())
+
+
+def test_what_was_left_at_the_default_follows_the_weights_and_what_was_set_is_not_overruled(gpt2: Path) -> None:
+    found = GPT.from_pretrained(str(gpt2)).config
+    asked = GPTConfig(pretrained=str(gpt2), dropout=0.2)
+    assert fit_to_pretrained(asked) == replace(found, vocab_size=asked.vocab_size, dropout=0.2, pretrained=str(gpt2))
+    with pytest.raises(ConfigError, match=f"n_layer is 5, .* has {found.n_layer}; set --text.n_layer {found.n_layer}"):
+        fit_to_pretrained(replace(asked, n_layer=5))
+    assert fit_to_pretrained(GPTConfig(n_layer=5)) == GPTConfig(n_layer=5)
 
 
 def test_a_hub_id_is_downloaded_once_and_then_read_without_network(

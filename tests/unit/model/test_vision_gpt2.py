@@ -42,7 +42,7 @@ def test_groups_equal_separate_calls(model: VisionGPT2) -> None:
 
 def test_the_three_steps_taken_alone_equal_forward(model: VisionGPT2) -> None:
     features = model.encoder(IMAGES)
-    assert_close(model.decode(TOKENS, model.image_kv(features)), model(IMAGES, TOKENS))
+    assert_close(model.decode(TOKENS, model.image_kv(model.image_tokens(features))), model(IMAGES, TOKENS))
 
 
 @given(cuts=st.lists(st.integers(1, LENGTH - 1), unique=True).map(sorted))
@@ -108,11 +108,12 @@ def test_two_requests_share_no_state(model: VisionGPT2) -> None:
 @pytest.mark.parametrize(("mode", "readings"), [("last", 1), ("layerwise", 2)])
 def test_each_block_reads_what_its_mode_says(tiny_model: Callable[..., VisionGPT2], mode: str, readings: int) -> None:
     model = tiny_model(mode)
-    features = model.encoder(IMAGES)
-    assert len(features) == readings
-    other = torch.randn_like(features[0])
-    changed = model.image_kv((*features[:-1], other))  # what the last block reads, or all where there is one
-    is_same = [torch.equal(a[0], b[0]) for a, b in zip(changed.layers, model.image_kv(features).layers, strict=True)]
+    tokens = model.image_tokens(model.encoder(IMAGES))
+    assert len(tokens) == readings
+    other = torch.randn_like(tokens[0])
+    changed = model.image_kv((*tokens[:-1], other))  # what the last block reads, or all where there is one
+    same = model.image_kv(tokens)
+    is_same = [torch.equal(a[0], b[0]) for a, b in zip(changed.layers, same.layers, strict=True)]
     assert is_same == ([False, False] if mode == "last" else [True, False])
 
 

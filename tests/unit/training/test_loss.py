@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.batches import Batch
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.training.loss import Objective, WordPresence, hide_words, word_occurrences
+from myllm.training.loss import Objective, WordPresence, by_length, hide_words, word_occurrences
 from myllm.training.prepare import prepare
 from myllm.training.trainer import Trainer
 
@@ -73,6 +74,21 @@ def test_what_stands_in_the_padding_is_ignored(model: VisionGPT2, token: int) ->
     objective = Objective(model, END).eval()
     changed = objective(replace(BATCH, tokens=tokens))
     assert float(changed.caption_sum) == pytest.approx(float(objective(BATCH).caption_sum), rel=1e-5)
+
+
+@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=300).filter(any))
+def test_parts_hold_every_caption_once_from_short_to_long(lengths: list[int]) -> None:
+    found = [rows.tolist() for rows in by_length(torch.tensor(lengths))]
+    assert sorted(itertools.chain(*found)) == [row for row, length in enumerate(lengths) if length]
+    assert [lengths[row] for row in itertools.chain(*found)] == sorted(filter(None, lengths))
+
+
+def test_captions_in_parts_lose_what_they_lose_together(model: VisionGPT2) -> None:
+    many = batch_of([[2 + (at + group) % (LENGTH - 1) for group in range(30)] for at in range(4)],
+                    torch.randint(VOCAB - 1, (4, 30, LENGTH), generator=GENERATOR))  # fmt: skip
+    assert len(by_length(many.mask.sum(-1).flatten())) > 2
+    losses = Objective(model, END).eval()(many)
+    assert float(losses.caption_sum) == pytest.approx(sum(by_hand(model, many)), rel=1e-5)
 
 
 def test_an_end_token_that_is_no_padding_is_learned(model: VisionGPT2) -> None:

@@ -2,6 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,13 @@ def test_every_parameter_is_optimised_once(tiny_model) -> None:  # type: ignore[
         built = build_optimizers(model, TrainConfig(optimizer=optimizer))
         found = [id(one) for each in built for group in each.param_groups for one in group["params"]]
         assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_tables_of_positions_do_not_decay() -> None:
+    swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=24, num_heads=(2, 2))
+    spared = [name for name, group in groups_of(swin, TrainConfig(weight_decay=0.3)).items()
+              if group["weight_decay"] == 0.0 and group["params"][0].dim() == 2]  # fmt: skip
+    assert spared == [f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in (0, 1)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
