@@ -103,6 +103,8 @@ def tiny_model(tiny_config: "Callable[..., CaptionerConfig]") -> "Callable[..., 
             for name, parameter in [*model.decoder.named_parameters(), *model.enc_to_dec_proj.named_parameters()]:
                 is_scale = "ln_" in name and name.endswith("weight")
                 torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.3)
+            # an untrained stem tells so little of a picture that places would drown it
+            torch.nn.init.normal_(model.encoder.backbone.pos_embed, std=0.02)
         return model
 
     return make

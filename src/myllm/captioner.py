@@ -15,8 +15,8 @@ from torch import Tensor
 from myllm.checkpoints import native
 from myllm.config import DecodeConfig
 from myllm.data.images import Preprocess, load_image
-from myllm.data.tokenizer import decode_tokens, end_token
-from myllm.decoding.search import Hypothesis, generate
+from myllm.data.tokenizer import decode_tokens, encode_captions, end_token
+from myllm.decoding.search import Hypothesis, generate, one_by_one
 from myllm.errors import ConfigError
 from myllm.model.attention import split_heads
 from myllm.model.kv_cache import ImageKV, SelfKV
@@ -24,6 +24,8 @@ from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import autocast, choose_device
 
 Picture = Path | str | bytes | Image.Image | Tensor
+# what the tokenizer shows of a character whose bytes are not all there yet
+TORN = "\ufffd"
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Caption:
     tokens: list[int]
     """Without begin and end."""
     token_logprobs: list[float]
-    """Of `tokens`, and of the end where it was reached."""
+    """Of those of `tokens` that were chosen, not given as a prefix, and of the end where it was reached."""
     is_finished: bool
     """Whether it ended by itself, not at max_new_tokens."""
     alternatives: list[str] = field(default_factory=list)
@@ -60,9 +62,9 @@ class ModelStepper:
     def __init__(self, model: VisionGPT2) -> None:
         self.model = model
 
-    def start(self, image: ImageKV, batch: int, decode: DecodeConfig) -> tuple[ImageKV, SelfKV]:
-        """The state of `decode.beams` captions of each image, with nothing said yet."""
-        return image, self.model.decoder.new_cache(batch * decode.beams, decode.max_new_tokens)
+    def start(self, image: ImageKV, captions: int, n_positions: int) -> tuple[ImageKV, SelfKV]:
+        """The state of so many captions of at most `n_positions` tokens, with nothing said yet."""
+        return image, self.model.decoder.new_cache(captions, n_positions)
 
     def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
         image, cache = state
@@ -71,8 +73,36 @@ class ModelStepper:
 
     def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
         image, cache = state
-        cache.select(rows.to(cache.keys.device))
+        rows = rows.to(cache.keys.device)
+        count = image.layers[0][0].shape[0]
+        beams = cache.keys.shape[1] // count
+        if len(rows) < count * beams:  # those of images that have ended leave
+            image = image.select(rows[::beams] // beams)
+        cache.select(rows)
         return image, cache
+
+
+Search = tuple[ModelStepper, tuple[ImageKV, SelfKV], int, int, DecodeConfig, list[int]]
+
+
+def start_search(model: VisionGPT2, tokenizer: Tokenizer, image: ImageKV, decode: DecodeConfig) -> Search:
+    """What the engine begins with: stepper, state, number of images, end token, options, and what captions begin with.
+
+    Raises ConfigError where the prefix leaves no room for a word.
+    """
+    batch, context = image.layers[0][0].shape[0], model.config.text.n_positions
+    prefix = encode_captions(tokenizer, [decode.prefix], context + 2)[0][1:-1] if decode.prefix else []
+    room = context - len(prefix)
+    if room < 1:
+        raise ConfigError(
+            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
+        )
+    decode = replace(
+        decode, max_new_tokens=min(decode.max_new_tokens, room), min_new_tokens=min(decode.min_new_tokens, room)
+    )
+    stepper = ModelStepper(model)
+    state = stepper.start(image, batch * decode.beams, len(prefix) + decode.max_new_tokens)
+    return stepper, state, batch, end_token(tokenizer), decode, prefix
 
 
 @torch.inference_mode()
@@ -84,12 +114,7 @@ def write_captions(
     generator: torch.Generator | None = None,
 ) -> list[Caption]:
     """One caption for each image of `image`; the model is used as it is, so put it into eval mode before."""
-    batch = image.layers[0][0].shape[0]
-    room = model.config.text.n_positions
-    decode = replace(decode, max_new_tokens=min(decode.max_new_tokens, room))
-    stepper = ModelStepper(model)
-    state = stepper.start(image, batch, decode)
-    found = generate(stepper, state, batch, end_token(tokenizer), decode, generator)
+    found = generate(*start_search(model, tokenizer, image, decode), generator)
     return [_caption(hypotheses, tokenizer) for hypotheses in found]
 
 
@@ -161,6 +186,33 @@ class Captioner:
             known = ", ".join(self.decode.__dataclass_fields__)
             raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
         return replace(self.decode, **decode)
+
+    def stream(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Iterator[str]:
+        """The caption of one picture in pieces as they are found, never half a character; together they are its text.
+
+        Raises as `caption`, and ConfigError with beams, whose best is known only at the end.
+        """
+        options = self.decode_options(**decode)
+        if options.beams > 1:
+            raise ConfigError(f"decode.beams {options.beams}: the best beam is known only at the end; stream with one")
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            kv = self.model.encode(self.preprocess(image)[None].to(self.device))
+        search = start_search(self.model, self.tokenizer, kv, options)
+        end, tokens, told = search[3], list(search[5]), ""
+        steps = one_by_one(*search, generator)
+        while True:
+            # between the pieces the caller's own code runs, in its own modes
+            with torch.inference_mode(), autocast(self.precision, self.device):
+                step = next(steps, None)
+            ended = step is None or step[0][1] == end
+            if step is not None and not ended:
+                tokens.append(step[0][1])
+            text = decode_tokens(self.tokenizer, tokens).strip()
+            if len(text) > len(told) and (ended or not text.endswith(TORN)):
+                yield text[len(told) :]
+                told = text
+            if ended:
+                return
 
     @torch.inference_mode()
     def caption_tensors(

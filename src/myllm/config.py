@@ -4,6 +4,7 @@ The text under a field is its help on the command line.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from myllm.errors import ConfigError
 VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
+MOST_BEAMS = 1000
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
@@ -23,7 +25,7 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
 
 def _positive(owner: str, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:  # nor what is no number
             raise ConfigError(f"{owner}{name} is {value}; it must be above 0")
 
 
@@ -145,23 +147,52 @@ class DecodeConfig:
     """Draw among the k likeliest tokens; 0 is all."""
     top_p: float = 1.0
     """Draw among the fewest tokens that hold this probability together."""
+    min_p: float = 0.0
+    """Draw among tokens at least this share as likely as the likeliest."""
+    typical_p: float = 1.0
+    """Draw among tokens about as surprising as is to be expected, that hold this probability together."""
     max_new_tokens: int = 50
     """Longest caption in tokens."""
+    min_new_tokens: int = 0
+    """Shortest caption in tokens."""
+    no_repeat_ngram_size: int = 0
+    """So many tokens never come twice in the same order; 0 lets them."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens said already become less likely."""
+    prefix: str = ""
+    """Words that every caption begins with."""
     length_penalty: float = 1.0
     """A beam's score is its log-probability divided by its length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """Stop when as many captions as beams have ended (true), or when what is open falls behind them at its present
+    length (false) or at any length (never)."""
 
     def __post_init__(self) -> None:
-        _positive("decode.", beams=self.beams, temperature=self.temperature, max_new_tokens=self.max_new_tokens)
-        if self.top_k < 0:
-            raise ConfigError(f"decode.top_k is {self.top_k}; it must be at least 0")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"decode.top_p is {self.top_p}; it must be above 0 and at most 1")
+        _positive(
+            "decode.", beams=self.beams, temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+            repetition_penalty=self.repetition_penalty,
+        )  # fmt: skip
+        _fraction("decode.", min_p=self.min_p)
+        if self.beams > MOST_BEAMS:
+            raise ConfigError(f"decode.beams is {self.beams}; at most {MOST_BEAMS}: captions rarely gain beyond 10")
+        for name in ("top_k", "min_new_tokens", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"decode.min_new_tokens {self.min_new_tokens} is more than decode.max_new_tokens {self.max_new_tokens}"
+            )
         if self.do_sample and self.beams > 1:
             raise ConfigError(
                 f"decode.do_sample with decode.beams {self.beams}: sampling keeps one beam; drop one of them"
             )
-        if not self.do_sample and (self.top_k or self.top_p < 1 or self.temperature != 1):
-            raise ConfigError("decode.temperature, top_k and top_p change nothing without decode.do_sample true")
+        drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+        given = [name for name, default in drawing.items() if getattr(self, name) != default]
+        if given and not self.do_sample:
+            raise ConfigError(f"decode.{' and decode.'.join(given)} change nothing without decode.do_sample true")
 
 
 @dataclass(frozen=True)
@@ -267,14 +298,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
         "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.0},
         "mode": "last", "augment": False, "captions": {"vocab_size": 3000},
-        "optimizer": "muon", "muon_lr": 0.01, "lr": 2e-3, "epochs": 100, "max_minutes": 24.0, "batch_size": 64,
-        "label_smoothing": 0.1, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
+        "optimizer": "muon", "muon_lr": 0.02, "lr": 4e-3, "schedule": "linear", "weight_decay": 0.3,
+        "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 100, "max_minutes": 20.0, "batch_size": 64,
+        "val_images": 250, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
     "photos": {
         "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
         "text": {"n_layer": 4, "n_head": 8, "n_embd": 384, "n_positions": 64},
         "mode": "last", "augment": False, "captions": {"vocab_size": 4000},
-        "optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3, "epochs": 8, "batch_size": 32,
-        "label_smoothing": 0.1, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
+        "optimizer": "muon", "muon_lr": 0.02, "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
+        "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 8, "batch_size": 32,
+        "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Our search against transformers.generate, over a captioner of transformers' with odd widths and random weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from myllm.config import DecodeConfig, GPTConfig
+from myllm.decoding.rules import Said, apply_rules
 from myllm.decoding.search import Hypothesis, generate
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV, SelfKV
@@ -27,8 +29,10 @@ class Decoder:
         return self.gpt(tokens, *state)[:, :, -1], state
 
     def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
-        state[1].select(rows)
-        return state
+        image, cache = state
+        beams = cache.keys.shape[1] // len(image.layers[0][0])
+        cache.select(rows)
+        return image.select(rows[::beams] // beams), cache
 
 
 @dataclass
@@ -38,19 +42,19 @@ class Both:
     theirs: Any
     ours: GPT
 
-    def hypotheses(self, **decode: float) -> list[list[Hypothesis]]:
+    def hypotheses(self, prefix: Sequence[int] = (), **decode: object) -> list[list[Hypothesis]]:
         config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
         picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
         state = image, self.ours.new_cache(len(IMAGES) * config.beams)
-        return generate(Decoder(self.ours), state, len(IMAGES), END, config)
+        return generate(Decoder(self.ours), state, len(IMAGES), END, config, prefix)
 
-    def generated(self, beams: int, length_penalty: float = 1.0) -> tuple[list[list[int]], list[float]]:
+    def generated(self, beams: int = 1, **options: object) -> tuple[list[list[int]], list[float]]:
         """Tokens and ranks of every beam of every image."""
         found = self.theirs.generate(
             IMAGES, num_beams=beams, num_return_sequences=beams, max_new_tokens=LONGEST, do_sample=False,
-            length_penalty=length_penalty, early_stopping=False, return_dict_in_generate=True, output_scores=True,
-            decoder_start_token_id=END, eos_token_id=END, pad_token_id=END,
+            return_dict_in_generate=True, output_scores=True,
+            decoder_start_token_id=END, eos_token_id=END, pad_token_id=END, **options,
         )  # fmt: skip
         tokens = [[*row[1:], END][: [*row[1:], END].index(END)] for row in found.sequences.tolist()]
         return tokens, found.sequences_scores.tolist() if beams > 1 else []
@@ -99,7 +103,80 @@ def test_beams_are_transformers(  # type: ignore[no-untyped-def]
     both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
 ) -> None:
     pair = both(geometry, seed)
-    tokens, ranks = pair.generated(beams, length_penalty)
+    tokens, ranks = pair.generated(beams, length_penalty=length_penalty)
     found = [one for beam in pair.hypotheses(beams=beams, length_penalty=length_penalty) for one in beam]
     assert [one.tokens for one in found] == tokens
     assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("beams", [2, 3, 5])
+def test_the_three_senses_of_stopping_early_are_transformers(  # type: ignore[no-untyped-def]
+    both, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
+) -> None:
+    pair = both(GEOMETRIES[seed], seed)
+    options = {"early_stopping": early_stopping, "length_penalty": length_penalty}
+    tokens, ranks = pair.generated(beams, **options)
+    found = [one for beam in pair.hypotheses(beams=beams, **options) for one in beam]
+    assert [one.tokens for one in found] == tokens
+    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+
+
+RULES = [
+    {"repetition_penalty": 1.7},
+    {"repetition_penalty": 0.8},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"min_new_tokens": 6},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: ",".join(rules))
+@pytest.mark.parametrize("beams", [1, 2, 4])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_rules_are_transformers(  # type: ignore[no-untyped-def]
+    both, geometry: tuple[int, int, int], beams: int, rules: dict[str, float]
+) -> None:
+    pair = both(geometry, seed=1)
+    tokens, ranks = pair.generated(beams, **rules)
+    found = [one for beam in pair.hypotheses(beams=beams, **rules) for one in beam]
+    assert [one.tokens for one in found] == tokens
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("options", [{}, {"min_new_tokens": 4}, {"no_repeat_ngram_size": 2}, {"length_penalty": 2.0}])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, options: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+    pair, prefix = both(GEOMETRIES[1], seed=2), [3, 7, 1]
+    given = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
+    tokens, ranks = pair.generated(beams, decoder_input_ids=given, **options)
+    found = [one for beam in pair.hypotheses(prefix, beams=beams, **options) for one in beam]
+    assert [one.tokens for one in found] == tokens
+    assert all(one.tokens[:3] == prefix for one in found)
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "warper", "value"),
+    [
+        ("temperature", "TemperatureLogitsWarper", 0.7),
+        ("top_k", "TopKLogitsWarper", 4),
+        ("top_p", "TopPLogitsWarper", 0.8),
+        ("min_p", "MinPLogitsWarper", 0.1),
+        ("typical_p", "TypicalLogitsWarper", 0.6),
+    ],
+)
+def test_what_may_be_drawn_is_what_transformers_would_draw(name: str, warper: str, value: float) -> None:
+    import transformers
+
+    scores = 2 * torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
+    told = torch.full((300, 1), END)
+    expected = getattr(transformers, warper)(value)(told, scores)
+    found = apply_rules(scores, Said(told, END), DecodeConfig(do_sample=True, **{name: value}))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -229,7 +229,8 @@ def test_packaged_imagenet_weights_stand_in_timms_order(size: str) -> None:
     theirs.load_state_dict(dict(zip(theirs.state_dict(), tensors.values(), strict=True)))
     ours = ImageEncoder(VisionConfig(f"tf_efficientnet_{size}", pretrained=True, image_size=64)).eval()
     expected = theirs.forward_features(pictures(ours)).flatten(2).mT
-    torch.testing.assert_close(ours(pictures(ours))[0], expected)
+    # sums in another order: ours has the channels last
+    torch.testing.assert_close(ours(pictures(ours))[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_missing_published_weights_name_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

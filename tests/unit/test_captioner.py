@@ -1,6 +1,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from myllm.captioner import Captioner, in_batches
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
+from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -195,3 +197,39 @@ def test_the_models_own_decoding_defaults_are_used(tiny_checkpoint: Checkpoint, 
 
 def test_in_batches_leaves_nothing_out() -> None:
     assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 2.0}, {"prefix": "a small"}])
+def test_pieces_as_they_come_are_the_caption(captioner: Captioner, options: dict[str, Any]) -> None:
+    for picture in PICTURES:
+        told = captioner.caption(picture, generator=torch.Generator().manual_seed(1), **options)
+        pieces = list(captioner.stream(picture, generator=torch.Generator().manual_seed(1), **options))
+        assert "".join(pieces) == told.text and "" not in pieces
+
+
+def test_no_piece_ends_within_a_character(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = captioner.tokenizer.encode("a 🐕 über", add_special_tokens=False).ids
+    said = [[(0, token, -1.0)] for token in [*ids, end_token(captioner.tokenizer)]]
+    monkeypatch.setattr("myllm.captioner.one_by_one", lambda *_: iter(said))
+    pieces = list(captioner.stream(PICTURES[0]))
+    assert "".join(pieces) == "a 🐕 über" and not any("\ufffd" in piece for piece in pieces)
+    assert len(ids) > len("a 🐕 über") and len(pieces) > 3
+
+
+def test_beams_cannot_be_streamed(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match="decode.beams 2: the best beam is known only at the end"):
+        next(captioner.stream(PICTURES[0], beams=2))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_prefix_begins_every_caption_and_is_not_scored(captioner: Captioner, beams: int) -> None:
+    for caption in captioner.caption_batch(PICTURES, prefix="two blue", beams=beams):
+        assert caption.text.startswith("two blue")
+        given = len(captioner.tokenizer.encode("two blue", add_special_tokens=False).ids)
+        assert len(caption.token_logprobs) == len(caption.tokens) - given + caption.is_finished
+        assert caption.attention.shape[0] == len(caption.tokens)
+
+
+def test_a_prefix_that_fills_the_context_is_refused(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match=r"decode.prefix 'a a.*fills the model's context of \d+ tokens"):
+        captioner.caption(PICTURES[0], prefix="a " * 500)

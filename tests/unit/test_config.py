@@ -1,4 +1,5 @@
 import inspect
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (GPTConfig, "n_positions", 2),
         (CaptionsConfig, "vocab_size", 256),
         (DecodeConfig, "beams", 0),
+        (DecodeConfig, "beams", 10_000),
+        (DecodeConfig, "temperature", math.nan),
+        (DecodeConfig, "temperature", math.inf),
+        (DecodeConfig, "top_p", math.nan),
+        (DecodeConfig, "min_p", 1.0),
+        (DecodeConfig, "typical_p", 0.0),
+        (DecodeConfig, "min_new_tokens", 51),
+        (DecodeConfig, "no_repeat_ngram_size", -1),
+        (DecodeConfig, "repetition_penalty", 0.0),
         (DecodeConfig, "top_k", -1),
         (DecodeConfig, "top_p", 0.0),
         (DecodeConfig, "top_p", 1.1),

@@ -56,7 +56,7 @@ class FeatureCache:
 
     def features(
         self, pictures: Sequence[Path], images: Callable[[Sequence[int]], Tensor], encode: Encode, findings: Findings,
-        batch_size: int = 50, progress: Callable[[int, int], None] | None = None,
+        batch_size: int = 16, progress: Callable[[int, int], None] | None = None,
     ) -> Features:  # fmt: skip
         """Features of all `pictures`; those that are not on disk are computed.
 

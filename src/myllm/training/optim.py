@@ -86,7 +86,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         {"params": decayed, "weight_decay": config.weight_decay, "peak_lr": config.lr},
         {"params": plain, "weight_decay": 0.0, "peak_lr": config.lr},
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)]
     if matrices:
         group = {"params": matrices, "weight_decay": config.weight_decay, "peak_lr": config.muon_lr}
         optimizers.append(Muon([group], lr=config.muon_lr))  # type: ignore[list-item]

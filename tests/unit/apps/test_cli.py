@@ -54,8 +54,8 @@ def test_help_holds_the_text_under_each_option(capsys: Capture) -> None:
         (["train", "--text.layers=3"], "unknown option --text.layers; did you mean --text.n_layer"),
         (["train", "--epoch=3"], "unknown option --epoch"),  # no abbreviations: scripts would break with a new option
         (["scenes", "--out=x", "--cuont=3"], "unknown option --cuont; did you mean --count"),
-        (["train", "--epochs=many"], "epochs: "),
-        (["train", "--mode=both"], "mode: "),
+        (["train", "--epochs=many"], "epochs is 'many'; expected a whole number."),
+        (["train", "--mode=both"], "mode is 'both'; expected one of layerwise, last."),
         (["caption"], "paths"),
         (["evaluate"], "data"),
         (["caption", "x.png", "--decode.beams=0"], "decode.beams is 0; it must be above 0"),

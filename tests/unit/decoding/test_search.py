@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.config import DecodeConfig
+from myllm.decoding.rules import NEVER
 from myllm.decoding.search import Hypothesis, draw, generate
+from myllm.errors import MyLLMError
 
 VOCAB, END = 5, 4
 Sentence = tuple[int, ...]
@@ -24,19 +26,21 @@ class Toy:
     table: Tensor
     """(B, VOCAB, VOCAB, VOCAB) logits: image, the token before the last, the last, the next."""
     steps: int = 0
+    rows: int = 0
 
-    def start(self, beams: int) -> Tensor:
-        return torch.full((len(self.table) * beams,), END)
+    def start(self, beams: int) -> tuple[Tensor, Tensor]:
+        """Of each caption, its image and the token before its last."""
+        return torch.arange(len(self.table)).repeat_interleave(beams), torch.full((len(self.table) * beams,), END)
 
-    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         self.steps += 1
-        before, last = state.view(tokens.shape[:2]), tokens[..., 0]
-        image = torch.arange(len(self.table))[:, None]
-        return self.table[image, before, last], last.flatten()
+        self.rows += tokens[..., 0].numel()
+        image, before = (values.view(tokens.shape[:2]) for values in state)
+        return self.table[image, before, tokens[..., 0]], (state[0], tokens.flatten())
 
-    def reorder(self, state: Tensor, rows: Tensor) -> Tensor:
+    def reorder(self, state: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
         # the newest tokens come reordered from the search itself, the ones before them are moved here
-        return state[rows]
+        return state[0][rows], state[1][rows]
 
     def logprobs(self, image: int, sentence: Sentence) -> list[float]:
         """Of each token, by hand; `sentence` holds its end where it has one."""
@@ -126,6 +130,34 @@ def test_no_caption_is_longer_than_max_new_tokens(toy: Toy, beams: int, longest:
     assert all(len(one.tokens) == longest for one in found if not one.is_finished)
 
 
+@given(toy=toys(images=5), beams=st.sampled_from([1, 3]))
+def test_what_has_ended_is_not_computed_on(toy: Toy, beams: int) -> None:
+    toy.search(beams=beams, max_new_tokens=8)
+    needed = 0
+    for table in toy.table:
+        alone = Toy(table[None])
+        alone.search(beams=beams, max_new_tokens=8)
+        needed += alone.rows
+    assert toy.rows == needed
+
+
+@given(toy=toys(images=3), beams=st.integers(2, 4), length_penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]))
+def test_never_stopping_early_misses_nothing_that_true_finds(toy: Toy, beams: int, length_penalty: float) -> None:
+    decode = {"beams": beams, "max_new_tokens": 6, "length_penalty": length_penalty}
+    early, never = (toy.search(**decode, early_stopping=value) for value in (True, "never"))
+    for first, second in zip(early, never, strict=True):
+        assert second[0].rank >= first[0].rank - 1e-5
+
+
+def test_scores_that_are_no_numbers_name_the_token() -> None:
+    table = torch.zeros(1, *(VOCAB,) * 3)
+    table[0, END, END, 2] = 9.0
+    table[0, END, 2] = float("nan")
+    for beams in (1, 2):
+        with pytest.raises(MyLLMError, match="scores of token 2 are no numbers"):
+            Toy(table).search(beams=beams)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_search_stops_when_all_is_said(beams: int) -> None:
     table = torch.full((2, *(VOCAB,) * 3), -20.0)
@@ -139,10 +171,19 @@ def test_sampling_with_a_generator_can_be_repeated() -> None:
     toy, decode = Toy(torch.zeros(4, *(VOCAB,) * 3)), DecodeConfig(do_sample=True, max_new_tokens=8)
 
     def sampled(seed: int) -> list[Sentence]:
-        found = generate(toy, toy.start(1), 4, END, decode, torch.Generator().manual_seed(seed))
+        found = generate(toy, toy.start(1), 4, END, decode, generator=torch.Generator().manual_seed(seed))
         return [said(one) for [one] in found]
 
     assert sampled(0) == sampled(0) != sampled(1)
+
+
+def test_what_a_caption_draws_does_not_depend_on_the_others() -> None:
+    toy, decode = Toy(torch.randn(4, *(VOCAB,) * 3)), DecodeConfig(do_sample=True, max_new_tokens=8)
+    generator = torch.Generator().manual_seed(0)
+    together = [said(one) for [one] in generate(toy, toy.start(1), 4, END, decode, generator=generator)]
+    generator.manual_seed(0)
+    alone = [Toy(table[None]) for table in toy.table]
+    assert together == [said(generate(one, one.start(1), 1, END, decode, generator=generator)[0][0]) for one in alone]
 
 
 def test_sampled_log_probabilities_are_those_of_the_untempered_model() -> None:
@@ -151,40 +192,14 @@ def test_sampled_log_probabilities_are_those_of_the_untempered_model() -> None:
     assert found.logprobs == pytest.approx(toy.logprobs(0, said(found)), abs=1e-4)
 
 
-LOGPROBS = st.lists(st.integers(1, 1000), min_size=2, max_size=8, unique=True).map(
-    lambda weights: (torch.tensor([weights], dtype=torch.float64) / sum(weights)).log()
-)
+def test_tokens_come_as_often_as_they_are_likely() -> None:
+    probabilities = torch.tensor([0.0, 0.6, 0.3, 0.0, 0.1])
+    luck = torch.rand(50_000, generator=torch.Generator().manual_seed(0))
+    found = draw(probabilities.log().expand(50_000, -1), luck).bincount(minlength=5) / 50_000
+    torch.testing.assert_close(found, probabilities, rtol=0, atol=0.01)
 
 
-def drawn(logprobs: Tensor, **decode: float) -> set[int]:
-    """Every token that can be drawn: those that come up in many draws, where none is rare."""
-    config = DecodeConfig(do_sample=True, **decode)  # type: ignore[arg-type]
-    return set(draw(logprobs.expand(8000, -1), config, torch.Generator().manual_seed(0)).tolist())
-
-
-@given(logprobs=LOGPROBS, top_p=st.floats(0.01, 0.99))
-def test_top_p_keeps_the_smallest_set_that_holds_it(logprobs: Tensor, top_p: float) -> None:
-    found, probabilities = drawn(logprobs, top_p=top_p), logprobs.exp()[0].tolist()
-    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
-    held = list(itertools.accumulate(probabilities[token] for token in order))
-    needed = next(count for count, share in enumerate(held, start=1) if share >= top_p - 1e-9 or count == len(held))
-    allowed = order[:needed]
-    assert found <= set(allowed)
-    assert {token for token in allowed if probabilities[token] > 0.01} <= found
-
-
-@given(logprobs=LOGPROBS, top_k=st.integers(1, 9))
-def test_top_k_keeps_the_k_likeliest(logprobs: Tensor, top_k: int) -> None:
-    found, probabilities = drawn(logprobs, top_k=top_k), logprobs.exp()[0].tolist()
-    allowed = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:top_k]
-    assert found <= set(allowed)
-    assert {token for token in allowed if probabilities[token] > 0.01} <= found
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_come_as_often_as_the_tempered_probabilities_say(temperature: float) -> None:
-    probabilities = torch.tensor([0.6, 0.3, 0.1])
-    config = DecodeConfig(do_sample=True, temperature=temperature)
-    found = draw(probabilities.log().expand(50_000, -1), config, torch.Generator().manual_seed(0)).bincount() / 50_000
-    expected = probabilities ** (1 / temperature)
-    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.01)
+@pytest.mark.parametrize("luck", [0.0, 1 - 2**-24])
+def test_what_is_impossible_is_never_drawn(luck: float) -> None:
+    scores = torch.tensor([[NEVER, 0.3, 0.1, NEVER]])
+    assert draw(scores, torch.tensor([luck])).item() in (1, 2)
