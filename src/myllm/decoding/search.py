@@ -103,13 +103,17 @@ def one_by_one(
     said = torch.tensor([[end, *prefix]]).repeat(batch, 1)
     newest = said
     # all at once, a row a caption: what a caption draws does not depend on the others
-    luck = torch.rand(batch, config.max_new_tokens, generator=generator) if config.do_sample else None
+    device = None if generator is None else generator.device
+    luck = (
+        torch.rand(batch, config.max_new_tokens, generator=generator, device=device) if config.do_sample else None
+    )
     for length in range(config.max_new_tokens):
         logits, state = stepper.step(newest[:, None], state)
         logprobs = _logprobs(logits[:, 0], length)
-        scores = apply_rules(logits[:, 0].float().cpu(), Said(said, end, 1 + len(prefix)), config)
+        scores = apply_rules(logits[:, 0].float(), Said(said.to(logits.device), end, 1 + len(prefix)), config)
         chosen = scores.argmax(-1) if luck is None else draw(scores, luck[rows, length])
         of_chosen = logprobs.gather(1, chosen[:, None])[:, 0]
+        chosen = chosen.cpu()
         yield list(zip(rows.tolist(), chosen.tolist(), of_chosen.tolist(), strict=True))
         goes_on = (chosen != end).nonzero()[:, 0]
         if not len(goes_on):
@@ -145,7 +149,7 @@ def beam_search(
     finished = [_Finished() for _ in range(batch)]
     for length in range(1, config.max_new_tokens + 1):
         logits, state = stepper.step(newest, state)
-        own = _logprobs(logits, length - 1)
+        own = _logprobs(logits, length - 1).cpu()
         scores = apply_rules(own.flatten(0, 1), Said(said.flatten(0, 1), end, 1 + len(prefix)), config).view_as(own)
         vocab_size = own.shape[-1]
         sums = (totals[..., None] + scores).flatten(1)
@@ -205,8 +209,8 @@ def _of_beams(values: Tensor, origin: Tensor) -> Tensor:
 
 
 def _logprobs(logits: Tensor, said: int) -> Tensor:
-    """(..., vocab_size) float32 on the CPU."""
-    logprobs = logits.float().log_softmax(-1).cpu()
+    """(..., vocab_size) float32."""
+    logprobs = logits.float().log_softmax(-1)
     if logprobs.isnan().any():
         raise MyLLMError(f"the model's scores of token {said + 1} are no numbers; its weights are damaged, or overflow")
     return logprobs
