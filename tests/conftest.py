@@ -125,6 +125,22 @@ def tiny_checkpoint(tiny_model: "Callable[..., VisionGPT2]") -> "Checkpoint":
     )
 
 
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture(scope="session")
+def hostile() -> Callable[[Path], object]:
+    """hostile(path): an object that makes a folder there when it is unpickled."""
+    return Hostile
+
+
 @pytest.fixture
 def tiny_captioner_file(tiny_checkpoint: "Checkpoint", tmp_path: Path) -> Path:
     """A captioner.pt of `tiny_checkpoint`, free to damage."""

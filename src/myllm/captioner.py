@@ -198,8 +198,8 @@ class Captioner:
         with torch.inference_mode(), autocast(self.precision, self.device):
             kv = self.model.encode(self.preprocess(image)[None].to(self.device))
         search = start_search(self.model, self.tokenizer, kv, options)
-        end, tokens, told = search[3], list(search[5]), ""
-        steps = one_by_one(*search, generator)
+        *_, end, _, prefix = search
+        steps, tokens, told = one_by_one(*search, generator), list(prefix), ""
         while True:
             # between the pieces the caller's own code runs, in its own modes
             with torch.inference_mode(), autocast(self.precision, self.device):

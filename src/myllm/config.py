@@ -189,8 +189,8 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.do_sample with decode.beams {self.beams}: sampling keeps one beam; drop one of them"
             )
-        drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-        given = [name for name, default in drawing.items() if getattr(self, name) != default]
+        drawing = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        given = [name for name in drawing if getattr(self, name) != getattr(DecodeConfig, name)]
         if given and not self.do_sample:
             raise ConfigError(f"decode.{' and decode.'.join(given)} change nothing without decode.do_sample true")
 

@@ -1,7 +1,6 @@
 """Our decoder against transformers' GPT-2, in geometries that hide no mixed-up axis."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -142,22 +141,12 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(  # type: ignore[no
         GPT.from_pretrained(str(tmp_path))
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_hostile_pickle_is_refused_and_not_run(random_gpt2, hostile, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     saved_as(tmp_path, random_gpt2(*GEOMETRIES[0]), form=FORMS[1])
-    torch.save(Hostile(tmp_path / "was-run"), tmp_path / "pytorch_model.bin")
+    torch.save(hostile(tmp_path / "was-run"), tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError):
         GPT.from_pretrained(str(tmp_path))
     assert not (tmp_path / "was-run").exists()
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 def config_of(geometry: tuple[int, int, int]) -> GPTConfig:

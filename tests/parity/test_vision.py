@@ -1,8 +1,8 @@
 """The image encoder against timm itself: each family of backbones, its tokens, its preprocessing, its weights."""
 
 import importlib.util
-import os
 import pickle
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -198,18 +198,8 @@ def test_weights_of_another_width_are_refused(test_vit: dict[str, Tensor], tmp_p
         loaded(tmp_path / "weights.pth")
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
-
-
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save({"weight": Hostile(tmp_path / "was-run")}, tmp_path / "weights.pth")
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, hostile: Callable[[Path], object]) -> None:
+    torch.save({"weight": hostile(tmp_path / "was-run")}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights.pth"):
         loaded(tmp_path / "weights.pth")
     assert not (tmp_path / "was-run").exists()

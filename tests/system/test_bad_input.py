@@ -1,6 +1,5 @@
 """Bad input: one message with the file, what was found and the way out, exit code 1 or 2, and nothing lost."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -164,29 +163,23 @@ def test_a_wrong_name_or_type_in_yaml_is_named_with_its_line(
     assert re.search(found, message := told(capsys)), message
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
+Make = Callable[[Path], object]
+"""The fixture `hostile`."""
 
 
-def hostile(file: Path) -> None:
-    torch.save(Hostile(file.parent / "was-run"), file)
+def hostile_pickle(file: Path, hostile: Make) -> None:
+    torch.save(hostile(file.parent / "was-run"), file)
 
 
-def truncated(file: Path) -> None:
+def truncated(file: Path, _: Make) -> None:
     file.write_bytes(file.read_bytes()[:-500])
 
 
-def of_a_newer_format(file: Path) -> None:
+def of_a_newer_format(file: Path, _: Make) -> None:
     torch.save(torch.load(file, weights_only=True) | {"format_version": 99}, file)
 
 
-def missing(file: Path) -> None:
+def missing(file: Path, _: Make) -> None:
     file.unlink()
 
 
@@ -194,30 +187,32 @@ def missing(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (hostile, r"captioner.pt: refused: .* could run code"),
+        (hostile_pickle, r"captioner.pt: refused: .* could run code"),
         (truncated, r"captioner.pt: damaged or cut short"),
         (of_a_newer_format, r"captioner.pt: format version 99, this myllm reads up to 1; upgrade myllm"),
         (missing, r"captioner.pt: no such file; expected a captioner.pt or the run folder"),
     ],
 )
 def test_a_checkpoint_that_is_not_one_is_named_and_not_run(
-    tiny_captioner_file: Path, scenes: Path, tmp_path: Path, capsys: Capture,
-    verb: str, damage: Callable[[Path], None], found: str,
+    tiny_captioner_file: Path, scenes: Path, capsys: Capture, hostile: Make,
+    verb: str, damage: Callable[[Path, Make], None], found: str,
 ) -> None:  # fmt: skip
-    damage(tiny_captioner_file)
+    damage(tiny_captioner_file, hostile)
     of_verb = {"caption": [str(scenes)], "evaluate": ["--data", str(scenes)]}[verb]
-    words = [verb, *of_verb, "--model", str(tiny_captioner_file.parent), "--out", str(tmp_path / "out")]
+    out = tiny_captioner_file.parents[1] / "out"
+    words = [verb, *of_verb, "--model", str(tiny_captioner_file.parent), "--out", str(out)]
     assert main(words) == 1
     assert re.search(found, message := told(capsys)), message
-    assert not (tiny_captioner_file.parent / "was-run").exists() and not (tmp_path / "out").exists()
+    assert not (tiny_captioner_file.parent / "was-run").exists() and not out.exists()
 
 
-@pytest.mark.parametrize("damage", [hostile, truncated])
+@pytest.mark.parametrize("damage", [hostile_pickle, truncated])
 def test_a_last_pt_that_is_not_one_is_named_and_not_run(
-    train: Train, tiny_run: Path, tmp_path: Path, capsys: Capture, damage: Callable[[Path], None]
+    train: Train, tiny_run: Path, tmp_path: Path, capsys: Capture, hostile: Make,
+    damage: Callable[[Path, Make], None],
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    damage(out / "last.pt")
+    damage(out / "last.pt", hostile)
     assert train(out, "--epochs=5", "--resume", "--quiet") == 1
     assert f"{out}/last.pt" in (message := told(capsys)) and "--overwrite" in message
     assert not (out / "was-run").exists()

@@ -95,7 +95,6 @@ def typical_p(scores: Tensor, said: Said, value: float) -> Tensor:
 
 
 Rule = Callable[[Tensor, Said, Any], Tensor]
-_DEFAULTS = DecodeConfig()
 # In the order of transformers, on which results depend.
 ALWAYS: Mapping[str, Rule] = {
     "repetition_penalty": repetition_penalty,
@@ -116,7 +115,7 @@ def apply_rules(scores: Tensor, said: Said, config: DecodeConfig) -> Tensor:
     applied = []
     for name, rule in ({**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS).items():
         value = getattr(config, name)
-        if value != getattr(_DEFAULTS, name):
+        if value != getattr(DecodeConfig, name):
             scores = rule(scores, said, value)
             applied.append(f"{name} {value}")
     if applied and not (scores > NEVER).any(-1).all():

@@ -1,5 +1,6 @@
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -80,20 +81,12 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         native.load(tmp_path / name)
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_a_hostile_pickle_is_refused_and_not_run(tiny_captioner_file: Path, is_zip: bool) -> None:
+def test_a_hostile_pickle_is_refused_and_not_run(
+    tiny_captioner_file: Path, hostile: Callable[[Path], object], is_zip: bool
+) -> None:
     was_run = tiny_captioner_file.parent / "was-run"
-    content = torch.load(tiny_captioner_file, weights_only=True) | {"provenance": Hostile(was_run)}
+    content = torch.load(tiny_captioner_file, weights_only=True) | {"provenance": hostile(was_run)}
     torch.save(content, tiny_captioner_file, _use_new_zipfile_serialization=is_zip)
     with pytest.raises(CheckpointError, match="refused: .*could run code" if is_zip else "no checkpoint at all"):
         native.load(tiny_captioner_file)

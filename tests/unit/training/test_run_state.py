@@ -1,4 +1,4 @@
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,18 +103,8 @@ def test_a_file_cut_short_is_refused(last: Path, share: float) -> None:
         Run(seed=0).load(last)
 
 
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self.path,)
-
-
-def test_a_hostile_pickle_is_refused_and_not_run(last: Path) -> None:
-    torch.save({"state": Hostile(last.parent / "was-run")}, last)
+def test_a_hostile_pickle_is_refused_and_not_run(last: Path, hostile: Callable[[Path], object]) -> None:
+    torch.save({"state": hostile(last.parent / "was-run")}, last)
     with pytest.raises(CheckpointError, match=r"last.pt"):
         Run(seed=0).load(last)
     assert not (last.parent / "was-run").exists()
