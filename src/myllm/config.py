@@ -230,6 +230,8 @@ class TrainConfig:
     """Peak learning rate of the parameters under muon."""
     weight_decay: float = 0.01
     """Decay of matrices; norms, biases and embeddings have none."""
+    vision_weight_decay: float | None = None
+    """Decay of the backbone's matrices; weight_decay where not given."""
     schedule: Literal["onecycle", "cosine", "linear"] = "onecycle"
     """onecycle climbs from lr/25 for 30 % and falls as a cosine; cosine and linear warm up for 5 % and fall so."""
     clip: float = 1.0
@@ -291,7 +293,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
         "mode": "last", "augment": False, "captions": {"vocab_size": 512},
         "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
-        "word_dropout": 0.1, "presence": 8.0,
+        "vision_weight_decay": 0.1, "word_dropout": 0.1, "presence": 8.0,
         "batch_size": 32, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
     },
     "photos-fast": {

@@ -31,7 +31,7 @@ COLOURS = {
     "white": (244, 244, 244),
     "black": (28, 28, 32),
 }
-RADII = {"small": (5.5, 7.0), "big": (9.5, 11.5)}
+RADII = {"small": (7.0, 8.0), "big": (10.5, 12.0)}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
 # Texture grain as (columns, rows) of random values stretched over the picture, and how strongly they show.
@@ -110,9 +110,9 @@ OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
         (1.35, _curve(lambda t: (-0.35 + 0.2 * math.cos(t), -0.35 + 0.2 * math.sin(t)))),
     ],
     "cube": [
-        (1.25, [(0, -1), (0.87, -0.5), (0, 0), (-0.87, -0.5)]),
-        (1.0, [(-0.87, -0.5), (0, 0), (0, 1), (-0.87, 0.5)]),
-        (0.7, [(0, 0), (0.87, -0.5), (0.87, 0.5), (0, 1)]),
+        (1.4, [(-0.82, -0.38), (-0.38, -0.82), (0.82, -0.82), (0.38, -0.38)]),
+        (1.0, [(-0.82, -0.38), (0.38, -0.38), (0.38, 0.82), (-0.82, 0.82)]),
+        (0.6, [(0.38, -0.38), (0.82, -0.82), (0.82, 0.38), (0.38, 0.82)]),
     ],
     "cone": [(1.0, [(0, -1), (0.85, 0.65), (0.45, 0.9), (0, 0.96), (-0.45, 0.9), (-0.85, 0.65)])],
     "star": [(1.0, _star())],
@@ -235,8 +235,8 @@ def _draw_thing(image: Image.Image, rng: random.Random, group: Group, centre: Po
             for x, y in outline
         ]
         alpha = 255 if lightness else 0
-        # the sum lets black things show their faces too, which a product alone leaves all black
-        fill = tuple(min(255, max(0, round(value * lightness + 60 * (lightness - 1)))) for value in base)
+        # the sum lets dark things show their faces too, which a product alone leaves all dark
+        fill = tuple(min(255, max(0, round(value * lightness + 90 * (lightness - 1)))) for value in base)
         edge = tuple(round(value * 0.6) for value in fill)
         draw.polygon(points, fill=(*fill, alpha), outline=(*edge, alpha), width=2)
     patch = patch.reduce(SUPERSAMPLING)

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -73,24 +74,24 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     Each group remembers its peak rate as `peak_lr`.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
-    matrices, decayed, plain = [], [], []
+    matrices, others = defaultdict[float, list[nn.Parameter]](list), defaultdict[float, list[nn.Parameter]](list)
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.dim() in (2, 4) and id(parameter) not in undecayed
-        if not is_matrix:
-            plain.append(parameter)
-        elif config.optimizer == "muon" and not name.startswith("presence."):
-            matrices.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, "peak_lr": config.lr},
-        {"params": plain, "weight_decay": 0.0, "peak_lr": config.lr},
+        if parameter.dim() not in (2, 4) or id(parameter) in undecayed:
+            others[0.0].append(parameter)
+            continue
+        is_vision = name.removeprefix("model.").startswith("encoder.")
+        own = config.vision_weight_decay if is_vision else None
+        decay = config.weight_decay if own is None else own
+        is_for_muon = config.optimizer == "muon" and not name.startswith("presence.")
+        (matrices if is_for_muon else others)[decay].append(parameter)
+    adam: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(_groups(others, config.lr), lr=config.lr, betas=(0.9, 0.98), fused=True)
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)]
-    if matrices:
-        group = {"params": matrices, "weight_decay": config.weight_decay, "peak_lr": config.muon_lr}
-        optimizers.append(Muon([group], lr=config.muon_lr))  # type: ignore[list-item]
-    return optimizers
+    return [*adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr)] if matrices else adam
+
+
+def _groups(by_decay: Mapping[float, list[nn.Parameter]], rate: float) -> list[dict[str, Any]]:
+    return [{"params": own, "weight_decay": decay, "peak_lr": rate} for decay, own in by_decay.items()]
 
 
 def _undecayed(module: nn.Module) -> list[Tensor]:

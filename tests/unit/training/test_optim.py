@@ -103,6 +103,15 @@ def test_norms_biases_and_embeddings_do_not_decay(tiny_model, optimizer: str) ->
     assert groups["decoder.transformer.wte.weight"]["weight_decay"] == 0.0
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_backbone_may_decay_by_a_rate_of_its_own(tiny_model, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.3, vision_weight_decay=0.1)
+    decays = {name: group["weight_decay"] for name, group in groups_of(tiny_model(), config).items()}
+    of_vision = {decay for name, decay in decays.items() if name.startswith("encoder.")}
+    of_text = {decay for name, decay in decays.items() if name.startswith("decoder.")}
+    assert (of_vision, of_text) == ({0.0, 0.1}, {0.0, 0.3})
+
+
 def test_muon_takes_matrices_and_convolutions_and_leaves_the_rest(tiny_model) -> None:  # type: ignore[no-untyped-def]
     model, config = tiny_model(), TrainConfig(optimizer="muon", lr=1e-3, muon_lr=0.05)
     sizes = {name: parameter.dim() for name, parameter in model.named_parameters()}
