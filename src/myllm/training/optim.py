@@ -74,14 +74,14 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     Each group remembers its peak rate as `peak_lr`.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
+    vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
     matrices, others = defaultdict[float, list[nn.Parameter]](list), defaultdict[float, list[nn.Parameter]](list)
     for name, parameter in model.named_parameters():
         if parameter.dim() not in (2, 4) or id(parameter) in undecayed:
             others[0.0].append(parameter)
             continue
         is_vision = name.removeprefix("model.").startswith("encoder.")
-        own = config.vision_weight_decay if is_vision else None
-        decay = config.weight_decay if own is None else own
+        decay = vision_decay if is_vision else config.weight_decay
         is_for_muon = config.optimizer == "muon" and not name.startswith("presence.")
         (matrices if is_for_muon else others)[decay].append(parameter)
     adam: list[torch.optim.Optimizer] = [
