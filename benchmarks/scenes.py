@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, help="training time of each; the demo's own where not given")
+    parser.add_argument("--max-steps", type=int, help="steps of each instead, as on a slower machine")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -23,6 +24,7 @@ def main() -> None:
             out = Path(folder) / f"seed{seed}"
             command = [sys.executable, "-m", "myllm", "demo", "--quiet", "--seed", str(seed), "--out", str(out)]
             command += ["--minutes", str(arguments.minutes)] if arguments.minutes else []
+            command += ["--max-steps", str(arguments.max_steps)] if arguments.max_steps else []
             began = time.monotonic()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             minutes = (time.monotonic() - began) / 60

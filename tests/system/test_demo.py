@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from myllm.apps.cli import main
+from myllm.apps.demo import demo_config
+from myllm.apps.options import DemoOptions
 from myllm.captioner import Captioner
 
 SMALL = ["--count=40", "--minutes=0.05", "--judged=4"]
@@ -40,6 +42,11 @@ def test_the_report_judges_seen_and_held_out_pairs(finished: Path) -> None:
         assert 0 <= figures["complete"] <= figures["true"] <= 1
 
 
+def test_steps_take_the_place_of_minutes() -> None:
+    config = demo_config(DemoOptions(max_steps=7), "scenes")
+    assert (config.max_steps, config.max_minutes) == (7, None)
+
+
 @pytest.mark.slow
 def test_an_interrupted_demo_goes_on_with_the_same_command(
     stopped: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -67,7 +74,7 @@ def test_a_run_of_ones_own_is_not_replaced_by_a_demo(
     assert [path.name for path in tiny_captioner_file.parent.iterdir()] == ["captioner.pt"]
 
 
-@pytest.mark.parametrize("option", ["--minutes=0", "--judged=0", "--count=5"])
+@pytest.mark.parametrize("option", ["--minutes=0", "--judged=0", "--count=5", "--max-steps=0"])
 def test_what_cannot_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo"), option]) == 2
     assert option.split("=")[0] in capsys.readouterr().err

@@ -73,7 +73,8 @@ def demo_config(options: DemoOptions, data: str) -> TrainConfig:
         **(preset | {
             "vision": VisionConfig(**preset["vision"]), "text": GPTConfig(**preset["text"]),
             "captions": CaptionsConfig(**preset["captions"]),
-            "data": data, "out": options.out, "seed": options.seed, "max_minutes": options.minutes,
+            "data": data, "out": options.out, "seed": options.seed, "max_steps": options.max_steps,
+            "max_minutes": None if options.max_steps else options.minutes,
         })
     )  # fmt: skip
 

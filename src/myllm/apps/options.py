@@ -28,6 +28,8 @@ class DemoOptions:
     """Folder for the demo's scenes and its run; what an earlier demo wrote there is replaced."""
     minutes: float = 7.5
     """Time for training alone; rendering and judging take about one more."""
+    max_steps: int | None = None
+    """Train for so many steps instead, so that the result does not depend on the machine's speed."""
     count: int = 24_000
     """Scenes to render."""
     judged: int = 1_000
@@ -38,8 +40,8 @@ class DemoOptions:
     """Print only warnings, errors and the report."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.judged <= 0:
-            raise ConfigError("--minutes and --judged must be above 0")
+        if self.minutes <= 0 or self.judged <= 0 or (self.max_steps is not None and self.max_steps <= 0):
+            raise ConfigError("--minutes, --max-steps and --judged must be above 0")
 
 
 @dataclass(frozen=True)
