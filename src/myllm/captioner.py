@@ -1,11 +1,12 @@
 """Captioner: pictures in, captions with scores and attention out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -13,10 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.checkpoints import native
-from myllm.config import DecodeConfig
+from myllm.config import END_OF_TEXT, DecodeConfig
 from myllm.data.images import Preprocess, load_image
-from myllm.data.tokenizer import decode_tokens, encode_captions, end_token
-from myllm.decoding.search import Hypothesis, generate, one_by_one
+from myllm.data.tokenizer import decode_tokens, end_token, token_bytes
+from myllm.data.words import Vocabulary
+from myllm.decoding.engine import Hypothesis, Search, walk
+from myllm.decoding.generate import generate
+from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
 from myllm.model.attention import split_heads
 from myllm.model.kv_cache import ImageKV, SelfKV
@@ -39,11 +43,18 @@ class Caption:
     """Without begin and end."""
     token_logprobs: list[float]
     """Of those of `tokens` that were chosen, not given as a prefix, and of the end where it was reached."""
-    is_finished: bool
-    """Whether it ended by itself, not at max_new_tokens."""
+    ended_by: Literal["end", "stop", "length"]
+    """Its end token, one of stop_strings, or max_new_tokens."""
+    missing: tuple[str, ...] = ()
+    """Of force_words, those that did not find their place."""
     alternatives: list[str] = field(default_factory=list)
-    """The other beams' captions, best first."""
+    """The other beams' or samples' captions, best first."""
     look: Callable[["Caption"], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def confidence(self) -> float:
+        """0..1: the mean chance that the model gave its tokens, a geometric mean."""
+        return math.exp(self.score)
 
     @cached_property
     def attention(self) -> Tensor:
@@ -56,42 +67,42 @@ class Caption:
         return self.look(self)
 
 
+State = tuple[ImageKV, SelfKV]
+
+
 class ModelStepper:
-    """`VisionGPT2` as the decoding engine sees it. State: keys and values of the images, and of the captions so far."""
+    """`VisionGPT2` as the decoding engine sees it: it starts from keys and values of images."""
 
-    def __init__(self, model: VisionGPT2) -> None:
-        self.model = model
+    def __init__(self, model: VisionGPT2, n_positions: int) -> None:
+        """n_positions: the most tokens that a caption will have, begin and prefix included."""
+        self.model, self.n_positions = model, n_positions
 
-    def start(self, image: ImageKV, captions: int, n_positions: int) -> tuple[ImageKV, SelfKV]:
-        """The state of so many captions of at most `n_positions` tokens, with nothing said yet."""
-        return image, self.model.decoder.new_cache(captions, n_positions)
+    def start(self, images: ImageKV) -> State:
+        return images, self.model.decoder.new_cache(len(images.layers[0][0]), self.n_positions)
 
-    def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         image, cache = state
-        tokens = tokens.to(image.layers[0][0].device)
+        tokens = tokens.to(cache.keys.device)
         return self.model.decode(tokens, image, cache)[:, :, -1], state
 
-    def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
+    def reorder(self, state: State, rows: Tensor) -> State:
         image, cache = state
-        rows = rows.to(cache.keys.device)
-        count = image.layers[0][0].shape[0]
-        beams = cache.keys.shape[1] // count
-        if len(rows) < count * beams:  # those of images that have ended leave
-            image = image.select(rows[::beams] // beams)
-        cache.select(rows)
+        rows, count = rows.to(cache.keys.device), len(image.layers[0][0])
+        if len(rows) < count:
+            image = image.select(rows[:, 0] // (cache.keys.shape[1] // count))
+        cache.select(rows.flatten())
         return image, cache
 
 
-Search = tuple[ModelStepper, tuple[ImageKV, SelfKV], int, int, DecodeConfig, list[int]]
+def start_search(
+    model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = ()
+) -> Search:
+    """What the engine is to search: captions of the images, with what they begin with.
 
-
-def start_search(model: VisionGPT2, tokenizer: Tokenizer, image: ImageKV, decode: DecodeConfig) -> Search:
-    """What the engine begins with: stepper, state, number of images, end token, options, and what captions begin with.
-
-    Raises ConfigError where the prefix leaves no room for a word.
+    seeds: one for each image, needed by `do_sample`. Raises ConfigError where the prefix leaves no room for a word.
     """
-    batch, context = image.layers[0][0].shape[0], model.config.text.n_positions
-    prefix = encode_captions(tokenizer, [decode.prefix], context + 2)[0][1:-1] if decode.prefix else []
+    batch, context = len(image.layers[0][0]), model.config.text.n_positions
+    prefix = vocabulary.encode(decode.prefix) if decode.prefix else []
     room = context - len(prefix)
     if room < 1:
         raise ConfigError(
@@ -100,28 +111,34 @@ def start_search(model: VisionGPT2, tokenizer: Tokenizer, image: ImageKV, decode
     decode = replace(
         decode, max_new_tokens=min(decode.max_new_tokens, room), min_new_tokens=min(decode.min_new_tokens, room)
     )
-    stepper = ModelStepper(model)
-    state = stepper.start(image, batch * decode.beams, len(prefix) + decode.max_new_tokens)
-    return stepper, state, batch, end_token(tokenizer), decode, prefix
+    blind = None
+    if decode.contrast:
+        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
+        blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
+    stepper = ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
+    return Search(stepper, image, batch, vocabulary.end, decode, tuple(prefix), vocabulary, blind, seeds)
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """The tokenizer as the engine sees it."""
+
+    def encode(text: str) -> list[int]:
+        # written out, the end token would end a caption
+        return tokenizer.encode(text.replace(END_OF_TEXT, " "), add_special_tokens=False).ids
+
+    return Vocabulary(token_bytes(tokenizer), encode, end_token(tokenizer))
 
 
 @torch.inference_mode()
-def write_captions(
-    model: VisionGPT2,
-    tokenizer: Tokenizer,
-    image: ImageKV,
-    decode: DecodeConfig,
-    generator: torch.Generator | None = None,
-) -> list[Caption]:
-    """One caption for each image of `image`; the model is used as it is, so put it into eval mode before."""
-    found = generate(*start_search(model, tokenizer, image, decode), generator)
-    return [_caption(hypotheses, tokenizer) for hypotheses in found]
+def write_captions(search: Search, tokenizer: Tokenizer) -> list[Caption]:
+    """The best caption of each image with its alternatives; the model is used as it is, so put it into eval mode."""
+    return [_caption(hypotheses, tokenizer) for hypotheses in generate(search)]
 
 
 def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> Caption:
     best = hypotheses[0]
     texts = [decode_tokens(tokenizer, one.tokens).strip() for one in hypotheses]
-    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.is_finished, texts[1:])
+    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, best.missing, texts[1:])
 
 
 class Captioner:
@@ -136,6 +153,7 @@ class Captioner:
         self.device = device
         self.precision = precision
         self._preprocess = Preprocess(checkpoint.preprocess)
+        self._vocabulary = vocabulary_of(self.tokenizer)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> "Captioner":
@@ -167,16 +185,24 @@ class Captioner:
         self,
         images: Iterable[Picture],
         *,
+        each: Sequence[Mapping[str, Any]] | None = None,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
         **decode: Any,
     ) -> list[Caption]:
-        """One caption for each picture, in their order. As `caption`, but many at once."""
-        options = self.decode_options(**decode)
+        """One caption for each picture, in their order, as `caption` would find it alone; many at once.
+
+        each: options of each picture, where they differ, over those of `decode`.
+        """
+        shared = self.decode_options(**decode)
+        options = None if each is None else [self.decode_options(**{**decode, **own}) for own in each]
         captions: list[Caption] = []
         for batch in in_batches(images, batch_size):
-            tensors = torch.stack([self.preprocess(picture) for picture in batch])
-            captions += self.caption_tensors(tensors, options, generator)
+            tensors, first = torch.stack([self.preprocess(picture) for picture in batch]), len(captions)
+            own = [shared] * len(batch) if options is None else options[first : first + len(batch)]
+            if len(own) < len(batch):
+                raise ConfigError(f"caption_batch: options of {len(options or ())} pictures for more than as many")
+            captions += self.caption_tensors(tensors, own, generator)
         return captions
 
     def decode_options(self, **decode: Any) -> DecodeConfig:
@@ -185,6 +211,11 @@ class Captioner:
         if unknown:
             known = ", ".join(self.decode.__dataclass_fields__)
             raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
+        context = self.model.config.text.n_positions
+        if decode.get("max_new_tokens", 0) > context:
+            raise ConfigError(
+                f"decode.max_new_tokens {decode['max_new_tokens']} is more than the model's context of {context} tokens"
+            )
         return replace(self.decode, **decode)
 
     def stream(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Iterator[str]:
@@ -193,38 +224,47 @@ class Captioner:
         Raises as `caption`, and ConfigError with beams, whose best is known only at the end.
         """
         options = self.decode_options(**decode)
-        if options.beams > 1:
-            raise ConfigError(f"decode.beams {options.beams}: the best beam is known only at the end; stream with one")
+        if options.beams > 1 or (options.num_return_sequences or 1) > 1:
+            raise ConfigError(
+                "stream: the best of several captions is known only at the end; "
+                "take beams 1 and num_return_sequences 1, or `caption`"
+            )
         with torch.inference_mode(), autocast(self.precision, self.device):
             kv = self.model.encode(self.preprocess(image)[None].to(self.device))
-        search = start_search(self.model, self.tokenizer, kv, options)
-        *_, end, _, prefix = search
-        steps, tokens, told = one_by_one(*search, generator), list(prefix), ""
-        while True:
+            search = self._search(kv, options, draw_seeds(1, generator))
+        chooser = OneByOne(search)
+        steps, told, goes_on = walk(search, chooser), "", True
+        while goes_on:
             # between the pieces the caller's own code runs, in its own modes
             with torch.inference_mode(), autocast(self.precision, self.device):
-                step = next(steps, None)
-            ended = step is None or step[0][1] == end
-            if step is not None and not ended:
-                tokens.append(step[0][1])
-            text = decode_tokens(self.tokenizer, tokens).strip()
-            if len(text) > len(told) and (ended or not text.endswith(TORN)):
+                goes_on = next(steps, self) is None
+            [[one]] = chooser.found()
+            text = decode_tokens(self.tokenizer, one.tokens).strip()
+            if len(text) > len(told) and not (goes_on and text.endswith(TORN)):
                 yield text[len(told) :]
                 told = text
-            if ended:
-                return
+
+    def _search(self, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> Search:
+        return start_search(self.model, self._vocabulary, image, decode, seeds)
 
     @torch.inference_mode()
     def caption_tensors(
-        self, images: Tensor, decode: DecodeConfig, generator: torch.Generator | None = None
+        self, images: Tensor, decode: DecodeConfig | Sequence[DecodeConfig], generator: torch.Generator | None = None
     ) -> list[Caption]:
-        """images: (B, 3, H, W) float32, preprocessed -> a caption for each."""
+        """images: (B, 3, H, W) float32, preprocessed -> a caption for each, by options for all or of each."""
+        options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
+        seeds = draw_seeds(len(images), generator)
+        captions: dict[int, Caption] = {}
         with autocast(self.precision, self.device):
             image = self.model.encode(images.to(self.device))
-            captions = write_captions(self.model, self.tokenizer, image, decode, generator)
-        for picture, caption in zip(images, captions, strict=True):
-            caption.look = lambda one, picture=picture: self._attention(picture, one.tokens)
-        return captions
+            for alike in dict.fromkeys(options):
+                rows = [row for row, own in enumerate(options) if own == alike]
+                own = image if len(rows) == len(images) else image.select(torch.tensor(rows, device=self.device))
+                search = self._search(own, alike, [seeds[row] for row in rows])
+                captions |= zip(rows, write_captions(search, self.tokenizer), strict=True)
+        for row, caption in captions.items():
+            caption.look = lambda one, picture=images[row]: self._attention(picture, one.tokens)
+        return [captions[row] for row in range(len(images))]
 
     @torch.inference_mode()
     def _attention(self, image: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -249,6 +289,12 @@ class Captioner:
                 hook.remove()
         # prefix tokens (class, registers) are no place in the picture
         return torch.stack(weights).mean(0)[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu()
+
+
+def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
+    """A seed a picture: each draws its own way, whatever is drawn beside it."""
+    device = None if generator is None else generator.device
+    return torch.randint(2**62, (count,), generator=generator, device=device).tolist()
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -161,6 +161,26 @@ class DecodeConfig:
     """Above 1, tokens said already become less likely."""
     prefix: str = ""
     """Words that every caption begins with."""
+    bad_words: tuple[str, ...] = ()
+    """Words and phrases that are never said, in any casing."""
+    only_words: tuple[str, ...] = ()
+    """No other words than these are said."""
+    force_words: tuple[str, ...] = ()
+    """Words and phrases that every caption says; needs beams."""
+    regex: str = ""
+    """A regular expression that describes the whole caption."""
+    stop_strings: tuple[str, ...] = ()
+    """A caption ends after any of these."""
+    contrast: float = 0.0
+    """Above 0, what the model would say without seeing the picture counts against a token, by this weight."""
+    num_return_sequences: int | None = None
+    """Captions of each picture, best first: samples, or beams; all beams where not given."""
+    rank_by: Literal["score", "consensus"] = "score"
+    """Best of several captions is the likeliest (score), or the one most like the others by CIDEr-D (consensus)."""
+    num_beam_groups: int = 1
+    """Groups that the beams are divided into, each told to differ from those before."""
+    diversity_penalty: float = 0.0
+    """Taken from the log-probability of a token for each beam of an earlier group that says it now."""
     length_penalty: float = 1.0
     """A beam's score is its log-probability divided by its length to this power."""
     early_stopping: bool | Literal["never"] = False
@@ -185,6 +205,8 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.min_new_tokens {self.min_new_tokens} is more than decode.max_new_tokens {self.max_new_tokens}"
             )
+        self._check_captions()
+        self._check_words()
         if self.do_sample and self.beams > 1:
             raise ConfigError(
                 f"decode.do_sample with decode.beams {self.beams}: sampling keeps one beam; drop one of them"
@@ -193,6 +215,49 @@ class DecodeConfig:
         given = [name for name in drawing if getattr(self, name) != getattr(DecodeConfig, name)]
         if given and not self.do_sample:
             raise ConfigError(f"decode.{' and decode.'.join(given)} change nothing without decode.do_sample true")
+
+    def _check_captions(self) -> None:
+        """How many captions, and how they differ."""
+        many, groups = self.num_return_sequences, self.num_beam_groups
+        _positive("decode.", num_return_sequences=many, num_beam_groups=groups)
+        for name in ("contrast", "diversity_penalty"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
+        if many and many > self.beams and not self.do_sample:
+            raise ConfigError(
+                f"decode.num_return_sequences {many} with decode.beams {self.beams}: a search finds as many captions "
+                "as beams; take more beams, or decode.do_sample true"
+            )
+        if self.rank_by == "consensus" and (many or self.beams) < 3:
+            raise ConfigError(
+                "decode.rank_by consensus needs captions that may agree: at least 3, by decode.beams, or by "
+                "decode.num_return_sequences with decode.do_sample"
+            )
+        if self.beams % groups or groups > self.beams:
+            raise ConfigError(f"decode.beams {self.beams} cannot be divided into decode.num_beam_groups {groups}")
+        if (groups > 1) != (self.diversity_penalty > 0):
+            raise ConfigError(
+                f"decode.num_beam_groups {groups} and decode.diversity_penalty {self.diversity_penalty}: they work "
+                "only together, as more than one group and a penalty above 0"
+            )
+
+    def _check_words(self) -> None:
+        for name in ("bad_words", "only_words", "force_words", "stop_strings"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name in ("bad_words", "only_words", "force_words"):
+            wordless = [word for word in getattr(self, name) if not any(map(str.isalnum, word))]
+            if wordless:
+                raise ConfigError(f"decode.{name} has {wordless[0]!r}, which is no word: it has no letter or digit")
+        if "" in self.stop_strings:
+            raise ConfigError("decode.stop_strings has an empty string, after which every caption would end at once")
+        both = sorted({word.casefold() for word in self.force_words} & {word.casefold() for word in self.bad_words})
+        if both:
+            raise ConfigError(f"decode.force_words and decode.bad_words both have {both[0]!r}; drop one of them")
+        if self.force_words and (self.beams == 1 or self.num_beam_groups > 1):
+            raise ConfigError(
+                "decode.force_words are found by beams in one group; take decode.beams 4 and no decode.num_beam_groups"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from myllm.config import DecodeConfig, GPTConfig
+from myllm.data.words import Vocabulary
+from myllm.decoding.engine import Hypothesis, Search
+from myllm.decoding.generate import generate
 from myllm.decoding.rules import Said, apply_rules
-from myllm.decoding.search import Hypothesis, generate
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV, SelfKV
 
 VOCAB, END, LONGEST = 11, 10, 14
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
+# each token a word of its own, so that banning words is banning tokens, which is what transformers can do
+WORDS = Vocabulary([*(f" word{token}".encode() for token in range(END)), b""], lambda text: [], END)
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -25,14 +29,17 @@ class Decoder:
 
     gpt: GPT
 
+    def start(self, images: ImageKV) -> tuple[ImageKV, SelfKV]:
+        return images, self.gpt.new_cache(len(IMAGES))
+
     def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
         return self.gpt(tokens, *state)[:, :, -1], state
 
     def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
         image, cache = state
-        beams = cache.keys.shape[1] // len(image.layers[0][0])
-        cache.select(rows)
-        return image.select(rows[::beams] // beams), cache
+        captions = cache.keys.shape[1] // len(image.layers[0][0])
+        cache.select(rows.flatten())
+        return image.select(rows[:, 0] // captions), cache
 
 
 @dataclass
@@ -46,8 +53,7 @@ class Both:
         config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
         picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
-        state = image, self.ours.new_cache(len(IMAGES) * config.beams)
-        return generate(Decoder(self.ours), state, len(IMAGES), END, config, prefix)
+        return generate(Search(Decoder(self.ours), image, len(IMAGES), END, config, tuple(prefix), WORDS))
 
     def generated(self, beams: int = 1, **options: object) -> tuple[list[list[int]], list[float]]:
         """Tokens and ranks of every beam of every image."""
@@ -145,6 +151,21 @@ def test_rules_are_transformers(  # type: ignore[no-untyped-def]
     pair = both(geometry, seed=1)
     tokens, ranks = pair.generated(beams, **rules)
     found = [one for beam in pair.hypotheses(beams=beams, **rules) for one in beam]
+    assert [one.tokens for one in found] == tokens
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("banned", [[[3]], [[2, 7], [5]], [[1, 1], [0, 4, 2], [8]]])
+@pytest.mark.parametrize("beams", [1, 2, 4])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_banned_words_are_transformers(  # type: ignore[no-untyped-def]
+    both, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
+) -> None:
+    pair = both(geometry, seed=1)
+    tokens, ranks = pair.generated(beams, bad_words_ids=banned)
+    phrases = tuple(" ".join(f"Word{token}" for token in phrase) for phrase in banned)
+    found = [one for beam in pair.hypotheses(beams=beams, bad_words=phrases) for one in beam]
     assert [one.tokens for one in found] == tokens
     assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
 

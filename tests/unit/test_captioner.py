@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from PIL import Image
 from myllm.captioner import Captioner, in_batches
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
-from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_one_beam_is_the_likeliest_token_each_time(captioner: Captioner) -> None
     assert caption.tokens == [token for token in told if token != told[0]]
     assert caption.token_logprobs == pytest.approx(logprobs, abs=1e-4)
     assert caption.score == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
-    assert caption.is_finished == (told[-1] == told[0])
+    assert (caption.ended_by == "end") == (told[-1] == told[0])
 
 
 @torch.inference_mode()
@@ -145,7 +145,7 @@ def test_options_that_cannot_work_are_refused(captioner: Captioner, option: dict
 def test_captions_are_no_longer_than_asked_for_or_the_context_allows(captioner: Captioner) -> None:
     assert len(captioner.caption(PICTURES[0], max_new_tokens=2).tokens) <= 2
     context = captioner.model.config.text.n_positions
-    assert len(captioner.caption(PICTURES[0], max_new_tokens=10_000).tokens) <= context
+    assert len(captioner.caption(PICTURES[0], max_new_tokens=context).tokens) <= context
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (64, 64)])
@@ -207,18 +207,17 @@ def test_pieces_as_they_come_are_the_caption(captioner: Captioner, options: dict
         assert "".join(pieces) == told.text and "" not in pieces
 
 
-def test_no_piece_ends_within_a_character(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_piece_ends_within_a_character(captioner: Captioner) -> None:
     ids = captioner.tokenizer.encode("a 🐕 über", add_special_tokens=False).ids
-    said = [[(0, token, -1.0)] for token in [*ids, end_token(captioner.tokenizer)]]
-    monkeypatch.setattr("myllm.captioner.one_by_one", lambda *_: iter(said))
-    pieces = list(captioner.stream(PICTURES[0]))
+    pieces = list(captioner.stream(PICTURES[0], regex="a 🐕 über", max_new_tokens=20))
     assert "".join(pieces) == "a 🐕 über" and not any("\ufffd" in piece for piece in pieces)
     assert len(ids) > len("a 🐕 über") and len(pieces) > 3
 
 
-def test_beams_cannot_be_streamed(captioner: Captioner) -> None:
-    with pytest.raises(ConfigError, match="decode.beams 2: the best beam is known only at the end"):
-        next(captioner.stream(PICTURES[0], beams=2))
+@pytest.mark.parametrize("options", [{"beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
+def test_the_best_of_several_cannot_be_streamed(captioner: Captioner, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the best of several captions is known only at the end"):
+        next(captioner.stream(PICTURES[0], **options))
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -226,10 +225,60 @@ def test_a_prefix_begins_every_caption_and_is_not_scored(captioner: Captioner, b
     for caption in captioner.caption_batch(PICTURES, prefix="two blue", beams=beams):
         assert caption.text.startswith("two blue")
         given = len(captioner.tokenizer.encode("two blue", add_special_tokens=False).ids)
-        assert len(caption.token_logprobs) == len(caption.tokens) - given + caption.is_finished
+        assert len(caption.token_logprobs) == len(caption.tokens) - given + (caption.ended_by == "end")
         assert caption.attention.shape[0] == len(caption.tokens)
 
 
 def test_a_prefix_that_fills_the_context_is_refused(captioner: Captioner) -> None:
     with pytest.raises(ConfigError, match=r"decode.prefix 'a a.*fills the model's context of \d+ tokens"):
         captioner.caption(PICTURES[0], prefix="a " * 500)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"beams": 3}, {}, {"do_sample": True, "num_return_sequences": 2, "temperature": 2.0}, {"beams": 3},
+]  # fmt: skip
+
+
+def test_pictures_of_a_batch_may_each_have_their_options(captioner: Captioner) -> None:
+    seeds = [torch.Generator().manual_seed(7) for _ in range(2)]
+    together = captioner.caption_batch(PICTURES, each=OPTIONS, generator=seeds[0], batch_size=3, max_new_tokens=6)
+    for picture, own, found in zip(PICTURES, OPTIONS, together, strict=True):
+        alone = captioner.caption(picture, generator=seeds[1], max_new_tokens=6, **own)
+        assert (found.text, found.tokens, found.alternatives) == (alone.text, alone.tokens, alone.alternatives)
+
+
+def test_options_of_too_few_pictures_are_refused(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match="options of 1 pictures"):
+        captioner.caption_batch(PICTURES, each=[{}])
+
+
+def test_a_length_beyond_the_context_names_both(captioner: Captioner) -> None:
+    with pytest.raises(ConfigError, match=r"max_new_tokens 500 is more than the model's context of 24 tokens"):
+        captioner.caption(PICTURES[0], max_new_tokens=500)
+
+
+def test_words_are_banned_required_and_allowed_in_captions(captioner: Captioner) -> None:
+    plain = captioner.caption_batch(PICTURES, max_new_tokens=12)
+    said = sorted({word for caption in plain for word in caption.text.split() if word.isalnum()})
+    for caption in captioner.caption_batch(PICTURES, bad_words=said, max_new_tokens=12):
+        assert not set(said) & set(caption.text.split())
+    for caption in captioner.caption_batch(PICTURES, force_words=("red ball",), beams=3, max_new_tokens=12):
+        assert "red ball" in caption.text and caption.missing == ()
+    for caption in captioner.caption_batch(PICTURES, only_words=["two", "blue", "cubes"], max_new_tokens=20):
+        *words, last = re.split("[ ,.-]+", caption.text.lower())
+        known = ("two", "blue", "cubes")
+        assert set(words) <= {*known, ""} and any(one.startswith(last) for one in known)
+    for caption in captioner.caption_batch(PICTURES, regex="(a|two) (red|blue) (ball|cubes)", max_new_tokens=20):
+        assert caption.text.count(" ") == 2 and caption.ended_by == "end"
+
+
+def test_confidence_is_the_mean_chance_of_a_token(captioner: Captioner) -> None:
+    for caption in captioner.caption_batch(PICTURES):
+        chances = [np.exp(logprob) for logprob in caption.token_logprobs]
+        assert caption.confidence == pytest.approx(np.prod(chances) ** (1 / len(chances)))
+        assert 0 < caption.confidence < 1
+
+
+def test_contrast_against_a_grey_picture_changes_what_is_said(captioner: Captioner) -> None:
+    plain, contrasted = (captioner.caption_batch(PICTURES, contrast=weight) for weight in (0.0, 3.0))
+    assert [one.tokens for one in plain] != [one.tokens for one in contrasted]

@@ -78,6 +78,17 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (DecodeConfig, "top_p", 1.1),
         (DecodeConfig, "temperature", 0.5),
         (DecodeConfig, "max_new_tokens", 0),
+        (DecodeConfig, "contrast", -1.0),
+        (DecodeConfig, "contrast", math.nan),
+        (DecodeConfig, "num_return_sequences", 0),
+        (DecodeConfig, "num_return_sequences", 2),
+        (DecodeConfig, "num_beam_groups", 2),
+        (DecodeConfig, "diversity_penalty", 1.0),
+        (DecodeConfig, "rank_by", "consensus"),
+        (DecodeConfig, "bad_words", ("",)),
+        (DecodeConfig, "only_words", ("...",)),
+        (DecodeConfig, "force_words", ("dog",)),
+        (DecodeConfig, "stop_strings", ("",)),
         (TrainConfig, "epochs", 0),
         (TrainConfig, "max_steps", 0),
         (TrainConfig, "max_minutes", 0.0),
@@ -108,6 +119,26 @@ def test_a_width_that_heads_do_not_divide_is_refused_with_one_that_they_do(
 def test_sampling_and_beams_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match=r"decode.do_sample with decode.beams 2"):
         DecodeConfig(do_sample=True, beams=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"beams": 4, "force_words": ("Dog",), "bad_words": ("cat", "dog")}, "both have 'dog'"),
+        ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "divided into decode.num_beam_groups 3"),
+        ({"beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 and decode.diversity_penalty 0.0"),
+        ({"beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "force_words": ("a",)}, "one group"),
+        ({"beams": 4, "num_return_sequences": 5}, "num_return_sequences 5 with decode.beams 4"),
+    ],
+)
+def test_options_that_exclude_each_other_are_both_named(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        DecodeConfig(**options)
+
+
+def test_words_may_be_a_list_or_a_single_one() -> None:
+    assert DecodeConfig(bad_words=["a", "b"]) == DecodeConfig(bad_words=("a", "b"))  # type: ignore[arg-type]
+    assert DecodeConfig(stop_strings="ab").stop_strings == ("ab",)  # type: ignore[arg-type]
 
 
 def test_the_captioners_part_is_the_runs() -> None:

@@ -84,7 +84,10 @@ def find_pictures(paths: Sequence[str]) -> Iterator[Path]:
 
 
 def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row for each path, in order: {image, caption, score, alternatives} or {image, error}."""
+    """A row for each path, in order: {image, caption, score, confidence, alternatives} or {image, error}.
+
+    Words of `force_words` that found no place are told as `missing`.
+    """
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     tensors, readable = [], []
     for row, path in zip(rows, paths, strict=True):
@@ -97,7 +100,10 @@ def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str,
         for row, result in zip(
             readable, captioner.caption_tensors(torch.stack(tensors), captioner.decode), strict=True
         ):
-            row |= {"caption": result.text, "score": round(result.score, 6), "alternatives": result.alternatives}
+            row |= {"caption": result.text, "score": round(result.score, 6)}
+            row |= {"confidence": round(result.confidence, 6), "alternatives": result.alternatives}
+            if result.missing:
+                row["missing"] = list(result.missing)
     return rows
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from myllm.config import DecodeConfig
+from myllm.data.words import Banned, Constraint, Pattern, Required, Vocabulary, only_these, prepared
 from myllm.errors import ConfigError
 
 NEVER = float("-inf")
@@ -29,6 +30,8 @@ class Said:
     """The token that ends one."""
     given: int = 1
     """How many of `tokens` were given, not chosen."""
+    vocabulary: Vocabulary | None = None
+    """What the tokens say; needed by the rules that speak of words."""
 
 
 def repetition_penalty(scores: Tensor, said: Said, value: float) -> Tensor:
@@ -55,6 +58,36 @@ def min_new_tokens(scores: Tensor, said: Said, value: int) -> Tensor:
     if said.tokens.shape[1] - said.given >= value:
         return scores
     return scores.index_fill(1, torch.tensor([said.end], device=scores.device), NEVER)
+
+
+def bad_words(scores: Tensor, said: Said, value: tuple[str, ...]) -> Tensor:
+    """None of these words or phrases, in any casing and any spelling in tokens."""
+    return _within(scores, said, Banned, value)
+
+
+def only_words(scores: Tensor, said: Said, value: tuple[str, ...]) -> Tensor:
+    """No other words than these."""
+    return _within(scores, said, only_these, value)
+
+
+def regex(scores: Tensor, said: Said, value: str) -> Tensor:
+    """Captions that match as a whole (Willard and Louf 2023)."""
+    return _within(scores, said, Pattern, value)
+
+
+def force_words(scores: Tensor, said: Said, value: tuple[str, ...]) -> Tensor:
+    """No end before all are said; beam search leads there."""
+    assert said.vocabulary is not None
+    required = prepared(Required, value, said.vocabulary)
+    is_early = torch.tensor([bool(required.missing(tuple(row[1:]))) for row in said.tokens.tolist()])
+    return scores.index_put((is_early, torch.tensor(said.end)), torch.tensor(NEVER))
+
+
+def _within(scores: Tensor, said: Said, kind: Callable[[Any, Vocabulary], Constraint], value: Any) -> Tensor:
+    assert said.vocabulary is not None
+    constraint = prepared(kind, value, said.vocabulary)
+    allowed = torch.stack([constraint.allowed_after(row[1:]) for row in said.tokens.tolist()])
+    return scores.masked_fill(~allowed, NEVER)
 
 
 def temperature(scores: Tensor, said: Said, value: float) -> Tensor:
@@ -100,6 +133,10 @@ ALWAYS: Mapping[str, Rule] = {
     "repetition_penalty": repetition_penalty,
     "no_repeat_ngram_size": no_repeat_ngram_size,
     "min_new_tokens": min_new_tokens,
+    "bad_words": bad_words,
+    "only_words": only_words,
+    "force_words": force_words,
+    "regex": regex,
 }
 SAMPLING: Mapping[str, Rule] = {
     "temperature": temperature,
@@ -110,16 +147,20 @@ SAMPLING: Mapping[str, Rule] = {
 }
 
 
+def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
+    """The rules whose option is set, by name, with its value, in the order in which they apply."""
+    names = [*ALWAYS, *SAMPLING] if config.do_sample else [*ALWAYS]
+    return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
+
+
 def apply_rules(scores: Tensor, said: Said, config: DecodeConfig) -> Tensor:
-    """(N, vocab_size) scores after every rule whose option is set. Raises ConfigError where nothing may come next."""
-    applied = []
-    for name, rule in ({**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS).items():
-        value = getattr(config, name)
-        if value != getattr(DecodeConfig, name):
-            scores = rule(scores, said, value)
-            applied.append(f"{name} {value}")
-    if applied and not (scores > NEVER).any(-1).all():
-        raise ConfigError(
-            f"decode: {', '.join(applied)} leave no token {said.tokens.shape[1]} that may come next; loosen one"
-        )
+    """(N, vocab_size) scores after every rule whose option is set."""
+    for name, value in active_rules(config).items():
+        scores = {**ALWAYS, **SAMPLING}[name](scores, said, value)
     return scores
+
+
+def nothing_left(config: DecodeConfig, chosen: int) -> ConfigError:
+    """The error for a caption of so many tokens that can neither go on nor end."""
+    rules = ", ".join(f"{name} {value!r}" for name, value in active_rules(config).items())
+    return ConfigError(f"decode: {rules} leave nothing that may come as token {chosen + 1}; loosen one")

@@ -49,5 +49,13 @@ class SelfKV:
 
     def select(self, rows: Tensor) -> None:
         """Keep the captions `rows` (int64), in that order: beam search's reorder, and how finished rows leave."""
-        self.keys = self.keys.index_select(1, rows)
-        self.values = self.values.index_select(1, rows)
+        if torch.equal(rows, torch.arange(self.keys.shape[1], device=rows.device)):
+            return
+        self.keys, self.values = self._selected(self.keys, rows), self._selected(self.values, rows)
+
+    def _selected(self, whole: Tensor, rows: Tensor) -> Tensor:
+        past = whole[:, :, :, : self.length].index_select(1, rows)  # only what is filled is moved
+        if len(rows) > whole.shape[1]:
+            whole = whole.new_empty(whole.shape[0], len(rows), *whole.shape[2:])
+        whole[:, : len(rows), :, : self.length] = past
+        return whole[:, : len(rows)]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from myllm.captioner import write_captions
+from myllm.captioner import start_search, vocabulary_of, write_captions
 from myllm.checkpoints import native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, Batches, evaluation_batches, training_batches
@@ -76,6 +76,7 @@ class Trainer:
         self.device = choose_device(config.devices)
         self.precision = choose_precision(config.precision, self.device)
         self.end = prepared.train.end
+        self.vocabulary = vocabulary_of(prepared.tokenizer)
         self.model = prepared.model.to(self.device)
         self.objective = Objective(
             self.model, self.end, config.label_smoothing, config.word_dropout, self._presence(), config.presence
@@ -232,7 +233,8 @@ class Trainer:
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
                 image = model.image_kv(model.image_tokens(features))
-                written = write_captions(model, self.prepared.tokenizer, image, self.config.decode)
+                search = start_search(model, self.vocabulary, image, self.config.decode)
+                written = write_captions(search, self.prepared.tokenizer)
             for position, caption in zip(batch.index.tolist(), written, strict=True):
                 record = self.prepared.val.records[position]
                 samples.append(Sample(record.image, caption.text, record.captions))

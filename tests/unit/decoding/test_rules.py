@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.config import DecodeConfig
+from myllm.data.words import Vocabulary
 from myllm.decoding import rules
-from myllm.decoding.rules import ALWAYS, NEVER, SAMPLING, Said, apply_rules
-from myllm.errors import ConfigError
+from myllm.decoding.rules import ALWAYS, NEVER, SAMPLING, Said, apply_rules, nothing_left
 
 END = 4
 PROBABILITIES = st.lists(st.integers(1, 1000), min_size=5, max_size=9, unique=True).map(
@@ -90,11 +90,16 @@ def test_what_was_said_loses_and_the_rest_does_not() -> None:
 
 @pytest.mark.parametrize("name", [*ALWAYS, *SAMPLING])
 def test_a_rule_is_an_option_and_leaves_its_scores_alone(name: str) -> None:
-    values = {"top_k": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "temperature": 2.0, "repetition_penalty": 2.0}
-    config = DecodeConfig(do_sample=name in SAMPLING, **{name: values.get(name, 0.5)})  # type: ignore[arg-type]
+    values = {
+        "top_k": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "temperature": 2.0, "repetition_penalty": 2.0,
+        "bad_words": ("cat",), "only_words": ("a", "dog"), "force_words": ("dog",), "regex": "(a| )*",
+    }  # fmt: skip
+    beams = 2 if name == "force_words" else 1
+    config = DecodeConfig(do_sample=name in SAMPLING, beams=beams, **{name: values.get(name, 0.5)})  # type: ignore[arg-type]
     scores, told = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0]]), torch.tensor([[END, 1, 2, 1]])
     before = scores.clone()
-    assert not torch.equal(apply_rules(scores, Said(told, END), config), before)
+    words = Vocabulary([b" cat", b"a", b" ", b" dog", b""], lambda text: [3], END)
+    assert not torch.equal(apply_rules(scores, Said(told, END, 1, words), config), before)
     assert torch.equal(scores, before)
 
 
@@ -120,5 +125,7 @@ def test_rules_that_are_not_set_change_nothing() -> None:
 
 
 def test_rules_that_leave_nothing_name_themselves() -> None:
-    with pytest.raises(ConfigError, match="no_repeat_ngram_size 1, min_new_tokens 9 leave no token 5 that"):
-        allowed([0.2] * 5, [END, 0, 1, 2, 3], do_sample=False, no_repeat_ngram_size=1, min_new_tokens=9)
+    config = DecodeConfig(no_repeat_ngram_size=1, min_new_tokens=9)
+    assert not allowed([0.2] * 5, [END, 0, 1, 2, 3], do_sample=False, no_repeat_ngram_size=1, min_new_tokens=9)
+    told = str(nothing_left(config, 4))
+    assert "no_repeat_ngram_size 1, min_new_tokens 9 leave nothing that may come as token 5" in told

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from myllm.model.kv_cache import ImageKV, SelfKV, causal_mask
@@ -27,13 +28,18 @@ def test_the_cache_has_the_type_of_the_weights() -> None:
     assert cache_of(1).keys.dtype == torch.float64
 
 
-def test_selected_captions_are_moved_repeated_or_left_out() -> None:
-    cache = cache_of(3)
-    cache.keys.copy_(torch.arange(3.0)[None, :, None, None, None].expand_as(cache.keys))
-    cache.values.copy_(-cache.keys)
-    cache.select(torch.tensor([2, 0, 2, 2]))
-    assert cache.keys[1, :, 0, 0, 0].tolist() == [2, 0, 2, 2]
-    assert torch.equal(cache.values, -cache.keys)
+@pytest.mark.parametrize("rows", [[2, 0, 2, 2], [1, 0], [2, 1, 0], [0, 1, 2]])
+def test_selected_captions_are_moved_repeated_or_left_out(rows: list[int]) -> None:
+    cache, past = cache_of(3), torch.randn(2, 3, 3, 2, 4, dtype=torch.float64)
+    for layer in range(2):
+        cache.append(layer, past[layer], -past[layer])
+    cache.advance(2)
+    cache.select(torch.tensor(rows))
+    newest = torch.randn(len(rows), 3, 1, 4, dtype=torch.float64)
+    for layer in range(2):
+        key, value = cache.append(layer, newest, newest)
+        assert torch.equal(key, torch.cat([past[layer][rows], newest], dim=2))
+        assert torch.equal(value, torch.cat([-past[layer][rows], newest], dim=2))
 
 
 def test_selected_images_are_copies_of_those_rows_in_every_block() -> None:
