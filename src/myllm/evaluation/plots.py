@@ -10,8 +10,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from myllm.data.images import load_image
+from myllm.errors import DataError
 from myllm.runtime import atomic_write
 from myllm.training.trainer import Sample
 
@@ -86,7 +88,10 @@ def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> Non
     for axes in places:
         axes.axis("off")
     for axes, sample in zip(places, samples, strict=False):
-        image = load_image(sample.image)
+        try:
+            image = load_image(sample.image)
+        except DataError:  # gone since it was captioned: a grey square
+            image = Image.new("RGB", (8, 8), LINE)
         axes.imshow(image, interpolation="nearest" if image.width < 128 else "antialiased")
         axes.set_anchor("N")
         said = _wrapped(sample.caption or "(nothing)")

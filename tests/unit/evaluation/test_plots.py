@@ -73,6 +73,11 @@ def test_the_ends_of_the_curves_do_not_write_over_each_other(losses: tuple[float
     assert abs(heights[0] - heights[1]) > 11  # points, the size of the letters
 
 
+def test_a_picture_that_is_gone_leaves_its_caption(tmp_path: Path) -> None:
+    plot_samples([Sample(tmp_path / "gone.png", "a caption", ("a reference",))], tmp_path / "samples.png")
+    Image.open(tmp_path / "samples.png").verify()
+
+
 @pytest.mark.parametrize("count", [1, 5, 7])
 def test_samples_take_a_row_for_five_pictures(tmp_path: Path, count: int) -> None:
     Image.new("RGB", (64, 64), (10, 200, 30)).save(tmp_path / "green.png")
