@@ -14,7 +14,10 @@ from myllm.apps.options import DemoOptions
 from myllm.captioner import Captioner
 
 SMALL = ["--count=40", "--minutes=0.05", "--judged=4"]
-FILES = ("captioner.pt", "last.pt", "metrics.csv", "metrics.json", "loss.png", "perplexity.png", "samples.png")
+FILES = (
+    "captioner.pt", "last.pt", "metrics.csv", "metrics.json", "loss.png", "perplexity.png", "samples.png",
+    "report.html",
+)  # fmt: skip
 
 
 def demo(out: Path, *options: str) -> int:
@@ -62,6 +65,7 @@ def test_an_interrupted_demo_goes_on_with_the_same_command(
     assert "Going on from epoch" in told and "4 fresh scenes each" in told
     assert (out / "scenes/results.csv").stat().st_mtime_ns == drawn  # not drawn again
     assert (out / "report.json").is_file()
+    assert f"  {out}/report.html" in told.partition("Look at:")[2]
 
 
 def test_a_run_of_ones_own_is_not_replaced_by_a_demo(

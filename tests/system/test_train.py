@@ -23,7 +23,7 @@ Train = Callable[..., int]
 Stopped = Callable[..., subprocess.CompletedProcess[str]]
 WRITTEN = (
     "captioner.pt", "last.pt", "config.yaml", "metrics.csv", "metrics.json", "loss.png", "perplexity.png",
-    "samples.png", "samples.jsonl",
+    "samples.png", "samples.jsonl", "report.html",
 )  # fmt: skip
 
 
@@ -75,6 +75,14 @@ def test_metrics_json_has_the_figures_and_how_they_were_measured(tiny_run: Path)
     figures = json.loads((tiny_run / "metrics.json").read_text())
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"} <= figures.keys()
     assert figures["protocol"]["split"] == "val" and figures["protocol"]["pictures"] == 3
+
+
+def test_the_report_is_of_this_run(tiny_run: Path, jsonl: Callable[[Path], list[dict[str, object]]]) -> None:
+    page = (tiny_run / "report.html").read_text(encoding="utf-8")
+    figures = json.loads((tiny_run / "metrics.json").read_text())
+    assert "<h1>captioner</h1>" in page and "<dt>Epochs</dt><dd>4, the best is " in page
+    assert all(f"{figures[name]:.3f}</td>" in page for name in ("BLEU-1", "CIDEr-D", "CIDEr-D_shuffled"))
+    assert all(f'alt="{sample["caption"]}"' in page for sample in jsonl(tiny_run / "samples.jsonl"))
 
 
 def test_captioner_pt_alone_captions(tiny_run: Path, pictures: list[Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from myllm.apps.console import Display
 from myllm.apps.options import DemoOptions, RunOptions, ScenesOptions
-from myllm.apps.train import check_run_folder, describe, run_training, write_text
+from myllm.apps.train import REPORT_FILE, check_run_folder, describe, run_training, write_text
 from myllm.captioner import Captioner
 from myllm.config import PRESETS, CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene, write_scenes
@@ -59,7 +59,7 @@ def demo(options: DemoOptions) -> int:
     display.console.print("\n" + describe(evaluation), highlight=False)
     display.console.print("\n" + _told(report, options), highlight=False)
     display.console.print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all. Look at:")
-    for name in ("samples.png", "loss.png", "perplexity.png", "metrics.csv", REPORT):
+    for name in (REPORT_FILE, "samples.png", "loss.png", "perplexity.png", "metrics.csv", REPORT):
         display.console.print(f"  {out / name}")
     display.console.print("Caption a picture with:")
     display.console.print(f"  .venv/bin/myllm caption {data}/flickr30k_images/val_000000.png --model {out}")

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.config import TrainConfig
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import Evaluation, evaluate
+from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
 from myllm.evaluation.plots import plot_curves, plot_samples
+from myllm.evaluation.report import write_report
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
+from myllm.training.run_state import RunState
 from myllm.training.trainer import SAMPLES, Sample, Trainer
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
 CHECKPOINTS = (native.FILE_NAME, run_state.FILE_NAME)
 
 
@@ -76,7 +80,7 @@ def run_training(config: TrainConfig, options: RunOptions, display: Display) -> 
             f"  myllm train --config {shlex.quote(str(out / CONFIG_FILE))} --resume"
         )
         return False, None
-    return True, finish(config, prepared, display)
+    return True, finish(config, prepared, trainer.state, display)
 
 
 def check_run_folder(out: Path, options: RunOptions) -> None:
@@ -116,27 +120,44 @@ def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> 
     )
 
 
-def finish(config: TrainConfig, prepared: Prepared, display: Display) -> Evaluation:
-    """Judge captioner.pt on the validation pictures; write metrics.json, samples.jsonl and samples.png."""
+def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
+    """Judge captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
     captioner = Captioner.load(config.out, device=config.devices)
     records = prepared.val.records
     with display.counting() as progress:
         evaluation = evaluate(
             captioner, records, "val", config.decode, progress=lambda done, total: progress("judging", done, total)
         )
-    write_evaluation(evaluation, Path(config.out))
+    out = Path(config.out)
+    write_evaluation(evaluation, out)
+    facts = report_facts(config, prepared, state)
+    write_report(out / REPORT_FILE, out.resolve().name, facts, evaluation, state.history)
     return evaluation
+
+
+def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
+    """When the run was, and what was trained on what."""
+    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    return {
+        "Finished": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "Data": Path(config.data).resolve().name,
+        "Training pictures": f"{len(prepared.train.records):,}",
+        "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
+        "Epochs": f"{state.epoch:,}, the best is {state.best_epoch:,}",
+        "Steps": f"{state.step:,}",
+        "Minutes of training": f"{state.seconds / 60:.1f}",
+        "Seed": str(config.seed),
+        "Backbone": config.vision.name,
+        "Parameters": f"{parameters / 1e6:.1f} M",
+    }
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """metrics.json, samples.jsonl and samples.png."""
     write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
-    # spread over the split, so that they show it and not its beginning
-    step = max(1, len(evaluation.records) // SAMPLES)
-    chosen = range(0, len(evaluation.records), step)[:SAMPLES]
     samples = [
         Sample(evaluation.records[at].image, evaluation.captions[at].text, evaluation.records[at].captions)
-        for at in chosen
+        for at in evaluation.spread(SAMPLES)
     ]
     write_samples(samples, out)
     plot_samples(samples, out / "samples.png")
@@ -160,10 +181,9 @@ def write_text(path: Path, text: str) -> None:
 def describe(evaluation: Evaluation) -> str:
     """The figures in a few lines, with what they were measured by."""
     figures, protocol = evaluation.figures, evaluation.protocol
-    decode = protocol["decode"]
-    how = f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
+    search = told_search(protocol["decode"])
     lines = [
-        f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {how}, tokenizer {protocol['tokenizer']}:",
+        f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {search}, tokenizer {protocol['tokenizer']}:",
         "  " + "  ".join(f"{name} {figures[name]:.3f}" for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D")),
         f"  CIDEr-D with shuffled pictures {figures['CIDEr-D_shuffled']:.3f}: the rest is what the model sees",
         f"  distinct captions {figures['distinct_captions']:.1%}, mean length {figures['mean_length']:.1f} words",

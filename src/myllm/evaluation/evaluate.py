@@ -31,6 +31,10 @@ class Evaluation:
         """What metrics.json holds."""
         return {**self.figures, "protocol": self.protocol, "broken_pictures": list(self.broken)}
 
+    def spread(self, count: int) -> range:
+        """Places of at most `count` pictures, spread over the split, so that they show it and not its beginning."""
+        return range(0, len(self.records), max(1, len(self.records) // count))[:count]
+
 
 def evaluate(
     captioner: Captioner,
@@ -70,6 +74,11 @@ def evaluate(
     figures["mean_length"] = diversity.mean_length
     protocol = {**scores.protocol, "split": split, "decode": asdict(decode), "CIDEr-D frequencies": "these references"}
     return Evaluation(figures, protocol, kept, captions, scores.per_image, broken)
+
+
+def told_search(decode: Mapping[str, Any]) -> str:
+    """How captions are searched by the options of a protocol: greedy, sampled, or by a beam of so many."""
+    return f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
 
 
 def judge_scenes(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:

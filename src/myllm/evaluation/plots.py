@@ -1,41 +1,63 @@
 """The pictures of a run: loss, perplexity, and sample captions under their pictures."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from myllm.data.images import load_image
+from myllm.errors import DataError
 from myllm.runtime import atomic_write
 from myllm.training.trainer import Sample
 
 TRAIN, VAL, MARK = "#8a94a6", "#1f5fbf", "#c8402f"
-INK, FAINT = "#1b1f27", "#667085"
+INK, FAINT, LINE = "#1b1f27", "#667085", "#e4e7ec"
+PAGE_COLOURS = {TRAIN: "train", VAL: "val", MARK: "mark", INK: "ink", "#000000": "ink", FAINT: "faint", LINE: "line"}
+CURVES = {"loss": ("Loss", "nats a token"), "perplexity": ("Perplexity", "exp(loss a token)")}
 Row = dict[str, float | str]
 
 
 def plot_curves(history: Sequence[Row], out: Path) -> None:
     """loss.png and perplexity.png of a run folder; `history` has a row an epoch."""
-    for name, title, unit in (("loss", "Loss", "nats a token"), ("perplexity", "Perplexity", "exp(loss a token)")):
+    for name, (title, _) in CURVES.items():
         figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()
         _curve(axes, history, name)
         axes.set_title(f"{title} by epoch", loc="left", fontsize=15, color=INK, pad=12)
-        axes.set_ylabel(unit, color=FAINT)
         _save(figure, out / f"{name}.png")
+
+
+def curve_svg(history: Sequence[Row], name: str) -> str:
+    """A curve as an SVG element of a page, in the page's own colours: its --ink, --faint, --line and so on."""
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")  # small, so that its words can be read on a phone
+    _curve(figure.subplots(), history, name)
+    buffer = BytesIO()
+    with rc_context({"svg.fonttype": "none"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue().decode()
+    for colour, variable in PAGE_COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    # the names of groups, axes_1 and the like, would be there twice on a page of two curves
+    return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
 
 
 def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
     epochs = [float(row["epoch"]) for row in history]
-    for side, label, colour in (("train", "training", TRAIN), ("val", "validation", VAL)):
+    train_last, val_last = (float(history[-1][f"{side}_{name}"]) for side in ("train", "val"))
+    up = 7 if train_last > val_last else -7  # points; two ends at one height would write over each other
+    for side, label, colour, shift in (("train", "training", TRAIN, up), ("val", "validation", VAL, -up)):
         values = [float(row[f"{side}_{name}"]) for row in history]
         axes.plot(epochs, values, color=colour, linewidth=2.2, marker="o", markersize=4)
         axes.annotate(
-            f"{label} {values[-1]:.2f}", (epochs[-1], values[-1]), xytext=(8, 0), textcoords="offset points",
+            f"{label} {values[-1]:.2f}", (epochs[-1], values[-1]), xytext=(8, shift), textcoords="offset points",
             va="center", color=colour, fontsize=11, annotation_clip=False,
         )  # fmt: skip
     losses = [float(row["val_loss"]) for row in history]
@@ -47,11 +69,12 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
     if max(shown) > 10 * lowest and min(shown) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
     axes.set_xlabel("epoch", color=FAINT)
+    axes.set_ylabel(CURVES[name][1], color=FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
-    axes.grid(axis="y", color="#e4e7ec", linewidth=0.8)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=FAINT)
+    axes.tick_params(which="both", colors=FAINT)
 
 
 def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:
@@ -65,7 +88,10 @@ def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> Non
     for axes in places:
         axes.axis("off")
     for axes, sample in zip(places, samples, strict=False):
-        image = load_image(sample.image)
+        try:
+            image = load_image(sample.image)
+        except DataError:  # gone since it was captioned: a grey square
+            image = Image.new("RGB", (8, 8), LINE)
         axes.imshow(image, interpolation="nearest" if image.width < 128 else "antialiased")
         axes.set_anchor("N")
         said = _wrapped(sample.caption or "(nothing)")

@@ -1,8 +1,11 @@
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from myllm.captioner import Captioner
@@ -86,6 +89,15 @@ def test_json_holds_figures_protocol_and_broken_pictures(captioner: Captioner, r
     held = figures(captioner, records).as_json()
     assert held["protocol"]["split"] == "val" and held["protocol"]["decode"]["max_new_tokens"] == 7
     assert held["broken_pictures"] == [] and 0 < held["distinct_captions"] <= 1 and held["mean_length"] > 0
+
+
+@given(pictures=st.integers(1, 300), count=st.integers(1, 20))
+def test_a_spread_reaches_over_the_split_in_even_steps(pictures: int, count: int) -> None:
+    split = [Record(Path("one.png"), ("a dog",))] * pictures
+    places = list(Evaluation({}, {}, split, [], {}, []).spread(count))
+    assert len(places) == min(pictures, count) and places[0] == 0
+    steps = {after - before for before, after in pairwise(places)}
+    assert len(steps) <= 1 and pictures / 2 < places[-1] + max(steps, default=pictures) <= pictures
 
 
 def test_scenes_are_judged_in_shares() -> None:

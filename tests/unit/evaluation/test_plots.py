@@ -1,10 +1,13 @@
+import re
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from myllm.evaluation.plots import Row, plot_curves, plot_samples
+from myllm.evaluation.plots import CURVES, PAGE_COLOURS, Row, curve_svg, plot_curves, plot_samples
 from myllm.training.trainer import Sample
 
 MARK, VAL = (200, 64, 47), (31, 95, 191)
@@ -45,6 +48,34 @@ def test_the_mark_is_on_the_best_epoch(tmp_path: Path) -> None:
 def test_any_history_can_be_drawn(tmp_path: Path, losses: tuple[float, ...]) -> None:
     plot_curves(history(*losses), tmp_path)
     assert (tmp_path / "perplexity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_for_a_page_has_the_pages_colours_and_words(name: str) -> None:
+    svg = curve_svg(history(60.0, 2.0, 1.5), name)  # so steep that its axis is a logarithm's
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert set(re.findall(r"var\(--(\w+)\)", svg)) == set(PAGE_COLOURS.values())
+    words = ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"epoch", "best", CURVES[name][1]} < set(words)
+
+
+def test_curves_on_one_page_share_no_id() -> None:
+    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(curve_svg(history(2.0, 1.0), name) for name in CURVES)))
+    assert ids and set(ids.values()) == {1}
+
+
+@pytest.mark.parametrize("losses", [(2.0, 2.0), (2.0, 1.0)])
+def test_the_ends_of_the_curves_do_not_write_over_each_other(losses: tuple[float, ...]) -> None:
+    rows = [row | {"train_loss": row["val_loss"]} for row in history(*losses)]
+    texts = ElementTree.fromstring(curve_svg(rows, "loss")).iter("{http://www.w3.org/2000/svg}text")
+    places = {"".join(one.itertext()).split()[0]: one for one in texts}
+    heights = [float(places[side].attrib["y"]) for side in ("training", "validation")]
+    assert abs(heights[0] - heights[1]) > 11  # points, the size of the letters
+
+
+def test_a_picture_that_is_gone_leaves_its_caption(tmp_path: Path) -> None:
+    plot_samples([Sample(tmp_path / "gone.png", "a caption", ("a reference",))], tmp_path / "samples.png")
+    Image.open(tmp_path / "samples.png").verify()
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])
