@@ -112,7 +112,7 @@ def test_beams_are_transformers(  # type: ignore[no-untyped-def]
     tokens, ranks = pair.generated(beams, length_penalty=length_penalty)
     found = [one for beam in pair.hypotheses(beams=beams, length_penalty=length_penalty) for one in beam]
     assert [one.tokens for one in found] == tokens
-    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -128,7 +128,7 @@ def test_the_three_senses_of_stopping_early_are_transformers(  # type: ignore[no
     tokens, ranks = pair.generated(beams, **options)
     found = [one for beam in pair.hypotheses(beams=beams, **options) for one in beam]
     assert [one.tokens for one in found] == tokens
-    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
 
 
 RULES = [
@@ -152,7 +152,7 @@ def test_rules_are_transformers(  # type: ignore[no-untyped-def]
     tokens, ranks = pair.generated(beams, **rules)
     found = [one for beam in pair.hypotheses(beams=beams, **rules) for one in beam]
     assert [one.tokens for one in found] == tokens
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -167,7 +167,7 @@ def test_banned_words_are_transformers(  # type: ignore[no-untyped-def]
     phrases = tuple(" ".join(f"Word{token}" for token in phrase) for phrase in banned)
     found = [one for beam in pair.hypotheses(beams=beams, bad_words=phrases) for one in beam]
     assert [one.tokens for one in found] == tokens
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -180,7 +180,7 @@ def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, opt
     found = [one for beam in pair.hypotheses(prefix, beams=beams, **options) for one in beam]
     assert [one.tokens for one in found] == tokens
     assert all(one.tokens[:3] == prefix for one in found)
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-3)
+    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @pytest.mark.parametrize(

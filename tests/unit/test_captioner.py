@@ -1,5 +1,7 @@
+import gc
 import io
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,28 @@ def test_confidence_is_the_mean_chance_of_a_token(captioner: Captioner) -> None:
 def test_contrast_against_a_grey_picture_changes_what_is_said(captioner: Captioner) -> None:
     plain, contrasted = (captioner.caption_batch(PICTURES, contrast=weight) for weight in (0.0, 3.0))
     assert [one.tokens for one in plain] != [one.tokens for one in contrasted]
+
+
+@pytest.mark.slow
+def test_thousands_of_captions_leave_memory_as_it_was(captioner: Captioner) -> None:
+    image = captioner.preprocess(PICTURES[0])
+    options: list[dict[str, Any]] = [
+        {"beams": 3}, {"do_sample": True}, {"beams": 2, "force_words": ("red",)}, {"bad_words": ("blue",)},
+    ]  # fmt: skip
+
+    def caption_many(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            images = torch.stack([image + (number * 8 + place) / 500 for place in range(8)])
+            captioner.caption_tensors(images, captioner.decode_options(**options[number % 4]))
+
+    def resident() -> int:
+        """Bytes."""
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell a process's size")
+    caption_many(0, 60)
+    before = resident()
+    caption_many(60, 250)
+    assert resident() - before < 12 * 2**20

@@ -56,7 +56,7 @@ class Banned:
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         # characters beyond ASCII have no case as bytes, so they are given one here
-        self.phrases = {_words(form) for phrase in phrases for form in _casings(phrase)}
+        self.phrases = {_words(form.encode()) for phrase in phrases for form in _casings(phrase)}
         self.allowed, self.after = cache(self._allowed), cache(self._after)
 
     def allowed_after(self, tokens: Sequence[int]) -> Tensor:
@@ -109,17 +109,20 @@ class Required:
     """Phrases that a caption must say as whole words, and the tokens that lead there."""
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
+        """Raises ConfigError for a phrase that has no spelling in these tokens."""
         self.vocabulary, self.phrases = vocabulary, phrases
         self.spelled = [tuple(vocabulary.encode(f" {phrase}")) for phrase in phrases]
         self.spelled_first = [tuple(vocabulary.encode(phrase)) for phrase in phrases]
+        for phrase, *spelled in zip(phrases, self.spelled, self.spelled_first, strict=True):
+            if any(_words(vocabulary.text(tokens)) != _words(phrase.encode()) for tokens in spelled):
+                raise ConfigError(f"decode.force_words {phrase!r}: the model's tokens cannot say it; leave it out")
         self.missing = lru_cache(maxsize=KEPT)(self._missing)
         self.lead = lru_cache(maxsize=KEPT)(self._lead)
 
     def _missing(self, tokens: Tokens) -> tuple[str, ...]:
         """The phrases that a caption of these tokens does not say."""
-        text = bytes(map(_plain, b" " + self.vocabulary.text(tokens) + b" "))
-        said = b" " + b" ".join(text.split()) + b" "
-        return tuple(phrase for phrase in self.phrases if _words(phrase) + b" " not in said)
+        said = _words(self.vocabulary.text(tokens)) + b" "
+        return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in said)
 
     def _lead(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
         """How many tokens of phrases a caption has said, a begun one included, and those that would be one more."""
@@ -149,9 +152,9 @@ def _plain(byte: int) -> int:
     return ord(chr(byte).lower()) if is_word and byte < 0x80 else byte if is_word else BLANK
 
 
-def _words(phrase: str) -> bytes:
+def _words(text: bytes) -> bytes:
     """' hot dog' of 'Hot-Dog'."""
-    return b" " + b" ".join(bytes(map(_plain, phrase.encode())).split())
+    return b" " + b" ".join(bytes(map(_plain, text)).split())
 
 
 def _casings(phrase: str) -> set[str]:

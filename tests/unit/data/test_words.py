@@ -82,14 +82,24 @@ def test_a_required_phrase_is_missing_until_it_is_said_as_words(tokens: list[int
 
 
 def test_the_tokens_that_lead_on_are_those_that_continue_a_phrase_or_begin_one() -> None:
-    spelling = {" hot dog": [8, 9, 10], "hot dog": [2, 3], " cat": [4], "cat": [2]}
-    required = Required(["hot dog", "cat"], Vocabulary(PIECES, spelling.__getitem__, END))
-    assert required.lead(()) == (0, {2})  # at the start without a blank
-    assert required.lead((2,)) == (1, {3, 8, 4})
-    assert required.lead((0, 8)) == (1, {9, 8, 4})
-    assert required.lead((0, 8, 9)) == (2, {10, 8, 4})
-    assert required.lead((0, 8, 9, 10)) == (3, {4})
-    assert required.lead((0, 4, 8)) == (2, {9, 8})
+    at = PIECES.index
+    spelling = {
+        " hot dog": [at(b" hot"), at(b" d"), at(b"og")],
+        "hot dog": [at(b"h"), at(b"o"), at(b"t"), at(b" d"), at(b"og")],
+        " cat": [at(b" cat")], "cat": [at(b"c"), at(b"at")],
+    }  # fmt: skip
+    required, hot, d, og, cat = Required(["hot dog", "cat"], Vocabulary(PIECES, spelling.__getitem__, END)), 8, 9, 10, 4
+    assert required.lead(()) == (0, {at(b"h"), at(b"c")})  # at the start without a blank
+    assert required.lead((at(b"h"),)) == (1, {at(b"o"), hot, cat})
+    assert required.lead((0, hot)) == (1, {d, hot, cat})
+    assert required.lead((0, hot, d)) == (2, {og, hot, cat})
+    assert required.lead((0, hot, d, og)) == (3, {cat})
+    assert required.lead((0, cat, hot)) == (2, {d, hot})
+
+
+def test_a_required_word_that_tokens_cannot_say_is_refused() -> None:
+    with pytest.raises(ConfigError, match="force_words 'kiwi': the model's tokens cannot say it"):
+        Required(["kiwi"], Vocabulary([b"a", b" b", b""], lambda text: [0], 2))
 
 
 def test_a_constraint_remembers_states_not_captions() -> None:
