@@ -6,13 +6,13 @@ al. 2018), and beams be divided by how many required words they have said (Post 
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from myllm.data.words import Required, prepared
-from myllm.decoding.engine import Choice, Hypothesis, Open, Search
+from myllm.decoding.engine import Choice, Ending, Hypothesis, Open, Search
 from myllm.decoding.rules import NEVER, nothing_left
 
 
@@ -28,13 +28,11 @@ class _Part:
         self.ended = ranked[:beams]
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """What beams may go on to, best first: (B, K) each."""
+class _Candidates(NamedTuple):
+    """What beams may go on to, best first: (B, K) each; `origin` is a beam of the image, all groups counted."""
 
     totals: Tensor
     origin: Tensor
-    """Which beam of the image, all groups counted."""
     tokens: Tensor
 
 
@@ -57,38 +55,36 @@ class Beams:
     def choose(self, now: Open) -> Choice:
         """Each group in turn; an image leaves once the search is over in all of its groups."""
         kept: list[_Candidates] = []
-        taken = torch.zeros_like(now.scores[:, 0])
         for group in range(self.groups):
-            of_group = slice(group * self.width, (group + 1) * self.width)
-            scores = now.scores[:, of_group] - self.config.diversity_penalty * taken[:, None]
-            found = self._candidates(self.totals[:, of_group, None] + scores, group, now)
-            kept.append(self._advance(found, group, now))
-            taken.scatter_add_(1, kept[-1].tokens, torch.ones_like(kept[-1].totals))
+            scores = now.scores[:, group * self.width : (group + 1) * self.width]
+            for before in kept:
+                for tokens in before.tokens.T:  # a beam of an earlier group, of each image
+                    index = tokens[:, None, None].expand(-1, self.width, 1)
+                    scores = scores.scatter_add(2, index, torch.full(index.shape, -self.config.diversity_penalty))
+            kept.append(self._advance(self._candidates(scores, group, now), group, now))
         goes_on = [not all(part.is_over for part in self.parts[image]) for image in now.images.tolist()]
         rows = torch.tensor(goes_on).nonzero()[:, 0]
-        totals, origin, tokens = (
-            torch.cat([getattr(one, name) for one in kept], dim=1)[rows] for name in ("totals", "origin", "tokens")
-        )
-        self.totals, choice = totals, Choice(rows, origin, tokens)
-        if now.logprobs.shape[-1] + 1 == self.config.max_new_tokens:
-            self._cut(now, choice)
-        return choice
+        self.totals, origin, tokens = (torch.cat(parts, dim=1)[rows] for parts in zip(*kept, strict=True))
+        return Choice(rows, origin, tokens)
 
     def found(self) -> list[list[Hypothesis]]:
         """Of each image, what has ended in any group, best first."""
         everything = [[one for part in parts for one in part.ended] for parts in self.parts]
         return [sorted(ended, key=lambda one: (len(one.missing), -one.rank)) for ended in everything]
 
-    def _candidates(self, sums: Tensor, group: int, now: Open) -> _Candidates:
-        """sums: (B, width, vocab_size). Twice as many as beams: if every beam ends now, as many open ones remain."""
-        vocab_size, first = sums.shape[-1], group * self.width
-        count = min(2 * self.width, sums[0].numel())
+    def _candidates(self, scores: Tensor, group: int, now: Open) -> _Candidates:
+        """scores: (B, width, vocab_size). Twice as many as beams: if every beam ends now, as many open ones remain."""
+        vocab_size, first = scores.shape[-1], group * self.width
+        totals = self.totals[:, first : first + self.width, None]
+        count = min(2 * self.width, self.width * vocab_size)
         if self.required is None:
-            totals, places = sums.flatten(1).topk(count)
-        else:
-            places = torch.stack([self._by_banks(own, said, count) for own, said in zip(sums, now.said, strict=True)])
-            totals = sums.flatten(1).gather(1, places)
-        return _Candidates(totals, first + places // vocab_size, places % vocab_size)
+            # the best of all beams are among the best of each, which are found without adding up the whole vocabulary
+            best, tokens = scores.topk(min(count, vocab_size))
+            totals, places = (totals + best).flatten(1).topk(count)
+            return _Candidates(totals, first + places // best.shape[-1], tokens.flatten(1).gather(1, places))
+        sums = totals + scores
+        places = torch.stack([self._by_banks(own, said, count) for own, said in zip(sums, now.said, strict=True)])
+        return _Candidates(sums.flatten(1).gather(1, places), first + places // vocab_size, places % vocab_size)
 
     def _by_banks(self, sums: Tensor, said: Tensor, count: int) -> Tensor:
         """(width, vocab_size) sums of an image, (width, T) said -> (count,) places, those of all banks taking turns.
@@ -116,46 +112,42 @@ class Beams:
         kept = torch.zeros(len(now.images), self.width, dtype=torch.int64)
         totals = torch.full(kept.shape, NEVER)
         listed = zip(found.totals.tolist(), found.origin.tolist(), found.tokens.tolist(), strict=True)
-        for row, (image, candidates) in enumerate(zip(now.images.tolist(), listed, strict=True)):
+        for row, (image, columns) in enumerate(zip(now.images.tolist(), listed, strict=True)):
             part, goes_on = self.parts[image][group], list[int]()
-            for place, (total, origin, token) in enumerate(zip(*candidates, strict=True)):
+            candidates = list(zip(*columns, strict=True))
+            for place, (total, origin, token) in enumerate(candidates):
                 if total == NEVER or part.is_over or len(goes_on) == self.width:
                     continue
-                one = self._hypothesis(now, (row, origin), token, total)
-                if one.ended_by == "length":
+                ended_by = self._ended_by(now.said[row, origin], token)
+                if ended_by == "length":
                     goes_on.append(place)
                 elif place < self.width:
-                    part.add(one, self.width)
+                    part.add(self._hypothesis(now, row, candidates[place], ended_by), self.width)
             kept[row, : len(goes_on)] = torch.tensor(goes_on, dtype=torch.int64)
             totals[row, : len(goes_on)] = found.totals[row, goes_on]
             part.is_over = part.is_over or self._is_over(part, float(totals[row].max()), length)
             if part.is_over and not part.ended:
                 raise nothing_left(self.config, length - 1)
+            if length == self.config.max_new_tokens and not part.is_over:  # what is still open counts as it is
+                for place in goes_on:
+                    part.add(self._hypothesis(now, row, candidates[place], "length"), self.width)
         return _Candidates(totals, found.origin.gather(1, kept), found.tokens.gather(1, kept))
 
-    def _cut(self, now: Open, choice: Choice) -> None:
-        """The limit came first: what is still open counts as it is."""
-        for place, row in enumerate(choice.rows.tolist()):
-            for beam in range(self.captions):
-                part = self.parts[int(now.images[row])][beam // self.width]
-                total = float(self.totals[place, beam])
-                if not part.is_over and total > NEVER:
-                    origin, token = int(choice.origin[place, beam]), int(choice.tokens[place, beam])
-                    part.add(self._hypothesis(now, (row, origin), token, total), self.width)
-
-    def _hypothesis(self, now: Open, beam: tuple[int, int], token: int, total: float) -> Hypothesis:
-        """The caption of (row, beam) with one more token."""
-        tokens, length = now.said[beam].tolist()[1:], now.logprobs.shape[-1] + 1
-        one = Hypothesis(tokens, rank=total / length**self.config.length_penalty)
+    def _ended_by(self, said: Tensor, token: int) -> Ending:
         if token == self.search.end:
-            one.ended_by = "end"
-        else:
-            tokens.append(token)
-            if self.search.is_stopped(tokens[len(self.search.prefix) :]):
-                one.ended_by = "stop"
-        one.logprobs = [*now.logprobs[beam].tolist(), float(now.own[*beam, token])]
-        one.missing = self.required.missing(tuple(tokens)) if self.required is not None else ()
-        return one
+            return "end"
+        if not self.config.stop_strings:
+            return "length"
+        chosen = [*said[1 + len(self.search.prefix) :].tolist(), token]
+        return "stop" if self.search.is_stopped(chosen) else "length"
+
+    def _hypothesis(self, now: Open, row: int, candidate: tuple[float, int, int], ended_by: Ending) -> Hypothesis:
+        """A candidate (total, origin, token) as a caption."""
+        total, origin, token = candidate
+        told = [*now.said[row, origin, 1:].tolist(), *([] if ended_by == "end" else [token])]
+        logprobs = [*now.logprobs[row, origin].tolist(), float(now.own[row, origin, token])]
+        missing = self.required.missing(tuple(told)) if self.required is not None else ()
+        return Hypothesis(told, logprobs, ended_by, total / len(logprobs) ** self.config.length_penalty, missing)
 
     def _is_over(self, part: _Part, best_open: float, length: int) -> bool:
         """Whether a search ends: `best_open` is the sum of log-probabilities of its best open beam.

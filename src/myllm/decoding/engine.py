@@ -18,6 +18,7 @@ from myllm.errors import MyLLMError
 
 # Li et al. 2023: what the model itself finds this much less likely than the likeliest is never said for its contrast
 PLAUSIBLE = 0.1
+Ending = Literal["end", "stop", "length"]
 
 
 class Stepper(Protocol):
@@ -81,7 +82,7 @@ class Hypothesis:
     """The words it was to begin with among them."""
     logprobs: list[float] = field(default_factory=list)
     """Of the tokens that were chosen, the end included where it was reached: the model's own, before the rules."""
-    ended_by: Literal["end", "stop", "length"] = "length"
+    ended_by: Ending = "length"
     """Its end token, a stop string, or max_new_tokens."""
     rank: float = 0.0
     """What beam search orders by: log-probability, after the rules, / length ** length_penalty."""
@@ -180,9 +181,7 @@ def contrasted(own: Tensor, blind: Tensor, weight: float) -> Tensor:
 
 def _log_softmax(logits: Tensor, chosen: int) -> Tensor:
     logprobs = logits.log_softmax(-1)
-    if logprobs.isnan().any():
-        raise MyLLMError(
-            f"the model's scores of token {chosen + 1} are no numbers, or all of them minus infinity; "
-            "its weights are damaged, or overflow"
-        )
+    if logprobs[..., 0].isnan().any():  # one score that is no number makes the whole row so
+        told = f"the model's scores of token {chosen + 1} are no numbers, or all of them minus infinity"
+        raise MyLLMError(f"{told}; its weights are damaged, or overflow")
     return logprobs

@@ -129,22 +129,9 @@ def typical_p(scores: Tensor, said: Said, value: float) -> Tensor:
 
 Rule = Callable[[Tensor, Said, Any], Tensor]
 # In the order of transformers, on which results depend.
-ALWAYS: Mapping[str, Rule] = {
-    "repetition_penalty": repetition_penalty,
-    "no_repeat_ngram_size": no_repeat_ngram_size,
-    "min_new_tokens": min_new_tokens,
-    "bad_words": bad_words,
-    "only_words": only_words,
-    "force_words": force_words,
-    "regex": regex,
-}
-SAMPLING: Mapping[str, Rule] = {
-    "temperature": temperature,
-    "top_k": top_k,
-    "top_p": top_p,
-    "min_p": min_p,
-    "typical_p": typical_p,
-}
+_ALWAYS = (repetition_penalty, no_repeat_ngram_size, min_new_tokens, bad_words, only_words, force_words, regex)
+ALWAYS: Mapping[str, Rule] = {rule.__name__: rule for rule in _ALWAYS}
+SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, top_k, top_p, min_p, typical_p)}
 
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:

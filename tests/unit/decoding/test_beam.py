@@ -23,17 +23,18 @@ Sentence = tuple[int, ...]
 
 
 class Bigrams:
-    """A language in which a token depends on the one before it alone; its state is what each caption said."""
+    """A language in which a token depends on the one before it and its place; its state is what each caption said."""
 
     def __init__(self, seed: int, scale: float) -> None:
-        self.table = scale * torch.randn(len(WORDS), len(WORDS), generator=torch.Generator().manual_seed(seed))
+        # (place, the token before, the next): without the place, sentences of the same pairs would be equally likely
+        self.table = scale * torch.randn(9, len(WORDS), len(WORDS), generator=torch.Generator().manual_seed(seed))
 
     def start(self, images: int) -> Tensor:
         return torch.zeros(images, 0, dtype=torch.int64)
 
     def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.cat([state, tokens.flatten(0, 1)], dim=1)
-        return self.table[state[:, -1]].unflatten(0, tokens.shape[:2]), state
+        return self.table[state.shape[1] - 1, state[:, -1]].unflatten(0, tokens.shape[:2]), state
 
     def reorder(self, state: Tensor, rows: Tensor) -> Tensor:
         return state[rows.flatten()]
@@ -44,7 +45,7 @@ class Bigrams:
 
     def logprob(self, sentence: Sentence) -> float:
         told = self.table.double().log_softmax(-1)
-        return math.fsum(float(told[pair]) for pair in itertools.pairwise((END, *sentence)))
+        return math.fsum(float(told[place, *pair]) for place, pair in enumerate(itertools.pairwise((END, *sentence))))
 
 
 LANGUAGES = st.builds(Bigrams, st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 3.0]))
@@ -58,13 +59,13 @@ def diverse(toy: Bigrams, groups: int, width: int, penalty: float, longest: int)
     """Diverse beam search written out with lists: the open beams of each group after `longest` steps, none ending."""
     beams: list[list[tuple[float, Sentence]]] = [[(0.0, ())] for _ in range(groups)]
     told = toy.table.double()
-    told[:, END] = -math.inf
+    told[..., END] = -math.inf
     told = told.log_softmax(-1)
-    for _ in range(longest):
+    for place in range(longest):
         taken: Counter[int] = Counter()
         for group in range(groups):
             grown = [
-                (total + float(told[(END, *one)[-1], token]) - penalty * taken[token], (*one, token))
+                (total + float(told[place, (END, *one)[-1], token]) - penalty * taken[token], (*one, token))
                 for total, one in beams[group] for token in range(END)
             ]  # fmt: skip
             beams[group] = sorted(grown, reverse=True)[:width]
@@ -75,7 +76,7 @@ def diverse(toy: Bigrams, groups: int, width: int, penalty: float, longest: int)
 @given(toy=LANGUAGES, groups=st.integers(2, 3), width=st.integers(1, 3), penalty=st.sampled_from([0.1, 0.7, 5.0]))
 def test_groups_are_diverse_beam_search(toy: Bigrams, groups: int, width: int, penalty: float) -> None:
     decode = {"beams": groups * width, "num_beam_groups": groups, "diversity_penalty": penalty, "length_penalty": 0.0}
-    toy.table[:, END] = -math.inf
+    toy.table[..., END] = -math.inf
     [found] = toy.search(max_new_tokens=4, **decode)
     expected = Counter(one for group in diverse(toy, groups, width, penalty, 4) for one in group)
     assert Counter(tuple(one.tokens) for one in found) == expected
@@ -129,8 +130,8 @@ def test_required_words_without_room_are_told_as_missing() -> None:
 
 @given(toy=LANGUAGES)
 def test_words_that_would_be_said_anyway_change_nothing(toy: Bigrams) -> None:
-    toy.table[:, 0] = 9.0
-    toy.table[0, END] = 12.0
+    toy.table[..., 0] = 9.0
+    toy.table[:, 0, END] = 12.0
     plain, forced = (toy.search(beams=3, max_new_tokens=5, **words) for words in ({}, {"force_words": ("x",)}))
     assert said(forced[0][0]) == said(plain[0][0]) == (0, END)
 
