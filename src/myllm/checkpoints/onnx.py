@@ -1,0 +1,307 @@
+"""The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
+
+The graph is built where the model is loaded, in memory: ONNX Runtime takes the weights from torch's tensors, so there
+is no file to write, to keep in step with the checkpoint, or to find damaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from myllm.config import GPTConfig
+from myllm.errors import ConfigError
+from myllm.model.gpt import GPT
+from myllm.model.kv_cache import ImageKV
+from myllm.model.vision_gpt2 import VisionGPT2
+
+Precision = Literal["fp32", "int8"]
+OPSET, CONTRIB, IR_VERSION = 20, "com.microsoft", 10
+HIDDEN = float("-inf")
+
+
+class _Graph:
+    """Nodes and weights as they are added; values go by name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray[Any, Any]] = {}
+
+    def add(self, op: str, *inputs: str, to: str = "", domain: str = "", **attributes: Any) -> str:
+        """A node with one result; returns its name, `to` where given."""
+        return self.add_many(op, inputs, (to or f"{op}_{len(self.nodes)}",), domain, **attributes)[0]
+
+    def add_many(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> Sequence[str]:
+        self.nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
+        return outputs
+
+    def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
+        """A constant; a tensor's memory is shared, not copied."""
+        if isinstance(value, Tensor):
+            self.weights[name] = value.detach().contiguous().numpy()
+        else:
+            self.weights[name] = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        return name
+
+
+class _StepGraph(_Graph):
+    """One step of `GPT` over its own caches.
+
+    Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
+    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block past keys and values
+    (n, B, n_head, head_dim), the picture's keys (B, n_head, head_dim, S) and its values (B, n_head, S, head_dim).
+    Out: logits (N, vocab_size) of the rows asked for, and each block's new keys and values (Q * B, n_embd).
+
+    Slots stand first in the past, so it grows in place: what a step gives is written behind what it has read.
+    """
+
+    def __init__(self, decoder: GPT, precision: Precision) -> None:
+        super().__init__()
+        self.config = decoder.config
+        self.precision = precision
+        newest = self.add("Shape", "tokens", start=0, end=1)
+        past = self.add("Shape", "past_key.0", start=0, end=1)
+        head_dim = self.config.n_embd // self.config.n_head
+        self.n_embd = self.weight("n_embd", [-1, self.config.n_embd])
+        self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)
+        self.past_and_newest = self.add("Concat", past, newest, axis=0)
+        self.scale = self.weight("scale", head_dim**-0.5)
+        transformer = decoder.transformer
+        embedded = self.add(
+            "Add",
+            self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens"),
+            self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places"),
+        )
+        x = self.add("Reshape", embedded, self.n_embd)
+        for layer, block in enumerate(decoder.blocks):
+            name = f"h.{layer}"
+            attended = self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer)
+            x = self.add("Add", x, attended)
+            normed = self.norm(x, block.ln_cross_attn, f"{name}.ln_cross_attn")
+            x = self.add("Add", x, self.cross_attention(normed, block.crossattention, layer))
+            widened = self.linear(self.norm(x, block.ln_2, f"{name}.ln_2"), block.mlp.c_fc, f"{name}.c_fc")
+            activated = self.add("Gelu", widened, approximate="tanh")
+            x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
+        asked = self.add("Gather", x, "rows")
+        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head", to="logits")
+
+    def norm(self, x: str, module: Any, name: str) -> str:
+        weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
+        return self.add("LayerNormalization", x, weight, bias, epsilon=module.eps)
+
+    def linear(self, x: str, module: nn.Linear, name: str, to: str = "") -> str:
+        bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
+        if self.precision == "fp32":
+            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, to=to, transB=1)
+        scale = module.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
+        weight = (module.weight.detach() / scale[:, None]).round().to(torch.int8).T
+        scaled = self.weight(f"{name}.weight", weight), self.weight(f"{name}.scale", scale)
+        return self.add("DynamicQuantizeMatMul", x, *scaled, "", *bias, to=to, domain=CONTRIB)
+
+    def split_heads(self, x: str) -> str:
+        """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
+        return self.add("Reshape", x, self.by_head)
+
+    def queries(self, x: str) -> str:
+        """(Q * B, n_embd) -> (B, n_head, Q, head_dim), scaled."""
+        return self.add("Transpose", self.add("Mul", self.split_heads(x), self.scale), perm=(1, 2, 0, 3))
+
+    def merge_heads(self, x: str) -> str:
+        """(B, n_head, Q, head_dim) -> (Q * B, n_embd)."""
+        return self.add("Reshape", self.add("Transpose", x, perm=(2, 0, 1, 3)), self.n_embd)
+
+    def self_attention(self, x: str, module: Any, layer: int) -> str:
+        fused = self.linear(x, module.c_attn, f"h.{layer}.c_attn")
+        parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
+        query, key, value = self.add_many("Split", (fused,), parts, axis=-1, num_outputs=3)
+        queries = self.queries(query)
+        keys = f"past_key.{layer}", self.split_heads(key)
+        values = f"past_value.{layer}", self.split_heads(value)
+        # past and newest are read where they are; only scores are put together
+        scores = [self.add("MatMul", queries, self.add("Transpose", one, perm=(1, 2, 3, 0))) for one in keys]
+        masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
+        weights = self.add_many(
+            "Split", (self.add("Softmax", masked, axis=-1), self.past_and_newest),
+            (f"to_past.{layer}", f"to_newest.{layer}"), axis=-1,
+        )  # fmt: skip
+        attended = [
+            self.add("MatMul", weight, self.add("Transpose", value, perm=(1, 2, 0, 3)))
+            for weight, value in zip(weights, values, strict=True)
+        ]
+        return self.linear(self.merge_heads(self.add("Add", *attended)), module.c_proj, f"h.{layer}.attn.c_proj")
+
+    def cross_attention(self, x: str, module: Any, layer: int) -> str:
+        queries = self.queries(self.linear(x, module.q_attn, f"h.{layer}.q_attn"))
+        weights = self.add("Softmax", self.add("MatMul", queries, f"image_key.{layer}"), axis=-1)
+        attended = self.add("MatMul", weights, f"image_value.{layer}")
+        return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
+
+
+def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Inputs and outputs of a step, by name, type and shape."""
+    heads, head_dim = config.n_head, config.n_embd // config.n_head
+    whole, real = TensorProto.INT64, TensorProto.FLOAT
+    inputs: list[tuple[str, int, list[int | str]]] = [
+        ("tokens", whole, ["Q", "B"]), ("places", whole, ["Q", 1]), ("rows", whole, ["N"]),
+        ("mask", real, ["B", 1, "Q", "n_and_Q"]),
+    ]  # fmt: skip
+    outputs: list[tuple[str, int, list[int | str]]] = [("logits", real, ["N", config.vocab_size])]
+    for layer in range(config.n_layer):
+        inputs += [(f"past_{part}.{layer}", real, ["n", "B", heads, head_dim]) for part in ("key", "value")]
+        inputs += [
+            (f"image_key.{layer}", real, ["B", heads, head_dim, "S"]),
+            (f"image_value.{layer}", real, ["B", heads, "S", head_dim]),
+        ]
+        outputs += [(f"{part}.{layer}", real, ["Q_times_B", config.n_embd]) for part in ("key", "value")]
+    make = helper.make_tensor_value_info
+    return [make(*one) for one in inputs], [make(*one) for one in outputs]
+
+
+def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # one would be kept for each length and batch size
+    # its threads would else keep the cores busy for a while after a step, and torch's wait for them
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    constants, shared = [], {}
+    for name, array in graph.weights.items():
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        if array.nbytes > 1024:
+            # ONNX asks for a file's name; it is never opened, for the session is handed the memory
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="memory")
+            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        else:
+            tensor.raw_data = array.tobytes()
+        constants.append(tensor)
+    options.add_external_initializers(list(shared), list(shared.values()))
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)], ir_version=IR_VERSION,
+    )  # fmt: skip
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class StepState:
+    """G captions of each of B images, as far as they are."""
+
+    image: tuple[Tensor, ...]
+    """Of each block, the picture's keys (B, n_head, head_dim, S) and its values (B, n_head, S, head_dim)."""
+    past: Tensor
+    """(2 * n_layer, room, B, n_head, head_dim): keys and values of each block; the first n of `room` slots are used."""
+    mask: Tensor
+    """(B, G, n): 0 where a caption goes on from the slot, -inf where that is of another."""
+    length: int
+    """Tokens of each caption."""
+
+
+class OnnxStepper:
+    """`VisionGPT2` as the decoding engine sees it, its steps computed by ONNX Runtime on the CPU.
+
+    Beams move no cache: every caption's slots stay where they were written, and the mask says whose past they are.
+    """
+
+    def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
+        """precision: int8 rounds the weights, and activations as they come. threads: torch's own number by default."""
+        self.model = model
+        self.config = model.config.text
+        self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
+
+    def start(self, images: Tensor | ImageKV) -> StepState:
+        """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
+        image = images if isinstance(images, ImageKV) else self.model.encode(images)
+        laid_out = [part for key, value in image.layers for part in (key.mT.contiguous(), value.contiguous())]
+        batch, heads, head_dim, _ = laid_out[0].shape
+        past = laid_out[0].new_empty(2 * self.config.n_layer, 0, batch, heads, head_dim)
+        return StepState(tuple(laid_out), past, past.new_zeros(batch, 1, 0), 0)
+
+    def step(self, tokens: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
+        batch, captions, newest = tokens.shape
+        used = state.mask.shape[-1]
+        ends = used + captions * newest
+        if state.length + newest > self.config.n_positions:
+            raise ConfigError(
+                f"{state.length + newest} tokens do not fit the context of {self.config.n_positions}; "
+                "shorten the captions or raise text.n_positions"
+            )
+        past = _with_room(state.past, used, ends)
+        mask = _extended(state.mask, newest)
+        places = torch.arange(state.length, state.length + newest).repeat(captions)[:, None]
+        # row (caption, position, image) of the last position of each image's captions
+        rows = (torch.arange(captions) * newest + newest - 1) * batch + torch.arange(batch)[:, None]
+        logits = torch.empty(batch, captions, self.config.vocab_size)
+        given = {
+            "tokens": tokens.flatten(1).T.contiguous(), "places": places, "rows": rows.flatten(),
+            "mask": mask[:, None],
+        }  # fmt: skip
+        binding = self._session.io_binding()
+        for name, value in given.items():
+            _bind(binding.bind_input, name, value)
+        _bind(binding.bind_output, "logits", logits.flatten(0, 1))
+        for layer in range(self.config.n_layer):
+            for part, kind in enumerate(("key", "value")):
+                block = past[2 * layer + part]
+                _bind(binding.bind_input, f"past_{kind}.{layer}", block[:used])
+                _bind(binding.bind_input, f"image_{kind}.{layer}", state.image[2 * layer + part])
+                _bind(binding.bind_output, f"{kind}.{layer}", block[used:ends].flatten(0, 1).flatten(1))
+        self._session.run_with_iobinding(binding)
+        last = mask.unflatten(1, (captions, newest))[:, :, -1]
+        return logits, StepState(state.image, past, last, state.length + newest)
+
+    def reorder(self, state: StepState, rows: Tensor) -> StepState:
+        """New caption (i, j) goes on from caption rows[i, j] of the old ones counted in a row; rows (B', G')."""
+        batch, captions, _ = state.mask.shape
+        state = replace(state, mask=state.mask.flatten(0, 1)[rows])
+        images = rows[:, 0] // captions
+        if not torch.equal(images, torch.arange(batch)):
+            kept = tuple(part.index_select(0, images) for part in state.image)
+            state = replace(state, image=kept, past=state.past.index_select(2, images))
+        return _without_dead_slots(state)
+
+
+def _bind(bind: Any, name: str, value: Tensor) -> None:
+    kind = np.float32 if value.dtype is torch.float32 else np.int64
+    bind(name, "cpu", 0, kind, tuple(value.shape), value.data_ptr())
+
+
+def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
+    """The cache with room for `needed` slots, its first `used` as they were; room doubles, so copies stay few."""
+    if needed <= past.shape[1]:
+        return past
+    larger = past.new_empty(past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:])
+    larger[:, :used] = past[:, :used]
+    return larger
+
+
+def _extended(mask: Tensor, newest: int) -> Tensor:
+    """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
+    batch, captions, used = mask.shape
+    own = torch.eye(captions, dtype=torch.bool)[:, None, :, None]
+    seen = (own & torch.ones(newest, newest, dtype=torch.bool).tril()[:, None]).flatten(2).flatten(0, 1)
+    among = torch.zeros(seen.shape).masked_fill(~seen, HIDDEN)
+    past = mask[:, :, None].expand(-1, -1, newest, -1).flatten(1, 2)
+    return torch.cat([past, among.expand(batch, -1, -1)], dim=-1)
+
+
+def _without_dead_slots(state: StepState) -> StepState:
+    """The same past without most slots that no caption goes on from any more, where these have become the greater part.
+
+    Images keep as many slots as the one that needs most; what is more than an image's own stays hidden from it.
+    """
+    alive = (state.mask == 0).any(1)
+    kept = int(alive.sum(-1).max())
+    if alive.shape[1] < 2 * kept + 16:
+        return state
+    slots = alive.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]
+    past = state.past[:, slots.T, torch.arange(len(slots))]
+    return replace(state, past=past, mask=state.mask.gather(2, slots[:, None].expand(-1, state.mask.shape[1], -1)))
