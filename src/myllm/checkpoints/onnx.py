@@ -22,8 +22,8 @@ from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
 
 Precision = Literal["fp32", "int8"]
-OPSET, CONTRIB, IR_VERSION = 20, "com.microsoft", 10
-HIDDEN = float("-inf")
+OPSET, IR_VERSION = 20, 10
+HIDDEN, TINY = float("-inf"), 1e-12
 
 
 class _Graph:
@@ -33,14 +33,13 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray[Any, Any]] = {}
 
-    def add(self, op: str, *inputs: str, to: str = "", domain: str = "", **attributes: Any) -> str:
-        """A node with one result; returns its name, `to` where given."""
-        return self.add_many(op, inputs, (to or f"{op}_{len(self.nodes)}",), domain, **attributes)[0]
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one result; returns that one's name."""
+        [result] = self.add_many(op, inputs, [f"{op}.{len(self.nodes)}"], **attributes)
+        return result
 
-    def add_many(
-        self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
-    ) -> Sequence[str]:
-        self.nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
+    def add_many(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
+        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
         return outputs
 
     def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
@@ -56,8 +55,8 @@ class _StepGraph(_Graph):
     """One step of `GPT` over its own caches.
 
     Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
-    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block past keys and values
-    (n, B, n_head, head_dim), the picture's keys (B, n_head, head_dim, S) and its values (B, n_head, S, head_dim).
+    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of the past
+    (n, B, n_head, head_dim) and of the picture (B, n_head, S, head_dim).
     Out: logits (N, vocab_size) of the rows asked for, and each block's new keys and values (Q * B, n_embd).
 
     Slots stand first in the past, so it grows in place: what a step gives is written behind what it has read.
@@ -67,10 +66,9 @@ class _StepGraph(_Graph):
         super().__init__()
         self.config = decoder.config
         self.precision = precision
-        newest = self.add("Shape", "tokens", start=0, end=1)
-        past = self.add("Shape", "past_key.0", start=0, end=1)
+        newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
         head_dim = self.config.n_embd // self.config.n_head
-        self.n_embd = self.weight("n_embd", [-1, self.config.n_embd])
+        self.as_rows = self.weight("as_rows", [-1, self.config.n_embd])
         self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)
         self.past_and_newest = self.add("Concat", past, newest, axis=0)
         self.scale = self.weight("scale", head_dim**-0.5)
@@ -80,7 +78,7 @@ class _StepGraph(_Graph):
             self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens"),
             self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places"),
         )
-        x = self.add("Reshape", embedded, self.n_embd)
+        x = self.add("Reshape", embedded, self.as_rows)
         for layer, block in enumerate(decoder.blocks):
             name = f"h.{layer}"
             attended = self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer)
@@ -91,20 +89,33 @@ class _StepGraph(_Graph):
             activated = self.add("Gelu", widened, approximate="tanh")
             x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
         asked = self.add("Gather", x, "rows")
-        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head", to="logits")
+        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
+        self.nodes[-1].output[0] = "logits"
 
     def norm(self, x: str, module: Any, name: str) -> str:
         weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
         return self.add("LayerNormalization", x, weight, bias, epsilon=module.eps)
 
-    def linear(self, x: str, module: nn.Linear, name: str, to: str = "") -> str:
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         if self.precision == "fp32":
-            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, to=to, transB=1)
-        scale = module.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
-        weight = (module.weight.detach() / scale[:, None]).round().to(torch.int8).T
-        scaled = self.weight(f"{name}.weight", weight), self.weight(f"{name}.scale", scale)
-        return self.add("DynamicQuantizeMatMul", x, *scaled, "", *bias, to=to, domain=CONTRIB)
+            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
+        product = self.int8_product(x, module.weight.detach(), name)
+        return self.add("Add", product, *bias) if bias else product
+
+    def int8_product(self, x: str, weight: Tensor, name: str) -> str:
+        """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another."""
+        scale = weight.abs().amax(1).clamp(min=TINY) / 127
+        rounded = (weight / scale[:, None]).round().to(torch.int8).T
+        largest = self.add("ReduceMax", self.add("Abs", x), self.weight("last_axis", [-1]), keepdims=1)
+        row_scale = self.add("Mul", self.add("Max", largest, self.weight("tiny", TINY)), self.weight("unit", 1 / 127))
+        # around 128, for processors multiply unsigned by signed; the cast cuts off, so half a step more rounds
+        raised = self.add("Add", self.add("Div", x, row_scale), self.weight("raise", 128.5))
+        unsigned = self.add("Cast", raised, to=TensorProto.UINT8)
+        middle = self.weight("middle", torch.tensor(128, dtype=torch.uint8))
+        product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded), middle)
+        scaled = self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), self.weight(f"{name}.scale", scale))
+        return self.add("Mul", scaled, row_scale)
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
@@ -116,7 +127,7 @@ class _StepGraph(_Graph):
 
     def merge_heads(self, x: str) -> str:
         """(B, n_head, Q, head_dim) -> (Q * B, n_embd)."""
-        return self.add("Reshape", self.add("Transpose", x, perm=(2, 0, 1, 3)), self.n_embd)
+        return self.add("Reshape", self.add("Transpose", x, perm=(2, 0, 1, 3)), self.as_rows)
 
     def self_attention(self, x: str, module: Any, layer: int) -> str:
         fused = self.linear(x, module.c_attn, f"h.{layer}.c_attn")
@@ -140,7 +151,8 @@ class _StepGraph(_Graph):
 
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
         queries = self.queries(self.linear(x, module.q_attn, f"h.{layer}.q_attn"))
-        weights = self.add("Softmax", self.add("MatMul", queries, f"image_key.{layer}"), axis=-1)
+        keys = self.add("Transpose", f"image_key.{layer}", perm=(0, 1, 3, 2))
+        weights = self.add("Softmax", self.add("MatMul", queries, keys), axis=-1)
         attended = self.add("MatMul", weights, f"image_value.{layer}")
         return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
 
@@ -155,11 +167,9 @@ def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.
     ]  # fmt: skip
     outputs: list[tuple[str, int, list[int | str]]] = [("logits", real, ["N", config.vocab_size])]
     for layer in range(config.n_layer):
-        inputs += [(f"past_{part}.{layer}", real, ["n", "B", heads, head_dim]) for part in ("key", "value")]
-        inputs += [
-            (f"image_key.{layer}", real, ["B", heads, head_dim, "S"]),
-            (f"image_value.{layer}", real, ["B", heads, "S", head_dim]),
-        ]
+        for part in ("key", "value"):
+            inputs.append((f"past_{part}.{layer}", real, ["n", "B", heads, head_dim]))
+            inputs.append((f"image_{part}.{layer}", real, ["B", heads, "S", head_dim]))
         outputs += [(f"{part}.{layer}", real, ["Q_times_B", config.n_embd]) for part in ("key", "value")]
     make = helper.make_tensor_value_info
     return [make(*one) for one in inputs], [make(*one) for one in outputs]
@@ -185,7 +195,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options.add_external_initializers(list(shared), list(shared.values()))
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)], ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
     )  # fmt: skip
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -195,7 +205,7 @@ class StepState:
     """G captions of each of B images, as far as they are."""
 
     image: tuple[Tensor, ...]
-    """Of each block, the picture's keys (B, n_head, head_dim, S) and its values (B, n_head, S, head_dim)."""
+    """Keys and values of the picture, (B, n_head, S, head_dim), in turn for each block."""
     past: Tensor
     """(2 * n_layer, room, B, n_head, head_dim): keys and values of each block; the first n of `room` slots are used."""
     mask: Tensor
@@ -219,10 +229,10 @@ class OnnxStepper:
     def start(self, images: Tensor | ImageKV) -> StepState:
         """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
         image = images if isinstance(images, ImageKV) else self.model.encode(images)
-        laid_out = [part for key, value in image.layers for part in (key.mT.contiguous(), value.contiguous())]
-        batch, heads, head_dim, _ = laid_out[0].shape
-        past = laid_out[0].new_empty(2 * self.config.n_layer, 0, batch, heads, head_dim)
-        return StepState(tuple(laid_out), past, past.new_zeros(batch, 1, 0), 0)
+        parts = tuple(part.contiguous() for layer in image.layers for part in layer)
+        batch, heads, _, head_dim = parts[0].shape
+        past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
+        return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
 
     def step(self, tokens: Tensor, state: StepState) -> tuple[Tensor, StepState]:
         """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
@@ -285,7 +295,7 @@ def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
 
 def _extended(mask: Tensor, newest: int) -> Tensor:
     """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
-    batch, captions, used = mask.shape
+    batch, captions, _ = mask.shape
     own = torch.eye(captions, dtype=torch.bool)[:, None, :, None]
     seen = (own & torch.ones(newest, newest, dtype=torch.bool).tril()[:, None]).flatten(2).flatten(0, 1)
     among = torch.zeros(seen.shape).masked_fill(~seen, HIDDEN)
