@@ -26,32 +26,7 @@ OPSET, IR_VERSION = 20, 10
 HIDDEN, TINY = float("-inf"), 1e-12
 
 
-class _Graph:
-    """Nodes and weights as they are added; values go by name."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, np.ndarray[Any, Any]] = {}
-
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one result; returns that one's name."""
-        [result] = self.add_many(op, inputs, [f"{op}.{len(self.nodes)}"], **attributes)
-        return result
-
-    def add_many(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
-        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
-        return outputs
-
-    def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
-        """A constant; a tensor's memory is shared, not copied."""
-        if isinstance(value, Tensor):
-            self.weights[name] = value.detach().contiguous().numpy()
-        else:
-            self.weights[name] = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
-        return name
-
-
-class _StepGraph(_Graph):
+class _StepGraph:
     """One step of `GPT` over its own caches.
 
     Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
@@ -63,7 +38,8 @@ class _StepGraph(_Graph):
     """
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
-        super().__init__()
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray[Any, Any]] = {}
         self.config = decoder.config
         self.precision = precision
         newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
@@ -91,6 +67,20 @@ class _StepGraph(_Graph):
         asked = self.add("Gather", x, "rows")
         self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
         self.nodes[-1].output[0] = "logits"
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one result; returns that one's name."""
+        [result] = self.add_many(op, inputs, [f"{op}.{len(self.nodes)}"], **attributes)
+        return result
+
+    def add_many(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
+        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
+        return outputs
+
+    def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
+        """A constant; a tensor's memory is shared, not copied."""
+        self.weights[name] = torch.as_tensor(value).detach().contiguous().numpy()
+        return name
 
     def norm(self, x: str, module: Any, name: str) -> str:
         weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
@@ -181,6 +171,8 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
     # its threads would else keep the cores busy for a while after a step, and torch's wait for them
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not torch.cpu._is_vnni_supported():  # products of 8 bits may overflow there; elsewhere this only makes them slow
+        options.add_session_config_entry("session.x64quantprecision", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
@@ -229,7 +221,7 @@ class OnnxStepper:
     def start(self, images: Tensor | ImageKV) -> StepState:
         """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
         image = images if isinstance(images, ImageKV) else self.model.encode(images)
-        parts = tuple(part.contiguous() for layer in image.layers for part in layer)
+        parts = tuple(part.float().contiguous() for layer in image.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
         past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
         return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
