@@ -12,7 +12,11 @@ ORDER = (
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
 LEVEL |= {"__init__": 99, "__main__": 99}  # the public face and the door: they see all, none sees them
-HOMES = {"timm": ["model/vision.py"]}
+HOMES = {
+    "timm": ["model/vision.py"],
+    "onnx": ["checkpoints/onnx.py"],
+    "onnxruntime": ["checkpoints/onnx.py"],
+}
 MOST_LINES = 400
 
 

@@ -1,0 +1,309 @@
+"""The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
+
+The graph is built where the model is loaded, in memory: ONNX Runtime takes the weights from torch's tensors, so there
+is no file to write, to keep in step with the checkpoint, or to find damaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from myllm.config import GPTConfig
+from myllm.errors import ConfigError
+from myllm.model.gpt import GPT
+from myllm.model.kv_cache import ImageKV
+from myllm.model.vision_gpt2 import VisionGPT2
+
+Precision = Literal["fp32", "int8"]
+OPSET, IR_VERSION = 20, 10
+HIDDEN, TINY = float("-inf"), 1e-12
+
+
+class _StepGraph:
+    """One step of `GPT` over its own caches.
+
+    Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
+    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of the past
+    (n, B, n_head, head_dim) and of the picture (B, n_head, S, head_dim).
+    Out: logits (N, vocab_size) of the rows asked for, and each block's new keys and values (Q * B, n_embd).
+
+    Slots stand first in the past, so it grows in place: what a step gives is written behind what it has read.
+    """
+
+    def __init__(self, decoder: GPT, precision: Precision) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray[Any, Any]] = {}
+        self.config = decoder.config
+        self.precision = precision
+        newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
+        head_dim = self.config.n_embd // self.config.n_head
+        self.as_rows = self.weight("as_rows", [-1, self.config.n_embd])
+        self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)
+        self.past_and_newest = self.add("Concat", past, newest, axis=0)
+        self.scale = self.weight("scale", head_dim**-0.5)
+        transformer = decoder.transformer
+        embedded = self.add(
+            "Add",
+            self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens"),
+            self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places"),
+        )
+        x = self.add("Reshape", embedded, self.as_rows)
+        for layer, block in enumerate(decoder.blocks):
+            name = f"h.{layer}"
+            attended = self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer)
+            x = self.add("Add", x, attended)
+            normed = self.norm(x, block.ln_cross_attn, f"{name}.ln_cross_attn")
+            x = self.add("Add", x, self.cross_attention(normed, block.crossattention, layer))
+            widened = self.linear(self.norm(x, block.ln_2, f"{name}.ln_2"), block.mlp.c_fc, f"{name}.c_fc")
+            activated = self.add("Gelu", widened, approximate="tanh")
+            x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
+        asked = self.add("Gather", x, "rows")
+        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
+        self.nodes[-1].output[0] = "logits"
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one result; returns that one's name."""
+        [result] = self.add_many(op, inputs, [f"{op}.{len(self.nodes)}"], **attributes)
+        return result
+
+    def add_many(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
+        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
+        return outputs
+
+    def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
+        """A constant; a tensor's memory is shared, not copied."""
+        self.weights[name] = torch.as_tensor(value).detach().contiguous().numpy()
+        return name
+
+    def norm(self, x: str, module: Any, name: str) -> str:
+        weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
+        return self.add("LayerNormalization", x, weight, bias, epsilon=module.eps)
+
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
+        bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
+        if self.precision == "fp32":
+            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
+        product = self.int8_product(x, module.weight.detach(), name)
+        return self.add("Add", product, *bias) if bias else product
+
+    def int8_product(self, x: str, weight: Tensor, name: str) -> str:
+        """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another."""
+        scale = weight.abs().amax(1).clamp(min=TINY) / 127
+        rounded = (weight / scale[:, None]).round().to(torch.int8).T
+        largest = self.add("ReduceMax", self.add("Abs", x), self.weight("last_axis", [-1]), keepdims=1)
+        row_scale = self.add("Mul", self.add("Max", largest, self.weight("tiny", TINY)), self.weight("unit", 1 / 127))
+        # around 128, for processors multiply unsigned by signed; the cast cuts off, so half a step more rounds
+        raised = self.add("Add", self.add("Div", x, row_scale), self.weight("raise", 128.5))
+        unsigned = self.add("Cast", raised, to=TensorProto.UINT8)
+        middle = self.weight("middle", torch.tensor(128, dtype=torch.uint8))
+        product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded), middle)
+        scaled = self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), self.weight(f"{name}.scale", scale))
+        return self.add("Mul", scaled, row_scale)
+
+    def split_heads(self, x: str) -> str:
+        """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
+        return self.add("Reshape", x, self.by_head)
+
+    def queries(self, x: str) -> str:
+        """(Q * B, n_embd) -> (B, n_head, Q, head_dim), scaled."""
+        return self.add("Transpose", self.add("Mul", self.split_heads(x), self.scale), perm=(1, 2, 0, 3))
+
+    def merge_heads(self, x: str) -> str:
+        """(B, n_head, Q, head_dim) -> (Q * B, n_embd)."""
+        return self.add("Reshape", self.add("Transpose", x, perm=(2, 0, 1, 3)), self.as_rows)
+
+    def self_attention(self, x: str, module: Any, layer: int) -> str:
+        fused = self.linear(x, module.c_attn, f"h.{layer}.c_attn")
+        parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
+        query, key, value = self.add_many("Split", (fused,), parts, axis=-1, num_outputs=3)
+        queries = self.queries(query)
+        keys = f"past_key.{layer}", self.split_heads(key)
+        values = f"past_value.{layer}", self.split_heads(value)
+        # past and newest are read where they are; only scores are put together
+        scores = [self.add("MatMul", queries, self.add("Transpose", one, perm=(1, 2, 3, 0))) for one in keys]
+        masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
+        weights = self.add_many(
+            "Split", (self.add("Softmax", masked, axis=-1), self.past_and_newest),
+            (f"to_past.{layer}", f"to_newest.{layer}"), axis=-1,
+        )  # fmt: skip
+        attended = [
+            self.add("MatMul", weight, self.add("Transpose", value, perm=(1, 2, 0, 3)))
+            for weight, value in zip(weights, values, strict=True)
+        ]
+        return self.linear(self.merge_heads(self.add("Add", *attended)), module.c_proj, f"h.{layer}.attn.c_proj")
+
+    def cross_attention(self, x: str, module: Any, layer: int) -> str:
+        queries = self.queries(self.linear(x, module.q_attn, f"h.{layer}.q_attn"))
+        keys = self.add("Transpose", f"image_key.{layer}", perm=(0, 1, 3, 2))
+        weights = self.add("Softmax", self.add("MatMul", queries, keys), axis=-1)
+        attended = self.add("MatMul", weights, f"image_value.{layer}")
+        return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
+
+
+def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Inputs and outputs of a step, by name, type and shape."""
+    heads, head_dim = config.n_head, config.n_embd // config.n_head
+    whole, real = TensorProto.INT64, TensorProto.FLOAT
+    inputs: list[tuple[str, int, list[int | str]]] = [
+        ("tokens", whole, ["Q", "B"]), ("places", whole, ["Q", 1]), ("rows", whole, ["N"]),
+        ("mask", real, ["B", 1, "Q", "n_and_Q"]),
+    ]  # fmt: skip
+    outputs: list[tuple[str, int, list[int | str]]] = [("logits", real, ["N", config.vocab_size])]
+    for layer in range(config.n_layer):
+        for part in ("key", "value"):
+            inputs.append((f"past_{part}.{layer}", real, ["n", "B", heads, head_dim]))
+            inputs.append((f"image_{part}.{layer}", real, ["B", heads, "S", head_dim]))
+        outputs += [(f"{part}.{layer}", real, ["Q_times_B", config.n_embd]) for part in ("key", "value")]
+    make = helper.make_tensor_value_info
+    return [make(*one) for one in inputs], [make(*one) for one in outputs]
+
+
+def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # one would be kept for each length and batch size
+    # its threads would else keep the cores busy for a while after a step, and torch's wait for them
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not torch.cpu._is_vnni_supported():  # products of 8 bits may overflow there; elsewhere this only makes them slow
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    constants, shared = [], {}
+    for name, array in graph.weights.items():
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        if array.nbytes > 1024:
+            # ONNX asks for a file's name; it is never opened, for the session is handed the memory
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="memory")
+            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        else:
+            tensor.raw_data = array.tobytes()
+        constants.append(tensor)
+    options.add_external_initializers(list(shared), list(shared.values()))
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+    )  # fmt: skip
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class StepState:
+    """G captions of each of B images, as far as they are."""
+
+    image: tuple[Tensor, ...]
+    """Keys and values of the picture, (B, n_head, S, head_dim), in turn for each block."""
+    past: Tensor
+    """(2 * n_layer, room, B, n_head, head_dim): keys and values of each block; the first n of `room` slots are used."""
+    mask: Tensor
+    """(B, G, n): 0 where a caption goes on from the slot, -inf where that is of another."""
+    length: int
+    """Tokens of each caption."""
+
+
+class OnnxStepper:
+    """`VisionGPT2` as the decoding engine sees it, its steps computed by ONNX Runtime on the CPU.
+
+    Beams move no cache: every caption's slots stay where they were written, and the mask says whose past they are.
+    """
+
+    def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
+        """precision: int8 rounds the weights, and activations as they come. threads: torch's own number by default."""
+        self.model = model
+        self.config = model.config.text
+        self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
+
+    def start(self, images: Tensor | ImageKV) -> StepState:
+        """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
+        image = images if isinstance(images, ImageKV) else self.model.encode(images)
+        parts = tuple(part.float().contiguous() for layer in image.layers for part in layer)
+        batch, heads, _, head_dim = parts[0].shape
+        past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
+        return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
+
+    def step(self, tokens: Tensor, state: StepState) -> tuple[Tensor, StepState]:
+        """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
+        batch, captions, newest = tokens.shape
+        used = state.mask.shape[-1]
+        ends = used + captions * newest
+        if state.length + newest > self.config.n_positions:
+            raise ConfigError(
+                f"{state.length + newest} tokens do not fit the context of {self.config.n_positions}; "
+                "shorten the captions or raise text.n_positions"
+            )
+        past = _with_room(state.past, used, ends)
+        mask = _extended(state.mask, newest)
+        places = torch.arange(state.length, state.length + newest).repeat(captions)[:, None]
+        # row (caption, position, image) of the last position of each image's captions
+        rows = (torch.arange(captions) * newest + newest - 1) * batch + torch.arange(batch)[:, None]
+        logits = torch.empty(batch, captions, self.config.vocab_size)
+        given = {
+            "tokens": tokens.flatten(1).T.contiguous(), "places": places, "rows": rows.flatten(),
+            "mask": mask[:, None],
+        }  # fmt: skip
+        binding = self._session.io_binding()
+        for name, value in given.items():
+            _bind(binding.bind_input, name, value)
+        _bind(binding.bind_output, "logits", logits.flatten(0, 1))
+        for layer in range(self.config.n_layer):
+            for part, kind in enumerate(("key", "value")):
+                block = past[2 * layer + part]
+                _bind(binding.bind_input, f"past_{kind}.{layer}", block[:used])
+                _bind(binding.bind_input, f"image_{kind}.{layer}", state.image[2 * layer + part])
+                _bind(binding.bind_output, f"{kind}.{layer}", block[used:ends].flatten(0, 1).flatten(1))
+        self._session.run_with_iobinding(binding)
+        last = mask.unflatten(1, (captions, newest))[:, :, -1]
+        return logits, StepState(state.image, past, last, state.length + newest)
+
+    def reorder(self, state: StepState, rows: Tensor) -> StepState:
+        """New caption (i, j) goes on from caption rows[i, j] of the old ones counted in a row; rows (B', G')."""
+        batch, captions, _ = state.mask.shape
+        state = replace(state, mask=state.mask.flatten(0, 1)[rows])
+        images = rows[:, 0] // captions
+        if not torch.equal(images, torch.arange(batch)):
+            kept = tuple(part.index_select(0, images) for part in state.image)
+            state = replace(state, image=kept, past=state.past.index_select(2, images))
+        return _without_dead_slots(state)
+
+
+def _bind(bind: Any, name: str, value: Tensor) -> None:
+    kind = np.float32 if value.dtype is torch.float32 else np.int64
+    bind(name, "cpu", 0, kind, tuple(value.shape), value.data_ptr())
+
+
+def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
+    """The cache with room for `needed` slots, its first `used` as they were; room doubles, so copies stay few."""
+    if needed <= past.shape[1]:
+        return past
+    larger = past.new_empty(past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:])
+    larger[:, :used] = past[:, :used]
+    return larger
+
+
+def _extended(mask: Tensor, newest: int) -> Tensor:
+    """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
+    batch, captions, _ = mask.shape
+    own = torch.eye(captions, dtype=torch.bool)[:, None, :, None]
+    seen = (own & torch.ones(newest, newest, dtype=torch.bool).tril()[:, None]).flatten(2).flatten(0, 1)
+    among = torch.zeros(seen.shape).masked_fill(~seen, HIDDEN)
+    past = mask[:, :, None].expand(-1, -1, newest, -1).flatten(1, 2)
+    return torch.cat([past, among.expand(batch, -1, -1)], dim=-1)
+
+
+def _without_dead_slots(state: StepState) -> StepState:
+    """The same past without most slots that no caption goes on from any more, where these have become the greater part.
+
+    Images keep as many slots as the one that needs most; what is more than an image's own stays hidden from it.
+    """
+    alive = (state.mask == 0).any(1)
+    kept = int(alive.sum(-1).max())
+    if alive.shape[1] < 2 * kept + 16:
+        return state
+    slots = alive.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]
+    past = state.past[:, slots.T, torch.arange(len(slots))]
+    return replace(state, past=past, mask=state.mask.gather(2, slots[:, None].expand(-1, state.mask.shape[1], -1)))
