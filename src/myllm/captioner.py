@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -14,11 +15,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.checkpoints import native
+from myllm.checkpoints.onnx import OnnxStepper
 from myllm.config import END_OF_TEXT, DecodeConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.data.tokenizer import decode_tokens, end_token, token_bytes
 from myllm.data.words import Vocabulary
-from myllm.decoding.engine import Hypothesis, Search, walk
+from myllm.decoding.engine import Hypothesis, Search, Stepper, walk
 from myllm.decoding.generate import generate
 from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
@@ -95,11 +97,13 @@ class ModelStepper:
 
 
 def start_search(
-    model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = ()
-) -> Search:
+    model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = (),
+    stepper: Stepper | None = None,
+) -> Search:  # fmt: skip
     """What the engine is to search: captions of the images, with what they begin with.
 
-    seeds: one for each image, needed by `do_sample`. Raises ConfigError where the prefix leaves no room for a word.
+    seeds: one for each image, needed by `do_sample`. stepper: what computes the steps, instead of the model itself.
+    Raises ConfigError where the prefix leaves no room for a word.
     """
     batch, context = len(image.layers[0][0]), model.config.text.n_positions
     prefix = vocabulary.encode(decode.prefix) if decode.prefix else []
@@ -115,7 +119,7 @@ def start_search(
     if decode.contrast:
         grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
-    stepper = ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
+    stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
     return Search(stepper, image, batch, vocabulary.end, decode, tuple(prefix), vocabulary, blind, seeds)
 
 
@@ -159,11 +163,15 @@ class Captioner:
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> "Captioner":
         """Open a captioner.pt, or a run folder with one.
 
-        precision: auto and fp32 are exact; bf16 computes in it. Raises CheckpointError or ConfigError.
+        precision: auto and fp32 are exact; bf16 computes in it; int8 rounds the decoder's weights, on a CPU alone.
+        Raises CheckpointError or ConfigError.
         """
-        if precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"precision {precision!r}: expected auto, fp32 or bf16")
-        return cls(native.load(Path(path)), choose_device(device), "fp32" if precision == "auto" else precision)
+        if precision not in ("auto", "fp32", "bf16", "int8"):
+            raise ConfigError(f"precision {precision!r}: expected auto, fp32, bf16 or int8")
+        chosen = choose_device(device)
+        if precision == "int8" and chosen.type != "cpu":
+            raise ConfigError("precision int8 is the CPU's; take bf16 on a GPU, or device cpu")
+        return cls(native.load(Path(path)), chosen, "fp32" if precision == "auto" else precision)
 
     def preprocess(self, image: Picture) -> Tensor:
         """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
@@ -229,14 +237,14 @@ class Captioner:
                 "stream: the best of several captions is known only at the end; "
                 "take beams 1 and num_return_sequences 1, or `caption`"
             )
-        with torch.inference_mode(), autocast(self.precision, self.device):
+        with torch.inference_mode(), self._autocast():
             kv = self.model.encode(self.preprocess(image)[None].to(self.device))
             search = self._search(kv, options, draw_seeds(1, generator))
         chooser = OneByOne(search)
         steps, told, goes_on = walk(search, chooser), "", True
         while goes_on:
             # between the pieces the caller's own code runs, in its own modes
-            with torch.inference_mode(), autocast(self.precision, self.device):
+            with torch.inference_mode(), self._autocast():
                 goes_on = next(steps, self) is None
             [[one]] = chooser.found()
             text = decode_tokens(self.tokenizer, one.tokens).strip()
@@ -244,8 +252,18 @@ class Captioner:
                 yield text[len(told) :]
                 told = text
 
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast("bf16" if self.precision == "bf16" else "fp32", self.device)
+
     def _search(self, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> Search:
-        return start_search(self.model, self._vocabulary, image, decode, seeds)
+        return start_search(self.model, self._vocabulary, image, decode, seeds, self._stepper)
+
+    @cached_property
+    def _stepper(self) -> Stepper | None:
+        """What computes the steps, faster than the model itself; None where that does. Made for the first caption."""
+        if self.device.type == "cpu" and self.precision in ("fp32", "int8"):
+            return OnnxStepper(self.model, "int8" if self.precision == "int8" else "fp32")
+        return None
 
     @torch.inference_mode()
     def caption_tensors(
@@ -255,7 +273,7 @@ class Captioner:
         options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
         seeds = draw_seeds(len(images), generator)
         captions: dict[int, Caption] = {}
-        with autocast(self.precision, self.device):
+        with self._autocast():
             image = self.model.encode(images.to(self.device))
             for alike in dict.fromkeys(options):
                 rows = [row for row, own in enumerate(options) if own == alike]

@@ -75,7 +75,7 @@ class CaptionOptions:
     devices: str = "auto"
     """auto, cpu or cuda."""
     precision: str = "auto"
-    """auto and fp32 are exact; bf16 computes in it."""
+    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
     quiet: bool = False
     """No progress bar."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -109,7 +109,7 @@ class EvaluateOptions:
     devices: str = "auto"
     """auto, cpu or cuda."""
     precision: str = "auto"
-    """auto and fp32 are exact; bf16 computes in it."""
+    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
     quiet: bool = False
     """No progress bar."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)

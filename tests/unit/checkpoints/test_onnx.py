@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
 from myllm.captioner import ModelStepper
 from myllm.checkpoints.onnx import OnnxStepper, _StepGraph
 from myllm.config import DecodeConfig
-from myllm.decoding.search import generate
+from myllm.decoding.engine import Search
+from myllm.decoding.generate import generate
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -111,20 +109,6 @@ def test_a_state_can_be_gone_on_from_again_where_nothing_was_said_since(tiny_mod
     assert torch.equal(first, second)
 
 
-class Rows:
-    """An `OnnxStepper` for the engine, which counts captions in one line."""
-
-    def __init__(self, stepper: OnnxStepper, captions: int) -> None:
-        self.stepper, self.captions = stepper, captions
-        self.step = stepper.step
-
-    def start(self, images: Tensor) -> Any:
-        return self.reorder(self.stepper.start(images), torch.arange(len(images)).repeat_interleave(self.captions))
-
-    def reorder(self, state: Any, rows: Tensor) -> Any:
-        return self.stepper.reorder(state, rows.view(-1, self.captions))
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("prefix", [(), (3, 7)])
 @pytest.mark.parametrize("beams", [1, 4])
@@ -134,10 +118,10 @@ def test_captions_are_torchs(
     tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str, beams: int, prefix: tuple[int, ...]
 ) -> None:
     model, decode = wide(tiny_model, geometry, mode=mode), DecodeConfig(beams=beams, max_new_tokens=12)
-    ours, slow = Rows(OnnxStepper(model, threads=1), beams), ModelStepper(model)
-    state = slow.start(model.encode(IMAGES), len(IMAGES) * beams, 20)
-    expected = generate(slow, state, len(IMAGES), END, decode, prefix)
-    found = generate(ours, ours.start(IMAGES), len(IMAGES), END, decode, prefix)
+    steppers = OnnxStepper(model, threads=1), ModelStepper(model, 20)
+    found, expected = (
+        generate(Search(stepper, model.encode(IMAGES), len(IMAGES), END, decode, prefix)) for stepper in steppers
+    )
     assert [[one.tokens for one in beam] for beam in found] == [[one.tokens for one in beam] for beam in expected]
 
 
