@@ -70,6 +70,11 @@ class Weights:
 def timm_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of transformers' ViT as timm has it."""
     renamed = {
+        # in versions that peers may still ask for
+        "encoder.layer.": "layers.", "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj", "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+        # as today
         "embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed",
         "embeddings.patch_embeddings.projection": "patch_embed.proj", "layers": "blocks",
         "layernorm_before": "norm1", "layernorm_after": "norm2", "o_proj": "proj", "attention": "attn",
@@ -97,13 +102,18 @@ def theirs_generate(model: Any) -> Route:
     return route
 
 
-def ours_generate(model: VisionGPT2, stepper: Any) -> Route:
+def ours_generate(stepper: Any) -> Route:
     def route(images: Tensor, beams: int) -> list[list[int]]:
         decode = DecodeConfig(beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH)
-        state = stepper.start(model.encode(images), len(images) * beams, LENGTH)
+        state = stepper.start(stepper.encode(images), len(images) * beams, LENGTH)
         return [best[0].tokens for best in generate(stepper, state, len(images), END, decode)]
 
     return route
+
+
+class TorchBeams(ModelStepper):
+    def encode(self, images: Tensor) -> Any:
+        return self.model.encode(images)
 
 
 class OnnxBeams:
@@ -113,6 +123,7 @@ class OnnxBeams:
         from myllm.checkpoints.onnx import OnnxStepper
 
         self.stepper = OnnxStepper(model, precision)
+        self.encode = self.stepper.encode
 
     def start(self, image: Any, captions: int, n_positions: int) -> Any:
         batch = len(image.layers[0][0])
@@ -151,9 +162,9 @@ ROUTES: Mapping[str, Callable[[Weights], Route]] = {
     "transformers-compiled": compiled,
     "optimum-onnxruntime": optimum_onnxruntime,
     "optimum-openvino": optimum_openvino,
-    "torch": lambda weights: ours_generate(weights.ours, ModelStepper(weights.ours)),
-    "onnx": lambda weights: ours_generate(weights.ours, OnnxBeams(weights.ours, "fp32")),
-    "onnx-int8": lambda weights: ours_generate(weights.ours, OnnxBeams(weights.ours, "int8")),
+    "torch": lambda weights: ours_generate(TorchBeams(weights.ours)),
+    "onnx": lambda weights: ours_generate(OnnxBeams(weights.ours, "fp32")),
+    "onnx-int8": lambda weights: ours_generate(OnnxBeams(weights.ours, "int8")),
 }
 NEEDED = {"optimum-onnxruntime": "optimum.onnxruntime", "optimum-openvino": "optimum.intel", "onnx": "onnxruntime",
           "onnx-int8": "onnxruntime"}  # fmt: skip
@@ -260,7 +271,7 @@ def compare(routes: dict[str, Route], images: Tensor, beams: int, rounds: int) -
         try:
             written[name] = route(images, beams)  # the first time is slower: packing, compiling
         except Exception as error:  # as above
-            print(f"| {len(images)} x {beams} | {name} | fails: {type(error).__name__} | | |")
+            print(f"| {len(images)} x {beams} | {name} | fails: {str(error).strip()[:150]!r} | | |")
             del routes[name]
     times: dict[str, list[float]] = {name: [] for name in routes}
     for _ in range(rounds):

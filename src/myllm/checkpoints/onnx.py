@@ -4,6 +4,7 @@ The graph is built where the model is loaded, in memory: ONNX Runtime takes the 
 is no file to write, to keep in step with the checkpoint, or to find damaged.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from myllm.config import GPTConfig
@@ -23,7 +24,6 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 Precision = Literal["fp32", "int8"]
 OPSET, IR_VERSION = 20, 10
-HIDDEN, TINY = float("-inf"), 1e-12
 
 
 class _StepGraph:
@@ -40,8 +40,7 @@ class _StepGraph:
     def __init__(self, decoder: GPT, precision: Precision) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray[Any, Any]] = {}
-        self.config = decoder.config
-        self.precision = precision
+        self.config, self.precision = decoder.config, precision
         newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
         head_dim = self.config.n_embd // self.config.n_head
         self.as_rows = self.weight("as_rows", [-1, self.config.n_embd])
@@ -49,16 +48,12 @@ class _StepGraph:
         self.past_and_newest = self.add("Concat", past, newest, axis=0)
         self.scale = self.weight("scale", head_dim**-0.5)
         transformer = decoder.transformer
-        embedded = self.add(
-            "Add",
-            self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens"),
-            self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places"),
-        )
-        x = self.add("Reshape", embedded, self.as_rows)
+        words = self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens")
+        places = self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places")
+        x = self.add("Reshape", self.add("Add", words, places), self.as_rows)
         for layer, block in enumerate(decoder.blocks):
             name = f"h.{layer}"
-            attended = self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer)
-            x = self.add("Add", x, attended)
+            x = self.add("Add", x, self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer))
             normed = self.norm(x, block.ln_cross_attn, f"{name}.ln_cross_attn")
             x = self.add("Add", x, self.cross_attention(normed, block.crossattention, layer))
             widened = self.linear(self.norm(x, block.ln_2, f"{name}.ln_2"), block.mlp.c_fc, f"{name}.c_fc")
@@ -70,12 +65,14 @@ class _StepGraph:
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         """A node with one result; returns that one's name."""
-        [result] = self.add_many(op, inputs, [f"{op}.{len(self.nodes)}"], **attributes)
+        result = f"{op}.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [result], **attributes))
         return result
 
-    def add_many(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
-        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
-        return outputs
+    def split(self, inputs: Sequence[str], parts: Sequence[str], **attributes: Any) -> Sequence[str]:
+        """Cut the last axis into `parts`; returns their names."""
+        self.nodes.append(helper.make_node("Split", inputs, parts, axis=-1, **attributes))
+        return parts
 
     def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
         """A constant; a tensor's memory is shared, not copied."""
@@ -95,17 +92,16 @@ class _StepGraph:
 
     def int8_product(self, x: str, weight: Tensor, name: str) -> str:
         """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another."""
-        scale = weight.abs().amax(1).clamp(min=TINY) / 127
-        rounded = (weight / scale[:, None]).round().to(torch.int8).T
+        bound = weight.abs().amax(1).clamp(min=1e-12)
+        rounded = (127 * weight / bound[:, None]).round().to(torch.int8).T
         largest = self.add("ReduceMax", self.add("Abs", x), self.weight("last_axis", [-1]), keepdims=1)
-        row_scale = self.add("Mul", self.add("Max", largest, self.weight("tiny", TINY)), self.weight("unit", 1 / 127))
+        steps = self.add("Mul", x, self.add("Div", self.weight("steps", 127.0), largest))
         # around 128, for processors multiply unsigned by signed; the cast cuts off, so half a step more rounds
-        raised = self.add("Add", self.add("Div", x, row_scale), self.weight("raise", 128.5))
-        unsigned = self.add("Cast", raised, to=TensorProto.UINT8)
+        unsigned = self.add("Cast", self.add("Add", steps, self.weight("raise", 128.5)), to=TensorProto.UINT8)
         middle = self.weight("middle", torch.tensor(128, dtype=torch.uint8))
         product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded), middle)
-        scaled = self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), self.weight(f"{name}.scale", scale))
-        return self.add("Mul", scaled, row_scale)
+        unit = self.weight(f"{name}.unit", bound / 127**2)
+        return self.add("Mul", self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), unit), largest)
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
@@ -122,21 +118,17 @@ class _StepGraph:
     def self_attention(self, x: str, module: Any, layer: int) -> str:
         fused = self.linear(x, module.c_attn, f"h.{layer}.c_attn")
         parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
-        query, key, value = self.add_many("Split", (fused,), parts, axis=-1, num_outputs=3)
+        query, key, value = self.split([fused], parts, num_outputs=3)
         queries = self.queries(query)
         keys = f"past_key.{layer}", self.split_heads(key)
         values = f"past_value.{layer}", self.split_heads(value)
         # past and newest are read where they are; only scores are put together
         scores = [self.add("MatMul", queries, self.add("Transpose", one, perm=(1, 2, 3, 0))) for one in keys]
         masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
-        weights = self.add_many(
-            "Split", (self.add("Softmax", masked, axis=-1), self.past_and_newest),
-            (f"to_past.{layer}", f"to_newest.{layer}"), axis=-1,
-        )  # fmt: skip
-        attended = [
-            self.add("MatMul", weight, self.add("Transpose", value, perm=(1, 2, 0, 3)))
-            for weight, value in zip(weights, values, strict=True)
-        ]
+        weights = self.add("Softmax", masked, axis=-1)
+        parted = self.split([weights, self.past_and_newest], (f"to_past.{layer}", f"to_newest.{layer}"))
+        across = [self.add("Transpose", one, perm=(1, 2, 0, 3)) for one in values]
+        attended = [self.add("MatMul", *pair) for pair in zip(parted, across, strict=True)]
         return self.linear(self.merge_heads(self.add("Add", *attended)), module.c_proj, f"h.{layer}.attn.c_proj")
 
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
@@ -147,22 +139,22 @@ class _StepGraph:
         return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
 
 
+def _parts(config: GPTConfig) -> list[str]:
+    return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
+
+
 def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     """Inputs and outputs of a step, by name, type and shape."""
+    make, whole, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     heads, head_dim = config.n_head, config.n_embd // config.n_head
-    whole, real = TensorProto.INT64, TensorProto.FLOAT
-    inputs: list[tuple[str, int, list[int | str]]] = [
-        ("tokens", whole, ["Q", "B"]), ("places", whole, ["Q", 1]), ("rows", whole, ["N"]),
-        ("mask", real, ["B", 1, "Q", "n_and_Q"]),
-    ]  # fmt: skip
-    outputs: list[tuple[str, int, list[int | str]]] = [("logits", real, ["N", config.vocab_size])]
-    for layer in range(config.n_layer):
-        for part in ("key", "value"):
-            inputs.append((f"past_{part}.{layer}", real, ["n", "B", heads, head_dim]))
-            inputs.append((f"image_{part}.{layer}", real, ["B", heads, "S", head_dim]))
-        outputs += [(f"{part}.{layer}", real, ["Q_times_B", config.n_embd]) for part in ("key", "value")]
-    make = helper.make_tensor_value_info
-    return [make(*one) for one in inputs], [make(*one) for one in outputs]
+    inputs = [make("tokens", whole, ["Q", "B"]), make("places", whole, ["Q", 1]), make("rows", whole, ["N"])]
+    inputs.append(make("mask", real, ["B", 1, "Q", "n_and_Q"]))
+    outputs = [make("logits", real, ["N", config.vocab_size])]
+    for part in _parts(config):
+        inputs.append(make(f"past_{part}", real, ["n", "B", heads, head_dim]))
+        inputs.append(make(f"image_{part}", real, ["B", heads, "S", head_dim]))
+        outputs.append(make(part, real, ["Q_times_B", config.n_embd]))
+    return inputs, outputs
 
 
 def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
@@ -175,20 +167,18 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
         options.add_session_config_entry("session.x64quantprecision", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
+        if array.nbytes <= 1024:
+            constants.append(numpy_helper.from_array(array, name))
+            continue
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        if array.nbytes > 1024:
-            # ONNX asks for a file's name; it is never opened, for the session is handed the memory
-            tensor.data_location = TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="memory")
-            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        else:
-            tensor.raw_data = array.tobytes()
+        # ONNX asks for a file's name; it is never opened, for the session is handed the memory
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="memory")
+        shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
-    proto = helper.make_model(
-        helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-    )  # fmt: skip
+    step = helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants)
+    proto = helper.make_model(step, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -213,14 +203,23 @@ class OnnxStepper:
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the weights, and activations as they come. threads: torch's own number by default."""
-        self.model = model
-        self.config = model.config.text
+        """precision: int8 rounds the decoder's weights, and what they multiply; the encoder is in bf16 then, where the
+        processor computes in it. threads: torch's own number by default."""
+        self.model, self.config = model, model.config.text
+        is_bf16 = precision == "int8" and torch.cpu._is_avx512_bf16_supported()
+        self._bf16_encoder = copy.deepcopy(model.encoder).bfloat16() if is_bf16 else None
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
+
+    def encode(self, images: Tensor) -> ImageKV:
+        """(B, 3, H, W) -> keys and values for every decoder block."""
+        if self._bf16_encoder is None:
+            return self.model.encode(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model.image_kv(self.model.image_tokens(self._bf16_encoder(images.bfloat16())))
 
     def start(self, images: Tensor | ImageKV) -> StepState:
         """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
-        image = images if isinstance(images, ImageKV) else self.model.encode(images)
+        image = images if isinstance(images, ImageKV) else self.encode(images)
         parts = tuple(part.float().contiguous() for layer in image.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
         past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
@@ -230,35 +229,30 @@ class OnnxStepper:
         """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
         batch, captions, newest = tokens.shape
         used = state.mask.shape[-1]
-        ends = used + captions * newest
-        if state.length + newest > self.config.n_positions:
-            raise ConfigError(
-                f"{state.length + newest} tokens do not fit the context of {self.config.n_positions}; "
-                "shorten the captions or raise text.n_positions"
-            )
+        ends, length = used + captions * newest, state.length + newest
+        if length > self.config.n_positions:
+            room = f"the context of {self.config.n_positions}"
+            raise ConfigError(f"{length} tokens do not fit {room}; shorten the captions or raise text.n_positions")
         past = _with_room(state.past, used, ends)
         mask = _extended(state.mask, newest)
-        places = torch.arange(state.length, state.length + newest).repeat(captions)[:, None]
+        places = torch.arange(state.length, length).repeat(captions)[:, None]
         # row (caption, position, image) of the last position of each image's captions
         rows = (torch.arange(captions) * newest + newest - 1) * batch + torch.arange(batch)[:, None]
         logits = torch.empty(batch, captions, self.config.vocab_size)
-        given = {
-            "tokens": tokens.flatten(1).T.contiguous(), "places": places, "rows": rows.flatten(),
-            "mask": mask[:, None],
-        }  # fmt: skip
+        told = tokens.flatten(1).T.contiguous()
         binding = self._session.io_binding()
-        for name, value in given.items():
-            _bind(binding.bind_input, name, value)
-        _bind(binding.bind_output, "logits", logits.flatten(0, 1))
-        for layer in range(self.config.n_layer):
-            for part, kind in enumerate(("key", "value")):
-                block = past[2 * layer + part]
-                _bind(binding.bind_input, f"past_{kind}.{layer}", block[:used])
-                _bind(binding.bind_input, f"image_{kind}.{layer}", state.image[2 * layer + part])
-                _bind(binding.bind_output, f"{kind}.{layer}", block[used:ends].flatten(0, 1).flatten(1))
+        for name, value in {"tokens": told, "places": places, "rows": rows.flatten(), "mask": mask[:, None]}.items():
+            _bind(binding.bind_input, name, tuple(value.shape), value.data_ptr(), value.dtype)
+        _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.data_ptr())
+        of_block, of_slot = (stride * past.element_size() for stride in past.stride()[:2])
+        slots, written = (used, *past.shape[2:]), ((ends - used) * batch, self.config.n_embd)
+        for index, (image, part) in enumerate(zip(state.image, _parts(self.config), strict=True)):
+            address = past.data_ptr() + index * of_block
+            _bind(binding.bind_input, f"past_{part}", slots, address)
+            _bind(binding.bind_input, f"image_{part}", tuple(image.shape), image.data_ptr())
+            _bind(binding.bind_output, part, written, address + used * of_slot)
         self._session.run_with_iobinding(binding)
-        last = mask.unflatten(1, (captions, newest))[:, :, -1]
-        return logits, StepState(state.image, past, last, state.length + newest)
+        return logits, StepState(state.image, past, mask.unflatten(1, (captions, newest))[:, :, -1], length)
 
     def reorder(self, state: StepState, rows: Tensor) -> StepState:
         """New caption (i, j) goes on from caption rows[i, j] of the old ones counted in a row; rows (B', G')."""
@@ -271,9 +265,8 @@ class OnnxStepper:
         return _without_dead_slots(state)
 
 
-def _bind(bind: Any, name: str, value: Tensor) -> None:
-    kind = np.float32 if value.dtype is torch.float32 else np.int64
-    bind(name, "cpu", 0, kind, tuple(value.shape), value.data_ptr())
+def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: torch.dtype = torch.float32) -> None:
+    bind(name, "cpu", 0, np.float32 if dtype is torch.float32 else np.int64, shape, address)
 
 
 def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
@@ -288,17 +281,15 @@ def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
 def _extended(mask: Tensor, newest: int) -> Tensor:
     """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
     batch, captions, _ = mask.shape
-    own = torch.eye(captions, dtype=torch.bool)[:, None, :, None]
-    seen = (own & torch.ones(newest, newest, dtype=torch.bool).tril()[:, None]).flatten(2).flatten(0, 1)
-    among = torch.zeros(seen.shape).masked_fill(~seen, HIDDEN)
+    among = torch.kron(torch.eye(captions), torch.ones(newest, newest).tril()).log()  # 1 and 0 -> 0 and -inf
     past = mask[:, :, None].expand(-1, -1, newest, -1).flatten(1, 2)
     return torch.cat([past, among.expand(batch, -1, -1)], dim=-1)
 
 
 def _without_dead_slots(state: StepState) -> StepState:
-    """The same past without most slots that no caption goes on from any more, where these have become the greater part.
+    """The same past without slots that no caption goes on from any more, where these have become the greater part.
 
-    Images keep as many slots as the one that needs most; what is more than an image's own stays hidden from it.
+    Images keep as many slots as the one that needs most; those beyond its own stay hidden from it.
     """
     alive = (state.mask == 0).any(1)
     kept = int(alive.sum(-1).max())
