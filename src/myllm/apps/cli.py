@@ -237,7 +237,7 @@ def _told_type(one: Any) -> str:
     if get_origin(one) is Literal:
         return f"one of {', '.join(map(str, get_args(one)))}"
     if get_origin(one) is tuple:
-        return "a list, like [new, all]"
+        return "a list, like [new, all]; a word that YAML reads otherwise, as 'on' or '3', in quotes of its own"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return " or ".join(words.get(part, str(part)) for part in (get_args(one) or (one,)))
 

@@ -89,7 +89,8 @@ class Pattern:
         grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'  # tokens in any spelling
         self.matcher = LLMatcher(vocabulary.guided, grammar, log_level=0)
         if self.matcher.is_error():
-            raise ConfigError(f"decode.regex {pattern!r}: {self.matcher.get_error()}")
+            told = re.search("^error: (.+)", self.matcher.get_error(), re.MULTILINE)
+            raise ConfigError(f"decode.regex {pattern!r}: {told[1] if told else self.matcher.get_error()}")
 
     def allowed_after(self, tokens: Sequence[int]) -> Tensor:
         """As `Constraint`."""

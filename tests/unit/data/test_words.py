@@ -70,7 +70,7 @@ def test_what_ends_matches_the_whole_pattern(tokens: list[int]) -> None:
 
 
 def test_what_is_no_pattern_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"decode.regex 'a\(': "):
+    with pytest.raises(ConfigError, match=r"decode.regex 'a\(': unclosed group"):
         Pattern("a(", WORDS)
 
 

@@ -1,0 +1,44 @@
+"""What int8 and bf16 cost: a trained captioner's figures, the share of captions that stay the same, pictures a second.
+
+    python benchmarks/precision.py --model captioner --data data [--split val]
+"""
+
+import argparse
+from pathlib import Path
+from time import perf_counter
+
+from myllm import Captioner
+from myllm.data.records import read_records
+from myllm.data.splits import split_records
+from myllm.metrics.score import score_captions
+
+FIGURES = ("BLEU-4", "CIDEr-D")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="captioner")
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--split", default="val")
+    arguments = parser.parse_args()
+    if not Path(arguments.model).exists() or not Path(arguments.data).exists():
+        print(f"left out: needs a trained captioner and its data; {arguments.model} or {arguments.data} is not there")
+        return
+    exact: list[str] = []
+    print(f"| precision | {' | '.join(FIGURES)} | the same captions | pictures a second |\n|---|---|---|---|---|")
+    for precision in ("auto", "int8", "bf16"):
+        captioner = Captioner.load(arguments.model, precision=precision)
+        records, findings = read_records(Path(arguments.data), captioner.captions)
+        records = split_records(records, Path(arguments.data), findings)[arguments.split]
+        captioner.caption_batch([record.image for record in records[:32]])  # the first time is slower
+        began = perf_counter()
+        told = [one.text for one in captioner.caption_batch([record.image for record in records])]
+        rate = len(records) / (perf_counter() - began)
+        figures = score_captions(told, [record.captions for record in records], metrics=("BLEU", "CIDEr-D")).corpus
+        exact = exact or told
+        same = sum(map(str.__eq__, told, exact)) / len(told)
+        print(f"| {precision} | {' | '.join(f'{figures[name]:.4f}' for name in FIGURES)} | {same:.1%} | {rate:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
