@@ -27,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
 from myllm.captioner import ModelStepper
+from myllm.checkpoints.onnx import OnnxStepper, Precision
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
-from myllm.decoding.search import generate
+from myllm.decoding.engine import Search
+from myllm.decoding.generate import generate
 from myllm.model.vision_gpt2 import VisionGPT2
 
 END, LENGTH = 50256, 32
@@ -102,39 +104,21 @@ def theirs_generate(model: Any) -> Route:
     return route
 
 
-def ours_generate(stepper: Any) -> Route:
+def ours_generate(stepper: Any, encode: Callable[[Tensor], Any]) -> Route:
     def route(images: Tensor, beams: int) -> list[list[int]]:
         decode = DecodeConfig(beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH)
-        state = stepper.start(stepper.encode(images), len(images) * beams, LENGTH)
-        return [best[0].tokens for best in generate(stepper, state, len(images), END, decode)]
+        return [best[0].tokens for best in generate(Search(stepper, encode(images), len(images), END, decode))]
 
     return route
 
 
-class TorchBeams(ModelStepper):
-    def encode(self, images: Tensor) -> Any:
-        return self.model.encode(images)
+def ours_torch(weights: Weights) -> Route:
+    return ours_generate(ModelStepper(weights.ours, 1 + LENGTH), weights.ours.encode)
 
 
-class OnnxBeams:
-    """`OnnxStepper` as the engine of today calls it: rows in one line, captions from the beginning."""
-
-    def __init__(self, model: VisionGPT2, precision: Any) -> None:
-        from myllm.checkpoints.onnx import OnnxStepper
-
-        self.stepper = OnnxStepper(model, precision)
-        self.encode = self.stepper.encode
-
-    def start(self, image: Any, captions: int, n_positions: int) -> Any:
-        batch = len(image.layers[0][0])
-        rows = torch.arange(batch)[:, None].expand(-1, captions // batch)
-        return self.stepper.reorder(self.stepper.start(image), rows)
-
-    def step(self, tokens: Tensor, state: Any) -> Any:
-        return self.stepper.step(tokens, state)
-
-    def reorder(self, state: Any, rows: Tensor) -> Any:
-        return self.stepper.reorder(state, rows.view(-1, state.mask.shape[1]))
+def ours_onnx(weights: Weights, precision: Precision) -> Route:
+    stepper = OnnxStepper(weights.ours, precision)
+    return ours_generate(stepper, stepper.encode)
 
 
 def compiled(weights: Weights) -> Route:
@@ -153,7 +137,8 @@ def optimum_onnxruntime(weights: Weights) -> Route:
 def optimum_openvino(weights: Weights) -> Route:
     from optimum.intel import OVModelForVision2Seq
 
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    # fp32, as the others; and with its fused attention OpenVINO 2026.4 fails
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
     return theirs_generate(OVModelForVision2Seq.from_pretrained(weights.folder.name, export=True, ov_config=exact))
 
 
@@ -162,12 +147,11 @@ ROUTES: Mapping[str, Callable[[Weights], Route]] = {
     "transformers-compiled": compiled,
     "optimum-onnxruntime": optimum_onnxruntime,
     "optimum-openvino": optimum_openvino,
-    "torch": lambda weights: ours_generate(TorchBeams(weights.ours)),
-    "onnx": lambda weights: ours_generate(OnnxBeams(weights.ours, "fp32")),
-    "onnx-int8": lambda weights: ours_generate(OnnxBeams(weights.ours, "int8")),
+    "torch": ours_torch,
+    "onnx": lambda weights: ours_onnx(weights, "fp32"),
+    "onnx-int8": lambda weights: ours_onnx(weights, "int8"),
 }
-NEEDED = {"optimum-onnxruntime": "optimum.onnxruntime", "optimum-openvino": "optimum.intel", "onnx": "onnxruntime",
-          "onnx-int8": "onnxruntime"}  # fmt: skip
+NEEDED = {"optimum-onnxruntime": "optimum.onnxruntime", "optimum-openvino": "optimum.intel"}
 
 
 def is_installed(module: str) -> bool:
