@@ -118,7 +118,7 @@ def ours_torch(weights: Weights) -> Route:
 
 def ours_onnx(weights: Weights, precision: Precision) -> Route:
     stepper = OnnxStepper(weights.ours, precision)
-    return ours_generate(stepper, stepper.encode)
+    return ours_generate(stepper, weights.ours.encode)
 
 
 def compiled(weights: Weights) -> Route:

@@ -238,7 +238,7 @@ class Captioner:
                 "take beams 1 and num_return_sequences 1, or `caption`"
             )
         with torch.inference_mode(), self._autocast():
-            kv = self._encode(self.preprocess(image)[None])
+            kv = self.model.encode(self.preprocess(image)[None].to(self.device))
             search = self._search(kv, options, draw_seeds(1, generator))
         chooser = OneByOne(search)
         steps, told, goes_on = walk(search, chooser), "", True
@@ -254,9 +254,6 @@ class Captioner:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast("bf16" if self.precision == "bf16" else "fp32", self.device)
-
-    def _encode(self, images: Tensor) -> ImageKV:
-        return (self._stepper or self.model).encode(images.to(self.device))
 
     def _search(self, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> Search:
         return start_search(self.model, self._vocabulary, image, decode, seeds, self._stepper)
@@ -277,7 +274,7 @@ class Captioner:
         seeds = draw_seeds(len(images), generator)
         captions: dict[int, Caption] = {}
         with self._autocast():
-            image = self._encode(images)
+            image = self.model.encode(images.to(self.device))
             for alike in dict.fromkeys(options):
                 rows = [row for row, own in enumerate(options) if own == alike]
                 own = image if len(rows) == len(images) else image.select(torch.tensor(rows, device=self.device))

@@ -4,7 +4,6 @@ The graph is built where the model is loaded, in memory: ONNX Runtime takes the 
 is no file to write, to keep in step with the checkpoint, or to find damaged.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -91,17 +90,24 @@ class _StepGraph:
         return self.add("Add", product, *bias) if bias else product
 
     def int8_product(self, x: str, weight: Tensor, name: str) -> str:
-        """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another."""
+        """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another.
+
+        A row of x is x = low + span * u / 255 with u in 0..255, from its own least to its own largest value: what
+        comes out of GELU has hardly anything below zero, and a scale around zero would waste half of its steps on that.
+        """
         bound = weight.abs().amax(1).clamp(min=1e-12)
-        rounded = (127 * weight / bound[:, None]).round().to(torch.int8).T
-        largest = self.add("ReduceMax", self.add("Abs", x), self.weight("last_axis", [-1]), keepdims=1)
-        steps = self.add("Mul", x, self.add("Div", self.weight("steps", 127.0), largest))
-        # around 128, for processors multiply unsigned by signed; the cast cuts off, so half a step more rounds
-        unsigned = self.add("Cast", self.add("Add", steps, self.weight("raise", 128.5)), to=TensorProto.UINT8)
-        middle = self.weight("middle", torch.tensor(128, dtype=torch.uint8))
-        product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded), middle)
-        unit = self.weight(f"{name}.unit", bound / 127**2)
-        return self.add("Mul", self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), unit), largest)
+        rounded = (127 * weight / bound[:, None]).round().to(torch.int8)
+        last = self.weight("last_axis", [-1])
+        low, high = (self.add(op, x, last, keepdims=1) for op in ("ReduceMin", "ReduceMax"))
+        span = self.add("Max", self.add("Sub", high, low), self.weight("tiny", 1e-12))
+        steps = self.add("Mul", self.add("Sub", x, low), self.add("Div", self.weight("steps", 255.0), span))
+        # the cast cuts off, so half a step more rounds
+        unsigned = self.add("Cast", self.add("Add", steps, self.weight("half", 0.5)), to=TensorProto.UINT8)
+        product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded.T))
+        unit = self.weight(f"{name}.unit", bound / (127 * 255))
+        spanned = self.add("Mul", self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), unit), span)
+        sums = self.weight(f"{name}.sums", rounded.float().sum(1) * bound / 127)
+        return self.add("Add", spanned, self.add("Mul", low, sums))
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
@@ -203,23 +209,13 @@ class OnnxStepper:
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights, and what they multiply; the encoder is in bf16 then, where the
-        processor computes in it. threads: torch's own number by default."""
+        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's own by default."""
         self.model, self.config = model, model.config.text
-        is_bf16 = precision == "int8" and torch.cpu._is_avx512_bf16_supported()
-        self._bf16_encoder = copy.deepcopy(model.encoder).bfloat16() if is_bf16 else None
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
-
-    def encode(self, images: Tensor) -> ImageKV:
-        """(B, 3, H, W) -> keys and values for every decoder block."""
-        if self._bf16_encoder is None:
-            return self.model.encode(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.model.image_kv(self.model.image_tokens(self._bf16_encoder(images.bfloat16())))
 
     def start(self, images: Tensor | ImageKV) -> StepState:
         """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
-        image = images if isinstance(images, ImageKV) else self.encode(images)
+        image = images if isinstance(images, ImageKV) else self.model.encode(images)
         parts = tuple(part.float().contiguous() for layer in image.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
         past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
