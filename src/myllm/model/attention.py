@@ -62,7 +62,7 @@ class CrossAttention(nn.Module):
     def key_value(self, image_tokens: Tensor) -> KeyValue:
         """(B, S, C) -> keys and values, each (B, n_head, S, C / n_head); once an image."""
         key, value = (split_heads(part, self.n_head) for part in self.c_attn(image_tokens).chunk(2, dim=-1))
-        return key, value
+        return key.contiguous(), value.contiguous()  # every step reads them, and none should have to copy them
 
     def forward(self, x: Tensor, image: KeyValue) -> Tensor:
         """x: (B, Q, C), where Q runs over every position of every caption of an image. Returns (B, Q, C)."""
