@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from myllm.config import GPTConfig
-from myllm.errors import ConfigError
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -210,13 +209,12 @@ class OnnxStepper:
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
         """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's own by default."""
-        self.model, self.config = model, model.config.text
+        self.decoder, self.config = model.decoder, model.config.text
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
 
-    def start(self, images: Tensor | ImageKV) -> StepState:
-        """One caption for each image, with nothing said yet; images: (B, 3, H, W), or what `encode` made of them."""
-        image = images if isinstance(images, ImageKV) else self.model.encode(images)
-        parts = tuple(part.float().contiguous() for layer in image.layers for part in layer)
+    def start(self, images: ImageKV) -> StepState:
+        """One caption for each image, with nothing said yet."""
+        parts = tuple(part.float().contiguous() for layer in images.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
         past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
         return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
@@ -226,9 +224,7 @@ class OnnxStepper:
         batch, captions, newest = tokens.shape
         used = state.mask.shape[-1]
         ends, length = used + captions * newest, state.length + newest
-        if length > self.config.n_positions:
-            room = f"the context of {self.config.n_positions}"
-            raise ConfigError(f"{length} tokens do not fit {room}; shorten the captions or raise text.n_positions")
+        self.decoder.check_fits(length)
         past = _with_room(state.past, used, ends)
         mask = _extended(state.mask, newest)
         places = torch.arange(state.length, length).repeat(captions)[:, None]

@@ -5,6 +5,7 @@ al. 2018), and beams be divided by how many required words they have said (Post 
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -16,6 +17,11 @@ from myllm.decoding.engine import Choice, Ending, Hypothesis, Open, Search
 from myllm.decoding.rules import NEVER, nothing_left
 
 
+def best_first(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """By rank; before that, by how few required words are missing."""
+    return sorted(hypotheses, key=lambda one: (len(one.missing), -one.rank))
+
+
 @dataclass
 class _Part:
     """The beams of one image in one group: what has ended, and whether the search goes on."""
@@ -24,8 +30,7 @@ class _Part:
     is_over: bool = False
 
     def add(self, hypothesis: Hypothesis, beams: int) -> None:
-        ranked = sorted([*self.ended, hypothesis], key=lambda one: (len(one.missing), -one.rank))
-        self.ended = ranked[:beams]
+        self.ended = best_first([*self.ended, hypothesis])[:beams]
 
 
 class _Candidates(NamedTuple):
@@ -69,8 +74,7 @@ class Beams:
 
     def found(self) -> list[list[Hypothesis]]:
         """Of each image, what has ended in any group, best first."""
-        everything = [[one for part in parts for one in part.ended] for parts in self.parts]
-        return [sorted(ended, key=lambda one: (len(one.missing), -one.rank)) for ended in everything]
+        return [best_first([one for part in parts for one in part.ended]) for parts in self.parts]
 
     def _candidates(self, scores: Tensor, group: int, now: Open) -> _Candidates:
         """scores: (B, width, vocab_size). Twice as many as beams: if every beam ends now, as many open ones remain."""
@@ -118,7 +122,7 @@ class Beams:
             for place, (total, origin, token) in enumerate(candidates):
                 if total == NEVER or part.is_over or len(goes_on) == self.width:
                     continue
-                ended_by = self._ended_by(now.said[row, origin], token)
+                ended_by = self.search.ended_by(now.said[row, origin], token)
                 if ended_by == "length":
                     goes_on.append(place)
                 elif place < self.width:
@@ -132,14 +136,6 @@ class Beams:
                 for place in goes_on:
                     part.add(self._hypothesis(now, row, candidates[place], "length"), self.width)
         return _Candidates(totals, found.origin.gather(1, kept), found.tokens.gather(1, kept))
-
-    def _ended_by(self, said: Tensor, token: int) -> Ending:
-        if token == self.search.end:
-            return "end"
-        if not self.config.stop_strings:
-            return "length"
-        chosen = [*said[1 + len(self.search.prefix) :].tolist(), token]
-        return "stop" if self.search.is_stopped(chosen) else "length"
 
     def _hypothesis(self, now: Open, row: int, candidate: tuple[float, int, int], ended_by: Ending) -> Hypothesis:
         """A candidate (total, origin, token) as a caption."""

@@ -4,6 +4,7 @@ Sees a `Stepper` alone: nothing of our model, its tokenizer or pictures. What ma
 it is said to a chooser (`search.py`, `beam.py`). Captions that have ended leave the batch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -65,13 +66,16 @@ class Search:
     seeds: Sequence[int] = ()
     """Of what is drawn, one for each image; needed by `do_sample`."""
 
-    def is_stopped(self, tokens: list[int]) -> bool:
-        """Whether the newest of the chosen `tokens` completes one of `stop_strings`."""
+    def ended_by(self, said: Tensor, token: int) -> Ending:
+        """What ends a caption that said (T,) and now says `token`; length where nothing does, but for that."""
+        if token == self.end:
+            return "end"
         if not self.config.stop_strings or self.vocabulary is None:
-            return False
-        text, before = self.vocabulary.text(tokens), len(self.vocabulary.text(tokens[:-1]))
+            return "length"
+        before = self.vocabulary.text(said[1 + len(self.prefix) :].tolist())
+        text = before + self.vocabulary.text([token])
         stops = [stop.encode() for stop in self.config.stop_strings]
-        return any(stop in text[max(0, before - len(stop) + 1) :] for stop in stops)
+        return "stop" if any(stop in text[max(0, len(before) - len(stop) + 1) :] for stop in stops) else "length"
 
 
 @dataclass
@@ -176,7 +180,7 @@ def contrasted(own: Tensor, blind: Tensor, weight: float) -> Tensor:
     in the form of Leng et al. 2024; implausible tokens never come.
     """
     scores = ((1 + weight) * own - weight * blind).log_softmax(-1)
-    return scores.masked_fill(own.exp() < PLAUSIBLE * own.exp().amax(-1, keepdim=True), NEVER)
+    return scores.masked_fill(own < own.amax(-1, keepdim=True) + math.log(PLAUSIBLE), NEVER)
 
 
 def _log_softmax(logits: Tensor, chosen: int) -> Tensor:

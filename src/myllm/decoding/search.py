@@ -39,12 +39,9 @@ class OneByOne:
             one = self._found[int(now.images[row])][int(self.slots[row, place])]
             token = int(chosen[row, place])
             one.logprobs.append(float(now.own[row, place, token]))
-            if token == self.search.end:
-                one.ended_by = "end"
-            else:
+            one.ended_by = self.search.ended_by(now.said[row, place], token)
+            if one.ended_by != "end":
                 one.tokens.append(token)
-                if self.search.is_stopped(one.tokens[len(self.search.prefix) :]):
-                    one.ended_by = "stop"
             is_open[row, place] = one.ended_by == "length"
         rows = is_open.any(1).nonzero()[:, 0]
         width = int(is_open.sum(1).max())

@@ -125,11 +125,7 @@ class GPT(nn.Module):
             return self(tokens[:, None], image, cache)[:, 0]
         positions = tokens.shape[2]
         past = cache.length if cache is not None else 0
-        if past + positions > self.config.n_positions:
-            raise ConfigError(
-                f"{past + positions} tokens do not fit the context of {self.config.n_positions}; "
-                "shorten the captions or raise text.n_positions"
-            )
+        self.check_fits(past + positions)
         place = torch.arange(past, past + positions, device=tokens.device)
         x = self.transformer.drop(self.transformer.wte(tokens) + self.transformer.wpe(place))
         for layer, block in enumerate(self.transformer.h):
@@ -137,6 +133,14 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(positions)
         return self.lm_head(self.transformer.ln_f(x))
+
+    def check_fits(self, length: int) -> None:
+        """Raises ConfigError where a text of so many tokens does not fit the context."""
+        if length > self.config.n_positions:
+            raise ConfigError(
+                f"{length} tokens do not fit the context of {self.config.n_positions}; "
+                "shorten the captions or raise text.n_positions"
+            )
 
     @property
     def blocks(self) -> list[Block]:

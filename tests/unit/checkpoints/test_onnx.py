@@ -35,7 +35,7 @@ class Walk:
     @classmethod
     def of(cls, model: VisionGPT2, **options: Any) -> "Walk":
         stepper = OnnxStepper(model, threads=1, **options)
-        return cls(model, stepper, IMAGES, stepper.start(IMAGES))
+        return cls(model, stepper, IMAGES, stepper.start(model.encode(IMAGES)))
 
     def say(self, positions: int = 1) -> tuple[Tensor, Tensor]:
         """Random tokens; returns the logits after them, and those expected: (B, G, vocab_size)."""
@@ -138,8 +138,8 @@ def test_int8_is_near(tiny_model: TinyModel) -> None:
 def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) -> None:
     model = wide(tiny_model, GEOMETRIES[2])
     stepper, tokens = OnnxStepper(model, "int8", threads=1), torch.arange(6).view(3, 1, 2)
-    together, _ = stepper.step(tokens, stepper.start(IMAGES))
-    alone, _ = stepper.step(tokens[1:2], stepper.start(IMAGES[1:2]))
+    together, _ = stepper.step(tokens, stepper.start(model.encode(IMAGES)))
+    alone, _ = stepper.step(tokens[1:2], stepper.start(model.encode(IMAGES[1:2])))
     torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-3)
 
 
