@@ -22,6 +22,8 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 Precision = Literal["fp32", "int8"]
 OPSET, IR_VERSION = 20, 10
+MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators that ONNX has not
+BLOCK = 32  # weights that are rounded on one scale
 
 
 class _StepGraph:
@@ -85,28 +87,12 @@ class _StepGraph:
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         if self.precision == "fp32":
             return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
-        product = self.int8_product(x, module.weight.detach(), name)
-        return self.add("Add", product, *bias) if bias else product
-
-    def int8_product(self, x: str, weight: Tensor, name: str) -> str:
-        """Each row of x and of the weights is rounded on a scale of its own, so that no caption sees another.
-
-        A row of x is x = low + span * u / 255 with u in 0..255, from its own least to its own largest value: what
-        comes out of GELU has hardly anything below zero, and a scale around zero would waste half of its steps on that.
-        """
-        bound = weight.abs().amax(1).clamp(min=1e-12)
-        rounded = (127 * weight / bound[:, None]).round().to(torch.int8)
-        last = self.weight("last_axis", [-1])
-        low, high = (self.add(op, x, last, keepdims=1) for op in ("ReduceMin", "ReduceMax"))
-        span = self.add("Max", self.add("Sub", high, low), self.weight("tiny", 1e-12))
-        steps = self.add("Mul", self.add("Sub", x, low), self.add("Div", self.weight("steps", 255.0), span))
-        # the cast cuts off, so half a step more rounds
-        unsigned = self.add("Cast", self.add("Add", steps, self.weight("half", 0.5)), to=TensorProto.UINT8)
-        product = self.add("MatMulInteger", unsigned, self.weight(f"{name}.weight", rounded.T))
-        unit = self.weight(f"{name}.unit", bound / (127 * 255))
-        spanned = self.add("Mul", self.add("Mul", self.add("Cast", product, to=TensorProto.FLOAT), unit), span)
-        sums = self.weight(f"{name}.sums", rounded.float().sum(1) * bound / 127)
-        return self.add("Add", spanned, self.add("Mul", low, sums))
+        rounded, units = rounded_to_8_bits(module.weight.detach())
+        weight = [self.weight(f"{name}.weight", rounded), self.weight(f"{name}.unit", units)]
+        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
+        # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
+        level = {"accuracy_level": 4, "domain": MICROSOFT}
+        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
@@ -144,6 +130,13 @@ class _StepGraph:
         return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
 
 
+def rounded_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
+    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
+    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
+
+
 def _parts(config: GPTConfig) -> list[str]:
     return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
 
@@ -168,8 +161,6 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
     # its threads would else keep the cores busy for a while after a step, and torch's wait for them
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not torch.cpu._is_vnni_supported():  # products of 8 bits may overflow there; elsewhere this only makes them slow
-        options.add_session_config_entry("session.x64quantprecision", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
         if array.nbytes <= 1024:
@@ -183,7 +174,8 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
     step = helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants)
-    proto = helper.make_model(step, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    proto = helper.make_model(step, opset_imports=imports, ir_version=IR_VERSION)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from myllm.captioner import ModelStepper
-from myllm.checkpoints.onnx import OnnxStepper, _StepGraph
+from myllm.checkpoints.onnx import BLOCK, OnnxStepper, _StepGraph, rounded_to_8_bits
 from myllm.config import DecodeConfig
 from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.captioner import ModelStepper
 
 VOCAB, END = 61, 60
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
@@ -143,14 +143,23 @@ def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) ->
     torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-3)
 
 
-def test_int8_weights_are_a_quarter(tiny_model: TinyModel) -> None:
+def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) -> None:
     decoder = wide(tiny_model, (128, 2, 2)).decoder
 
     def linear_bytes(precision: Any) -> int:
         weights = _StepGraph(decoder, precision).weights
-        return sum(array.nbytes for name, array in weights.items() if name.endswith("weight") and array.ndim == 2)
+        return sum(array.nbytes for name, array in weights.items() if array.ndim > 1 or name.endswith("unit"))
 
-    assert linear_bytes("int8") < 0.26 * linear_bytes("fp32")
+    assert linear_bytes("int8") < 0.33 * linear_bytes("fp32")
+
+
+def test_rounding_is_off_by_half_a_step_at_most() -> None:
+    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
+    rounded, units = rounded_to_8_bits(weight)
+    restored = ((rounded.float() - 128) * units[..., None]).flatten(1)
+    assert rounded.shape == (5, 3, BLOCK)
+    assert (restored[:, :70] - weight).abs().max() <= units.max() * 0.5001
+    assert not restored[:, 70:].any()
 
 
 @torch.inference_mode()
