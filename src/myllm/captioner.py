@@ -25,9 +25,10 @@ from myllm.decoding.generate import generate
 from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
 from myllm.model.attention import split_heads
-from myllm.model.kv_cache import ImageKV, SelfKV
+from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import autocast, choose_device
+from myllm.stepper import ModelStepper, RecordedStepper
 
 Picture = Path | str | bytes | Image.Image | Tensor
 # what the tokenizer shows of a character whose bytes are not all there yet
@@ -67,33 +68,6 @@ class Caption:
         if self.look is None:
             raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
         return self.look(self)
-
-
-State = tuple[ImageKV, SelfKV]
-
-
-class ModelStepper:
-    """`VisionGPT2` as the decoding engine sees it: it starts from keys and values of images."""
-
-    def __init__(self, model: VisionGPT2, n_positions: int) -> None:
-        """n_positions: the most tokens that a caption will have, begin and prefix included."""
-        self.model, self.n_positions = model, n_positions
-
-    def start(self, images: ImageKV) -> State:
-        return images, self.model.decoder.new_cache(len(images.layers[0][0]), self.n_positions)
-
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        image, cache = state
-        tokens = tokens.to(cache.keys.device)
-        return self.model.decode(tokens, image, cache)[:, :, -1], state
-
-    def reorder(self, state: State, rows: Tensor) -> State:
-        image, cache = state
-        rows, count = rows.to(cache.keys.device), len(image.layers[0][0])
-        if len(rows) < count:
-            image = image.select(rows[:, 0] // (cache.keys.shape[1] // count))
-        cache.select(rows.flatten())
-        return image, cache
 
 
 def start_search(
@@ -259,9 +233,11 @@ class Captioner:
         return start_search(self.model, self._vocabulary, image, decode, seeds, self._stepper)
 
     @cached_property
-    def _stepper(self) -> OnnxStepper | None:
+    def _stepper(self) -> OnnxStepper | RecordedStepper | None:
         """What computes the steps, faster than the model itself; None where that does. Made for the first caption."""
-        if self.device.type == "cpu" and self.precision in ("fp32", "int8"):
+        if self.device.type == "cuda":
+            return RecordedStepper(self.model)
+        if self.precision in ("fp32", "int8"):
             return OnnxStepper(self.model, "int8" if self.precision == "int8" else "fp32")
         return None
 

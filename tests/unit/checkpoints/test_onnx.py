@@ -12,7 +12,7 @@ from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.captioner import ModelStepper
+from myllm.stepper import ModelStepper
 
 VOCAB, END = 61, 60
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
