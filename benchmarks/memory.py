@@ -27,12 +27,12 @@ def transformers_captions() -> Callable[[Tensor, int], object]:
 
 
 def our_captions(precision: str) -> Callable[[Tensor, int], object]:
-    from myllm.captioner import ModelStepper
     from myllm.checkpoints.onnx import OnnxStepper
     from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
     from myllm.decoding.engine import Search
     from myllm.decoding.generate import generate
     from myllm.model.vision_gpt2 import VisionGPT2
+    from myllm.stepper import ModelStepper
 
     vision = VisionConfig("vit_base_patch16_224", pretrained=False)
     model = VisionGPT2(CaptionerConfig(vision, GPTConfig(), "last")).eval()

@@ -1,0 +1,112 @@
+"""Draws how the time of captioning grows with pictures, beams, tokens and picture size, and says how straight that is.
+
+    python benchmarks/growth.py [--out docs/growth.png] [--rounds 3]
+
+ViT-B/16 and GPT-2 small with random weights, in exact arithmetic on the CPU, as `benchmarks/decode.py`.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from decode import END, processor, seconds
+
+from myllm.checkpoints.onnx import OnnxStepper
+from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
+from myllm.decoding.engine import Search
+from myllm.decoding.generate import generate
+from myllm.model.vision_gpt2 import VisionGPT2
+
+Job = Callable[[], object]
+
+
+@dataclass
+class Curve:
+    """Seconds that a job takes, by the one number that is changed."""
+
+    name: str
+    rest: str
+    """What the other numbers are."""
+    jobs: dict[int, Job]
+    taken: dict[int, list[float]] = field(default_factory=dict)
+
+    def measure(self, rounds: int) -> None:
+        """Every job in every round, in another order each time: what else the machine does meets all alike."""
+        for job in self.jobs.values():
+            job()
+        self.taken = {at: [] for at in self.jobs}
+        for turn in range(rounds):
+            for at in random.Random(turn).sample(list(self.jobs), len(self.jobs)):
+                self.taken[at].append(seconds(self.jobs[at]))
+
+    def draw(self, axes: plt.Axes, degree: int) -> None:
+        """Medians over the polynomial nearest to them, in share of their own size; and a row of figures."""
+        at, medians = np.array(list(self.taken)), np.array([median(one) for one in self.taken.values()])
+        fit = np.polynomial.Polynomial.fit(at, medians, degree, w=1 / medians)
+        off = np.abs(medians / fit(at) - 1)
+        axes.plot(at, fit(at), color="0.75", linewidth=4)
+        axes.plot(at, medians, "o", color="#1f5fa8", markersize=4)
+        axes.vlines(at, *zip(*((min(one), max(one)) for one in self.taken.values()), strict=True), color="#1f5fa8")
+        axes.set(xlabel=f"{self.name} ({self.rest})", ylabel="seconds", ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+        curve = "a straight line" if degree == 1 else "a parabola"
+        worst = f"{off.max():.1%} at {at[off.argmax()]}"
+        print(f"| {self.name} | {at[0]} to {at[-1]} | {curve} | {off.mean():.1%} | {worst} |", flush=True)
+
+
+class Bench:
+    """A captioner for each size of picture, all with the same decoder."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        torch.manual_seed(0)
+        self.models = {
+            size: VisionGPT2(
+                CaptionerConfig(VisionConfig(pretrained=False, image_size=size), GPTConfig(), "last")
+            ).eval()
+            for size in sizes
+        }  # fmt: skip
+        self.stepper = OnnxStepper(self.models[224])
+        for model in self.models.values():
+            model.decoder = self.stepper.decoder
+
+    @torch.inference_mode()
+    def caption(self, pictures: int = 8, beams: int = 1, length: int = 32, size: int = 224) -> None:
+        decode = DecodeConfig(beams=beams, min_new_tokens=length, max_new_tokens=length)
+        image = self.models[size].encode(torch.zeros(pictures, 3, size, size))
+        generate(Search(self.stepper, image, pictures, END, decode))
+
+    def curve(self, name: str, rest: str, over: str, at: Iterable[int], **fixed: int) -> Curve:
+        return Curve(name, rest, {value: partial(self.caption, **{over: value}, **fixed) for value in at})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/growth.png"))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    sizes = range(128, 385, 32)
+    bench = Bench(sizes)
+    curves = [
+        bench.curve("pictures", "greedy", "pictures", (1, 2, 4, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33)),
+        bench.curve("beams", "4 pictures", "beams", range(1, 9), pictures=4),
+        bench.curve("tokens", "8 pictures, greedy", "length", (4, 8, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)),
+        bench.curve("pixels a side", "4 pictures, greedy", "size", sizes, pictures=4),
+    ]
+    print(f"{processor()}\n\n| what grows | from, to | against | off it, mean | at most |\n|---|---|---|---|---|")
+    figure, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    for curve, axes in zip(curves, grid.flat, strict=True):
+        curve.measure(arguments.rounds)
+        # image tokens grow with the square of the side
+        curve.draw(axes, degree=2 if curve.name == "pixels a side" else 1)
+    figure.savefig(arguments.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
