@@ -74,3 +74,12 @@ def test_more_tokens_than_the_context_are_refused(model: VisionGPT2) -> None:
     _, state = recorded.step(torch.zeros(5, 1, 1, dtype=torch.int64), state)
     with pytest.raises(ConfigError, match="41 tokens do not fit the context of 40"):
         recorded.step(torch.zeros(5, 1, 1, dtype=torch.int64), state)
+
+
+@torch.inference_mode()
+def test_a_compiled_model_says_the_same(model: VisionGPT2) -> None:
+    decode = DecodeConfig(beams=2, max_new_tokens=6)
+    expected = captions(ModelStepper(model, 40), IMAGES, decode)
+    # the graphs that compiling captures, run by torch itself: tests need no compiler
+    model.decoder.forward = torch.compile(model.decoder.forward, backend="aot_eager", dynamic=True)  # type: ignore[method-assign]
+    assert captions(ModelStepper(model, 40), IMAGES, decode) == expected
