@@ -49,6 +49,8 @@ class VisionConfig:
     """Side of the square input in pixels; the backbone's own where not given."""
     crop_pct: float | None = None
     """Share of the picture's shorter side that is kept; the backbone's own where not given, 1 keeps all of it."""
+    geometry: dict[str, Any] = field(default_factory=dict)
+    """What timm is told of another geometry than the name's, as {embed_dim: 192, depth: 6}; norm_eps too."""
     frozen: bool = False
     """Never train the backbone: its features are computed once and kept on disk, an epoch costs only the decoder."""
 
@@ -74,6 +76,8 @@ class GPTConfig:
     """Share of activations dropped while training."""
     layer_norm_epsilon: float = 1e-5
     """Added to the variance in LayerNorm."""
+    gelu: Literal["tanh", "none"] = "tanh"
+    """How GELU is approximated: by GPT-2's tanh, or not at all."""
     pretrained: bool | str = False
     """GPT-2 weights: true for HF_GPT2_REPO (openai-community/gpt2 where unset), or a hub id or a folder."""
 

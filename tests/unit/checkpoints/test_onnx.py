@@ -75,6 +75,15 @@ def test_logits_are_torchs(tiny_model: TinyModel, geometry: tuple[int, int, int]
 
 
 @torch.inference_mode()
+def test_an_exact_gelu_stays_exact(tiny_model: TinyModel) -> None:
+    exact, approximate = (wide(tiny_model, GEOMETRIES[1], gelu=form) for form in ("none", "tanh"))
+    walk = Walk.of(exact)
+    logits, expected = walk.say(3)
+    other = approximate(walk.images, walk.said)[:, :, -1]
+    assert (logits - expected).abs().max() < (other - expected).abs().max() / 10
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_captions_that_part_and_images_that_leave_keep_their_own_past(
     tiny_model: TinyModel, geometry: tuple[int, int, int]
