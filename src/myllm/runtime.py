@@ -1,6 +1,7 @@
 """What a run stands on: the device, its arithmetic, and files that are whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,12 +33,43 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        disk = _disk_error(error)
-        if disk is not None:
-            kept = "; what was there before is still there" if path.exists() else ""
-            told = disk.strerror or disk
-            raise MyLLMError(f"cannot write {path}: {told}{kept}. Make room or choose another folder") from error
+        _raise_if_of_disk(error, path)
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that gets the name `path` when the block ends well; until then, and if not, there is none.
+
+    Raises ConfigError where `path` is there already, and MyLLMError where the disk is full or can't be written to.
+    """
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} is there already; give another name, or move it away")
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        yield part
+        for file in part.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.chmod(0o644)
+        part.chmod(0o755)
+        part.rename(path)
+    except BaseException as error:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        _raise_if_of_disk(error, path)
+        raise
+
+
+def _raise_if_of_disk(error: BaseException, path: Path) -> None:
+    """Raises MyLLMError where the disk, and not our code, is why `path` could not be written."""
+    disk = _disk_error(error)
+    if disk is not None:
+        kept = "; what was there before is still there" if path.exists() else ""
+        told = disk.strerror or disk
+        raise MyLLMError(f"cannot write {path}: {told}{kept}. Make room or choose another folder") from error
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from myllm.errors import ConfigError, MyLLMError
-from myllm.runtime import atomic_write, autocast, cache_folder, choose_device, choose_precision
+from myllm.runtime import atomic_folder, atomic_write, autocast, cache_folder, choose_device, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,29 @@ def test_a_full_disk_is_told_with_what_is_still_there(tmp_path: Path) -> None:
         file.write(b"half")
         Path("/dev/full").write_bytes(b"the rest")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"before"}
+
+
+def test_a_folder_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new/a") as part:
+        (part / "b.txt").write_text("whole")
+        assert not (tmp_path / "new/a").exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["new", "new/a", "new/a/b.txt"]
+    assert stat.S_IMODE((tmp_path / "new/a").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "new/a/b.txt").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MyLLMError])
+def test_nothing_of_a_folder_stays_where_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), atomic_folder(tmp_path / "a") as part:
+        (part / "b.txt").write_text("half")
+        raise error("in the middle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_put_over_another(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="a is there already"), atomic_folder(tmp_path / "a"):
+        pass
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:

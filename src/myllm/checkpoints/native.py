@@ -1,14 +1,24 @@
-"""captioner.pt: weights, configuration, tokenizer, preprocessing and decoding defaults in one plain dictionary."""
+"""Our own checkpoints: weights, configuration, tokenizer, preprocessing and decoding defaults.
 
+Two forms of the same parts: a file, captioner.pt, and a folder of safetensors and JSON that others can read too.
+"""
+
+import json
 import pickle
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from myllm.checkpoints.building import TIED, build
+from myllm.checkpoints.card import model_card
 from myllm.config import (
     FORMAT_VERSION,
     CaptionerConfig,
@@ -18,12 +28,22 @@ from myllm.config import (
     PreprocessConfig,
     VisionConfig,
 )
-from myllm.errors import CheckpointError, reason
+from myllm.data.images import Preprocess
+from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_write
+from myllm.runtime import atomic_folder, atomic_write
+from myllm.weights import read_json, read_tensors, refuse_compressed
 
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
+TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
+Options = TypeVar("Options", PreprocessConfig, CaptionsConfig, DecodeConfig)
+# what a file may hold where an option's default is of the type on the left; JSON knows no tuples
+KINDS: Mapping[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list | tuple}
+EXPECTED = (
+    f"expected a {FILE_NAME} or the run folder that holds it, or a folder of {TENSORS_NAME}, {CONFIG_NAME} and "
+    f"{TOKENIZER_NAME}"
+)
 
 
 @dataclass(frozen=True)
@@ -38,83 +58,201 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write atomically: what was there stays until the new file is whole."""
-    content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": asdict(checkpoint.model.config),
-        "tokenizer": checkpoint.tokenizer.to_str(),
-        "preprocess": asdict(checkpoint.preprocess),
-        "captions": asdict(checkpoint.captions),
-        "decode": asdict(checkpoint.decode),
-        "provenance": checkpoint.provenance,
-        "model": checkpoint.model.state_dict(),
-    }
+def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write captioner.pt atomically: what was there stays until the new file is whole.
+
+    dtype: torch.bfloat16 or torch.float16 halves the file; the model is float32 again when it is loaded.
+    """
+    tensors = _stored(checkpoint.model, dtype)
+    tensors |= {tied: tensors[name] for tied, name in TIED.items()}
+    content = {**_facts(checkpoint), "tokenizer": checkpoint.tokenizer.to_str(), "model": tensors}
     with atomic_write(path) as file:
         torch.save(content, file)
 
 
-def load(path: Path) -> Checkpoint:
-    """Open a captioner.pt, or the folder that holds one.
+def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write model.safetensors, config.json, tokenizer.json and README.md, a model card; dtype as in `save`.
 
-    Raises CheckpointError where it is missing, damaged, of a newer format, not ours, or asks to run code.
+    The folder appears when it is whole. Raises ConfigError where something of its name is there.
     """
-    if path.is_dir():
-        path = path / FILE_NAME
-    content = read(path)
+    tensors = {name: value.contiguous() for name, value in _stored(checkpoint.model, dtype).items()}
+    with atomic_folder(folder) as part:
+        (part / CONFIG_NAME).write_text(_json(_facts(checkpoint)), encoding="utf-8")
+        (part / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
+        card = model_card(checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        try:
+            save_file(tensors, part / TENSORS_NAME, metadata={"format": "pt"})
+        except SafetensorError as error:  # over what the disk said
+            raise OSError(reason(error)) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Open a captioner.pt, the run folder that holds one, or a folder that `save_folder` wrote.
+
+    Tensors in float32 are not read into memory but mapped: replace such a file by another, never write into it.
+    Raises CheckpointError where it is missing, damaged, of a newer format, not ours, asks to run code, or where its
+    parts do not fit together.
+    """
+    place = locate(path)
+    content = read(place)
     try:
-        facts = content["config"]
-        config = CaptionerConfig(VisionConfig(**facts["vision"]), GPTConfig(**facts["text"]), facts["mode"])
-        # its own weights follow, so none are fetched
-        bare = replace(
-            config,
-            vision=replace(config.vision, pretrained=False, weights=None),
-            text=replace(config.text, pretrained=False),
-        )
-        model = VisionGPT2(bare)
-        model.load_state_dict(content["model"])
-        model.config = config
-        return Checkpoint(
-            model.eval(),
-            Tokenizer.from_str(content["tokenizer"]),
-            PreprocessConfig(**{key: _tuples(value) for key, value in content["preprocess"].items()}),
-            CaptionsConfig(**content["captions"]),
-            DecodeConfig(**content["decode"]),
-            content["provenance"],
-        )
+        return _assemble(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
     except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
-        raise CheckpointError(f"{path}: its parts do not fit together ({error}); was it edited?") from error
+        raise CheckpointError(f"{place}: its parts do not fit together ({reason(error)}); was it edited?") from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The dictionary in a file of ours, checked for format and version; tensors stay on disk until used."""
+def locate(path: Path) -> Path:
+    """The file captioner.pt, or the folder of safetensors, that `path` stands for.
+
+    Raises CheckpointError where there are both.
+    """
+    if path.name == TENSORS_NAME and path.is_file():
+        return path.parent
+    file, tensors = path / FILE_NAME, path / TENSORS_NAME
+    if file.exists() and tensors.exists():
+        raise CheckpointError(
+            f"{path} holds two models, {FILE_NAME} and {TENSORS_NAME}; give {file} or {tensors}, the one you mean"
+        )
+    return tensors.parent if tensors.exists() else file if path.is_dir() else path
+
+
+def read(place: Path) -> dict[str, Any]:
+    """The parts of a checkpoint that `locate` found, checked for format and version; tensors stay on disk until used.
+
+    Raises CheckpointError.
+    """
+    content = _read_folder(place) if place.is_dir() else _read_file(place)
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{place}: format version {version!r} is no number; was it edited?")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{place}: format version {version}, this myllm reads up to {FORMAT_VERSION}; "
+            "upgrade myllm (pip install --upgrade myllm)"
+        )
+    return content
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a captioner.pt or the run folder that holds it")
+        raise CheckpointError(f"{path}: no such file; {EXPECTED}")
     try:
+        refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: it holds more than tensors and plain values, and opening it could run code. "
             "Only files written by myllm, or converted by `myllm import`, are opened"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
         raise CheckpointError(
             f"{path}: damaged or cut short, or no checkpoint at all ({reason(error)}); "
             "take another copy, or last.pt of the same run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a PyTorch file, but not a captioner of myllm")
-    version = content.get("format_version")
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path}: format version {version!r} is no number; was it edited?")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version}, this myllm reads up to {FORMAT_VERSION}; "
-            "upgrade myllm (pip install --upgrade myllm)"
-        )
     return content
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) and not isinstance(value, Tensor) else value
+def _read_folder(folder: Path) -> dict[str, Any]:
+    for name in (TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: no such file; {EXPECTED}")
+        if not _is_of(folder, folder / name):
+            raise CheckpointError(
+                f"{folder / name}: refused: it is a link to {(folder / name).resolve()}, outside its folder; "
+                "copy the file itself into the folder"
+            )
+    content = read_json(folder / CONFIG_NAME)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: not the configuration of a captioner of myllm")
+    try:
+        tokenizer = (folder / TOKENIZER_NAME).read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise CheckpointError(f"{folder / TOKENIZER_NAME}: cannot be read ({reason(error)})") from error
+    return content | {"tokenizer": tokenizer, "model": read_tensors(folder / TENSORS_NAME)}
+
+
+def _is_of(folder: Path, file: Path) -> bool:
+    """Whether a file lies in its folder, or where Hugging Face's cache keeps the files of such a one."""
+    home, target = folder.resolve(), file.resolve()
+    return target.parent == home or (home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs")
+
+
+def _assemble(content: Mapping[str, Any]) -> Checkpoint:
+    facts, provenance = content["config"], content["provenance"]
+    config = CaptionerConfig(VisionConfig(**facts["vision"]), GPTConfig(**facts["text"]), facts["mode"])
+    if config.mode not in ("layerwise", "last"):
+        raise CheckpointError(f"mode is {config.mode!r}; expected layerwise or last")
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"provenance is a {type(provenance).__name__}; expected names and values")
+    _json(provenance)  # what is nested too deep to be written is too deep to be shown
+    tokenizer = Tokenizer.from_str(content["tokenizer"])
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= config.text.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has tokens up to number {highest}, the embedding {config.text.vocab_size} rows; they are "
+            "not of one model: put the tokenizer beside the weights that they were trained with"
+        )
+    preprocess = _made(PreprocessConfig, content["preprocess"])
+    captions, decode = _made(CaptionsConfig, content["captions"]), _made(DecodeConfig, content["decode"])
+    model = build(config, content["model"])
+    _check_preprocess(preprocess, model.encoder.preprocess)
+    return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance)
+
+
+def _check_preprocess(found: PreprocessConfig, own: PreprocessConfig) -> None:
+    """Whether pictures can become the encoder's input in this way, and at a cost that a picture may have."""
+    if found.image_size != own.image_size:
+        raise CheckpointError(f"preprocess.image_size is {found.image_size}, the encoder takes {own.image_size}")
+    if not 0.1 <= found.crop_pct <= 10:
+        raise CheckpointError(f"preprocess.crop_pct is {found.crop_pct}; expected a share of the picture, 1 or less")
+    if len(found.mean) != 3 or len(found.std) != 3:
+        raise CheckpointError(f"preprocess.mean and std are {found.mean} and {found.std}; expected three numbers each")
+    Preprocess(found)(Image.new("RGB", (8, 8)))  # whatever else is odd shows itself
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All parts that are neither tensors nor the tokenizer."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": asdict(checkpoint.model.config),
+        "preprocess": asdict(checkpoint.preprocess),
+        "captions": asdict(checkpoint.captions),
+        "decode": asdict(checkpoint.decode),
+        "provenance": checkpoint.provenance,
+    }
+
+
+def _stored(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The model's tensors as they are written, each of them once."""
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype {dtype}: a captioner is stored in torch.bfloat16, torch.float16, or as it is (None)")
+    tensors = {name: value.detach() for name, value in model.state_dict().items() if name not in TIED}
+    if dtype is not None:
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        for name, value in tensors.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ConfigError(f"{name} has numbers too large for {dtype}; take torch.bfloat16, or None")
+    return tensors
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _made(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """The options that a file holds. Raises CheckpointError for one of another kind than its default is."""
+    for name, default in asdict(kind()).items():
+        value = values.get(name, default)
+        # early_stopping is a truth or a word, and where the default is none, nothing is known
+        if name != "early_stopping" and default is not None and not isinstance(value, KINDS[type(default)]):
+            raise CheckpointError(f"{name} is {value!r}; expected something like {default!r}")
+    given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**given)

@@ -247,7 +247,8 @@ class Trainer:
         provenance = {
             "data": {"folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
                      "train": len(prepared.train.records), "val": len(prepared.val.records)},
-            "validation": dict(row), "seed": config.seed, "torch": str(torch.__version__),
+            "validation": dict(row), "captioned": min(config.val_images, len(prepared.val.records)),
+            "seed": config.seed, "torch": str(torch.__version__),
         }  # fmt: skip
         return native.Checkpoint(
             self.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance

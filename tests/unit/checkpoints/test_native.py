@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -7,14 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
-from myllm.errors import CheckpointError, MyLLMError
+from myllm.config import FORMAT_VERSION
+from myllm.errors import CheckpointError, ConfigError, MyLLMError
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[[0, 5, 7], [0, 9, 2]]] * 2)
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+Saver = Callable[..., None]
+FORMS = pytest.mark.parametrize("save", [native.save, native.save_folder])
 
 
 def rewritten(path: Path, **parts: Any) -> Path:
@@ -173,3 +181,155 @@ def test_a_disk_that_fills_up_while_tensors_are_written_leaves_the_last_good_fil
         native.save(tiny_checkpoint, tiny_captioner_file)
     assert tiny_captioner_file.read_bytes() == before
     assert list(tiny_captioner_file.parent.iterdir()) == [tiny_captioner_file]
+
+
+@FORMS
+@torch.inference_mode()
+def test_both_forms_give_the_same_model_back(tiny_checkpoint: Checkpoint, tmp_path: Path, save: Saver) -> None:
+    save(tiny_checkpoint, tmp_path / "model")
+    loaded = native.load(tmp_path / "model")
+    assert torch.equal(loaded.model(IMAGES, TOKENS), tiny_checkpoint.model(IMAGES, TOKENS))
+    for name in ("preprocess", "captions", "decode", "provenance"):
+        assert getattr(loaded, name) == getattr(tiny_checkpoint, name), name
+    assert loaded.tokenizer.to_str() == tiny_checkpoint.tokenizer.to_str()
+    assert loaded.model.config == tiny_checkpoint.model.config
+
+
+@FORMS
+def test_a_loaded_model_is_tied_and_can_be_trained(tiny_checkpoint: Checkpoint, tmp_path: Path, save: Saver) -> None:
+    save(tiny_checkpoint, tmp_path / "model")
+    model = native.load(tmp_path / "model").model
+    assert model.decoder.lm_head.weight is model.decoder.transformer.wte.weight
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    names = [name for name, _ in tiny_checkpoint.model.named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == names
+    before = (tmp_path / "model").read_bytes() if save is native.save else None
+    model.train()(IMAGES, TOKENS).square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    after = native.load(tmp_path / "model").model.decoder.lm_head.weight
+    assert torch.equal(after, tiny_checkpoint.model.decoder.lm_head.weight)  # training writes into no file
+    assert not torch.equal(after, model.decoder.lm_head.weight)
+    assert before is None or (tmp_path / "model").read_bytes() == before
+
+
+def test_a_loaded_model_draws_no_random_numbers(tiny_captioner_file: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    native.load(tiny_captioner_file)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@FORMS
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+def test_half_precision_halves_the_file_and_loads_as_float32(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, save: Saver, dtype: torch.dtype, bits: int
+) -> None:
+    for name, one in {"whole": None, "half": dtype}.items():
+        save(tiny_checkpoint, tmp_path / name, one)
+    files = [path / "model.safetensors" if path.is_dir() else path for path in (tmp_path / "half", tmp_path / "whole")]
+    assert files[0].stat().st_size < 0.56 * files[1].stat().st_size
+    state, whole = native.load(tmp_path / "half").model.state_dict(), tiny_checkpoint.model.state_dict()
+    for name, value in whole.items():
+        assert state[name].dtype == value.dtype
+        torch.testing.assert_close(state[name], value, rtol=2.0**-bits, atol=1e-7)
+
+
+def test_numbers_too_large_for_half_precision_are_told(tiny_captioner_file: Path, tmp_path: Path) -> None:
+    checkpoint = native.load(tiny_captioner_file)
+    with torch.no_grad():
+        checkpoint.model.decoder.transformer.wpe.weight[0, 0] = 1e6
+    with pytest.raises(ConfigError, match="wpe.weight has numbers too large for torch.float16; take torch.bfloat16"):
+        native.save(checkpoint, tmp_path / "half.pt", torch.float16)
+    with pytest.raises(ConfigError, match="dtype torch.int8: a captioner is stored in"):
+        native.save_folder(checkpoint, tmp_path / "int8", torch.int8)
+    assert not (tmp_path / "half.pt").exists() and not (tmp_path / "int8").exists()
+
+
+def test_a_folder_holds_each_tensor_once_and_readable_parts(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    native.save_folder(tiny_checkpoint, tmp_path / "model")
+    names = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == names
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    assert tiny_checkpoint.model.state_dict().keys() - tensors.keys() == {"decoder.lm_head.weight"}
+    facts = json.loads((tmp_path / "model/config.json").read_text())
+    assert facts["format_version"] == FORMAT_VERSION
+    assert facts["config"]["text"]["n_layer"] == 2
+
+
+def test_a_folder_is_opened_by_its_tensors_too(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    native.save_folder(tiny_checkpoint, tmp_path / "model")
+    assert native.load(tmp_path / "model/model.safetensors").provenance == tiny_checkpoint.provenance
+
+
+def test_a_folder_that_is_there_is_not_written_into(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError, match="model is there already; give another name"):
+        native.save_folder(tiny_checkpoint, tmp_path / "model")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_folder(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path, metadata: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("myllm.checkpoints.native.save_file", full)
+    with pytest.raises(MyLLMError, match=r"cannot write .*model: I/O error: No space left on device.*Make room"):
+        native.save_folder(tiny_checkpoint, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_models_in_one_folder_are_refused_until_one_is_named(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    native.save_folder(tiny_checkpoint, folder)
+    native.save(tiny_checkpoint, folder / "captioner.pt")
+    with pytest.raises(CheckpointError, match=r"holds two models, captioner.pt and model.safetensors; give .*one you"):
+        native.load(folder)
+    for name in ("captioner.pt", "model.safetensors"):
+        native.load(folder / name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_folder_without_a_part_names_it(tiny_checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
+    native.save_folder(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: no such file; expected a captioner.pt .* or a folder of"):
+        native.load(tmp_path / "model")
+
+
+def test_another_programs_folder_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    native.save_folder(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text('{"model_type": "vision-encoder-decoder"}')
+    with pytest.raises(CheckpointError, match="config.json: not the configuration of a captioner of myllm"):
+        native.load(tmp_path / "model")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_captioner_file: Path) -> None:
+    tokenizer = Tokenizer.from_str(torch.load(tiny_captioner_file, weights_only=True)["tokenizer"])
+    tokenizer.add_tokens(["platypus"])
+    with pytest.raises(CheckpointError, match=r"the tokenizer has tokens up to number \d+, the embedding \d+ rows"):
+        native.load(rewritten(tiny_captioner_file, tokenizer=tokenizer.to_str()))
+
+
+def test_a_head_of_its_own_is_refused(tiny_captioner_file: Path) -> None:
+    state = torch.load(tiny_captioner_file, weights_only=True)["model"]
+    state["decoder.lm_head.weight"] = state["decoder.lm_head.weight"] + 1
+    with pytest.raises(CheckpointError, match="lm_head.weight differs from decoder.transformer.wte.weight"):
+        native.load(rewritten(tiny_captioner_file, model=state))
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("captioner-v*")), ids=lambda path: path.name)
+@torch.inference_mode()
+def test_captioners_of_every_version_of_the_format_compute_what_they_did(path: Path) -> None:
+    loaded = native.load(path)
+    picture = torch.linspace(-1, 1, 3 * 160 * 160).reshape(1, 3, 160, 160)
+    logits = loaded.model(picture, torch.tensor([[[0, 5, 70, 7]]]))[0, 0, -1, :8]
+    torch.testing.assert_close(logits, torch.tensor(loaded.provenance["logits"]), rtol=1e-4, atol=1e-4)
+    assert loaded.decode.beams == 2 and not loaded.captions.lowercase
+
+
+def test_the_present_format_has_its_fixtures() -> None:
+    for name in (f"captioner-v{FORMAT_VERSION}.pt", f"captioner-v{FORMAT_VERSION}/model.safetensors"):
+        assert (FIXTURES / name).is_file(), "write it by tests/fixtures/make_captioner.py"
