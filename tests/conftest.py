@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from myllm.checkpoints.native import Checkpoint
     from myllm.config import CaptionerConfig
     from myllm.model.vision_gpt2 import VisionGPT2
@@ -123,6 +125,77 @@ def tiny_checkpoint(tiny_model: "Callable[..., VisionGPT2]") -> "Checkpoint":
     return Checkpoint(
         model, tokenizer, model.encoder.preprocess, CaptionsConfig(lowercase=False), decode, {"seed": 3, "note": "tiny"}
     )
+
+
+BARE = {
+    "width": 64, "depth": 2, "patch": 4, "grid": 3, "context": 20, "vocab": 300, "hidden": 256, "biases": True
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bare_state() -> "Callable[..., dict[str, Tensor]]":
+    """bare_state("seed" or "VisionGPT2", **of BARE): a random state dict, names and shapes as their scripts save."""
+    import torch
+
+    def make(kind: str, **changes: int) -> "dict[str, Tensor]":
+        size, random, state = BARE | changes, torch.Generator().manual_seed(0), dict[str, torch.Tensor]()
+        width, patch, context, hidden = size["width"], size["patch"], size["context"], size["hidden"]
+        is_seed = kind == "seed"
+
+        def add(name: str, *shape: int, mean: float = 0.0, std: float = 0.2) -> None:
+            state[name] = mean + std * torch.randn(*shape, generator=random)
+
+        def linear(name: str, rows: int = width, columns: int = width, bias: int = True) -> None:
+            add(f"{name}.weight", rows, columns, std=1.5 * columns**-0.5)
+            if bias:
+                add(f"{name}.bias", rows)
+
+        def norm(name: str, names: tuple[str, str] = ("weight", "bias")) -> None:
+            add(f"{name}.{names[0]}", width, mean=1.0)
+            add(f"{name}.{names[1]}", width)
+
+        def vit_block(block: str) -> None:
+            norm(f"{block}.norm1")
+            norm(f"{block}.norm2")
+            linear(f"{block}.attn.qkv", 3 * width, bias=size["biases"])
+            linear(f"{block}.attn.proj")
+            linear(f"{block}.mlp.fc1", hidden)
+            linear(f"{block}.mlp.fc2", columns=hidden)
+
+        def text_block(block: str) -> None:
+            for part in ("ln_1", "ln_2", "ln_3"):
+                norm(f"{block}.{part}", norm_names)
+            for part in ("q", "k", "v", "c_proj"):
+                linear(f"{block}.cross_attn.{part}")
+            for part in ("W_query", "W_key", "W_value") if is_seed else ():
+                linear(f"{block}.attn.{part}", bias=size["biases"])
+            if not is_seed:
+                linear(f"{block}.attn.c_attn", 3 * width)
+            linear(f"{block}.attn.{'out_proj' if is_seed else 'c_proj'}")
+            square = torch.ones(context, context)
+            state[f"{block}.attn.mask"] = square.triu(1) if is_seed else square.tril()[None, None]
+            linear(f"{block}.mlp.{'layers.0' if is_seed else 'c_fc'}", 4 * width)
+            linear(f"{block}.mlp.{'layers.2' if is_seed else 'c_proj'}", columns=4 * width)
+
+        words, places, blocks, last, head = (
+            ("tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head") if is_seed else
+            ("transformer.wte", "transformer.wpe", "transformer.h", "transformer.ln_f", "lm_head")
+        )  # fmt: skip
+        norm_names = ("scale", "shift") if is_seed else ("weight", "bias")
+        add("cls_token", 1, 1, width)
+        add("pos_embed", 1, 1 + size["grid"] ** 2, width)
+        add("patch_embed.proj.weight", width, 3, patch, patch, std=0.5 / patch)
+        add("patch_embed.proj.bias", width)
+        add(f"{words}.weight", size["vocab"], width)
+        add(f"{places}.weight", context, width)
+        for number in range(size["depth"]):
+            vit_block(f"blocks.{number}")
+            text_block(f"{blocks}.{number}")
+        norm(last, norm_names)
+        state[f"{head}.weight"] = state[f"{words}.weight"]
+        return state
+
+    return make
 
 
 class Hostile:

@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints import native
+from myllm.checkpoints import formats, native
 from myllm.checkpoints.onnx import OnnxStepper
 from myllm.config import END_OF_TEXT, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -131,11 +131,11 @@ class Captioner:
         self.device = device
         self.precision = precision
         self._preprocess = Preprocess(checkpoint.preprocess)
-        self._vocabulary = vocabulary_of(self.tokenizer)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> "Captioner":
-        """Open a captioner.pt, or a run folder with one.
+        """Open captioner.pt, a folder that holds one or its safetensors, a vision-encoder-decoder of transformers, or a
+        repository on a hub with any of these, as user/name or user/name@revision.
 
         precision: auto and fp32 are exact; bf16 computes in it; int8 rounds the decoder's weights, on a CPU alone.
         Raises CheckpointError or ConfigError.
@@ -145,7 +145,7 @@ class Captioner:
         chosen = choose_device(device)
         if precision == "int8" and chosen.type != "cpu":
             raise ConfigError("precision int8 is the CPU's; take bf16 on a GPU, or device cpu")
-        return cls(native.load(Path(path)), chosen, "fp32" if precision == "auto" else precision)
+        return cls(formats.load(path), chosen, "fp32" if precision == "auto" else precision)
 
     def preprocess(self, image: Picture) -> Tensor:
         """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
@@ -231,6 +231,11 @@ class Captioner:
 
     def _search(self, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> Search:
         return start_search(self.model, self._vocabulary, image, decode, seeds, self._stepper)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        """Made for the first caption: weights that came without a tokenizer still compute logits."""
+        return vocabulary_of(self.tokenizer)
 
     @cached_property
     def _stepper(self) -> OnnxStepper | RecordedStepper | None:

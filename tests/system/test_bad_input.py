@@ -208,7 +208,11 @@ def test_a_checkpoint_that_is_not_one_is_named_and_not_run(
 
 @pytest.mark.parametrize("damage", [hostile_pickle, truncated])
 def test_a_last_pt_that_is_not_one_is_named_and_not_run(
-    train: Train, tiny_run: Path, tmp_path: Path, capsys: Capture, hostile: Make,
+    train: Train,
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    hostile: Make,
     damage: Callable[[Path, Make], None],
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))

@@ -169,9 +169,7 @@ def test_a_tensor_of_another_shape_is_refused(captioner: Captioner) -> None:
         captioner.caption(torch.zeros(3, 32, 64))
 
 
-@pytest.mark.parametrize(
-    ("precision", "is_exact"), [("auto", True), ("fp32", True), ("bf16", False), ("int8", False)]
-)
+@pytest.mark.parametrize(("precision", "is_exact"), [("auto", True), ("fp32", True), ("bf16", False), ("int8", False)])
 def test_precision_decides_whether_scores_are_exact(
     captioner: Captioner, tiny_captioner_file: Path, precision: str, is_exact: bool
 ) -> None:

@@ -41,6 +41,25 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb(
         "caption a split and score it", "myllm.apps.evaluate:evaluate_split", "myllm.apps.options:EvaluateOptions"
     ),
+    "import": Verb(
+        "turn another program's captioner into one of ours", "myllm.apps.convert:import_model",
+        "myllm.apps.options:ImportOptions", "The other captioner: a folder, a file, or a hub id as user/name.",
+    ),
+    "pull": Verb(
+        "get a captioner from a hub", "myllm.apps.convert:import_model", "myllm.apps.options:ImportOptions",
+        "Its id: user/name, or user/name@revision.",
+    ),
+    "export": Verb(
+        "write a captioner in another program's form", "myllm.apps.convert:export_model",
+        "myllm.apps.options:ExportOptions", "The captioner: captioner.pt, or the folder that holds it.",
+    ),
+    "average": Verb(
+        "average captioners' weights", "myllm.apps.average:average_models", "myllm.apps.options:AverageOptions",
+        "The captioners: captioner.pt, or folders that hold one.",
+    ),
+    "info": Verb(
+        "tell what is in a captioner", "myllm.apps.info:info", "myllm.apps.options:InfoOptions", "Captioners to open."
+    ),
     "diagram": Verb("draw the architecture", "myllm.apps.diagram:diagram", "myllm.apps.options:DiagramOptions"),
 }  # fmt: skip
 

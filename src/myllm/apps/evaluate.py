@@ -24,7 +24,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
     captioner = Captioner.load(options.model, options.devices, options.precision)
-    records = _records(options, captioner, display)
+    records = records_of(Path(options.data), options.split, captioner, display)[: options.limit]
     with display.counting() as progress:
         evaluation = evaluate(
             captioner, records, options.split, captioner.decode_options(**decode), options.batch_size,
@@ -59,15 +59,14 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _records(options: EvaluateOptions, captioner: Captioner, display: Display) -> list[Record]:
-    records, findings = read_records(Path(options.data), captioner.captions)
-    splits = split_records(records, Path(options.data), findings)
+def records_of(data: Path, split: str, captioner: Captioner, display: Display) -> list[Record]:
+    """The pictures of a split with their captions, as the captioner was told to read them."""
+    records, findings = read_records(data, captioner.captions)
+    splits = split_records(records, data, findings)
     for line in findings.lines():
         display.warn(line)
-    if options.split not in splits:
-        raise ConfigError(f"--split {options.split!r}: {options.data} has {', '.join(splits)}")
-    if not splits[options.split]:
-        raise DataError(
-            f"--split {options.split!r}: {options.data} has no picture in it; splits are {', '.join(splits)}"
-        )
-    return splits[options.split][: options.limit]
+    if split not in splits:
+        raise ConfigError(f"--split {split!r}: {data} has {', '.join(splits)}")
+    if not splits[split]:
+        raise DataError(f"--split {split!r}: {data} has no picture in it; splits are {', '.join(splits)}")
+    return splits[split]

@@ -1,6 +1,7 @@
 """The options of each verb that are not already in `config`; read without torch, so that help is instant."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from myllm.config import DecodeConfig
 from myllm.errors import ConfigError
@@ -63,7 +64,7 @@ class CaptionOptions:
     """Caption pictures, folders of pictures (with all below them) and globs."""
 
     model: str = "captioner"
-    """A captioner.pt, or a run folder with one."""
+    """A captioner.pt, a run folder with one, or a folder of safetensors."""
     out: str | None = None
     """Write caption JSONL here, and what could not be read to OUT.errors.jsonl; else print."""
     json: bool = False
@@ -93,7 +94,7 @@ class EvaluateOptions:
     data: str
     """Data folder, as for training."""
     model: str = "captioner"
-    """A captioner.pt, or a run folder with one."""
+    """A captioner.pt, a run folder with one, or a folder of safetensors."""
     split: str = "val"
     """Name of the split: val, train, or that of another file in DATA/splits."""
     limit: int | None = None
@@ -121,6 +122,14 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class InfoOptions:
+    """Tell what is in a captioner: a captioner.pt, a run folder with one, or a folder of safetensors."""
+
+    json: bool = False
+    """Print JSON, a line for each captioner."""
+
+
+@dataclass(frozen=True)
 class DiagramOptions:
     """Draw the architecture of a configuration."""
 
@@ -128,3 +137,46 @@ class DiagramOptions:
     """Whose configuration."""
     out: str = "architecture.svg"
     """File to write; .svg or .png."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Turn a captioner of another program, or one on a hub, into a file of ours."""
+
+    out: str
+    """New file for it, as captioner.pt."""
+    quiet: bool = False
+    """Print only warnings and errors."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a captioner in the form of another program."""
+
+    out: str
+    """New folder for it."""
+    to: Literal["hf", "safetensors", "gpt2"] = "hf"
+    """hf: transformers' VisionEncoderDecoderModel with all it needs; safetensors: our own folder, with a model card;
+    gpt2: the decoder's language alone."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the numbers in safetensors: the last two make half as large a file, and change captions a little."""
+    quiet: bool = False
+    """Print only warnings and errors."""
+
+
+@dataclass(frozen=True)
+class AverageOptions:
+    """Average the weights of captioners of one geometry: often better than any checkpoint of the run they are from."""
+
+    out: str
+    """New file for the mean, as captioner.pt."""
+    weights: tuple[float, ...] = ()
+    """One for each captioner, as [1, 2]; all count alike where none are given."""
+    data: str | None = None
+    """Data folder: judge each captioner and the mean on a split of it."""
+    split: str = "val"
+    """Name of that split."""
+    devices: str = "auto"
+    """auto, cpu or cuda."""
+    quiet: bool = False
+    """Print only warnings and errors."""

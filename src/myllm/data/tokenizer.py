@@ -57,6 +57,11 @@ def gpt2_tokenizer(folder_or_repo: str) -> Tokenizer:
     return tokenizer
 
 
+def no_tokenizer() -> Tokenizer:
+    """Stands in for one where weights came alone. It has no token; where one is asked for, `end_token` tells that."""
+    return Tokenizer(models.BPE())
+
+
 def encode_captions(
     tokenizer: Tokenizer, captions: Sequence[str], n_positions: int, findings: Findings | None = None
 ) -> list[list[int]]:
@@ -108,6 +113,12 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 def end_token(tokenizer: Tokenizer) -> int:
     """The id that begins and ends a caption."""
     end = tokenizer.token_to_id(END_OF_TEXT)
+    if end is None and not tokenizer.get_vocab_size():
+        raise CheckpointError(
+            "this captioner has no tokenizer, which tells its tokens' text: it was made from weights alone. Set "
+            "HF_GPT2_REPO to the GPT-2 that it was trained with (openai-community/gpt2, or a folder with "
+            f"{' and '.join(GPT2_FILES)}), and open or import the weights again"
+        )
     if end is None:
         raise CheckpointError(f"the tokenizer has no token {END_OF_TEXT}, which begins and ends a caption")
     return int(end)

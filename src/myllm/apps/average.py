@@ -1,0 +1,51 @@
+"""`myllm average`: the mean of several captioners' weights, beside each of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from myllm.apps.console import Display
+from myllm.apps.evaluate import records_of
+from myllm.apps.options import AverageOptions
+from myllm.captioner import Captioner
+from myllm.checkpoints import formats, native
+from myllm.checkpoints.average import average
+from myllm.errors import ConfigError
+from myllm.evaluation.evaluate import evaluate
+from myllm.runtime import choose_device
+
+SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+
+
+def average_models(models: Sequence[str], options: AverageOptions, decode: Mapping[str, Any]) -> int:
+    """Write the mean to --out; with --data, print the figures of each captioner and of the mean on a split."""
+    display, paths, out = Display(options.quiet), [Path(model) for model in models], Path(options.out)
+    if out.exists():
+        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    checkpoints = [formats.load(model) for model in models]
+    if options.data is not None:
+        display.say(f"{'':<30} {'  '.join(f'{name:>8}' for name in SHOWN)}   on {options.split}")
+        for path, checkpoint in zip(paths, checkpoints, strict=True):
+            judge(str(path), checkpoint, options, display)
+    mean = average(checkpoints, paths, options.weights)
+    if options.data is not None:
+        figures = judge("their mean", mean, options, display)
+        told = {name: figures[name] for name in SHOWN}
+        mean = replace(mean, provenance={**mean.provenance, f"figures on {options.split}": told})
+    native.save(mean, out)
+    display.say(f"The mean of {len(paths)} captioners is in {out}")
+    return 0
+
+
+def judge(name: str, checkpoint: native.Checkpoint, options: AverageOptions, display: Display) -> dict[str, float]:
+    """Print a row of figures, and return them all."""
+    captioner = Captioner(checkpoint, choose_device(options.devices))
+    records = records_of(Path(str(options.data)), options.split, captioner, display)
+    with display.counting() as progress:
+        evaluation = evaluate(
+            captioner, records, options.split, captioner.decode,
+            progress=lambda done, total: progress(f"captioning with {name}", done, total),
+        )  # fmt: skip
+    display.say(f"{name[-30:]:<30} {'  '.join(f'{evaluation.figures[figure]:8.4f}' for figure in SHOWN)}")
+    return evaluation.figures

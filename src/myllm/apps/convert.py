@@ -1,0 +1,61 @@
+"""`myllm import` and `myllm export`: captioners of other programs as ours, and ours as theirs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from myllm.apps.console import Display
+from myllm.apps.options import ExportOptions, ImportOptions
+from myllm.checkpoints import native
+from myllm.checkpoints.formats import WRITERS, load, recognise
+from myllm.errors import ConfigError
+
+NO_TOKENIZER = (
+    "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
+    "folder with vocab.json and merges.txt, and import again"
+)
+
+
+def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping[str, Any]) -> int:
+    """Say what the source is, and write it as a captioner of ours."""
+    out, display = Path(options.out), Display(options.quiet)
+    if out.exists():
+        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    form, path = recognise(_only(sources))
+    display.say(f"{path}: {form.name}")
+    checkpoint = form.read(path)
+    for note in checkpoint.provenance.get("notes", ()):
+        display.warn(note)
+    if not checkpoint.tokenizer.get_vocab_size():
+        display.warn(NO_TOKENIZER)
+    native.save(checkpoint, out)
+    display.say(f"{_size(checkpoint)} in {out}; caption with `myllm caption PICTURE --model {out}`")
+    return 0
+
+
+def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[str, Any]) -> int:
+    """Write the captioner in the form that --to names."""
+    out, display = Path(options.out), Display(options.quiet)
+    checkpoint = load(_only(models))
+    if options.dtype != "float32":
+        if options.to != "safetensors":
+            raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
+        native.save_folder(checkpoint, out, getattr(torch, options.dtype))
+    else:
+        WRITERS[options.to](checkpoint, out)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
+    return 0
+
+
+def _only(paths: Sequence[str]) -> str:
+    if len(paths) > 1:
+        raise ConfigError(f"one model at a time; {len(paths)} were given")
+    return paths[0]
+
+
+def _size(checkpoint: native.Checkpoint) -> str:
+    return f"{sum(one.numel() for one in checkpoint.model.parameters()) / 1e6:.1f} million parameters"

@@ -1,0 +1,70 @@
+"""Every form that a captioner comes and goes in; a new one is a module of its own and a line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, seed
+from myllm.checkpoints.native import Checkpoint
+from myllm.errors import CheckpointError
+from myllm.weights import read_tensors
+
+
+@dataclass(frozen=True)
+class Format:
+    """One form."""
+
+    name: str
+    """As a sentence calls it."""
+    holds: Callable[[Path], bool]
+    """Whether this path looks like it, by names and first bytes alone."""
+    read: Callable[[Path], Checkpoint]
+
+
+def _is_bare(path: Path) -> bool:
+    try:
+        return seed.recognises(read_tensors(_file(path))) is not None
+    except CheckpointError:  # our own reader says more
+        return False
+
+
+def _read_bare(path: Path) -> Checkpoint:
+    return seed.from_state(read_tensors(_file(path)), path)
+
+
+def _file(path: Path) -> Path:
+    return path / native.FILE_NAME if path.is_dir() else path
+
+
+# tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
+READERS = (
+    Format(
+        "a VisionEncoderDecoder folder of transformers",
+        hf_vision_encoder_decoder.is_one,
+        hf_vision_encoder_decoder.from_folder,
+    ),
+    Format("a bare state dict of the seed, or of a relative of it", _is_bare, _read_bare),
+    Format("a captioner of myllm", lambda path: True, native.load),
+)
+WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
+    "safetensors": native.save_folder,
+    "hf": hf_vision_encoder_decoder.to_folder,
+    "gpt2": hf_gpt2.to_folder,
+}
+
+
+def recognise(source: str | Path) -> tuple[Format, Path]:
+    """The form that a file, a folder or a hub repository is in, and where it lies on this machine.
+
+    Raises CheckpointError where there is none.
+    """
+    path = hub.download(str(source)) if hub.is_id(str(source)) else Path(source)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; expected a captioner.pt, or the folder that holds it")
+    return next(one for one in READERS if one.holds(path)), path
+
+
+def load(source: str | Path) -> Checkpoint:
+    """A captioner in any form. Raises CheckpointError."""
+    form, path = recognise(source)
+    return form.read(path)

@@ -1,0 +1,66 @@
+"""The decoder in GPT-2's own layout, for transformers; reading it is `GPT.from_pretrained`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from myllm.checkpoints.native import Checkpoint
+from myllm.config import END_OF_TEXT, GPTConfig
+from myllm.data.tokenizer import end_token
+from myllm.runtime import atomic_folder
+
+# what transformers keeps as (in, out), and torch as (out, in)
+TURNED = ("c_attn", "q_attn", "c_proj", "c_fc")
+
+
+def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a GPT-2 in the other library's layout, from either to either."""
+    return {
+        name: value.T.contiguous() if name.split(".")[-2] in TURNED and value.dim() == 2 else value
+        for name, value in tensors.items()
+    }
+
+
+def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
+    """transformers' configuration of the decoder."""
+    return {
+        "model_type": "gpt2", "activation_function": "gelu_new" if text.gelu == "tanh" else "gelu",
+        "bos_token_id": end, "eos_token_id": end, "resid_pdrop": text.dropout, "embd_pdrop": text.dropout,
+        "attn_pdrop": text.dropout,
+        "layer_norm_epsilon": text.layer_norm_epsilon, "vocab_size": text.vocab_size,
+        "n_positions": text.n_positions, "n_layer": text.n_layer, "n_head": text.n_head, "n_embd": text.n_embd,
+    }  # fmt: skip
+
+
+def write_tokenizer(tokenizer: Tokenizer, n_positions: int, folder: Path) -> None:
+    """transformers' AutoTokenizer loads what this writes."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": n_positions, **special}
+    write_json(facts, folder / "tokenizer_config.json")
+
+
+def write_json(facts: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
+    """The decoder as transformers' GPT2LMHeadModel: what it knows of language, without its looks at the picture.
+
+    Raises ConfigError where `folder` is there already.
+    """
+    decoder = checkpoint.model.decoder
+    text = {
+        name: value for name, value in decoder.state_dict().items()
+        if "crossattention." not in name and "ln_cross_attn." not in name and name != "lm_head.weight"  # tied
+    }  # fmt: skip
+    facts = {"architectures": ["GPT2LMHeadModel"], **gpt2_facts(decoder.config, end_token(checkpoint.tokenizer))}
+    with atomic_folder(folder) as out:
+        save_file(turned(text), out / "model.safetensors", metadata={"format": "pt"})
+        write_json(facts, out / "config.json")
+        write_tokenizer(checkpoint.tokenizer, decoder.config.n_positions, out)

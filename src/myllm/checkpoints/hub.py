@@ -1,0 +1,102 @@
+"""Captioners on a model hub, through huggingface_hub: its cache, its token (HF_TOKEN), its address (HF_ENDPOINT)."""
+
+import hashlib
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from myllm.errors import CheckpointError, reason
+
+ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+BESIDE = ["*.json", "vocab.json", "merges.txt"]
+# the first that a repository has is downloaded, the others are left
+WEIGHTS = ["captioner.pt", "model*.safetensors", "pytorch_model*.bin"]
+
+
+def is_id(source: str) -> bool:
+    """Whether this can only be a repository: user/name or user/name@revision, and nothing here has such a path."""
+    is_here = Path(source).exists() or Path(source).parent.is_dir()
+    return ID.fullmatch(source) is not None and not source.endswith((".pt", ".bin", ".safetensors")) and not is_here
+
+
+def download(source: str) -> Path:
+    """A folder with the captioner of user/name, or user/name@revision; what is in the cache is not fetched again.
+
+    What broke off is gone on with, and what came is held against the hub's own hash.
+    Raises CheckpointError with the way out.
+    """
+    found = ID.fullmatch(source)
+    assert found is not None
+    repo, revision, began = found["repo"], found["revision"], time.time()
+    try:
+        folder = _fetched(repo, revision)
+    except Exception as error:  # the network's errors have no common base below this
+        raise CheckpointError(f"{source}: no such file or folder here; as a hub id, {_told(error)}") from error
+    for path in folder.iterdir():
+        blob = path.resolve()
+        if blob.is_file() and blob.stat().st_mtime >= began and not _is_whole(blob):
+            blob.unlink()
+            raise CheckpointError(f"{source}: {path.name} came damaged, and was thrown away; run this again")
+    return folder
+
+
+def _fetched(repo: str, revision: str | None) -> Path:
+    """The repository's files in the cache: one form of the weights, and what belongs to it."""
+    try:
+        names = [one.rfilename for one in HfApi().model_info(repo, revision=revision).siblings or ()]
+    except HfHubHTTPError:
+        raise
+    except Exception:  # as above; what is in the cache needs no network
+        return _cached(repo, revision)
+    weights = next((one for one in WEIGHTS if any(Path(name).match(one) for name in names)), None)
+    if weights is None:
+        raise ValueError(f"it holds no captioner: none of {', '.join(WEIGHTS)} is among its {len(names)} files")
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *BESIDE]))
+
+
+def _cached(repo: str, revision: str | None) -> Path:
+    found = []
+    for weights in WEIGHTS:
+        with suppress(IncompleteSnapshotError):
+            folder = snapshot_download(
+                repo, revision=revision, allow_patterns=[weights, *BESIDE], local_files_only=True
+            )
+            found += [Path(folder)] if any(Path(folder).glob(weights)) else []
+    if not found:
+        raise FileNotFoundError("without network, and nothing whole of it in the cache")
+    return found[0]
+
+
+def _is_whole(blob: Path) -> bool:
+    """The cache names a file by its hash: sha256, or git's sha1 for what is not stored as a large file."""
+    content = blob.read_bytes()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return hashlib.sha256(content).hexdigest() == blob.name
+    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
+    return True
+
+
+def _told(error: Exception) -> str:
+    """What went wrong on the hub, and the way out."""
+    if isinstance(error, GatedRepoError):
+        return "it is gated: accept its terms on its page, and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return "unknown to the hub, or private: check the name, or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return "the hub has no such revision of it; leave @revision out for the newest"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return f"the hub answered {error.response.status_code}; try again later"
+    if isinstance(error, ValueError):
+        return reason(error)
+    return f"the hub was not reached, and it is not in the cache ({reason(error)})"

@@ -1,0 +1,208 @@
+"""Captioners on a hub: one of our own on this machine, which also refuses, breaks off and lies."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from myllm.checkpoints import hub, native
+from myllm.checkpoints.native import Checkpoint
+
+REPO, COMMIT, OLDER = "someone/captioner", "0123456789abcdef0123456789abcdef01234567", "f" * 40
+TOKEN = "hf_secretsecretsecret"
+PROGRAM = """
+import sys
+from myllm import Captioner
+from myllm.errors import MyLLMError
+try:
+    captioner = Captioner.load(sys.argv[1])
+    print(float(captioner.model.decoder.lm_head.weight.detach().double().sum()))
+except MyLLMError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs; `mood` is what it does wrong."""
+
+    folder: Path
+    asked: list[str]
+    mood: dict[str, Any]
+
+    def do_GET(self) -> None:
+        place = self.path.split("?")[0]
+        self.asked.append(f"{self.command} {place}")
+        files = {path.name: path for path in self.folder.iterdir()}
+        name = place.rpartition("/")[2]
+        if self.mood.get("token") and self.headers.get("Authorization") != f"Bearer {self.mood['token']}":
+            return self.refuse(401, "RepoNotFound")
+        if self.mood.get("status"):
+            return self.refuse(self.mood["status"], self.mood.get("code", ""))
+        listed = {"id": REPO, "siblings": [{"rfilename": one} for one in files]}
+        if re.fullmatch(rf"/api/models/{REPO}(/revision/[\w.]+)?", place):
+            revision = place.partition("/revision/")[2] or "main"
+            if revision not in ("main", "v1", COMMIT, OLDER):
+                return self.refuse(404, "RevisionNotFound")
+            return self.answer(json.dumps(listed | {"sha": OLDER if revision == "v1" else COMMIT}))
+        if re.fullmatch(rf"/api/models/{REPO}/tree/\w+", place):
+            tree = [{"type": "file", "path": one, "size": path.stat().st_size, "oid": git_hash(path.read_bytes())}
+                    for one, path in files.items()]  # fmt: skip
+            return self.answer(json.dumps(tree))
+        if re.fullmatch(rf"/{REPO}/resolve/\w+/{re.escape(name)}", place) and name in files:
+            return self.answer(files[name].read_bytes())
+        return self.refuse(404, "RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answer(self, content: str | bytes) -> None:
+        body = content.encode() if isinstance(content, str) else content
+        tag, start = git_hash(body), 0
+        is_weights = isinstance(content, bytes) and len(body) > 20_000
+        if self.command == "GET" and is_weights and (asked := self.headers.get("Range")):
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+        if is_weights and self.mood.get("damaged"):
+            body = body[:-9] + b"\0" * 9
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Type", "application/json" if isinstance(content, str) else "application/octet-stream")
+        self.send_header("ETag", f'"{tag}"')
+        self.send_header("X-Repo-Commit", OLDER if OLDER in self.path else COMMIT)
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            sent = body[start:]
+            if is_weights and self.mood.get("breaks", 0) > 0:
+                self.mood["breaks"] -= 1
+                sent = sent[: len(sent) // 2]
+                self.close_connection = True
+            self.wfile.write(sent)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing on the terminal."""
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@pytest.fixture
+def server(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    (tmp_path / "there").mkdir()
+    native.save(tiny_checkpoint, tmp_path / "there/captioner.pt")
+    (tmp_path / "there/pytorch_model.bin").write_bytes(b"an older form that nobody asked for")
+    handler = type("OurHub", (Hub,), {"folder": tmp_path / "there", "asked": [], "mood": {}})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as one:
+        Thread(target=one.serve_forever, daemon=True).start()
+        yield one
+        one.shutdown()
+
+
+def loaded(server: ThreadingHTTPServer, home: Path, source: str = REPO, **environment: str) -> str:
+    """What a process of its own prints: huggingface_hub reads its settings when it is imported."""
+    address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home / "hf")}
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, source], cwd=home, capture_output=True, text=True, timeout=120,
+        env=os.environ | address | {"HF_HUB_DISABLE_XET": "1"} | environment,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert TOKEN not in process.stdout + process.stderr
+    return process.stdout.strip()
+
+
+@pytest.fixture
+def told(tiny_checkpoint: Checkpoint) -> str:
+    """What is printed where all went well."""
+    return str(float(tiny_checkpoint.model.decoder.lm_head.weight.detach().double().sum()))
+
+
+def wrong(server: ThreadingHTTPServer, **mood: Any) -> None:
+    server.RequestHandlerClass.mood.update(mood)  # type: ignore[attr-defined]
+
+
+def test_one_form_is_downloaded_once_and_then_read_without_network(
+    server: ThreadingHTTPServer, tmp_path: Path, told: str
+) -> None:
+    assert loaded(server, tmp_path) == told
+    asked = server.RequestHandlerClass.asked  # type: ignore[attr-defined]
+    assert any(place.endswith("captioner.pt") for place in asked)
+    assert not any("pytorch_model.bin" in place for place in asked)
+    assert loaded(server, tmp_path, HF_HUB_OFFLINE="1") == told
+    assert loaded(server, tmp_path, f"{REPO}@v1") == told
+
+
+def test_a_private_one_takes_the_token_of_the_environment(
+    server: ThreadingHTTPServer, tmp_path: Path, told: str
+) -> None:
+    wrong(server, token=TOKEN)
+    assert "unknown to the hub, or private: check the name, or set HF_TOKEN" in loaded(server, tmp_path)
+    assert loaded(server, tmp_path, HF_TOKEN=TOKEN) == told
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert kept == []
+
+
+def test_what_broke_off_is_gone_on_with(server: ThreadingHTTPServer, tmp_path: Path, told: str) -> None:
+    wrong(server, breaks=2)
+    found = loaded(server, tmp_path)
+    assert found == told or loaded(server, tmp_path) == told
+
+
+def test_what_came_damaged_is_thrown_away(server: ThreadingHTTPServer, tmp_path: Path, told: str) -> None:
+    wrong(server, damaged=True)
+    assert "captioner.pt came damaged, and was thrown away; run this again" in loaded(server, tmp_path)
+    wrong(server, damaged=False)
+    assert loaded(server, tmp_path) == told
+
+
+@pytest.mark.parametrize(
+    ("mood", "source", "message"),
+    [
+        ({"status": 403, "code": "GatedRepo"}, REPO, "it is gated"),
+        ({"status": 404, "code": "RepoNotFound"}, REPO, "unknown to the hub, or private"),
+        ({}, "no/where", "unknown to the hub, or private"),
+        ({}, f"{REPO}@gone", "no such revision"),
+        ({"status": 500}, REPO, "the hub answered 500; try again later"),
+        ({"status": 429}, REPO, "the hub answered 429; try again later"),
+    ],
+)
+def test_what_the_hub_refuses_is_told(
+    server: ThreadingHTTPServer, tmp_path: Path, mood: dict[str, Any], source: str, message: str
+) -> None:
+    wrong(server, **mood)
+    found = loaded(server, tmp_path, source)
+    assert found.startswith(f"CheckpointError: {source}: no such file or folder here; as a hub id, ")
+    assert message in found and "\n" not in found
+
+
+def test_without_network_and_cache_that_is_told(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        assert "the hub was not reached, and it is not in the cache" in loaded(server, tmp_path, **environment)
+
+
+def test_a_repository_without_a_captioner_is_told(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    for path in (tmp_path / "there").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    assert "it holds no captioner" in loaded(server, tmp_path)
+
+
+def test_what_is_here_is_never_asked_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert hub.is_id("user/name") and hub.is_id("user/name@v1.0")
+    assert not any(map(hub.is_id, ("runs/demo", "run/captioner.pt", "runs", "/a/b", "a/b/c")))
