@@ -178,7 +178,7 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
 def _not_said(timm_name: str, why: str) -> ConfigError:
     return ConfigError(
         f"vision.name {timm_name} can't be said in Hugging Face's form: {why}. "
-        f"Supported are plain {', '.join(FAMILIES)}; or export to safetensors or onnx"
+        f"Supported are plain {', '.join(FAMILIES)}; or export to safetensors"
     )
 
 

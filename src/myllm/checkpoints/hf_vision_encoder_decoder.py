@@ -159,7 +159,7 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     if model.config.mode != "last":
         raise ConfigError(
             f"mode {model.config.mode}: in Hugging Face's form every decoder block reads the encoder's last output. "
-            "Train with --mode last, or export to safetensors or onnx"
+            "Train with --mode last, or export to safetensors"
         )
     encoder_facts, encoder = from_timm(model.encoder, model.config.vision.name)
     state = _theirs(model, encoder)

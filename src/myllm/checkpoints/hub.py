@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     IncompleteSnapshotError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -56,25 +57,22 @@ def _fetched(repo: str, revision: str | None) -> Path:
         names = [one.rfilename for one in HfApi().model_info(repo, revision=revision).siblings or ()]
     except HfHubHTTPError:
         raise
-    except Exception:  # as above; what is in the cache needs no network
-        return _cached(repo, revision)
+    except Exception as error:  # as above; what is in the cache needs no network
+        return _cached(repo, revision, error)
     weights = next((one for one in WEIGHTS if any(Path(name).match(one) for name in names)), None)
     if weights is None:
         raise ValueError(f"it holds no captioner: none of {', '.join(WEIGHTS)} is among its {len(names)} files")
     return Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *BESIDE]))
 
 
-def _cached(repo: str, revision: str | None) -> Path:
-    found = []
+def _cached(repo: str, revision: str | None, unreached: Exception) -> Path:
     for weights in WEIGHTS:
-        with suppress(IncompleteSnapshotError):
-            folder = snapshot_download(
-                repo, revision=revision, allow_patterns=[weights, *BESIDE], local_files_only=True
-            )
-            found += [Path(folder)] if any(Path(folder).glob(weights)) else []
-    if not found:
-        raise FileNotFoundError("without network, and nothing whole of it in the cache")
-    return found[0]
+        with suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
+            patterns = [weights, *BESIDE]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
+            if any(folder.glob(weights)):
+                return folder
+    raise FileNotFoundError(reason(unreached))
 
 
 def _is_whole(blob: Path) -> bool:
