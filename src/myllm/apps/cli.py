@@ -49,6 +49,10 @@ VERBS: Mapping[str, Verb] = {
         "get a captioner from a hub", "myllm.apps.convert:import_model", "myllm.apps.options:ImportOptions",
         "Its id: user/name, or user/name@revision.",
     ),
+    "push": Verb(
+        "put a captioner on a hub", "myllm.apps.convert:push_model", "myllm.apps.options:PushOptions",
+        "The captioner, and the repository: user/name.",
+    ),
     "export": Verb(
         "write a captioner in another program's form", "myllm.apps.convert:export_model",
         "myllm.apps.options:ExportOptions", "The captioner: captioner.pt, or the folder that holds it.",

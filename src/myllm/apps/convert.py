@@ -1,4 +1,4 @@
-"""`myllm import` and `myllm export`: captioners of other programs as ours, and ours as theirs."""
+"""`myllm import`, `export`, `pull` and `push`: captioners of other programs as ours, ours as theirs, and a hub."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.options import ExportOptions, ImportOptions
-from myllm.checkpoints import native
+from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
+from myllm.checkpoints import hub, native
 from myllm.checkpoints.formats import WRITERS, load, recognise
 from myllm.errors import ConfigError
 
@@ -48,6 +48,18 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
     files = sorted(path for path in out.rglob("*") if path.is_file())
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
+    return 0
+
+
+def push_model(words: Sequence[str], options: PushOptions, decode: Mapping[str, Any]) -> int:
+    """Put the captioner into a repository of a hub."""
+    if len(words) != 2:
+        raise ConfigError(
+            f"expected a captioner and a repository, as `myllm push runs/mine user/name`; got {len(words)}"
+        )
+    model, repo = words
+    dtype = None if options.dtype == "float32" else getattr(torch, options.dtype)
+    Display(options.quiet).say(f"pushed to {hub.upload(load(model), repo, options.private, dtype)}")
     return 0
 
 

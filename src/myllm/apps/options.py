@@ -165,6 +165,18 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class PushOptions:
+    """Put a captioner into a repository of a hub, with a model card; HF_TOKEN says who you are."""
+
+    private: bool = False
+    """Make the repository for yourself alone, where it is not there yet."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the numbers: the last two make half as large a file, and change captions a little."""
+    quiet: bool = False
+    """Print only warnings and errors."""
+
+
+@dataclass(frozen=True)
 class AverageOptions:
     """Average the weights of captioners of one geometry: often better than any checkpoint of the run they are from."""
 

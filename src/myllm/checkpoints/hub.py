@@ -5,8 +5,10 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi, snapshot_download
+import torch
+from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,12 +18,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from myllm.checkpoints import native
+from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError, reason
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 BESIDE = ["*.json", "vocab.json", "merges.txt"]
 # the first that a repository has is downloaded, the others are left
-WEIGHTS = ["captioner.pt", "model*.safetensors", "pytorch_model*.bin"]
+WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin"]
 
 
 def is_id(source: str) -> bool:
@@ -49,6 +53,24 @@ def download(source: str) -> Path:
             blob.unlink()
             raise CheckpointError(f"{source}: {path.name} came damaged, and was thrown away; run this again")
     return folder
+
+
+def upload(checkpoint: Checkpoint, repo: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
+    """Put a captioner into the repository user/name as safetensors with its model card; returns the commit's address.
+
+    The repository is made where there is none. Raises CheckpointError with the way out.
+    """
+    if not ID.fullmatch(repo) or "@" in repo:
+        raise CheckpointError(f"{repo!r}: no name for a repository; expected user/name")
+    with TemporaryDirectory(prefix="myllm-push-") as name:
+        folder = Path(name) / repo.partition("/")[2]
+        native.save_folder(checkpoint, folder, dtype)
+        try:
+            api = HfApi()
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A captioner").commit_url)
+        except Exception as error:  # as above
+            raise CheckpointError(f"{repo}: {_told(error)}") from error
 
 
 def _fetched(repo: str, revision: str | None) -> Path:
@@ -91,10 +113,15 @@ def _told(error: Exception) -> str:
         return "it is gated: accept its terms on its page, and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
         return "unknown to the hub, or private: check the name, or set HF_TOKEN"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+    if status in (401, 403) and not get_token():
+        return "it asks who you are: set HF_TOKEN"
+    if status == 403:
+        return "HF_TOKEN may not do this; take one that may write"
     if isinstance(error, RevisionNotFoundError):
         return "the hub has no such revision of it; leave @revision out for the newest"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"the hub answered {error.response.status_code}; try again later"
+    if status:
+        return f"the hub answered {status}; try again later"
     if isinstance(error, ValueError):
         return reason(error)
     return f"the hub was not reached, and it is not in the cache ({reason(error)})"

@@ -31,7 +31,7 @@ def test_version_is_the_packages(capsys: Capture) -> None:
 def test_each_verb_tells_its_options(verb: str, capsys: Capture) -> None:
     assert main([verb, "--help"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"usage: myllm {verb}") and ("--out" in told or "--json" in told)
+    assert told.startswith(f"usage: myllm {verb}") and any(option in told for option in ("--out", "--json", "--quiet"))
 
 
 def test_help_holds_the_text_under_each_option(capsys: Capture) -> None:

@@ -1,5 +1,6 @@
 """Captioners on a hub: one of our own on this machine, which also refuses, breaks off and lies."""
 
+import base64
 import hashlib
 import json
 import os
@@ -63,6 +64,44 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        """A repository is made, its card checked; then large files are asked for, and the others come in the commit."""
+        place, body = self.path.split("?")[0], self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(f"POST {place}")
+        if self.headers.get("Authorization") != f"Bearer {self.mood.get('token')}":
+            return self.refuse(self.mood.get("status", 401), "")
+        here = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
+        if place == "/api/repos/create":
+            self.mood["made"] = json.loads(body)
+            return self.answer(json.dumps({"url": f"{here}/{REPO}"}))
+        if place == "/api/validate-yaml":
+            return self.answer(json.dumps({"errors": [], "warnings": []}))
+        if place == f"/api/models/{REPO}/preupload/main":
+            files = [{"path": one["path"], "shouldIgnore": False,
+                      "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular"}
+                     for one in json.loads(body)["files"]]  # fmt: skip
+            return self.answer(json.dumps({"files": files}))
+        if place == f"/{REPO}.git/info/lfs/objects/batch":
+            objects = [one | {"actions": {"upload": {"href": f"{here}/put/{one['oid']}"}}}
+                       for one in json.loads(body)["objects"]]  # fmt: skip
+            return self.answer(json.dumps({"transfer": "basic", "objects": objects}))
+        assert place == f"/api/models/{REPO}/commit/main"
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                (self.folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (self.folder / value["oid"]).rename(self.folder / value["path"])
+        facts = {"success": True, "commitUrl": f"{here}/{REPO}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
+        return self.answer(json.dumps(facts))
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == oid
+        (self.folder / oid).write_bytes(content)
+        self.answer(json.dumps({}))
+
     def refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
@@ -86,7 +125,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", OLDER if OLDER in self.path else COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             sent = body[start:]
             if is_weights and self.mood.get("breaks", 0) > 0:
                 self.mood["breaks"] -= 1
@@ -115,15 +154,20 @@ def server(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[ThreadingHTT
 
 
 def loaded(server: ThreadingHTTPServer, home: Path, source: str = REPO, **environment: str) -> str:
+    """What the program prints of the captioner that it opens."""
+    return printed(server, home, ["-c", PROGRAM, source], **environment)
+
+
+def printed(server: ThreadingHTTPServer, home: Path, words: list[str], **environment: str) -> str:
     """What a process of its own prints: huggingface_hub reads its settings when it is imported."""
     address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home / "hf")}
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, source], cwd=home, capture_output=True, text=True, timeout=120,
+        [sys.executable, *words], cwd=home, capture_output=True, text=True, timeout=120,
         env=os.environ | address | {"HF_HUB_DISABLE_XET": "1"} | environment,
     )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    assert process.returncode in (0, 1), process.stderr
     assert TOKEN not in process.stdout + process.stderr
-    return process.stdout.strip()
+    return process.stdout.strip() or process.stderr.strip()
 
 
 @pytest.fixture
@@ -155,6 +199,44 @@ def test_a_private_one_takes_the_token_of_the_environment(
     assert loaded(server, tmp_path, HF_TOKEN=TOKEN) == told
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert kept == []
+
+
+def test_what_is_pushed_is_what_is_pulled(
+    server: ThreadingHTTPServer, tiny_checkpoint: Checkpoint, tmp_path: Path, told: str
+) -> None:
+    wrong(server, token=TOKEN)
+    for path in (tmp_path / "there").iterdir():
+        path.unlink()
+    native.save(tiny_checkpoint, tmp_path / "mine.pt")
+    push = ["-m", "myllm", "push", "mine.pt", REPO, "--private"]
+    assert "it asks who you are: set HF_TOKEN" in printed(server, tmp_path, push)
+    assert printed(server, tmp_path, push, HF_TOKEN=TOKEN).endswith(f"{REPO}/commit/{COMMIT}")
+    made = server.RequestHandlerClass.mood["made"]  # type: ignore[attr-defined]
+    assert made == {"name": "captioner", "organization": "someone", "visibility": "private"}
+    there = {path.name for path in (tmp_path / "there").iterdir()}
+    assert there == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert "# captioner: captions of pictures" in (tmp_path / "there/README.md").read_text(encoding="utf-8")
+    assert loaded(server, tmp_path, HF_TOKEN=TOKEN) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine.pt", "no-user"], "'no-user': no name for a repository; expected user/name"),
+        (["mine.pt"], "expected a captioner and a repository"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told(
+    server: ThreadingHTTPServer, tiny_checkpoint: Checkpoint, tmp_path: Path, words: list[str], message: str
+) -> None:
+    native.save(tiny_checkpoint, tmp_path / "mine.pt")
+    assert message in subprocess.run(
+        [sys.executable, "-m", "myllm", "push", *words], cwd=tmp_path, capture_output=True, text=True
+    ).stderr  # fmt: skip
+    wrong(server, token="another", status=403)
+    if len(words) == 2:
+        refused = printed(server, tmp_path, ["-m", "myllm", "push", "mine.pt", REPO], HF_TOKEN=TOKEN)
+        assert "HF_TOKEN may not do this; take one that may write" in refused
 
 
 def test_what_broke_off_is_gone_on_with(server: ThreadingHTTPServer, tmp_path: Path, told: str) -> None:
