@@ -47,6 +47,13 @@ def test_there_and_back_says_the_same(theirs: Path, tmp_path: Path, pictures: li
         assert [one.tokens for one in told] == [one.tokens for one in expected.caption_batch(pictures)]
 
 
+def test_info_tells_what_another_programs_captioner_is(theirs: Path, capfd: Capture) -> None:
+    assert main(["info", str(theirs)]) == 0
+    told = capfd.readouterr().out
+    assert "theirs: a VisionEncoderDecoder folder of transformers, " in told and "format" not in told.splitlines()[0]
+    assert "vit_base_patch16_224 at 64 x 64 pixels" in told and "imported from vision-encoder-decoder" in told
+
+
 def test_the_language_alone_is_written(theirs: Path, tmp_path: Path) -> None:
     assert main(["export", str(theirs), "--to", "gpt2", "--out", str(tmp_path / "gpt2"), "--quiet"]) == 0
     tensors = load_file(tmp_path / "gpt2/model.safetensors")

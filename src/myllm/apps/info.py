@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from myllm.apps.options import InfoOptions
 from myllm.checkpoints import native
 from myllm.checkpoints.building import TIED
+from myllm.checkpoints.formats import OURS, recognise
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 
@@ -22,21 +22,28 @@ GEOMETRY = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 def info(paths: Sequence[str], options: InfoOptions, _: Mapping[str, Any]) -> int:
     """Print each captioner's facts. Raises CheckpointError for one that can't be opened, which says why."""
     for path in paths:
-        facts = facts_of(Path(path))
+        facts = facts_of(path)
         print(json.dumps(facts, ensure_ascii=False) if options.json else told(facts))
     return 0
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+def facts_of(source: str) -> dict[str, Any]:
     """All that `myllm info` tells, in plain values."""
-    place = native.locate(path)
-    checkpoint, content = native.load(path), native.read(place)
+    form, place = recognise(source)
+    checkpoint = form.read(place)
+    if form is OURS:
+        place = native.locate(place)
+        content = native.read(place)
+        kind = "folder of safetensors" if place.is_dir() else native.FILE_NAME
+    else:  # as it is once it is read; how its own program stores it is that one's matter
+        content = {"model": checkpoint.model.state_dict(), "format_version": None}
+        kind = form.name
     tensors: dict[str, Tensor] = {name: value for name, value in content["model"].items() if name not in TIED}
     config, encoder, standard = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     return {
         "path": str(place),
-        "kind": "folder of safetensors" if place.is_dir() else native.FILE_NAME,
+        "kind": kind,
         "format_version": content["format_version"],
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "model": {
@@ -102,7 +109,8 @@ def told(facts: Mapping[str, Any]) -> str:
     rows += [("trained", line) for line in _told_lines(provenance)] or [("trained", "the checkpoint does not say")]
     rows += [("figures", line) for line in _told_lines({"validation": figures})] if figures else []
     rows += [("suspicious", line) for line in facts["suspicious"]] or [("suspicious", "nothing")]
-    head = f"{facts['path']}: {facts['kind']}, format {facts['format_version']}, {_megabytes(facts['bytes'])}"
+    version = "" if facts["format_version"] is None else f", format {facts['format_version']}"
+    head = f"{facts['path']}: {facts['kind']}{version}, {_megabytes(facts['bytes'])}"
     shown = [f"  {'' if at and rows[at - 1][0] == name else name:<11} {text}" for at, (name, text) in enumerate(rows)]
     return "\n".join(_printable(line) for line in [head, *shown])
 

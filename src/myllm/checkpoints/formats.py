@@ -36,6 +36,7 @@ def _file(path: Path) -> Path:
     return path / native.FILE_NAME if path.is_dir() else path
 
 
+OURS = Format("a captioner of myllm", lambda path: True, native.load)
 # tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
 READERS = (
     Format(
@@ -44,7 +45,7 @@ READERS = (
         hf_vision_encoder_decoder.from_folder,
     ),
     Format("a bare state dict of the seed, or of a relative of it", _is_bare, _read_bare),
-    Format("a captioner of myllm", lambda path: True, native.load),
+    OURS,
 )
 WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
     "safetensors": native.save_folder,
