@@ -151,14 +151,20 @@ def _power_of_two(least: int) -> int:
 
 def _played_on_gpu(job: Job, buffers: _Buffers) -> Job:
     """What plays `job` again over the same memory; `job` itself, with a warning, where it can't be recorded."""
-    job()  # libraries set themselves up in the first call, which must not be recorded
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    # weights that autocast has cast and kept are thrown away with it, under the recording that would read them
+    keeps_casts = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    torch.clear_autocast_cache()
     try:
+        job()  # libraries set themselves up in the first call, which must not be recorded
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=buffers.pool):  # type: ignore[arg-type]
             job()
     except RuntimeError as error:
         warnings.warn(f"steps of decoding are not recorded on this GPU, so they are slower: {error}", stacklevel=2)
         return job
+    finally:
+        torch.set_autocast_cache_enabled(keeps_casts)
     buffers.pool = graph.pool()  # the next position's step may compute in the same memory
     return graph.replay

@@ -169,6 +169,26 @@ def test_weights_are_read_in_every_form(made: Made, tmp_path: Path, form: str) -
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
+@torch.inference_mode()
+def test_what_older_versions_kept_beside_the_weights_is_left_out(made: Made, tmp_path: Path) -> None:
+    """Causal masks in every block, the head a second time, and no word of what is pooled."""
+    _, folder = made("vit")
+    tensors = {name: value for name, value in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    for layer, part in ((layer, part) for layer in range(2) for part in ("attn", "crossattention")):
+        mask = torch.ones(30, 30, dtype=torch.uint8).tril()[None, None]
+        tensors |= {f"decoder.transformer.h.{layer}.{part}.bias": mask}
+        tensors |= {f"decoder.transformer.h.{layer}.{part}.masked_bias": torch.tensor(-1e4)}
+    tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"].clone()
+    shutil.copytree(folder, tmp_path / "in")
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    expected, found = hf.from_folder(folder).model.state_dict(), hf.from_folder(tmp_path / "in").model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    tensors["decoder.lm_head.weight"] = tensors["decoder.lm_head.weight"] + 1
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lm_head.weight differs from decoder.transformer.wte.weight"):
+        hf.from_folder(tmp_path / "in")
+
+
 def broken(folder: Path, out: Path, **changes: Any) -> Path:
     """A copy in which config.json says otherwise: broken(..., **{"encoder.model_type": "clip"})."""
     shutil.copytree(folder, out)
