@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from myllm.checkpoints.building import is_finite
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.tokenizer import gpt2_tokenizer, no_tokenizer
@@ -238,6 +239,11 @@ def _fill(
         raise CheckpointError(
             f"{place}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; the others ask for {expected[wrong[0]]} "
             f"({len(wrong)} tensors do not fit in all)"
+        )
+    odd = next((part for part in expected if not is_finite(tensors[part])), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{place}: {odd} holds values that are no finite numbers (NaN or infinity); take another checkpoint"
         )
     for name, parts in sources.items():
         own[name].copy_(torch.cat([tensors[part] for part in parts]))

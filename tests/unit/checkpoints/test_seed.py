@@ -113,6 +113,13 @@ def test_a_tensor_of_another_shape_is_named(bare_state: BareState, name: str, sh
         from_state(bare_state("seed") | {name: torch.zeros(shape)}, PLACE)
 
 
+def test_what_is_no_number_is_named(bare_state: BareState) -> None:
+    state = bare_state("seed")
+    state["blocks.1.norm1.bias"][3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"blocks.1.norm1.bias holds values that are no finite numbers"):
+        from_state(state, PLACE)
+
+
 def test_a_head_of_its_own_is_refused(bare_state: BareState) -> None:
     with pytest.raises(CheckpointError, match="out_head.weight differs from tok_emb.weight"):
         from_state(bare_state("seed") | {"out_head.weight": torch.zeros(300, 64)}, PLACE)
