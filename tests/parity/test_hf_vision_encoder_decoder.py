@@ -256,3 +256,61 @@ def test_the_language_alone_is_a_gpt2_of_transformers(made: Made, tmp_path: Path
     torch.testing.assert_close(ours(tokens), theirs.eval()(tokens).logits, rtol=0, atol=1e-4)
     again = {name: value for name, value in checkpoint.model.decoder.state_dict().items() if name in ours.state_dict()}
     assert all(torch.equal(value, again[name]) for name, value in ours.state_dict().items())
+
+
+HALF, IMAGENET = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"image_mean": [0.485, 0.456, 0.406],
+                                                                   "image_std": [0.229, 0.224, 0.225]}  # fmt: skip
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2, **HALF},
+    "vit-gpt2's, of its time": {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, **HALF},
+    "deit": {"image_processor_type": "DeiTImageProcessor", "size": {"height": 36, "width": 36}, "resample": 3,
+             "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, **IMAGENET},
+    "clip": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "resample": 3,
+             "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, **IMAGENET},
+    "swin's, not normalised": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32},
+                               "resample": 3, "do_normalize": False, **IMAGENET},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(57, 91), (128, 64), (32, 32)])
+def test_pictures_become_what_their_processor_makes_of_them(
+    made: Made, tmp_path: Path, name: str, size: tuple[int, int]
+) -> None:
+    import numpy as np
+    import transformers
+    from PIL import Image
+
+    folder = broken(made("vit")[1], tmp_path / "in")
+    facts = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts | PROCESSORS[name]), encoding="utf-8")
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    waves = [120 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / step) for step in (5, 9, 13)]
+    picture = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+    expected = transformers.ViTImageProcessor.from_pretrained(folder) if "vit" in name else (
+        transformers.AutoImageProcessor.from_pretrained(folder)
+    )  # fmt: skip
+    pixels = expected(picture, return_tensors="pt").pixel_values[0]
+    found = Captioner(hf.from_folder(folder), torch.device("cpu")).preprocess(picture)
+    # transformers resizes tensors, we pictures: they round at other places; it also cuts an odd margin the other way
+    assert (found - pixels).abs().mean() < 0.02 * pixels.std()
+    assert (found - pixels).abs().max() < 0.1 * pixels.std()
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"size": {"height": 30, "width": 30}}, "gives 30 pixels a side; the encoder takes 32"),
+        ({"size": {"height": 32, "width": 48}}, "only squares"),
+        ({"size": 32, "rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({"size": 32, "resample": 5}, "resample"),
+        ({"size": 32, "image_mean": None}, "no image processor that is known here"),
+    ],
+)
+def test_a_processor_that_is_not_known_here_is_named(
+    made: Made, tmp_path: Path, facts: dict[str, Any], told: str
+) -> None:
+    folder = broken(made("vit")[1], tmp_path / "in")
+    (folder / "preprocessor_config.json").write_text(json.dumps(HALF | facts), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=told):
+        hf.from_folder(folder)

@@ -111,8 +111,12 @@ def _preprocess(folder: Path, own: PreprocessConfig) -> PreprocessConfig:
             side = scaled
         if not facts.get("do_normalize", True):
             facts |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-        if side != own.image_size[0] or not math.isclose(facts.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
+        if side != own.image_size[0]:
             raise ConfigError(f"gives {side} pixels a side; the encoder takes {own.image_size[0]}")
+        if not math.isclose(facts.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
+            raise ConfigError(f"rescale_factor is {facts['rescale_factor']}; supported is 1 / 255")
+        if facts.get("resample", 2) not in INTERPOLATIONS:
+            raise ConfigError(f"resample is {facts['resample']}; supported are {', '.join(map(str, INTERPOLATIONS))}")
         return PreprocessConfig(
             own.image_size, tuple(facts["image_mean"]), tuple(facts["image_std"]),
             INTERPOLATIONS[facts.get("resample", 2)], side / scaled, mode,
