@@ -197,6 +197,8 @@ class DecodeConfig:
             repetition_penalty=self.repetition_penalty,
         )  # fmt: skip
         _fraction("decode.", min_p=self.min_p)
+        if self.early_stopping not in (True, False, "never"):
+            raise ConfigError(f"decode.early_stopping is {self.early_stopping!r}; expected true, false or never")
         if self.beams > MOST_BEAMS:
             raise ConfigError(f"decode.beams is {self.beams}; at most {MOST_BEAMS}: captions rarely gain beyond 10")
         for name in ("top_k", "min_new_tokens", "no_repeat_ngram_size"):

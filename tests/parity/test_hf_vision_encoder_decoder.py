@@ -16,6 +16,7 @@ from myllm.captioner import Captioner
 from myllm.checkpoints import hf_gpt2
 from myllm.checkpoints import hf_vision_encoder_decoder as hf
 from myllm.checkpoints.native import Checkpoint
+from myllm.config import DecodeConfig
 from myllm.data.tokenizer import train_tokenizer
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt import GPT
@@ -312,5 +313,46 @@ def test_a_processor_that_is_not_known_here_is_named(
 ) -> None:
     folder = broken(made("vit")[1], tmp_path / "in")
     (folder / "preprocessor_config.json").write_text(json.dumps(HALF | facts), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=told):
+        hf.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"num_beams": 4, "max_length": 17, "min_length": 5}, {"beams": 4, "max_new_tokens": 16, "min_new_tokens": 4}),
+        ({"max_length": 17, "max_new_tokens": 9}, {"max_new_tokens": 9}),
+        ({"max_new_tokens": 500}, {"max_new_tokens": 30}),  # the context
+        ({"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "no_repeat_ngram_size": 2},
+         {"beams": 3, "length_penalty": 0.5, "early_stopping": True, "no_repeat_ngram_size": 2}),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2},
+         {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}),
+        ({"temperature": 0.7, "top_k": 50, "num_beams": 1, "min_length": 0}, {}),  # without sampling they say nothing
+    ],
+)  # fmt: skip
+def test_defaults_of_generation_come_along(
+    made: Made, tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    folder = broken(made("vit")[1], tmp_path / "in")
+    place = folder / "generation_config.json"
+    ids = {name: json.loads(place.read_text(encoding="utf-8"))[name] for name in ("bos_token_id", "eos_token_id")}
+    place.write_text(json.dumps(ids | given), encoding="utf-8")
+    assert hf.from_folder(folder).decode == DecodeConfig(**expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"eos_token_id": 7}, "eos_token_id is 7; supported is"),
+        ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2; supported is"),
+        ({"num_beams": -3}, "beams"),
+        ({"num_beams": "many"}, "beams"),
+        ({"early_stopping": "perhaps"}, "early_stopping"),
+    ],
+)
+def test_defaults_that_cannot_be_kept_are_named(made: Made, tmp_path: Path, given: dict[str, Any], told: str) -> None:
+    folder = broken(made("vit")[1], tmp_path / "in")
+    (folder / "generation_config.json").write_text(json.dumps(given), encoding="utf-8")
     with pytest.raises(CheckpointError, match=told):
         hf.from_folder(folder)

@@ -16,7 +16,7 @@ from torch import Tensor
 from myllm.checkpoints.building import build
 from myllm.checkpoints.hf_encoders import from_timm, square, to_timm, vision_config
 from myllm.checkpoints.hf_gpt2 import gpt2_facts, turned, write_json, write_tokenizer
-from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.native import Checkpoint, options_from
 from myllm.config import (
     CaptionerConfig,
     CaptionsConfig,
@@ -142,15 +142,15 @@ def _decode_defaults(folder: Path, facts: Mapping[str, Any], tokenizer: Tokenize
     if given.get("num_beams"):
         chosen["beams"] = given["num_beams"]
     for ours, theirs in {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}.items():
-        if given.get(theirs):
+        if isinstance(given.get(theirs), int) and given[theirs]:
             chosen.setdefault(ours, max(0, given[theirs] - 1))  # the begin token counts there
     if not chosen.get("do_sample"):
         chosen = {name: value for name, value in chosen.items() if name not in ("temperature", "top_p", "top_k")}
-    if "max_new_tokens" in chosen:
+    if isinstance(chosen.get("max_new_tokens"), int):
         chosen["max_new_tokens"] = min(chosen["max_new_tokens"], n_positions)
     try:
-        return DecodeConfig(**chosen)
-    except ConfigError as error:
+        return options_from(DecodeConfig, chosen)
+    except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{place}: {error}") from error
 
 

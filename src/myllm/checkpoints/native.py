@@ -199,8 +199,8 @@ def _assemble(content: Mapping[str, Any]) -> Checkpoint:
             f"the tokenizer has tokens up to number {highest}, the embedding {config.text.vocab_size} rows; they are "
             "not of one model: put the tokenizer beside the weights that they were trained with"
         )
-    preprocess = _made(PreprocessConfig, content["preprocess"])
-    captions, decode = _made(CaptionsConfig, content["captions"]), _made(DecodeConfig, content["decode"])
+    preprocess = options_from(PreprocessConfig, content["preprocess"])
+    captions, decode = options_from(CaptionsConfig, content["captions"]), options_from(DecodeConfig, content["decode"])
     model = build(config, content["model"])
     _check_preprocess(preprocess, model.encoder.preprocess)
     return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance)
@@ -247,11 +247,11 @@ def _json(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def _made(kind: type[Options], values: Mapping[str, Any]) -> Options:
+def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
     """The options that a file holds. Raises CheckpointError for one of another kind than its default is."""
     for name, default in asdict(kind()).items():
         value = values.get(name, default)
-        # early_stopping is a truth or a word, and where the default is none, nothing is known
+        # early_stopping is a truth or a word, checked by its own class, and where the default is none, nothing is known
         if name != "early_stopping" and default is not None and not isinstance(value, KINDS[type(default)]):
             raise CheckpointError(f"{name} is {value!r}; expected something like {default!r}")
     given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
