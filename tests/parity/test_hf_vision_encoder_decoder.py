@@ -1,7 +1,9 @@
 """Captioners of transformers, opened here: the same logits, the same captions."""
 
 import json
+import resource
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -356,3 +358,29 @@ def test_defaults_that_cannot_be_kept_are_named(made: Made, tmp_path: Path, give
     (folder / "generation_config.json").write_text(json.dumps(given), encoding="utf-8")
     with pytest.raises(CheckpointError, match=told):
         hf.from_folder(folder)
+
+
+ODD = [None, -1, 0, 10**9, float("nan"), "x", []]
+
+
+@pytest.mark.parametrize("name", ["vit", "beit", "swin"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_no_value_in_a_configuration_brings_more_than_a_message(
+    made: Made, tmp_path: Path, name: str, part: str
+) -> None:
+    _, folder = made(name)
+    shutil.copytree(folder, tmp_path / "in")
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    refused, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for key, odd in ((key, odd) for key in facts[part] for odd in ODD):
+        changed = facts | {part: facts[part] | {key: odd}}
+        (tmp_path / "in/config.json").write_text(json.dumps(changed), encoding="utf-8")
+        began = time.monotonic()
+        try:
+            hf.from_folder(tmp_path / "in")
+        except CheckpointError as error:
+            assert str(tmp_path / "in") in str(error)
+            refused += 1
+        assert time.monotonic() - began < 5
+    assert refused > 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KB

@@ -59,7 +59,7 @@ def from_folder(folder: Path) -> Checkpoint:
         model = build(config, _ours(read_tensors(folder), encoder))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except (KeyError, TypeError, ConfigError) as error:
+    except Exception as error:  # an edited file can raise anything
         raise CheckpointError(f"{place}: no captioner that can be built here ({reason(error)})") from error
     tokenizer = gpt2_tokenizer(str(folder))
     if tokenizer.get_vocab_size() > config.text.vocab_size:
@@ -81,8 +81,8 @@ def _ours(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, 
     """
     encoder = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
     timm, unknown = to_timm(encoder)
-    if facts["model_type"] == "beit" and facts.get("use_mean_pooling", True):  # a norm of pooled tokens, often left out
-        width = facts["hidden_size"]
+    if facts["model_type"] == "beit" and facts.get("use_mean_pooling", True) and "cls_token" in timm:
+        width = timm["cls_token"].shape[-1]  # a norm of pooled tokens, often left out
         timm = {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)} | timm
     others = {
         name: value for name, value in tensors.items()
