@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from myllm.checkpoints import native
+from myllm.checkpoints import formats, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError
 
@@ -67,7 +67,7 @@ def test_a_hostile_header_of_safetensors_is_refused(folder: Path, header: bytes,
     content = struct.pack("<Q", len(header) if length is None else length) + header + bytes(16)
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="model.safetensors: damaged, cut short, or no file of weights"):
-        native.load(folder)
+        formats.load(folder)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"config":'])
@@ -75,7 +75,7 @@ def test_a_hostile_header_of_safetensors_is_refused(folder: Path, header: bytes,
 def test_json_nested_without_end_is_refused(folder: Path, opening: str, file: str) -> None:
     (folder / file).write_text(opening * 100_000)
     with pytest.raises(CheckpointError, match=str(folder)):
-        native.load(folder)
+        formats.load(folder)
 
 
 def test_a_provenance_nested_without_end_is_refused(tiny_captioner_file: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_provenance_nested_without_end_is_refused(tiny_captioner_file: Path) -
         for name, part in (parts | {place: parts[place].replace(text, lists)}).items():
             target.writestr(name, part)
     with pytest.raises(CheckpointError, match="captioner.pt"):
-        native.load(tiny_captioner_file)
+        formats.load(tiny_captioner_file)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_configuration_that_asks_for_more_than_its_weights_hold_is_refused(
     folder: Path, keys: tuple[str, ...], value: object
 ) -> None:
     with pytest.raises(CheckpointError, match=str(folder)):
-        native.load(edited(folder, *keys, value=value))
+        formats.load(edited(folder, *keys, value=value))
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_an_option_of_another_kind_is_refused_at_once_and_not_when_it_is_used(
     folder: Path, keys: tuple[str, ...], value: object
 ) -> None:
     with pytest.raises(CheckpointError, match=str(folder)):
-        native.load(edited(folder, *keys, value=value))
+        formats.load(edited(folder, *keys, value=value))
 
 
 def test_a_file_that_grows_when_it_is_opened_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "captioner.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("captioner/data.pkl", bytes(10**8))
     with pytest.raises(CheckpointError, match="captioner.pt: refused: its parts are compressed"):
-        native.load(tmp_path)
+        formats.load(tmp_path)
 
 
 def test_a_tensor_that_repeats_one_number_grants_no_memory(tiny_captioner_file: Path) -> None:
@@ -158,13 +158,13 @@ def test_a_tensor_that_repeats_one_number_grants_no_memory(tiny_captioner_file: 
     content["model"]["decoder.transformer.wpe.weight"] = torch.zeros(1).expand(BILLION, 32)
     torch.save(content, tiny_captioner_file)
     with pytest.raises(CheckpointError, match="larger than its weights"):
-        native.load(tiny_captioner_file)
+        formats.load(tiny_captioner_file)
 
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"])
 def test_a_geometry_that_names_other_files_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"vision.geometry has {name}, which is no geometry"):
-        native.load(edited(folder, "config", "vision", "geometry", value={name: "/etc/passwd"}))
+        formats.load(edited(folder, "config", "vision", "geometry", value={name: "/etc/passwd"}))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -172,13 +172,13 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     shutil.move(folder / name, folder.parent / name)
     (folder / name).symlink_to(folder.parent / name)
     with pytest.raises(CheckpointError, match=rf"{name}: refused: it is a link to .*, outside its folder; copy"):
-        native.load(folder)
+        formats.load(folder)
 
 
 def test_links_within_the_folder_and_in_the_hubs_cache_are_followed(folder: Path) -> None:
     os.rename(folder / "config.json", folder / "real.json")
     (folder / "config.json").symlink_to("real.json")
-    native.load(folder)
+    formats.load(folder)
     snapshot = folder.parent / "models--a--b/snapshots/0123"
     blobs = snapshot.parents[1] / "blobs"
     snapshot.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_links_within_the_folder_and_in_the_hubs_cache_are_followed(folder: Path
     for file in folder.iterdir():
         shutil.copy(file.resolve(), blobs / f"blob-{file.name}")
         (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
-    native.load(snapshot)
+    formats.load(snapshot)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -195,7 +195,7 @@ def test_a_bare_pickle_that_runs_code_is_refused_and_not_run(
 ) -> None:
     (tmp_path / "captioner.pt").write_bytes(pickle.dumps(hostile(tmp_path / "was-run"), protocol))
     with pytest.raises(CheckpointError, match="captioner.pt"):
-        native.load(tmp_path)
+        formats.load(tmp_path)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -204,7 +204,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused_and_not_run(
 ) -> None:
     torch.save({"w": hostile(folder / "was-run")}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
-        native.load(folder)
+        formats.load(folder)
     assert not (folder / "was-run").exists()
 
 
@@ -215,7 +215,7 @@ def test_weights_that_are_no_finite_numbers_are_named(folder: Path, value: float
     save_file(tensors, folder / "changed")
     os.replace(folder / "changed", folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"decoder.transformer.h.1.ln_1.bias holds values that are no finite"):
-        native.load(folder)
+        formats.load(folder)
 
 
 def test_large_weights_are_still_finite(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_large_weights_are_still_finite(folder: Path) -> None:
     tensors["decoder.transformer.h.1.ln_1.bias"][:] = 3e38  # their sum is not
     save_file(tensors, folder / "changed")
     os.replace(folder / "changed", folder / "model.safetensors")
-    native.load(folder)
+    formats.load(folder)
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
@@ -232,12 +232,12 @@ def test_a_sparse_tensor_is_no_weight(tiny_captioner_file: Path) -> None:
     content["model"]["decoder.transformer.wpe.weight"] = torch.zeros(24, 32).to_sparse()
     torch.save(content, tiny_captioner_file)
     with pytest.raises(CheckpointError, match="captioner.pt"):
-        native.load(tiny_captioner_file)
+        formats.load(tiny_captioner_file)
 
 
 def loads_or_is_refused(path: Path) -> None:
     try:
-        native.load(path)
+        formats.load(path)
     except CheckpointError as error:
         assert str(path.parent) in str(error)
 
@@ -282,4 +282,4 @@ def test_safetensors_cut_short_are_refused(folder: Path, size: int) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:size])
     with pytest.raises(CheckpointError, match="model.safetensors: damaged, cut short"):
-        native.load(folder)
+        formats.load(folder)
