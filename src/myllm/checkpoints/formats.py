@@ -17,7 +17,7 @@ class Format:
     name: str
     """As a sentence calls it."""
     holds: Callable[[Path], bool]
-    """Whether this path looks like it, by names and first bytes alone."""
+    """Whether this path looks like it, by the names of files and of tensors alone."""
     read: Callable[[Path], Checkpoint]
 
 

@@ -58,7 +58,7 @@ def from_folder(folder: Path) -> Checkpoint:
         config = CaptionerConfig(vision_config(encoder, place), gpt_config(decoder, place), "last")
         model = build(config, _ours(read_tensors(folder), encoder))
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(f"{folder}: {str(error).removeprefix(f'{place}: ')}") from error
     except Exception as error:  # an edited file can raise anything
         raise CheckpointError(f"{place}: no captioner that can be built here ({reason(error)})") from error
     tokenizer = gpt2_tokenizer(str(folder))
