@@ -35,6 +35,7 @@ from myllm.checkpoints.onnx import OnnxStepper, Precision
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate
+from myllm.model.gpt import turned
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.stepper import ModelStepper
 
@@ -60,10 +61,7 @@ class Weights:
             CaptionerConfig(VisionConfig("vit_base_patch16_224", pretrained=False), GPTConfig(), "last")
         ).eval()
         ours.encoder.backbone.load_state_dict(timm_names(encoder.state_dict()))
-        turned = {f"{name}.weight" for name, part in decoder.named_modules() if type(part).__name__ == "Conv1D"}
-        ours.decoder.load_state_dict(
-            {name: value.T if name in turned else value for name, value in decoder.state_dict().items()}
-        )
+        ours.decoder.load_state_dict(turned(decoder.state_dict()))
         return cls(theirs, ours)
 
     @cached_property

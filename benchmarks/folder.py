@@ -26,6 +26,7 @@ from myllm.captioner import in_batches
 from myllm.data.records import read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import decode_tokens, end_token
+from myllm.model.gpt import turned
 from myllm.model.vision_gpt2 import VisionGPT2
 
 Route = Callable[[list[Path]], Iterator[str]]
@@ -56,9 +57,7 @@ def in_transformers(ours: VisionGPT2) -> Any:
     model = VisionEncoderDecoderModel(encoder=Encoder(ours), decoder=decoder).eval()
     # transformers begins with random weights, in what it was given too
     model.encoder.ours.load_state_dict(ours.state_dict())
-    turned = {f"{name}.weight" for name, part in decoder.named_modules() if type(part).__name__ == "Conv1D"}
-    state = ours.decoder.state_dict().items()
-    decoder.load_state_dict({name: value.T if name in turned else value for name, value in state})
+    decoder.load_state_dict(turned(ours.decoder.state_dict()))
     return model
 
 

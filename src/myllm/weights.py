@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
+"""Tensors and JSON in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
 
 import json
 import pickle
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from myllm.errors import CheckpointError, reason
@@ -94,3 +95,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path}: holds a {type(facts).__name__}; expected an object of names and values")
     return facts
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A file of safetensors. Raises OSError where the disk is full or can't be written to."""
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # over what the disk said
+        raise OSError(reason(error)) from error
+
+
+def json_text(facts: Mapping[str, Any]) -> str:
+    """Names and values as JSON for people, what JSON does not know as text."""
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def write_json(facts: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json_text(facts), encoding="utf-8")

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
+from myllm.apps.convert import unused
 from myllm.apps.evaluate import records_of
 from myllm.apps.options import AverageOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.average import average
-from myllm.errors import ConfigError
+from myllm.data.records import Record
 from myllm.evaluation.evaluate import evaluate
 from myllm.runtime import choose_device
 
@@ -20,17 +21,17 @@ SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 
 def average_models(models: Sequence[str], options: AverageOptions, decode: Mapping[str, Any]) -> int:
     """Write the mean to --out; with --data, print the figures of each captioner and of the mean on a split."""
-    display, paths, out = Display(options.quiet), [Path(model) for model in models], Path(options.out)
-    if out.exists():
-        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    display, paths, out = Display(options.quiet), [Path(model) for model in models], unused(options.out)
     checkpoints = [formats.load(model) for model in models]
+    records: list[Record] = []
     if options.data is not None:
+        records = records_of(Path(options.data), options.split, checkpoints[0].captions, display)
         display.say(f"{'':<30} {'  '.join(f'{name:>8}' for name in SHOWN)}   on {options.split}")
         for path, checkpoint in zip(paths, checkpoints, strict=True):
-            judge(str(path), checkpoint, options, display)
+            judge(str(path), checkpoint, records, options, display)
     mean = average(checkpoints, paths, options.weights)
-    if options.data is not None:
-        figures = judge("their mean", mean, options, display)
+    if records:
+        figures = judge("their mean", mean, records, options, display)
         told = {name: figures[name] for name in SHOWN}
         mean = replace(mean, provenance={**mean.provenance, f"figures on {options.split}": told})
     native.save(mean, out)
@@ -38,10 +39,11 @@ def average_models(models: Sequence[str], options: AverageOptions, decode: Mappi
     return 0
 
 
-def judge(name: str, checkpoint: native.Checkpoint, options: AverageOptions, display: Display) -> dict[str, float]:
+def judge(
+    name: str, checkpoint: native.Checkpoint, records: Sequence[Record], options: AverageOptions, display: Display
+) -> dict[str, float]:
     """Print a row of figures, and return them all."""
     captioner = Captioner(checkpoint, choose_device(options.devices))
-    records = records_of(Path(str(options.data)), options.split, captioner, display)
     with display.counting() as progress:
         evaluation = evaluate(
             captioner, records, options.split, captioner.decode,

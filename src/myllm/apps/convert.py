@@ -16,13 +16,13 @@ NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
     "folder with vocab.json and merges.txt, and import again"
 )
+# None keeps the numbers as they are
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping[str, Any]) -> int:
     """Say what the source is, and write it as a captioner of ours."""
-    out, display = Path(options.out), Display(options.quiet)
-    if out.exists():
-        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    out, display = unused(options.out), Display(options.quiet)
     form, path = recognise(_only(sources))
     display.say(f"{path}: {form.name}")
     checkpoint = form.read(path)
@@ -39,12 +39,13 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
     """Write the captioner in the form that --to names."""
     out, display = Path(options.out), Display(options.quiet)
     checkpoint = load(_only(models))
-    if options.dtype != "float32":
-        if options.to != "safetensors":
-            raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
-        native.save_folder(checkpoint, out, getattr(torch, options.dtype))
-    else:
+    dtype = DTYPES[options.dtype]
+    if dtype is None:
         WRITERS[options.to](checkpoint, out)
+    elif options.to == "safetensors":
+        native.save_folder(checkpoint, out, dtype)
+    else:
+        raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
@@ -58,9 +59,16 @@ def push_model(words: Sequence[str], options: PushOptions, decode: Mapping[str, 
             f"expected a captioner and a repository, as `myllm push runs/mine user/name`; got {len(words)}"
         )
     model, repo = words
-    dtype = None if options.dtype == "float32" else getattr(torch, options.dtype)
-    Display(options.quiet).say(f"pushed to {hub.upload(load(model), repo, options.private, dtype)}")
+    address = hub.upload(load(model), repo, options.private, DTYPES[options.dtype])
+    Display(options.quiet).say(f"pushed to {address}")
     return 0
+
+
+def unused(out: str) -> Path:
+    """Where --out is to be written. Raises ConfigError where something is there already."""
+    if Path(out).exists():
+        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    return Path(out)
 
 
 def _only(paths: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from myllm.apps.console import Display
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
 from myllm.captioner import Captioner
+from myllm.config import CaptionsConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
 from myllm.data.splits import split_records
@@ -24,7 +25,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
     captioner = Captioner.load(options.model, options.devices, options.precision)
-    records = records_of(Path(options.data), options.split, captioner, display)[: options.limit]
+    records = records_of(Path(options.data), options.split, captioner.captions, display)[: options.limit]
     with display.counting() as progress:
         evaluation = evaluate(
             captioner, records, options.split, captioner.decode_options(**decode), options.batch_size,
@@ -59,9 +60,9 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def records_of(data: Path, split: str, captioner: Captioner, display: Display) -> list[Record]:
-    """The pictures of a split with their captions, as the captioner was told to read them."""
-    records, findings = read_records(data, captioner.captions)
+def records_of(data: Path, split: str, captions: CaptionsConfig, display: Display) -> list[Record]:
+    """The pictures of a split with their captions, read as `captions` says."""
+    records, findings = read_records(data, captions)
     splits = split_records(records, data, findings)
     for line in findings.lines():
         display.warn(line)

@@ -11,6 +11,7 @@ from torch import Tensor
 from myllm.apps.options import InfoOptions
 from myllm.checkpoints import native
 from myllm.checkpoints.building import TIED
+from myllm.checkpoints.card import flat
 from myllm.checkpoints.formats import OURS, recognise
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
@@ -130,15 +131,9 @@ def _told_fields(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
-def _told_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _told_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line for each value, those of a group within its name: 'data.train 6000'."""
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += _told_lines(value, f"{prefix}{name}.")
-        else:
-            lines.append(f"{prefix}{name} {f'{value:.4g}' if isinstance(value, float) else value}")
-    return lines
+    return [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in flat(facts, ".")]
 
 
 def _plain(value: Any) -> Any:

@@ -82,10 +82,10 @@ def _geometry(model: VisionGPT2) -> str:
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
-    rows = list(_flat({key: value for key, value in provenance.items() if key not in FIGURES_OF_RUN}))
+    rows = list(flat({key: value for key, value in provenance.items() if key not in FIGURES_OF_RUN}, ", "))
     if not rows:
         return "The checkpoint does not say. Ask whoever gave it to you before you rely on it."
-    table = "\n".join(f"| {_line(name)} | {_line(value)} |" for name, value in rows)
+    table = "\n".join(f"| {_line(name)} | {_line(str(value))} |" for name, value in rows)
     return f"As the checkpoint itself says:\n\n| | |\n|---|---|\n{table}"
 
 
@@ -112,12 +112,13 @@ def _figures(provenance: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in known.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(facts: Mapping[str, Any], joint: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its name behind those of the groups that it is in: 'data, train' where joint is ', '."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}, ")
+            yield from flat(value, joint, f"{prefix}{name}{joint}")
         else:
-            yield f"{prefix}{name}", str(value)
+            yield f"{prefix}{name}", value
 
 
 def _line(text: str) -> str:

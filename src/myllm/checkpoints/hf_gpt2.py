@@ -1,29 +1,16 @@
 """The decoder in GPT-2's own layout, for transformers; reading it is `GPT.from_pretrained`."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import END_OF_TEXT, GPTConfig
 from myllm.data.tokenizer import end_token
+from myllm.model.gpt import turned
 from myllm.runtime import atomic_folder
-
-# what transformers keeps as (in, out), and torch as (out, in)
-TURNED = ("c_attn", "q_attn", "c_proj", "c_fc")
-
-
-def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a GPT-2 in the other library's layout, from either to either."""
-    return {
-        name: value.T.contiguous() if name.split(".")[-2] in TURNED and value.dim() == 2 else value
-        for name, value in tensors.items()
-    }
+from myllm.weights import write_json, write_tensors
 
 
 def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
@@ -45,10 +32,6 @@ def write_tokenizer(tokenizer: Tokenizer, n_positions: int, folder: Path) -> Non
     write_json(facts, folder / "tokenizer_config.json")
 
 
-def write_json(facts: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
 def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     """The decoder as transformers' GPT2LMHeadModel: what it knows of language, without its looks at the picture.
 
@@ -61,6 +44,6 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     }  # fmt: skip
     facts = {"architectures": ["GPT2LMHeadModel"], **gpt2_facts(decoder.config, end_token(checkpoint.tokenizer))}
     with atomic_folder(folder) as out:
-        save_file(turned(text), out / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(turned(text), out / "model.safetensors")
         write_json(facts, out / "config.json")
         write_tokenizer(checkpoint.tokenizer, decoder.config.n_positions, out)

@@ -9,26 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import build
+from myllm.checkpoints.building import build, check_tokenizer
 from myllm.checkpoints.hf_encoders import from_timm, square, to_timm, vision_config
-from myllm.checkpoints.hf_gpt2 import gpt2_facts, turned, write_json, write_tokenizer
+from myllm.checkpoints.hf_gpt2 import gpt2_facts, write_tokenizer
 from myllm.checkpoints.native import Checkpoint, options_from
-from myllm.config import (
-    CaptionerConfig,
-    CaptionsConfig,
-    DecodeConfig,
-    PreprocessConfig,
-)
+from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
-from myllm.model.gpt import gpt_config
+from myllm.model.gpt import gpt_config, turned
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_folder
-from myllm.weights import read_json, read_tensors
+from myllm.weights import read_json, read_tensors, write_json, write_tensors
 
 MODEL_TYPE = "vision-encoder-decoder"
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -54,21 +48,17 @@ def from_folder(folder: Path) -> Checkpoint:
     encoder, decoder = (dict(part) for part in parts if isinstance(part, dict))
     if decoder.get("cross_attention_hidden_size") is not None:
         raise CheckpointError(f"{place}: decoder.cross_attention_hidden_size is set; only enc_to_dec_proj is supported")
+    tokenizer = gpt2_tokenizer(str(folder))
     try:
         config = CaptionerConfig(vision_config(encoder, place), gpt_config(decoder, place), "last")
         model = build(config, _ours(read_tensors(folder), encoder))
+        check_tokenizer(tokenizer, config.text.vocab_size)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {str(error).removeprefix(f'{place}: ')}") from error
     except Exception as error:  # an edited file can raise anything
         raise CheckpointError(f"{place}: no captioner that can be built here ({reason(error)})") from error
-    tokenizer = gpt2_tokenizer(str(folder))
-    if tokenizer.get_vocab_size() > config.text.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the embedding "
-            f"{config.text.vocab_size} rows; they are not of one model"
-        )
     return Checkpoint(
-        model.eval(), tokenizer, _preprocess(folder, model.encoder.preprocess), CaptionsConfig(),
+        model, tokenizer, _preprocess(folder, model.encoder.preprocess), CaptionsConfig(),
         _decode_defaults(folder, facts, tokenizer, config.text.n_positions),
         {"imported from": f"{MODEL_TYPE}: {encoder['model_type']} and {decoder['model_type']}"},
     )  # fmt: skip
@@ -168,7 +158,7 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     encoder_facts, encoder = from_timm(model.encoder, model.config.vision.name)
     state = _theirs(model, encoder)
     with atomic_folder(folder) as out:
-        save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(state, out / "model.safetensors")
         write_tokenizer(checkpoint.tokenizer, model.config.text.n_positions, out)
         for name, facts in _facts(checkpoint, encoder_facts).items():
             write_json(facts, out / f"{name}.json")
@@ -181,7 +171,7 @@ def _theirs(model: VisionGPT2, encoder: Mapping[str, Tensor]) -> dict[str, Tenso
         name: value for name, value in model.state_dict().items()
         if not name.startswith("encoder.") and name != "decoder.lm_head.weight"  # tied
     }  # fmt: skip
-    return {name: value.contiguous() for name, value in (found | turned(others)).items()}
+    return found | turned(others)
 
 
 def _facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError, reason
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-BESIDE = ["*.json", "vocab.json", "merges.txt"]
+BESIDE = ["*.json", "merges.txt"]
 # the first that a repository has is downloaded, the others are left
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin"]
 
@@ -99,12 +99,11 @@ def _cached(repo: str, revision: str | None, unreached: Exception) -> Path:
 
 def _is_whole(blob: Path) -> bool:
     """The cache names a file by its hash: sha256, or git's sha1 for what is not stored as a large file."""
-    content = blob.read_bytes()
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return hashlib.sha256(content).hexdigest() == blob.name
-    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
-    return True
+    begun = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % blob.stat().st_size)}
+    if not re.fullmatch("[0-9a-f]+", blob.name) or len(blob.name) not in begun:
+        return True
+    with blob.open("rb") as file:  # by parts: it may be larger than memory
+        return hashlib.file_digest(file, lambda: begun[len(blob.name)]).hexdigest() == blob.name
 
 
 def _told(error: Exception) -> str:

@@ -3,7 +3,6 @@
 Two forms of the same parts: a file, captioner.pt, and a folder of safetensors and JSON that others can read too.
 """
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,12 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import TIED, build
+from myllm.checkpoints.building import TIED, build, check_tokenizer
 from myllm.checkpoints.card import model_card
 from myllm.config import (
     FORMAT_VERSION,
@@ -32,7 +29,7 @@ from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_folder, atomic_write
-from myllm.weights import read_json, read_tensors, refuse_compressed
+from myllm.weights import json_text, read_json, read_tensors, refuse_compressed, write_json, write_tensors
 
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
@@ -75,16 +72,13 @@ def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None 
 
     The folder appears when it is whole. Raises ConfigError where something of its name is there.
     """
-    tensors = {name: value.contiguous() for name, value in _stored(checkpoint.model, dtype).items()}
+    tensors = _stored(checkpoint.model, dtype)
     with atomic_folder(folder) as part:
-        (part / CONFIG_NAME).write_text(_json(_facts(checkpoint)), encoding="utf-8")
+        write_json(_facts(checkpoint), part / CONFIG_NAME)
         (part / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
         card = model_card(checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name)
         (part / "README.md").write_text(card, encoding="utf-8")
-        try:
-            save_file(tensors, part / TENSORS_NAME, metadata={"format": "pt"})
-        except SafetensorError as error:  # over what the disk said
-            raise OSError(reason(error)) from error
+        write_tensors(tensors, part / TENSORS_NAME)
 
 
 def load(path: Path) -> Checkpoint:
@@ -191,14 +185,9 @@ def _assemble(content: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"mode is {config.mode!r}; expected layerwise or last")
     if not isinstance(provenance, dict):
         raise CheckpointError(f"provenance is a {type(provenance).__name__}; expected names and values")
-    _json(provenance)  # what is nested too deep to be written is too deep to be shown
+    json_text(provenance)  # what is nested too deep to be written is too deep to be shown
     tokenizer = Tokenizer.from_str(content["tokenizer"])
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= config.text.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has tokens up to number {highest}, the embedding {config.text.vocab_size} rows; they are "
-            "not of one model: put the tokenizer beside the weights that they were trained with"
-        )
+    check_tokenizer(tokenizer, config.text.vocab_size)
     preprocess = options_from(PreprocessConfig, content["preprocess"])
     captions, decode = options_from(CaptionsConfig, content["captions"]), options_from(DecodeConfig, content["decode"])
     model = build(config, content["model"])
@@ -241,10 +230,6 @@ def _stored(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
             if value.is_floating_point() and not value.isfinite().all():
                 raise ConfigError(f"{name} has numbers too large for {dtype}; take torch.bfloat16, or None")
     return tensors
-
-
-def _json(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:

@@ -23,6 +23,8 @@ from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
 from myllm.weights import read_json, read_tensors
 
 GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
+# what transformers keeps as (in, out), and torch as (out, in)
+TURNED = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 
 class LayerNorm(nn.Module):
@@ -168,14 +170,12 @@ class GPT(nn.Module):
         model = cls(gpt_config(read_json(folder / "config.json"), folder / "config.json"))
         tensors = {
             name if name.startswith("transformer.") else f"transformer.{name}": value
-            for name, value in read_tensors(folder).items()
+            for name, value in turned(read_tensors(folder)).items()
         }
         wanted = model.state_dict()
         state = {}
         for name, own in wanted.items():
             tensor = tensors.get("transformer.wte.weight" if name == "lm_head.weight" else name)
-            if tensor is not None and name.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and tensor.dim() == 2:
-                tensor = tensor.T  # Hugging Face keeps these as (in, out)
             if tensor is None or tensor.shape != own.shape:
                 found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
                 raise CheckpointError(f"{folder}: {name} is {found}; expected shape {tuple(own.shape)}")
@@ -188,14 +188,14 @@ class GPT(nn.Module):
 
         Raises ConfigError where the geometries differ.
         """
-        for name in ("vocab_size", *GEOMETRY):
+        for name in ("vocab_size", *GEOMETRY, "gelu"):
             own, other = getattr(self.config, name), getattr(text.config, name)
             if own != other:
                 raise ConfigError(_other_geometry(name, own, other))
         self.load_state_dict(text.state_dict(), strict=False)
 
 
-def _other_geometry(name: str, own: float, other: float) -> str:
+def _other_geometry(name: str, own: object, other: object) -> str:
     return f"text.{name} is {own}, but the pretrained GPT-2 has {other}; set --text.{name} {other}"
 
 
@@ -208,7 +208,7 @@ def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
         return config
     place, default = gpt2_folder(config.pretrained) / "config.json", GPTConfig()
     found = gpt_config(read_json(place), place)
-    geometry = {name: getattr(found, name) for name in (*GEOMETRY, "layer_norm_epsilon")}
+    geometry = {name: getattr(found, name) for name in (*GEOMETRY, "layer_norm_epsilon", "gelu")}
     for name, value in geometry.items():
         if getattr(config, name) not in (value, getattr(default, name)):
             raise ConfigError(_other_geometry(name, getattr(config, name), value))
@@ -237,6 +237,14 @@ def gpt2_folder(source: str | bool) -> Path:
             f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
             "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
         ) from error
+
+
+def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a GPT-2 in the other library's layout, from either to either."""
+    return {
+        name: value.T.contiguous() if name.endswith(TURNED) and value.dim() == 2 else value
+        for name, value in tensors.items()
+    }
 
 
 def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:

@@ -207,7 +207,10 @@ def _packaged_weights(config: VisionConfig) -> Path | None:
 
 def _load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     """Load a local file by names; or by order, where names differ and every shape agrees, one by one."""
-    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    try:
+        tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"vision.weights {error}") from error
     own = backbone.state_dict()
     if not own.keys() <= tensors.keys():
         ordered = dict(zip(own, tensors.values(), strict=False))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from myllm.captioner import Captioner
-from myllm.checkpoints import native
+from myllm.checkpoints import hf_gpt2, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import FORMAT_VERSION
 from myllm.errors import CheckpointError, ConfigError, MyLLMError
@@ -269,15 +269,17 @@ def test_a_folder_that_is_there_is_not_written_into(tiny_checkpoint: Checkpoint,
     assert list((tmp_path / "model").iterdir()) == []
 
 
+@pytest.mark.parametrize("write", [native.save_folder, hf_gpt2.to_folder])
 def test_a_full_disk_leaves_no_folder(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Checkpoint, Path], None],
+) -> None:  # fmt: skip
     def full(_: object, path: Path, metadata: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("myllm.checkpoints.native.save_file", full)
+    monkeypatch.setattr("myllm.weights.save_file", full)
     with pytest.raises(MyLLMError, match=r"cannot write .*model: I/O error: No space left on device.*Make room"):
-        native.save_folder(tiny_checkpoint, tmp_path / "model")
+        write(tiny_checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
