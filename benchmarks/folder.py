@@ -22,12 +22,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from myllm import Captioner
 from myllm.apps.folder import caption_files
-from myllm.captioner import in_batches
 from myllm.data.records import read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.model.gpt import turned
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.runtime import in_batches
 
 Route = Callable[[list[Path]], Iterator[str]]
 BATCH = 32

@@ -1,19 +1,18 @@
 """Captioner: pictures in, captions with scores and attention out."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from myllm.caption import Caption
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.onnx import OnnxStepper
 from myllm.config import END_OF_TEXT, DecodeConfig
@@ -27,47 +26,12 @@ from myllm.errors import ConfigError
 from myllm.model.attention import split_heads
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import autocast, choose_device
+from myllm.runtime import autocast, choose_device, in_batches
 from myllm.stepper import ModelStepper, RecordedStepper
 
 Picture = Path | str | bytes | Image.Image | Tensor
 # what the tokenizer shows of a character whose bytes are not all there yet
 TORN = "\ufffd"
-
-
-@dataclass
-class Caption:
-    """One caption of a picture."""
-
-    text: str
-    score: float
-    """Mean log-probability of its tokens, the end included."""
-    tokens: list[int]
-    """Without begin and end."""
-    token_logprobs: list[float]
-    """Of those of `tokens` that were chosen, not given as a prefix, and of the end where it was reached."""
-    ended_by: Literal["end", "stop", "length"]
-    """Its end token, one of stop_strings, or max_new_tokens."""
-    missing: tuple[str, ...] = ()
-    """Of force_words, those that did not find their place."""
-    alternatives: list[str] = field(default_factory=list)
-    """The other beams' or samples' captions, best first."""
-    look: Callable[["Caption"], Tensor] | None = field(default=None, repr=False)
-
-    @property
-    def confidence(self) -> float:
-        """0..1: the mean chance that the model gave its tokens, a geometric mean."""
-        return math.exp(self.score)
-
-    @cached_property
-    def attention(self) -> Tensor:
-        """(T, H, W): how much each of the T tokens looked at each place of the image grid, mean over blocks and heads.
-
-        Computed when first asked for. Raises ConfigError where the caption was made without its picture at hand.
-        """
-        if self.look is None:
-            raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
-        return self.look(self)
 
 
 def start_search(
@@ -154,7 +118,7 @@ class Captioner:
             if tuple(image.shape) != expected:
                 raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
             return image.float()
-        return self._preprocess(load_image(image))
+        return torch.from_numpy(self._preprocess(load_image(image)))
 
     def caption(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Caption:
         """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
@@ -180,7 +144,7 @@ class Captioner:
         options = None if each is None else [self.decode_options(**{**decode, **own}) for own in each]
         captions: list[Caption] = []
         for batch in in_batches(images, batch_size):
-            tensors, first = torch.stack([self.preprocess(picture) for picture in batch]), len(captions)
+            tensors, first = [self.preprocess(picture) for picture in batch], len(captions)
             own = [shared] * len(batch) if options is None else options[first : first + len(batch)]
             if len(own) < len(batch):
                 raise ConfigError(f"caption_batch: options of {len(options or ())} pictures for more than as many")
@@ -248,9 +212,13 @@ class Captioner:
 
     @torch.inference_mode()
     def caption_tensors(
-        self, images: Tensor, decode: DecodeConfig | Sequence[DecodeConfig], generator: torch.Generator | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        decode: DecodeConfig | Sequence[DecodeConfig],
+        generator: torch.Generator | None = None,
     ) -> list[Caption]:
         """images: (B, 3, H, W) float32, preprocessed -> a caption for each, by options for all or of each."""
+        images = images if isinstance(images, Tensor) else torch.stack(list(images))
         options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
         seeds = draw_seeds(len(images), generator)
         captions: dict[int, Caption] = {}
@@ -294,10 +262,3 @@ def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
     """A seed a picture: each draws its own way, whatever is drawn beside it."""
     device = None if generator is None else generator.device
     return torch.randint(2**62, (count,), generator=generator, device=device).tolist()
-
-
-def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most `size` items."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

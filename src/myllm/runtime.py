@@ -1,14 +1,16 @@
 """What a run stands on: the device, its arithmetic, and files that are whole or not there."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from myllm.errors import ConfigError, MyLLMError
+from myllm.errors import CheckpointError, ConfigError, MyLLMError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +52,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         yield part
-        for file in part.iterdir():
+        for file in part.rglob("*"):
+            if file.is_dir():
+                file.chmod(0o755)
+                continue
             with file.open("rb") as written:
                 os.fsync(written.fileno())
             file.chmod(0o644)
@@ -79,6 +84,26 @@ def _disk_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises CheckpointError where it is missing or anything else."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path}: holds a {type(facts).__name__}; expected an object of names and values")
+    return facts
+
+
+def json_text(facts: Mapping[str, Any]) -> str:
+    """Names and values as JSON for people, what JSON does not know as text."""
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def write_json(facts: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json_text(facts), encoding="utf-8")
 
 
 def choose_device(name: str) -> "torch.device":
@@ -116,3 +141,10 @@ def cache_folder() -> Path:
     own = os.environ.get("MYLLM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "myllm"
+
+
+def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,6 +1,5 @@
-"""Tensors and JSON in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
+"""Tensors in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from myllm.errors import CheckpointError, reason
+from myllm.runtime import read_json
 
 # the first that is there is read
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -86,29 +86,9 @@ def refuse_compressed(path: Path) -> None:
             raise CheckpointError(f"{path}: refused: its parts are compressed; take the file as torch.save wrote it")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError where it is missing or anything else."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{path}: holds a {type(facts).__name__}; expected an object of names and values")
-    return facts
-
-
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A file of safetensors. Raises OSError where the disk is full or can't be written to."""
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:  # over what the disk said
         raise OSError(reason(error)) from error
-
-
-def json_text(facts: Mapping[str, Any]) -> str:
-    """Names and values as JSON for people, what JSON does not know as text."""
-    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
-
-
-def write_json(facts: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json_text(facts), encoding="utf-8")

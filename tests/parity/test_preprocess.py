@@ -27,4 +27,5 @@ def test_preprocessing_equals_timms(
     )
     for width, height in SIZES:
         image = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-5, msg=f"{width} x {height}")
+        pixels = torch.from_numpy(ours(image))
+        torch.testing.assert_close(pixels, theirs(image), rtol=0, atol=1e-5, msg=f"{width} x {height}")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from myllm.captioner import Captioner, in_batches
+from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import ConfigError, DataError
@@ -195,10 +195,6 @@ def test_the_models_own_decoding_defaults_are_used(tiny_checkpoint: Checkpoint, 
     native.save(replace(tiny_checkpoint, decode=decode), tmp_path / "captioner.pt")
     caption = Captioner.load(tmp_path).caption(PICTURES[0])
     assert len(caption.alternatives) == 2 and len(caption.tokens) <= 4
-
-
-def test_in_batches_leaves_nothing_out() -> None:
-    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 2.0}, {"prefix": "a small"}])

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from myllm.errors import ConfigError, MyLLMError
-from myllm.runtime import atomic_folder, atomic_write, autocast, cache_folder, choose_device, choose_precision
+from myllm.runtime import (
+    atomic_folder,
+    atomic_write,
+    autocast,
+    cache_folder,
+    choose_device,
+    choose_precision,
+    in_batches,
+)
 
 CPU = torch.device("cpu")
 
@@ -117,3 +125,7 @@ def test_the_cache_is_where_the_environment_says(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+def test_in_batches_leaves_nothing_out() -> None:
+    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]

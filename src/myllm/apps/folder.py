@@ -9,12 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from myllm.apps.console import Display
 from myllm.apps.options import CaptionOptions
-from myllm.captioner import Captioner, in_batches
+from myllm.captioner import Captioner
 from myllm.errors import ConfigError, DataError
+from myllm.runtime import in_batches
 
 # A file's name may hold bytes that are no UTF-8; escaped so, JSON gives them back as they were.
 ODD_NAMES = "backslashreplace"
@@ -89,17 +88,15 @@ def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str,
     Words of `force_words` that found no place are told as `missing`.
     """
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
-    tensors, readable = [], []
+    images, readable = [], []
     for row, path in zip(rows, paths, strict=True):
         try:
-            tensors.append(captioner.preprocess(path))
+            images.append(captioner.preprocess(path))
             readable.append(row)
         except DataError as error:
             row["error"] = str(error)
-    if tensors:
-        for row, result in zip(
-            readable, captioner.caption_tensors(torch.stack(tensors), captioner.decode), strict=True
-        ):
+    if images:
+        for row, result in zip(readable, captioner.caption_tensors(images, captioner.decode), strict=True):
             row |= {"caption": result.text, "score": round(result.score, 6)}
             row |= {"confidence": round(result.confidence, 6), "alternatives": result.alternatives}
             if result.missing:

@@ -9,8 +9,8 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import END_OF_TEXT, GPTConfig
 from myllm.data.tokenizer import end_token
 from myllm.model.gpt import turned
-from myllm.runtime import atomic_folder
-from myllm.weights import write_json, write_tensors
+from myllm.runtime import atomic_folder, write_json
+from myllm.weights import write_tensors
 
 
 def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.gpt import gpt_config, turned
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_folder
-from myllm.weights import read_json, read_tensors, write_json, write_tensors
+from myllm.runtime import atomic_folder, read_json, write_json
+from myllm.weights import read_tensors, write_tensors
 
 MODEL_TYPE = "vision-encoder-decoder"
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}

@@ -28,8 +28,8 @@ from myllm.config import (
 from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_folder, atomic_write
-from myllm.weights import json_text, read_json, read_tensors, refuse_compressed, write_json, write_tensors
+from myllm.runtime import atomic_folder, atomic_write, json_text, read_json, write_json
+from myllm.weights import read_tensors, refuse_compressed, write_tensors
 
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"

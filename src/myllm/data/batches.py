@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -68,13 +70,14 @@ class CaptionSource:
 
     def images(self, positions: Sequence[int]) -> Tensor:
         """(B, 3, H, W) float32 of the pictures at these positions, not augmented."""
-        return self.preprocess.normalise(self.resized(positions))
+        return torch.from_numpy(self.preprocess.normalise(self.resized(positions).numpy()))
 
     def resized(self, positions: Sequence[int]) -> Tensor:
         """(B, 3, H, W) uint8."""
         if self.pixels is not None:
             return self.pixels[torch.as_tensor(positions)]
-        return torch.stack([self.preprocess.resize(load_image(self.records[at].image)) for at in positions])
+        pictures = [self.preprocess.resize(load_image(self.records[at].image)) for at in positions]
+        return torch.from_numpy(np.stack(pictures))
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def check_pictures(
     Raises DataError where no picture is whole.
     """
 
-    def decode(record: Record) -> Tensor | str:
+    def decode(record: Record) -> NDArray[np.uint8] | str:
         try:
             return preprocess.resize(load_image(record.image))
         except DataError as error:
@@ -119,7 +122,7 @@ def check_pictures(
                 findings.broken_pictures.append(result)
                 broken.add(record.image)
             elif pixels is not None:
-                pixels[at - len(broken)] = result
+                pixels[at - len(broken)] = torch.from_numpy(result)
             if progress is not None:
                 progress(at + 1, len(unread))
     whole = [record for record in records if record.image not in broken]
@@ -180,7 +183,8 @@ class Batches:
         batches = self._loader if self._loader is not None else (self._dataset[key] for key in self._keys)
         for batch in batches:
             if batch.images is not None:
-                batch = replace(batch, images=self.source.preprocess.normalise(batch.images))
+                images = self.source.preprocess.normalise(batch.images.numpy())
+                batch = replace(batch, images=torch.from_numpy(images))
             yield batch
 
 
@@ -225,7 +229,7 @@ class _BatchDataset(Dataset[Batch]):
             if plan.augment and images is not None:
                 picture = Image.fromarray(images[place].permute(1, 2, 0).numpy())
                 picture, texts = augment(picture, texts, rng)
-                images[place] = as_pixels(picture)
+                images[place] = torch.from_numpy(as_pixels(picture))
             captions.append([source.ids[text] for text in _choose(texts, plan.captions_per_image, rng)])
         tokens, mask = _pad(captions, source.end)
         return Batch(images, features, tokens, mask, index)

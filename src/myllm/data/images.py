@@ -1,4 +1,7 @@
-"""From a file of any kind to the tensor that the backbone reads, and pictures changed so that captions stay true."""
+"""From a file of any kind to the array that the backbone reads, and pictures changed so that captions stay true.
+
+Needs Pillow and numpy alone: captioners are run without torch too.
+"""
 
 import io
 import math
@@ -9,14 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
-from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from myllm.config import PreprocessConfig
-from myllm.errors import DataError
+from myllm.errors import ConfigError, DataError
 
 # Above this a few kilobytes of file could fill the memory; below it Pillow's own limit keeps quiet.
 MAX_PIXELS = 80_000_000
@@ -49,55 +49,68 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     return _decoded(image, name)
 
 
-def as_pixels(image: Image.Image) -> Tensor:
+def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """(3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return np.array(image).transpose(2, 0, 1).copy()
 
 
 class Preprocess:
     """A picture as the backbone's input, equal to timm's own transform for evaluation."""
 
     def __init__(self, config: PreprocessConfig) -> None:
+        """Raises ConfigError for an interpolation that Pillow has not."""
         self.config = config
         self.size = (config.image_size[0], config.image_size[1])
         self._scaled = [math.floor(side / config.crop_pct) for side in self.size]
-        self._interpolation = InterpolationMode(config.interpolation)
+        name = config.interpolation.upper()
+        if name not in Image.Resampling.__members__:
+            known = ", ".join(Image.Resampling.__members__).lower()
+            raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {known}")
+        self._interpolation = Image.Resampling[name]
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """(3, H, W) float32, normalised."""
         return self.normalise(self.resize(image))
 
-    def resize(self, image: Image.Image) -> Tensor:
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """(3, H, W) uint8, resized and cropped as crop_mode says."""
         height, width = self.size
         if image.size != (width, height) or self._scaled != [height, width]:
             image = self._crop(self._scale(_limit_aspect(image)))
         return as_pixels(image)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(..., 3, H, W) uint8 -> float32 with the backbone's mean and standard deviation."""
-        floats = pixels.to(torch.float32).div_(255)
-        return cast(Tensor, F.normalize(floats, list(self.config.mean), list(self.config.std), inplace=True))
+        mean, std = (np.array(one, np.float32)[:, None, None] for one in (self.config.mean, self.config.std))
+        floats = pixels.astype(np.float32)
+        floats /= 255
+        floats -= mean
+        floats /= std
+        return floats
 
     def _scale(self, image: Image.Image) -> Image.Image:
         """squash: both sides to the target; border: the longer side fits in; center: the shorter side fills."""
+        width, height = image.size
         if self.config.crop_mode == "squash":
             size = self._scaled
         elif self.config.crop_mode == "center" and self._scaled[0] == self._scaled[1]:
-            size = self._scaled[:1]
+            # cut down, not rounded, as torchvision has it
+            size = [self._scaled[0] * side // min(width, height) for side in (height, width)]
         else:
-            ratios = (image.height / self._scaled[0], image.width / self._scaled[1])
+            ratios = (height / self._scaled[0], width / self._scaled[1])
             ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
-            size = [max(1, round(side / ratio)) for side in (image.height, image.width)]
-        return cast(Image.Image, F.resize(image, size, interpolation=self._interpolation))
+            size = [max(1, round(side / ratio)) for side in (height, width)]
+        return image.resize((size[1], size[0]), self._interpolation)
 
     def _crop(self, image: Image.Image) -> Image.Image:
+        """The middle of the picture, with a border where it is too small: the mean's colour, or black."""
         height, width = self.size
-        if self.config.crop_mode == "border":
-            across, down = max(0, width - image.width), max(0, height - image.height)
-            sides = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
-            image = F.pad(image, sides, fill=[round(255 * value) for value in self.config.mean])
-        return cast(Image.Image, F.center_crop(image, [height, width]))
+        border = self.config.crop_mode == "border"
+        colour = tuple(round(255 * value) for value in self.config.mean) if border else (0, 0, 0)
+        whole = Image.new("RGB", (max(width, image.width), max(height, image.height)), colour)
+        whole.paste(image, ((whole.width - image.width) // 2, (whole.height - image.height) // 2))
+        left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
+        return whole.crop((left, top, left + width, top + height))
 
 
 def augment(image: Image.Image, captions: Sequence[str], rng: random.Random) -> tuple[Image.Image, tuple[str, ...]]:

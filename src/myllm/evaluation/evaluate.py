@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
-from myllm.captioner import Caption, Captioner, in_batches
+from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
 from myllm.errors import DataError
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
+from myllm.runtime import in_batches
+
+
+class Describer(Protocol):
+    """Whatever captions pictures: a `Captioner`, or an exported one without torch."""
+
+    def preprocess(self, image: Any, /) -> Any: ...
+
+    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Evaluation:
 
 
 def evaluate(
-    captioner: Captioner,
+    captioner: Describer,
     records: Sequence[Record],
     split: str,
     decode: DecodeConfig,
@@ -57,7 +64,7 @@ def evaluate(
             except DataError as error:
                 broken.append(str(error))
         if readable:
-            captions += captioner.caption_tensors(torch.stack([image for _, image in readable]), decode)
+            captions += captioner.caption_tensors([image for _, image in readable], decode)
             kept += [record for record, _ in readable]
         done += len(batch)
         if progress is not None:

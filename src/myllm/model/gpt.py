@@ -20,7 +20,8 @@ from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.attention import CrossAttention, MultiHeadAttention
 from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
-from myllm.weights import read_json, read_tensors
+from myllm.runtime import read_json
+from myllm.weights import read_tensors
 
 GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
 # what transformers keeps as (in, out), and torch as (out, in)

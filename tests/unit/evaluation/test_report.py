@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from myllm.captioner import Caption
+from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.evaluation.evaluate import Evaluation

@@ -1,0 +1,47 @@
+"""What is said of a picture, by whatever computed it. No torch: captioners are run without it too."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from myllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Caption:
+    """One caption of a picture."""
+
+    text: str
+    score: float
+    """Mean log-probability of its tokens, the end included."""
+    tokens: list[int]
+    """Without begin and end."""
+    token_logprobs: list[float]
+    """Of those of `tokens` that were chosen, not given as a prefix, and of the end where it was reached."""
+    ended_by: Literal["end", "stop", "length"]
+    """Its end token, one of stop_strings, or max_new_tokens."""
+    missing: tuple[str, ...] = ()
+    """Of force_words, those that did not find their place."""
+    alternatives: list[str] = field(default_factory=list)
+    """The other beams' or samples' captions, best first."""
+    look: Callable[["Caption"], "Tensor"] | None = field(default=None, repr=False)
+
+    @property
+    def confidence(self) -> float:
+        """0..1: the mean chance that the model gave its tokens, a geometric mean."""
+        return math.exp(self.score)
+
+    @cached_property
+    def attention(self) -> "Tensor":
+        """(T, H, W): how much each of the T tokens looked at each place of the image grid, mean over blocks and heads.
+
+        Computed when first asked for. Raises ConfigError where the caption was made without its picture at hand.
+        """
+        if self.look is None:
+            raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
+        return self.look(self)
