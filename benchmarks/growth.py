@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from decode import END, processor, seconds
 
-from myllm.checkpoints.onnx import OnnxStepper
+from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate

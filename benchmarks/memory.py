@@ -27,7 +27,7 @@ def transformers_captions() -> Callable[[Tensor, int], object]:
 
 
 def our_captions(precision: str) -> Callable[[Tensor, int], object]:
-    from myllm.checkpoints.onnx import OnnxStepper
+    from myllm.checkpoints.onnx_stepper import OnnxStepper
     from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
     from myllm.decoding.engine import Search
     from myllm.decoding.generate import generate

@@ -1,11 +1,12 @@
 """What is said of a picture, by whatever computed it. No torch: captioners are run without it too."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,3 +46,18 @@ class Caption:
         if self.look is None:
             raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
         return self.look(self)
+
+
+class Describer(Protocol):
+    """Whatever captions pictures: a `Captioner`, or an exported one without torch."""
+
+    decode: DecodeConfig
+    captions: CaptionsConfig
+
+    def preprocess(self, image: Any, /) -> Any:
+        """A picture as `caption_tensors` takes it, (3, H, W) float32. Raises DataError."""
+        ...
+
+    def decode_options(self, **decode: Any) -> DecodeConfig: ...
+
+    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...

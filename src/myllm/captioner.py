@@ -14,7 +14,7 @@ from torch import Tensor
 
 from myllm.caption import Caption
 from myllm.checkpoints import formats, native
-from myllm.checkpoints.onnx import OnnxStepper
+from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import END_OF_TEXT, DecodeConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.data.tokenizer import decode_tokens, end_token, token_bytes

@@ -7,15 +7,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < caption, config, runtime < weights < metrics, data, model < checkpoints, decoding, stepper"
+    "errors < config, runtime < caption, weights < metrics, data, model < checkpoints, decoding, stepper"
     " < captioner < training < evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
 LEVEL |= {"__init__": 99, "__main__": 99}  # the public face and the door: they see all, none sees them
 HOMES = {
     "timm": ["model/vision.py"],
-    "onnx": ["checkpoints/onnx.py"],
-    "onnxruntime": ["checkpoints/onnx.py"],
+    "onnx": ["checkpoints/onnx_export.py", "checkpoints/onnx_graph.py", "checkpoints/onnx_stepper.py"],
+    "onnxruntime": ["checkpoints/onnx.py", "checkpoints/onnx_stepper.py"],
 }
 MOST_LINES = 400
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from myllm.captioner import Captioner
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx import OnnxStepper
+from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.batches import CaptionSource, check_pictures, evaluation_batches, make_source
 from myllm.data.images import Preprocess, augment

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from myllm.apps.console import Display
+from myllm.apps.evaluate import records_of
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
+from myllm.captioner import Captioner
 from myllm.checkpoints import hub, native
-from myllm.checkpoints.formats import WRITERS, load, recognise
+from myllm.checkpoints.formats import RUNNABLE, WRITERS, load, recognise
+from myllm.checkpoints.onnx import OnnxCaptioner
+from myllm.checkpoints.onnx_search import check
 from myllm.errors import ConfigError
+from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
@@ -37,19 +42,52 @@ def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping
 
 def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[str, Any]) -> int:
     """Write the captioner in the form that --to names."""
-    out, display = Path(options.out), Display(options.quiet)
+    out, display, dtype = unused(options.out), Display(options.quiet), DTYPES[options.dtype]
+    if dtype is not None and options.to != "safetensors":
+        raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
+    for name, value, default in (("precision", options.precision, "fp32"), ("data", options.data, None)):
+        if value != default and options.to not in RUNNABLE:
+            raise ConfigError(f"--{name} {value}: only --to {' and '.join(RUNNABLE)} take it")
     checkpoint = load(_only(models))
-    dtype = DTYPES[options.dtype]
-    if dtype is None:
-        WRITERS[options.to](checkpoint, out)
-    elif options.to == "safetensors":
+    if options.to in RUNNABLE:
+        _warn_of_defaults(checkpoint, display)
+        RUNNABLE[options.to](checkpoint, out, options.precision)
+    elif dtype is not None:
         native.save_folder(checkpoint, out, dtype)
     else:
-        raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
+        WRITERS[options.to](checkpoint, out)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
+    if options.data is not None:
+        _compare(checkpoint, OnnxCaptioner.load(out), options, display)
     return 0
+
+
+def _warn_of_defaults(checkpoint: native.Checkpoint, display: Display) -> None:
+    try:
+        check(checkpoint.decode)
+    except ConfigError as error:
+        display.warn(f"its defaults: {error}")
+
+
+def _compare(checkpoint: native.Checkpoint, exported: OnnxCaptioner, options: ExportOptions, display: Display) -> None:
+    """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
+    records = records_of(Path(options.data or ""), options.split, checkpoint.captions, display)[: options.limit]
+    told: dict[str, Evaluation] = {}
+    for name, captioner in (("the captioner", Captioner(checkpoint, torch.device("cpu"))), ("its export", exported)):
+        with display.counting() as progress:
+            told[name] = evaluate(
+                captioner, records, options.split, checkpoint.decode,
+                progress=lambda done, total: progress(f"captioning with {name}", done, total),  # noqa: B023
+            )  # fmt: skip
+    first, second = told.values()
+    for figure in ("BLEU-4", "CIDEr-D"):
+        before, after = first.figures[figure], second.figures[figure]
+        display.say(f"{figure} {before:.4f} exported {after:.4f}, {100 * (after - before):+.2f} points")
+    same = sum(one.text == other.text for one, other in zip(first.captions, second.captions, strict=True))
+    search = told_search(first.protocol["decode"])
+    display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {options.split}, {search}")
 
 
 def push_model(words: Sequence[str], options: PushOptions, decode: Mapping[str, Any]) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
+from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
-from myllm.captioner import Captioner
 from myllm.config import CaptionsConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
@@ -24,7 +24,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         raise ConfigError(
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
-    captioner = Captioner.load(options.model, options.devices, options.precision)
+    captioner = open_captioner(options.model, options.devices, options.precision)
     records = records_of(Path(options.data), options.split, captioner.captions, display)[: options.limit]
     with display.counting() as progress:
         evaluation = evaluate(

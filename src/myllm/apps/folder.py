@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from myllm.apps.console import Display
 from myllm.apps.options import CaptionOptions
-from myllm.captioner import Captioner
+from myllm.caption import Describer
+from myllm.checkpoints.onnx import OnnxCaptioner, is_one
 from myllm.errors import ConfigError, DataError
 from myllm.runtime import in_batches
 
@@ -29,7 +30,7 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     out = Path(options.out) if options.out is not None else None
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
-    captioner = Captioner.load(options.model, options.devices, options.precision)
+    captioner = open_captioner(options.model, options.devices, options.precision)
     captioner.decode = captioner.decode_options(**decode)
     errors: list[dict[str, str]] = []
     done = 0
@@ -61,6 +62,21 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     return 0 if captioned else 1
 
 
+def open_captioner(model: str, devices: str, precision: str) -> Describer:
+    """The captioner in any form. Raises CheckpointError or ConfigError."""
+    if not is_one(Path(model)):
+        from myllm.captioner import Captioner  # brings torch, which an export does without
+
+        return Captioner.load(model, devices, precision)
+    captioner = OnnxCaptioner.load(model)
+    if devices == "cuda" or precision not in ("auto", captioner.precision):
+        raise ConfigError(
+            f"--model {model} is an ONNX export in {captioner.precision} for the CPU; leave out --devices and "
+            "--precision, or take the captioner that was exported"
+        )
+    return captioner
+
+
 def find_pictures(paths: Sequence[str]) -> Iterator[Path]:
     """Pictures of the paths in order: files as given, folders with all below them, globs. Raises DataError."""
     for word in paths:
@@ -82,7 +98,7 @@ def find_pictures(paths: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"{word}: no such file or folder, and no file matches it as a glob")
 
 
-def caption_files(captioner: Captioner, paths: Sequence[Path]) -> list[dict[str, Any]]:
+def caption_files(captioner: Describer, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each path, in order: {image, caption, score, confidence, alternatives} or {image, error}.
 
     Words of `force_words` that found no place are told as `missing`.

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, seed
+from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, onnx, onnx_export, seed
 from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.onnx_graph import Precision
 from myllm.errors import CheckpointError
 from myllm.weights import read_tensors
 
@@ -32,6 +33,13 @@ def _read_bare(path: Path) -> Checkpoint:
     return seed.from_state(read_tensors(_file(path)), path)
 
 
+def _refuse_export(path: Path) -> Checkpoint:
+    raise CheckpointError(
+        f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
+        "`myllm evaluate` take it, and myllm.checkpoints.onnx; for all else take what it was exported from"
+    )
+
+
 def _file(path: Path) -> Path:
     return path / native.FILE_NAME if path.is_dir() else path
 
@@ -39,6 +47,7 @@ def _file(path: Path) -> Path:
 OURS = Format("a captioner of myllm", lambda path: True, native.load)
 # tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
 READERS = (
+    Format("an ONNX export", onnx.is_one, _refuse_export),
     Format(
         "a VisionEncoderDecoder folder of transformers",
         hf_vision_encoder_decoder.is_one,
@@ -51,6 +60,10 @@ WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
     "safetensors": native.save_folder,
     "hf": hf_vision_encoder_decoder.to_folder,
     "gpt2": hf_gpt2.to_folder,
+}
+# for programs that run it without torch, in a precision
+RUNNABLE: Mapping[str, Callable[[Checkpoint, Path, Precision], None]] = {
+    "onnx": onnx_export.to_folder,
 }
 
 

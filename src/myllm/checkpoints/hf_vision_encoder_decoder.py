@@ -15,7 +15,8 @@ from torch import Tensor
 from myllm.checkpoints.building import build, check_tokenizer
 from myllm.checkpoints.hf_encoders import from_timm, square, to_timm, vision_config
 from myllm.checkpoints.hf_gpt2 import gpt2_facts, write_tokenizer
-from myllm.checkpoints.native import Checkpoint, options_from
+from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.options import options_from
 from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
@@ -160,7 +161,7 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     with atomic_folder(folder) as out:
         write_tensors(state, out / "model.safetensors")
         write_tokenizer(checkpoint.tokenizer, model.config.text.n_positions, out)
-        for name, facts in _facts(checkpoint, encoder_facts).items():
+        for name, facts in json_facts(checkpoint, encoder_facts).items():
             write_json(facts, out / f"{name}.json")
 
 
@@ -174,7 +175,7 @@ def _theirs(model: VisionGPT2, encoder: Mapping[str, Tensor]) -> dict[str, Tenso
     return found | turned(others)
 
 
-def _facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def json_facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """transformers' JSON files by name."""
     text, end = checkpoint.model.config.text, end_token(checkpoint.tokenizer)
     decoder = {"is_decoder": True, "add_cross_attention": True, **gpt2_facts(text, end)}

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from myllm.checkpoints.building import TIED, build, check_tokenizer
 from myllm.checkpoints.card import model_card
+from myllm.checkpoints.options import options_from
 from myllm.config import (
     FORMAT_VERSION,
     CaptionerConfig,
@@ -34,9 +35,6 @@ from myllm.weights import read_tensors, refuse_compressed, write_tensors
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
 TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
-Options = TypeVar("Options", PreprocessConfig, CaptionsConfig, DecodeConfig)
-# what a file may hold where an option's default is of the type on the left; JSON knows no tuples
-KINDS: Mapping[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list | tuple}
 EXPECTED = (
     f"expected a {FILE_NAME} or the run folder that holds it, or a folder of {TENSORS_NAME}, {CONFIG_NAME} and "
     f"{TOKENIZER_NAME}"
@@ -230,14 +228,3 @@ def _stored(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
             if value.is_floating_point() and not value.isfinite().all():
                 raise ConfigError(f"{name} has numbers too large for {dtype}; take torch.bfloat16, or None")
     return tensors
-
-
-def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
-    """The options that a file holds. Raises CheckpointError for one of another kind than its default is."""
-    for name, default in asdict(kind()).items():
-        value = values.get(name, default)
-        # early_stopping is a truth or a word, checked by its own class, and where the default is none, nothing is known
-        if name != "early_stopping" and default is not None and not isinstance(value, KINDS[type(default)]):
-            raise CheckpointError(f"{name} is {value!r}; expected something like {default!r}")
-    given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**given)

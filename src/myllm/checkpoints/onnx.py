@@ -1,284 +1,163 @@
-"""The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
+"""Captions without torch: what `myllm export --to onnx` wrote, on ONNX Runtime, tokenizers, Pillow and numpy alone.
 
-The graph is built where the model is loaded, in memory: ONNX Runtime takes the weights from torch's tensors, so there
-is no file to write, to keep in step with the checkpoint, or to find damaged.
+from myllm.checkpoints.onnx import OnnxCaptioner
+
+captioner = OnnxCaptioner.load("exported")
+print(captioner.caption("dog.jpg", beams=4).text)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
-import torch
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
 
-from myllm.config import GPTConfig
-from myllm.model.gpt import GPT
-from myllm.model.kv_cache import ImageKV
-from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.caption import Caption
+from myllm.checkpoints.onnx_search import Found, check, search
+from myllm.checkpoints.options import options_from
+from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
+from myllm.data.images import Preprocess, load_image
+from myllm.errors import CheckpointError, ConfigError, reason
+from myllm.runtime import in_batches, read_json
 
-Precision = Literal["fp32", "int8"]
-OPSET, IR_VERSION = 20, 10
-MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators that ONNX has not
-BLOCK = 32  # weights that are rounded on one scale
-
-
-class _StepGraph:
-    """One step of `GPT` over its own caches.
-
-    Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
-    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of the past
-    (n, B, n_head, head_dim) and of the picture (B, n_head, S, head_dim).
-    Out: logits (N, vocab_size) of the rows asked for, and each block's new keys and values (Q * B, n_embd).
-
-    Slots stand first in the past, so it grows in place: what a step gives is written behind what it has read.
-    """
-
-    def __init__(self, decoder: GPT, precision: Precision) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, np.ndarray[Any, Any]] = {}
-        self.config, self.precision = decoder.config, precision
-        newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
-        head_dim = self.config.n_embd // self.config.n_head
-        self.as_rows = self.weight("as_rows", [-1, self.config.n_embd])
-        self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)
-        self.past_and_newest = self.add("Concat", past, newest, axis=0)
-        self.scale = self.weight("scale", head_dim**-0.5)
-        transformer = decoder.transformer
-        words = self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens")
-        places = self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places")
-        x = self.add("Reshape", self.add("Add", words, places), self.as_rows)
-        for layer, block in enumerate(decoder.blocks):
-            name = f"h.{layer}"
-            x = self.add("Add", x, self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer))
-            normed = self.norm(x, block.ln_cross_attn, f"{name}.ln_cross_attn")
-            x = self.add("Add", x, self.cross_attention(normed, block.crossattention, layer))
-            widened = self.linear(self.norm(x, block.ln_2, f"{name}.ln_2"), block.mlp.c_fc, f"{name}.c_fc")
-            activated = self.add("Gelu", widened, approximate=self.config.gelu)
-            x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
-        asked = self.add("Gather", x, "rows")
-        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
-        self.nodes[-1].output[0] = "logits"
-
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one result; returns that one's name."""
-        result = f"{op}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [result], **attributes))
-        return result
-
-    def split(self, inputs: Sequence[str], parts: Sequence[str], **attributes: Any) -> Sequence[str]:
-        """Cut the last axis into `parts`; returns their names."""
-        self.nodes.append(helper.make_node("Split", inputs, parts, axis=-1, **attributes))
-        return parts
-
-    def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
-        """A constant; a tensor's memory is shared, not copied."""
-        self.weights[name] = torch.as_tensor(value).detach().contiguous().numpy()
-        return name
-
-    def norm(self, x: str, module: Any, name: str) -> str:
-        weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
-        return self.add("LayerNormalization", x, weight, bias, epsilon=module.eps)
-
-    def linear(self, x: str, module: nn.Linear, name: str) -> str:
-        bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
-        if self.precision == "fp32":
-            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
-        rounded, units = rounded_to_8_bits(module.weight.detach())
-        weight = [self.weight(f"{name}.weight", rounded), self.weight(f"{name}.unit", units)]
-        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
-        # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
-        level = {"accuracy_level": 4, "domain": MICROSOFT}
-        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
-
-    def split_heads(self, x: str) -> str:
-        """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
-        return self.add("Reshape", x, self.by_head)
-
-    def queries(self, x: str) -> str:
-        """(Q * B, n_embd) -> (B, n_head, Q, head_dim), scaled."""
-        return self.add("Transpose", self.add("Mul", self.split_heads(x), self.scale), perm=(1, 2, 0, 3))
-
-    def merge_heads(self, x: str) -> str:
-        """(B, n_head, Q, head_dim) -> (Q * B, n_embd)."""
-        return self.add("Reshape", self.add("Transpose", x, perm=(2, 0, 1, 3)), self.as_rows)
-
-    def self_attention(self, x: str, module: Any, layer: int) -> str:
-        fused = self.linear(x, module.c_attn, f"h.{layer}.c_attn")
-        parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
-        query, key, value = self.split([fused], parts, num_outputs=3)
-        queries = self.queries(query)
-        keys = f"past_key.{layer}", self.split_heads(key)
-        values = f"past_value.{layer}", self.split_heads(value)
-        # past and newest are read where they are; only scores are put together
-        scores = [self.add("MatMul", queries, self.add("Transpose", one, perm=(1, 2, 3, 0))) for one in keys]
-        masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
-        weights = self.add("Softmax", masked, axis=-1)
-        parted = self.split([weights, self.past_and_newest], (f"to_past.{layer}", f"to_newest.{layer}"))
-        across = [self.add("Transpose", one, perm=(1, 2, 0, 3)) for one in values]
-        attended = [self.add("MatMul", *pair) for pair in zip(parted, across, strict=True)]
-        return self.linear(self.merge_heads(self.add("Add", *attended)), module.c_proj, f"h.{layer}.attn.c_proj")
-
-    def cross_attention(self, x: str, module: Any, layer: int) -> str:
-        queries = self.queries(self.linear(x, module.q_attn, f"h.{layer}.q_attn"))
-        keys = self.add("Transpose", f"image_key.{layer}", perm=(0, 1, 3, 2))
-        weights = self.add("Softmax", self.add("MatMul", queries, keys), axis=-1)
-        attended = self.add("MatMul", weights, f"image_value.{layer}")
-        return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
+Picture = Path | str | bytes | Image.Image | NDArray[np.float32]
+ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 
 
-def rounded_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
-    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
-    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
+def is_one(path: Path) -> bool:
+    """Whether this looks like a folder that `myllm export --to onnx` wrote."""
+    return any((path / "onnx").glob(f"{ENCODER}*.onnx"))
 
 
-def _parts(config: GPTConfig) -> list[str]:
-    return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
+class OnnxCaptioner:
+    """An exported captioner, ready to caption; in fp32 it finds the captions that the model itself finds in torch."""
+
+    def __init__(
+        self, encoder: onnxruntime.InferenceSession, decoder: onnxruntime.InferenceSession, tokenizer: Tokenizer,
+        facts: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """facts: the entry `myllm` of config.json."""
+        self.encoder, self.decoder, self.tokenizer = encoder, decoder, tokenizer
+        self.decode = options_from(DecodeConfig, facts["decode"])
+        self.captions = options_from(CaptionsConfig, facts["captions"])
+        self.precision = str(facts["precision"])
+        self._end, self._n_positions = int(facts["end"]), int(facts["n_positions"])
+        self._preprocess = Preprocess(options_from(PreprocessConfig, facts["preprocess"]))
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
+        """Open a folder that `myllm export --to onnx` wrote. threads: ONNX Runtime's own choice by default.
+
+        Raises CheckpointError where a file is missing or damaged, or ONNX Runtime lacks what it computes with.
+        """
+        folder = Path(folder)
+        facts = read_json(folder / "config.json").get("myllm")
+        if not isinstance(facts, dict):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: has no entry 'myllm', so it was not written by `myllm export --to onnx`"
+            )
+        encoder, decoder = _session(folder, ENCODER, threads), _session(folder, DECODER, threads)
+        try:
+            return cls(encoder, decoder, Tokenizer.from_file(str(folder / "tokenizer.json")), facts)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
+            raise CheckpointError(
+                f"{folder}: its parts do not fit together ({reason(error)}); export it again"
+            ) from error
+
+    def preprocess(self, image: Picture) -> NDArray[np.float32]:
+        """(3, H, W) float32. An array of that shape is taken as preprocessed already. Raises DataError."""
+        if isinstance(image, np.ndarray):
+            expected = (3, *self._preprocess.size)
+            if image.shape != expected:
+                raise ConfigError(f"an image array of shape {image.shape}; this model expects {expected}")
+            return image.astype(np.float32)
+        return self._preprocess(load_image(image))
+
+    def caption(self, image: Picture, **decode: Any) -> Caption:
+        """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
+
+        Raises DataError where the picture can't be read and ConfigError for an option that is unknown or needs torch.
+        """
+        return self.caption_batch([image], **decode)[0]
+
+    def caption_batch(self, images: Iterable[Picture], batch_size: int = 32, **decode: Any) -> list[Caption]:
+        """One caption for each picture, in their order; many at once."""
+        options, captions = self.decode_options(**decode), list[Caption]()
+        for batch in in_batches(images, batch_size):
+            captions += self.caption_tensors([self.preprocess(picture) for picture in batch], options)
+        return captions
+
+    def decode_options(self, **decode: Any) -> DecodeConfig:
+        """The model's decoding defaults with some of them replaced. Raises ConfigError as `caption`."""
+        unknown = sorted(decode.keys() - DecodeConfig.__dataclass_fields__.keys())
+        if unknown:
+            raise ConfigError(f"unknown decoding option {unknown[0]!r}")
+        options = replace(self.decode, **decode)
+        check(options)
+        return options
+
+    def caption_tensors(self, images: Sequence[NDArray[np.float32]], decode: DecodeConfig) -> list[Caption]:
+        """images: (B, 3, H, W) float32, preprocessed -> a caption for each."""
+        check(decode)
+        prefix = self.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
+        room = self._n_positions - len(prefix)
+        if room < 1:
+            raise ConfigError(f"decode.prefix fills the model's context of {self._n_positions} tokens; shorten it")
+        most = min(decode.max_new_tokens, room)
+        decode = replace(decode, max_new_tokens=most, min_new_tokens=min(decode.min_new_tokens, most))
+        seen = self.encoder.run(None, {"pixel_values": np.stack(images)})[0]
+        found = search(_Decoder(self.decoder, seen), len(images), [self._end, *prefix], decode)
+        return [self._caption(one) for one in found]
+
+    def _caption(self, found: Sequence[Found]) -> Caption:
+        texts = [self.tokenizer.decode(one.tokens, skip_special_tokens=False).strip() for one in found]
+        best = found[0]
+        return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, alternatives=texts[1:])
 
 
-def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Inputs and outputs of a step, by name, type and shape."""
-    make, whole, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
-    heads, head_dim = config.n_head, config.n_embd // config.n_head
-    inputs = [make("tokens", whole, ["Q", "B"]), make("places", whole, ["Q", 1]), make("rows", whole, ["N"])]
-    inputs.append(make("mask", real, ["B", 1, "Q", "n_and_Q"]))
-    outputs = [make("logits", real, ["N", config.vocab_size])]
-    for part in _parts(config):
-        inputs.append(make(f"past_{part}", real, ["n", "B", heads, head_dim]))
-        inputs.append(make(f"image_{part}", real, ["B", heads, "S", head_dim]))
-        outputs.append(make(part, real, ["Q_times_B", config.n_embd]))
-    return inputs, outputs
+class _Decoder:
+    """The exported decoding step with its cache, as `search` sees it."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, seen: NDArray[np.float32]) -> None:
+        self.session, self.seen = session, seen
+        shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past_key_values")}
+        self.past: dict[str, NDArray[np.float32]] = {
+            name: np.zeros((len(seen), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()
+        }
+
+    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        fed = {"input_ids": tokens, "encoder_hidden_states": self.seen, **self.past}
+        names = ["logits", *(name.replace("past_key_values", "present") for name in self.past)]
+        logits, *present = self.session.run(names, fed)
+        self.past = dict(zip(self.past, present, strict=True))
+        return np.asarray(logits[:, -1])
+
+    def select(self, rows: NDArray[np.int64], pictures: NDArray[np.int64]) -> None:
+        self.past = {name: value[rows] for name, value in self.past.items()}
+        if len(pictures) < len(self.seen):
+            self.seen = self.seen[pictures]
 
 
-def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
+def _session(folder: Path, name: str, threads: int | None) -> onnxruntime.InferenceSession:
+    found = sorted((folder / "onnx").glob(f"{name}*.onnx"))
+    if len(found) != 1:
+        told = f"{len(found)} files, {', '.join(one.name for one in found)}" if found else "no file"
+        raise CheckpointError(f"{folder / 'onnx'}: {told} of the name {name}*.onnx; expected one: export it again")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # its threads would else keep the cores busy for a while after a step, and torch's wait for them
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    constants, shared = [], {}
-    for name, array in graph.weights.items():
-        if array.nbytes <= 1024:
-            constants.append(numpy_helper.from_array(array, name))
-            continue
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        # ONNX asks for a file's name; it is never opened, for the session is handed the memory
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="memory")
-        shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        constants.append(tensor)
-    options.add_external_initializers(list(shared), list(shared.values()))
-    step = helper.make_graph(graph.nodes, "step", *_described(graph.config), initializer=constants)
-    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-    proto = helper.make_model(step, opset_imports=imports, ir_version=IR_VERSION)
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-@dataclass(frozen=True)
-class StepState:
-    """G captions of each of B images, as far as they are."""
-
-    image: tuple[Tensor, ...]
-    """Keys and values of the picture, (B, n_head, S, head_dim), in turn for each block."""
-    past: Tensor
-    """(2 * n_layer, room, B, n_head, head_dim): keys and values of each block; the first n of `room` slots are used."""
-    mask: Tensor
-    """(B, G, n): 0 where a caption goes on from the slot, -inf where that is of another."""
-    length: int
-    """Tokens of each caption."""
-
-
-class OnnxStepper:
-    """`VisionGPT2` as the decoding engine sees it, its steps computed by ONNX Runtime on the CPU.
-
-    Beams move no cache: every caption's slots stay where they were written, and the mask says whose past they are.
-    """
-
-    def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's own by default."""
-        self.decoder, self.config = model.decoder, model.config.text
-        self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
-
-    def start(self, images: ImageKV) -> StepState:
-        """One caption for each image, with nothing said yet."""
-        parts = tuple(part.float().contiguous() for layer in images.layers for part in layer)
-        batch, heads, _, head_dim = parts[0].shape
-        past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
-        return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
-
-    def step(self, tokens: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
-        batch, captions, newest = tokens.shape
-        used = state.mask.shape[-1]
-        ends, length = used + captions * newest, state.length + newest
-        self.decoder.check_fits(length)
-        past = _with_room(state.past, used, ends)
-        mask = _extended(state.mask, newest)
-        places = torch.arange(state.length, length).repeat(captions)[:, None]
-        # row (caption, position, image) of the last position of each image's captions
-        rows = (torch.arange(captions) * newest + newest - 1) * batch + torch.arange(batch)[:, None]
-        logits = torch.empty(batch, captions, self.config.vocab_size)
-        told = tokens.flatten(1).T.contiguous()
-        binding = self._session.io_binding()
-        for name, value in {"tokens": told, "places": places, "rows": rows.flatten(), "mask": mask[:, None]}.items():
-            _bind(binding.bind_input, name, tuple(value.shape), value.data_ptr(), value.dtype)
-        _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.data_ptr())
-        of_block, of_slot = (stride * past.element_size() for stride in past.stride()[:2])
-        slots, written = (used, *past.shape[2:]), ((ends - used) * batch, self.config.n_embd)
-        for index, (image, part) in enumerate(zip(state.image, _parts(self.config), strict=True)):
-            address = past.data_ptr() + index * of_block
-            _bind(binding.bind_input, f"past_{part}", slots, address)
-            _bind(binding.bind_input, f"image_{part}", tuple(image.shape), image.data_ptr())
-            _bind(binding.bind_output, part, written, address + used * of_slot)
-        self._session.run_with_iobinding(binding)
-        return logits, StepState(state.image, past, mask.unflatten(1, (captions, newest))[:, :, -1], length)
-
-    def reorder(self, state: StepState, rows: Tensor) -> StepState:
-        """New caption (i, j) goes on from caption rows[i, j] of the old ones counted in a row; rows (B', G')."""
-        batch, captions, _ = state.mask.shape
-        state = replace(state, mask=state.mask.flatten(0, 1)[rows])
-        images = rows[:, 0] // captions
-        if not torch.equal(images, torch.arange(batch)):
-            kept = tuple(part.index_select(0, images) for part in state.image)
-            state = replace(state, image=kept, past=state.past.index_select(2, images))
-        return _without_dead_slots(state)
-
-
-def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: torch.dtype = torch.float32) -> None:
-    bind(name, "cpu", 0, np.float32 if dtype is torch.float32 else np.int64, shape, address)
-
-
-def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
-    """The cache with room for `needed` slots, its first `used` as they were; room doubles, so copies stay few."""
-    if needed <= past.shape[1]:
-        return past
-    larger = past.new_empty(past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:])
-    larger[:, :used] = past[:, :used]
-    return larger
-
-
-def _extended(mask: Tensor, newest: int) -> Tensor:
-    """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
-    batch, captions, _ = mask.shape
-    among = torch.kron(torch.eye(captions), torch.ones(newest, newest).tril()).log()  # 1 and 0 -> 0 and -inf
-    past = mask[:, :, None].expand(-1, -1, newest, -1).flatten(1, 2)
-    return torch.cat([past, among.expand(batch, -1, -1)], dim=-1)
-
-
-def _without_dead_slots(state: StepState) -> StepState:
-    """The same past without slots that no caption goes on from any more, where these have become the greater part.
-
-    Images keep as many slots as the one that needs most; those beyond its own stay hidden from it.
-    """
-    alive = (state.mask == 0).any(1)
-    kept = int(alive.sum(-1).max())
-    if alive.shape[1] < 2 * kept + 16:
-        return state
-    slots = alive.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]
-    past = state.past[:, slots.T, torch.arange(len(slots))]
-    return replace(state, past=past, mask=state.mask.gather(2, slots[:, None].expand(-1, state.mask.shape[1], -1)))
+    options.log_severity_level = 3  # errors are raised; what is below would stand between the captions
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(found[0]), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        lacks = "NOT_IMPLEMENTED" in str(error) or "is not a registered function/op" in str(error)
+        way = "upgrade onnxruntime, or export with --precision fp32" if lacks else "export it again"
+        version = onnxruntime.__version__
+        raise CheckpointError(f"{found[0]}: onnxruntime {version} can't open it ({reason(error)}); {way}") from error

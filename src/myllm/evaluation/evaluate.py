@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from myllm.caption import Caption
+from myllm.caption import Caption, Describer
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
@@ -12,14 +12,6 @@ from myllm.errors import DataError
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
 from myllm.runtime import in_batches
-
-
-class Describer(Protocol):
-    """Whatever captions pictures: a `Captioner`, or an exported one without torch."""
-
-    def preprocess(self, image: Any, /) -> Any: ...
-
-    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...
 
 
 @dataclass(frozen=True)

@@ -1,180 +1,152 @@
+"""What an exported captioner says, held against the captioner that it was exported from."""
+
+import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
-from torch import Tensor
+from PIL import Image
 
-from myllm.checkpoints.onnx import BLOCK, OnnxStepper, _StepGraph, rounded_to_8_bits
-from myllm.config import DecodeConfig
-from myllm.decoding.engine import Search
-from myllm.decoding.generate import generate
-from myllm.errors import ConfigError
+from myllm.captioner import Captioner
+from myllm.checkpoints import onnx_export
+from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.onnx import OnnxCaptioner
+from myllm.config import CaptionerConfig, VisionConfig
+from myllm.errors import CheckpointError, ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.stepper import ModelStepper
 
-VOCAB, END = 61, 60
-GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
-MODES = ["last", "layerwise"]
-IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-TinyModel = Callable[..., VisionGPT2]
-
-
-@dataclass
-class Walk:
-    """Captions told to an `OnnxStepper` step by step, and in full to the model, which has no cache to be wrong."""
-
-    model: VisionGPT2
-    stepper: OnnxStepper
-    images: Tensor
-    state: Any
-    said: Tensor = field(default_factory=lambda: torch.empty(len(IMAGES), 1, 0, dtype=torch.int64))
-    seed: Any = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    @classmethod
-    def of(cls, model: VisionGPT2, **options: Any) -> "Walk":
-        stepper = OnnxStepper(model, threads=1, **options)
-        return cls(model, stepper, IMAGES, stepper.start(model.encode(IMAGES)))
-
-    def say(self, positions: int = 1) -> tuple[Tensor, Tensor]:
-        """Random tokens; returns the logits after them, and those expected: (B, G, vocab_size)."""
-        newest = torch.randint(VOCAB, (*self.said.shape[:2], positions), generator=self.seed)
-        self.said = torch.cat([self.said, newest], dim=-1)
-        logits, self.state = self.stepper.step(newest, self.state)
-        return logits, self.model(self.images, self.said)[:, :, -1]
-
-    def go_on_from(self, rows: Tensor) -> None:
-        self.images = self.images[rows[:, 0] // self.said.shape[1]]
-        self.said = self.said.flatten(0, 1)[rows]
-        self.state = self.stepper.reorder(self.state, rows)
-
-    def shuffle(self, captions: int) -> None:
-        """Each image goes on with so many of its captions, drawn at random."""
-        batch, before, _ = self.said.shape
-        drawn = torch.randint(before, (batch, captions), generator=self.seed)
-        self.go_on_from(drawn + before * torch.arange(batch)[:, None])
+RNG = np.random.default_rng(0)
+PIXELS = [RNG.integers(45 * at, 75 * at + 20, (50 + 9 * at, 70, 3), dtype=np.uint8) for at in range(4)]
+PICTURES = [Image.fromarray(pixels) for pixels in PIXELS]
+SEARCHES: list[dict[str, Any]] = [
+    {},
+    {"beams": 3},
+    {"beams": 4, "length_penalty": 2.0, "early_stopping": True},
+    {"beams": 3, "early_stopping": "never", "max_new_tokens": 12},
+    {"beams": 2, "no_repeat_ngram_size": 1, "max_new_tokens": 9},
+    {"beams": 3, "repetition_penalty": 1.7, "min_new_tokens": 5, "length_penalty": -1.0},
+    {"repetition_penalty": 2.5, "no_repeat_ngram_size": 2, "max_new_tokens": 23},
+    {"prefix": "a small", "beams": 2, "num_return_sequences": 1},
+    {"max_new_tokens": 1},
+    {"beams": 5, "max_new_tokens": 1},
+]  # fmt: skip
+Exported = tuple[Captioner, OnnxCaptioner]
 
 
-def wide(tiny_model: TinyModel, geometry: tuple[int, int, int], **options: Any) -> VisionGPT2:
-    n_embd, n_head, n_layer = geometry
-    return tiny_model(n_embd=n_embd, n_head=n_head, n_layer=n_layer, vocab_size=VOCAB, n_positions=40, **options)
+@pytest.fixture(scope="module", params=["a convolutional stem", "layerwise, with a class token"])
+def both(request: Any, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    checkpoint = tiny_checkpoint
+    if request.param.startswith("layerwise"):
+        text = replace(checkpoint.model.config.text, n_head=2, n_embd=40, n_layer=3, gelu="none")
+        vision = VisionConfig("test_vit", pretrained=False, geometry={"embed_dim": 48, "depth": 4, "num_heads": 3})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = VisionGPT2(CaptionerConfig(vision, text, "layerwise")).eval()
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+        checkpoint = replace(checkpoint, model=model, preprocess=model.encoder.preprocess)
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    onnx_export.to_folder(checkpoint, folder)
+    return Captioner(checkpoint, torch.device("cpu")), OnnxCaptioner.load(folder, threads=1)
 
 
-def assert_close(logits: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
+def test_captions_are_torchs(both: Exported, options: dict[str, Any]) -> None:
+    expected, found = (one.caption_batch(PICTURES, **options) for one in both)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert [one.alternatives for one in found] == [one.alternatives for one in expected]
+    assert [one.ended_by for one in found] == [one.ended_by for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.text == other.text
+        np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=1e-4)
+        assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_are_torchs(tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str) -> None:
-    walk = Walk.of(wide(tiny_model, geometry, mode=mode))
-    for positions in (1, 1, 3, 1):
-        assert_close(*walk.say(positions))
+def test_a_picture_is_captioned_alike_alone_and_among_others(both: Exported) -> None:
+    together = both[1].caption_batch(PICTURES, beams=3, batch_size=3)
+    assert [both[1].caption(one, beams=3).text for one in PICTURES] == [one.text for one in together]
 
 
-@torch.inference_mode()
-def test_an_exact_gelu_stays_exact(tiny_model: TinyModel) -> None:
-    exact, approximate = (wide(tiny_model, GEOMETRIES[1], gelu=form) for form in ("none", "tanh"))
-    walk = Walk.of(exact)
-    logits, expected = walk.say(3)
-    other = approximate(walk.images, walk.said)[:, :, -1]
-    assert (logits - expected).abs().max() < (other - expected).abs().max() / 10
+def test_ties_and_small_vocabularies_do_not_break_the_search(both: Exported) -> None:
+    """More beams than tokens: the first step has fewer candidates than places."""
+    expected, found = (one.caption(PICTURES[0], beams=200, max_new_tokens=2) for one in both)
+    assert found.tokens == expected.tokens and len(found.alternatives) == len(expected.alternatives)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_captions_that_part_and_images_that_leave_keep_their_own_past(
-    tiny_model: TinyModel, geometry: tuple[int, int, int]
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [({"do_sample": True}, "do_sample"), ({"bad_words": ("dog",)}, "bad_words"), ({"beam": 2}, "beam"),
+     ({"contrast": 0.5}, "contrast")],
+)  # fmt: skip
+def test_what_needs_torch_is_named(both: Exported, option: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        both[1].caption(PICTURES[0], **option)
+
+
+def test_a_prefix_that_fills_the_context_is_refused(both: Exported) -> None:
+    with pytest.raises(ConfigError, match="fills the model's context of 24"):
+        both[1].caption(PICTURES[0], prefix="ball " * 30)
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Checkpoint, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export to damage."""
+    whole = tmp_path_factory.getbasetemp() / "whole-export"
+    if not whole.exists():
+        onnx_export.to_folder(tiny_checkpoint, whole)
+    return Path(shutil.copytree(whole, tmp_path / "export"))
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        facts = json.loads((folder / "config.json").read_text())
+        change(facts["myllm"])
+        (folder / "config.json").write_text(json.dumps(facts))
+
+    return damage
+
+
+def with_an_unknown_operator(folder: Path) -> None:
+    proto = onnx.load(folder / "onnx/encoder_model.onnx")
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Telepathy", "com.microsoft"
+    onnx.save(proto, folder / "onnx/encoder_model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("onnx/encoder_model.onnx"), "no file of the name encoder_model"),
+        (lambda folder: shutil.copy(folder / "onnx/encoder_model.onnx", folder / "onnx/encoder_model_int8.onnx"),
+         "2 files, encoder_model.onnx, encoder_model_int8.onnx"),
+        (write("onnx/decoder_model_merged.onnx", b"\x08\x07broken"), "can't open it"),
+        (write("onnx/decoder_model_merged.onnx", b""), "can't open it"),
+        (remove("tokenizer.json"), "do not fit together"),
+        (write("tokenizer.json", b"{}"), "do not fit together"),
+        (remove("config.json"), "cannot be read"),
+        (write("config.json", b"{}"), "no entry 'myllm'"),
+        (edit(lambda facts: facts["decode"].update(beams="many")), "beams is 'many'"),
+        (edit(lambda facts: facts.pop("end")), "do not fit together"),
+        (edit(lambda facts: facts["preprocess"].update(interpolation="psychic")), "psychic"),
+        (with_an_unknown_operator, "upgrade onnxruntime, or export with --precision fp32"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_refused_with_a_reason(
+    folder: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    walk = Walk.of(wide(tiny_model, geometry))
-    assert_close(*walk.say(3))
-    walk.go_on_from(torch.tensor([[0] * 4, [1] * 4, [2] * 4]))
-    assert_close(*walk.say())
-    walk.go_on_from(torch.tensor([[9, 8, 11, 8], [3, 0, 1, 3]]))
-    assert_close(*walk.say())
-    walk.go_on_from(torch.tensor([[5, 5]]))
-    assert_close(*walk.say(2))
-
-
-@torch.inference_mode()
-def test_slots_that_no_caption_goes_on_from_leave(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[1]))
-    walk.say()
-    for _ in range(35):
-        walk.shuffle(captions=6)
-        assert_close(*walk.say())
-    assert walk.state.mask.shape[-1] < 35 * 6 / 2
-
-
-@torch.inference_mode()
-def test_a_state_can_be_gone_on_from_again_where_nothing_was_said_since(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[0]))
-    walk.say(2)
-    again = torch.full((3, 1, 1), 7)
-    first, _ = walk.stepper.step(again, walk.state)
-    second, _ = walk.stepper.step(again, walk.state)
-    assert torch.equal(first, second)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("prefix", [(), (3, 7)])
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_captions_are_torchs(
-    tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str, beams: int, prefix: tuple[int, ...]
-) -> None:
-    model, decode = wide(tiny_model, geometry, mode=mode), DecodeConfig(beams=beams, max_new_tokens=12)
-    steppers = OnnxStepper(model, threads=1), ModelStepper(model, 20)
-    found, expected = (
-        generate(Search(stepper, model.encode(IMAGES), len(IMAGES), END, decode, prefix)) for stepper in steppers
-    )
-    assert [[one.tokens for one in beam] for beam in found] == [[one.tokens for one in beam] for beam in expected]
-
-
-@torch.inference_mode()
-def test_int8_is_near(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[1]), precision="int8")
-    for positions in (2, 1, 1):
-        logits, expected = walk.say(positions)
-        off = (logits - expected).square().mean() / expected.square().mean()
-        assert 0 < off < 0.02**2
-
-
-@torch.inference_mode()
-def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) -> None:
-    model = wide(tiny_model, GEOMETRIES[2])
-    stepper, tokens = OnnxStepper(model, "int8", threads=1), torch.arange(6).view(3, 1, 2)
-    together, _ = stepper.step(tokens, stepper.start(model.encode(IMAGES)))
-    alone, _ = stepper.step(tokens[1:2], stepper.start(model.encode(IMAGES[1:2])))
-    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-3)
-
-
-def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) -> None:
-    decoder = wide(tiny_model, (128, 2, 2)).decoder
-
-    def linear_bytes(precision: Any) -> int:
-        weights = _StepGraph(decoder, precision).weights
-        return sum(array.nbytes for name, array in weights.items() if array.ndim > 1 or name.endswith("unit"))
-
-    assert linear_bytes("int8") < 0.33 * linear_bytes("fp32")
-
-
-def test_rounding_is_off_by_half_a_step_at_most() -> None:
-    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
-    rounded, units = rounded_to_8_bits(weight)
-    restored = ((rounded.float() - 128) * units[..., None]).flatten(1)
-    assert rounded.shape == (5, 3, BLOCK)
-    assert (restored[:, :70] - weight).abs().max() <= units.max() * 0.5001
-    assert not restored[:, 70:].any()
-
-
-@torch.inference_mode()
-def test_more_tokens_than_the_context_are_refused(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[0]))
-    walk.say(39)
-    walk.say()
-    with pytest.raises(ConfigError, match="41 tokens do not fit the context of 40"):
-        walk.say()
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        OnnxCaptioner.load(folder)

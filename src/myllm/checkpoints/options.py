@@ -1,0 +1,23 @@
+"""Options as files hold them, checked before they are believed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
+from myllm.errors import CheckpointError
+
+Options = TypeVar("Options", PreprocessConfig, CaptionsConfig, DecodeConfig)
+# what a file may hold where an option's default is of the type on the left; JSON knows no tuples
+KINDS: Mapping[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list | tuple}
+
+
+def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """The options that a file holds. Raises CheckpointError for one of another kind than its default is."""
+    for name, default in asdict(kind()).items():
+        value = values.get(name, default)
+        # early_stopping is a truth or a word, checked by its own class, and where the default is none, nothing is known
+        if name != "early_stopping" and default is not None and not isinstance(value, KINDS[type(default)]):
+            raise CheckpointError(f"{name} is {value!r}; expected something like {default!r}")
+    given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**given)
