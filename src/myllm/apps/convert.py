@@ -10,7 +10,7 @@ from myllm.apps.console import Display
 from myllm.apps.evaluate import records_of
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.captioner import Captioner
-from myllm.checkpoints import hub, native
+from myllm.checkpoints import hub, native, web
 from myllm.checkpoints.formats import RUNNABLE, WRITERS, load, recognise
 from myllm.checkpoints.onnx import OnnxCaptioner
 from myllm.checkpoints.onnx_search import check
@@ -45,13 +45,16 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
     out, display, dtype = unused(options.out), Display(options.quiet), DTYPES[options.dtype]
     if dtype is not None and options.to != "safetensors":
         raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
-    for name, value, default in (("precision", options.precision, "fp32"), ("data", options.data, None)):
-        if value != default and options.to not in RUNNABLE:
+    for name, value in (("precision", options.precision), ("data", options.data)):
+        if value is not None and options.to not in RUNNABLE:
             raise ConfigError(f"--{name} {value}: only --to {' and '.join(RUNNABLE)} take it")
     checkpoint = load(_only(models))
     if options.to in RUNNABLE:
         _warn_of_defaults(checkpoint, display)
-        RUNNABLE[options.to](checkpoint, out, options.precision)
+        if options.to == "web" and not web.runtime_folder().is_dir():
+            kept = web.runtime_folder()
+            display.say(f"npm fetches {web.PACKAGE}, {web.MEGABYTES} MB, once; the 14 that are used stay in {kept}")
+        RUNNABLE[options.to](checkpoint, out, options.precision or ("int8" if options.to == "web" else "fp32"))
     elif dtype is not None:
         native.save_folder(checkpoint, out, dtype)
     else:
@@ -60,7 +63,8 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
     if options.data is not None:
-        _compare(checkpoint, OnnxCaptioner.load(out), options, display)
+        exported = OnnxCaptioner.load(out / "model" if options.to == "web" else out)
+        _compare(checkpoint, exported, options, display)
     return 0
 
 

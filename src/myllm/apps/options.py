@@ -155,15 +155,17 @@ class ExportOptions:
 
     out: str
     """New folder for it."""
-    to: Literal["hf", "safetensors", "gpt2", "onnx"] = "hf"
+    to: Literal["hf", "safetensors", "gpt2", "onnx", "web"] = "hf"
     """hf: transformers' VisionEncoderDecoderModel with all it needs; safetensors: our own folder, with a model card;
-    gpt2: the decoder's language alone; onnx: to run without torch, in Python or transformers.js."""
+    gpt2: the decoder's language alone; onnx: to run without torch, in Python or transformers.js; web: a page that
+    captions in the browser, with all it needs."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the numbers in safetensors: the last two make half as large a file, and change captions a little."""
-    precision: Literal["fp32", "int8", "int4"] = "fp32"
-    """Of the weights in onnx: int8 makes a file of 30 %, int4 of 20 %; --data tells what it costs."""
+    precision: Literal["fp32", "int8", "int4"] | None = None
+    """Of the weights in onnx (fp32 where not given) and web (int8): int8 makes files of 30 %, int4 of 20 % of fp32's
+    size; --data tells what it costs."""
     data: str | None = None
-    """Data folder: caption a split of it with the captioner and with its export to onnx, and compare the figures."""
+    """Data folder: caption a split of it with the captioner and with its export (onnx, web), and compare figures."""
     split: str = "val"
     """Name of that split."""
     limit: int | None = None

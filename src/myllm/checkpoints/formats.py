@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, onnx, onnx_export, seed
+from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, onnx, onnx_export, seed, web
 from myllm.checkpoints.native import Checkpoint
 from myllm.checkpoints.onnx_graph import Precision
 from myllm.errors import CheckpointError
@@ -64,6 +64,7 @@ WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
 # for programs that run it without torch, in a precision
 RUNNABLE: Mapping[str, Callable[[Checkpoint, Path, Precision], None]] = {
     "onnx": onnx_export.to_folder,
+    "web": web.to_folder,
 }
 
 

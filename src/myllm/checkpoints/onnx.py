@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from myllm.caption import Caption
-from myllm.checkpoints.onnx_search import Found, check, search
+from myllm.checkpoints.onnx_search import KNOWN, Found, check, search
 from myllm.checkpoints.options import options_from
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
@@ -46,8 +46,14 @@ class OnnxCaptioner:
         self.decode = options_from(DecodeConfig, facts["decode"])
         self.captions = options_from(CaptionsConfig, facts["captions"])
         self.precision = str(facts["precision"])
-        self._end, self._n_positions = int(facts["end"]), int(facts["n_positions"])
+        self._end, self._n_positions = int(facts["given"][0]), int(facts["n_positions"])
         self._preprocess = Preprocess(options_from(PreprocessConfig, facts["preprocess"]))
+        size, known = tuple(encoder.get_inputs()[0].shape[2:]), decoder.get_outputs()[0].shape[2]
+        if size != self._preprocess.size:
+            raise CheckpointError(f"preprocess.image_size is {self._preprocess.size}, the encoder takes {size}")
+        highest = max(tokenizer.get_vocab().values(), default=0)
+        if highest >= known:
+            raise CheckpointError(f"the tokenizer has tokens up to number {highest}, the decoder {known} tokens")
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
@@ -98,7 +104,7 @@ class OnnxCaptioner:
         """The model's decoding defaults with some of them replaced. Raises ConfigError as `caption`."""
         unknown = sorted(decode.keys() - DecodeConfig.__dataclass_fields__.keys())
         if unknown:
-            raise ConfigError(f"unknown decoding option {unknown[0]!r}")
+            raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
         options = replace(self.decode, **decode)
         check(options)
         return options
@@ -112,7 +118,7 @@ class OnnxCaptioner:
             raise ConfigError(f"decode.prefix fills the model's context of {self._n_positions} tokens; shorten it")
         most = min(decode.max_new_tokens, room)
         decode = replace(decode, max_new_tokens=most, min_new_tokens=min(decode.min_new_tokens, most))
-        seen = self.encoder.run(None, {"pixel_values": np.stack(images)})[0]
+        (seen,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
         found = search(_Decoder(self.decoder, seen), len(images), [self._end, *prefix], decode)
         return [self._caption(one) for one in found]
 
@@ -135,7 +141,7 @@ class _Decoder:
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         fed = {"input_ids": tokens, "encoder_hidden_states": self.seen, **self.past}
         names = ["logits", *(name.replace("past_key_values", "present") for name in self.past)]
-        logits, *present = self.session.run(names, fed)
+        logits, *present = _run(self.session, names, fed)
         self.past = dict(zip(self.past, present, strict=True))
         return np.asarray(logits[:, -1])
 
@@ -143,6 +149,16 @@ class _Decoder:
         self.past = {name: value[rows] for name, value in self.past.items()}
         if len(pictures) < len(self.seen):
             self.seen = self.seen[pictures]
+
+
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str], fed: Mapping[str, Any]) -> Sequence[Any]:
+    try:
+        return session.run(names, fed)
+    except Exception as error:  # its errors have no common base
+        raise CheckpointError(
+            f"ONNX Runtime could not compute the export ({reason(error)}): memory ran out, or its two files are not of "
+            "one model; caption fewer pictures at once, or export it again"
+        ) from error
 
 
 def _session(folder: Path, name: str, threads: int | None) -> onnxruntime.InferenceSession:

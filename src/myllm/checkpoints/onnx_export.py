@@ -46,16 +46,17 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32
     precision: int8 and int4 round the weights of matrices (embedding and convolutions keep 8 bits in both).
     Raises ConfigError where ONNX has no word for an operator of the backbone, and where `folder` is there already.
     """
-    model, suffix = checkpoint.model, SUFFIXES[precision]
+    model, decode, suffix = checkpoint.model, checkpoint.decode, SUFFIXES[precision]
+    prefix = checkpoint.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
     parts = {"encoder_model": encoder_graph(model, precision), "decoder_model_merged": decoder_graph(model, precision)}
     facts = json_facts(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
         "transformers.js_config": {"dtype": DTYPES[precision]},
         "myllm": {
-            "version": VERSION, "precision": precision, "end": end_token(checkpoint.tokenizer),
-            "n_positions": model.config.text.n_positions,
+            "version": VERSION, "precision": precision, "n_positions": model.config.text.n_positions,
+            "given": [end_token(checkpoint.tokenizer), *prefix],
             "preprocess": asdict(checkpoint.preprocess), "captions": asdict(checkpoint.captions),
-            "decode": asdict(checkpoint.decode),
+            "decode": asdict(decode),
         },
     }  # fmt: skip
     with atomic_folder(folder) as out:

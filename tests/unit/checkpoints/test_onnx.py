@@ -120,6 +120,12 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
     return damage
 
 
+def with_more_words(folder: Path) -> None:
+    facts = json.loads((folder / "tokenizer.json").read_text())
+    facts["model"]["vocab"]["unheard"] = 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(facts))
+
+
 def with_an_unknown_operator(folder: Path) -> None:
     proto = onnx.load(folder / "onnx/encoder_model.onnx")
     proto.graph.node[0].op_type, proto.graph.node[0].domain = "Telepathy", "com.microsoft"
@@ -139,8 +145,10 @@ def with_an_unknown_operator(folder: Path) -> None:
         (remove("config.json"), "cannot be read"),
         (write("config.json", b"{}"), "no entry 'myllm'"),
         (edit(lambda facts: facts["decode"].update(beams="many")), "beams is 'many'"),
-        (edit(lambda facts: facts.pop("end")), "do not fit together"),
+        (edit(lambda facts: facts.pop("given")), "do not fit together"),
         (edit(lambda facts: facts["preprocess"].update(interpolation="psychic")), "psychic"),
+        (edit(lambda facts: facts["preprocess"].update(image_size=[32, 64])), r"image_size is \(32, 64\), the encoder"),
+        (with_more_words, "tokens up to number 100000, the decoder"),
         (with_an_unknown_operator, "upgrade onnxruntime, or export with --precision fp32"),
     ],
 )  # fmt: skip
@@ -150,3 +158,9 @@ def test_a_damaged_folder_is_refused_with_a_reason(
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         OnnxCaptioner.load(folder)
+
+
+def test_what_the_runtime_refuses_is_told(folder: Path) -> None:
+    captioner = OnnxCaptioner.load(folder)
+    with pytest.raises(CheckpointError, match="could not compute the export"):
+        captioner.caption_tensors([np.zeros((3, 32, 32), np.float32)], captioner.decode)
