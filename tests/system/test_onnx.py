@@ -41,6 +41,16 @@ from myllm.checkpoints.onnx import OnnxCaptioner
 captioner = OnnxCaptioner.load(sys.argv[1])
 print(json.dumps([captioner.caption(picture, beams=beams).tokens for beams in (1, 3) for picture in sys.argv[2:]]))
 """
+COMMAND = """
+import sys
+
+absent = "torch torchvision timm onnx onnxscript safetensors huggingface_hub transformers matplotlib jinja2".split()
+sys.modules.update(dict.fromkeys(absent))
+from myllm.apps.cli import main
+
+sys.argv.pop(1)
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,13 @@ def test_it_captions_without_torch(random: Path, exported: Path, pictures: list[
     expected = [captioner.caption(picture, beams=beams).tokens for beams in (1, 3) for picture in pictures]
     assert json.loads(told.stdout) == expected
     assert len({tuple(tokens) for tokens in expected}) > 3
+
+
+def test_the_command_line_captions_without_torch(random: Path, exported: Path, pictures: list[Path]) -> None:
+    told = python(COMMAND, "caption", *pictures, "--model", exported, "--json", "--quiet")
+    assert told.returncode == 0, told.stderr
+    expected = [Captioner.load(random).caption(picture).text for picture in pictures]
+    assert [json.loads(line)["caption"] for line in told.stdout.splitlines()] == expected
 
 
 def test_without_torch_nothing_else_works(random: Path) -> None:

@@ -164,3 +164,33 @@ def test_what_the_runtime_refuses_is_told(folder: Path) -> None:
     captioner = OnnxCaptioner.load(folder)
     with pytest.raises(CheckpointError, match="could not compute the export"):
         captioner.caption_tensors([np.zeros((3, 32, 32), np.float32)], captioner.decode)
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.bin", "/etc/hostname", "link.bin"])
+def test_weights_outside_of_the_folder_are_not_read(folder: Path, place: str) -> None:
+    (folder / "elsewhere.bin").write_bytes(bytes(4096))
+    (folder / "onnx/link.bin").symlink_to(folder / "elsewhere.bin")
+    proto = onnx.load(folder / "onnx/decoder_model_merged.onnx")
+    weight = next(one for one in proto.graph.initializer if one.name == "wpe")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=place)
+    onnx.save(proto, folder / "onnx/decoder_model_merged.onnx")
+    with pytest.raises(CheckpointError, match="External data path"):
+        OnnxCaptioner.load(folder)
+
+
+def test_files_with_bytes_changed_at_random_open_or_are_refused(folder: Path) -> None:
+    """Bytes of the nodes and shapes, which stand before the weights."""
+    place, random, refused = folder / "onnx/decoder_model_merged.onnx", np.random.default_rng(0), 0
+    whole = place.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for at in random.integers(0, 12_000, random.integers(1, 5)):
+            damaged[at] = random.integers(256)
+        place.write_bytes(damaged[: random.integers(1, len(whole))] if random.random() < 0.1 else damaged)
+        try:
+            OnnxCaptioner.load(folder, threads=1).caption(PICTURES[0])
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
