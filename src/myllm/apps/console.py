@@ -4,12 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from myllm.training.trainer import Sample, StepReport
+if TYPE_CHECKING:  # captioning an export brings no torch
+    from myllm.training.trainer import Sample, StepReport
 
 SHOWN_SAMPLES = 3
 LOG_SECONDS = 30.0
@@ -83,7 +85,7 @@ class TrainingDisplay:
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
 
-    def step(self, report: StepReport) -> None:
+    def step(self, report: "StepReport") -> None:
         # smoothed, as single batches differ more than the eye should see
         self.loss = report.loss if self.loss is None else 0.95 * self.loss + 0.05 * report.loss
         rate = report.pictures_per_second
@@ -92,7 +94,7 @@ class TrainingDisplay:
         if not self.moves and self.display.is_due():
             self.display.say(f"{report.progress:4.0%}  loss {self.loss:.3f}  {self.rate:.0f} pictures/s")
 
-    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
+    def epoch(self, row: dict[str, float | str], samples: "Sequence[Sample]") -> None:
         figures = {key: value for key, value in row.items() if not isinstance(value, str)}
         self.display.say(
             "epoch {epoch:.0f}  {minutes:.1f} min  loss {train_loss:.3f} training, {val_loss:.3f} validation  "
