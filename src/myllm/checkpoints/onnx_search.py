@@ -131,33 +131,27 @@ def _greedy(decoder: Decoder, begin: Ints, options: DecodeConfig) -> list[list[F
 
 
 def _beams(decoder: Decoder, begin: Ints, options: DecodeConfig) -> list[list[Found]]:
-    width, given = options.beams, begin.shape[1]
-    searches = [_Beams(row[1:].tolist(), int(row[0]), options) for row in begin]
+    end, given = int(begin[0, 0]), begin.shape[1]
+    searches = [_Beams(row[1:].tolist(), end, options) for row in begin]
     going_on = searches
     said = newest = begin
-    for length in range(1, options.max_new_tokens + 1):
+    while going_on:
         logprobs = _log_softmax(decoder.step(newest))
-        scores = _by_rules(logprobs.copy(), Said(said, int(begin[0, 0]), given), options)
+        scores = _by_rules(logprobs.copy(), Said(said, end, given), options)
         beams = len(scores) // len(going_on)  # one at first, as all begin alike
         rows, tokens, kept = list[int](), list[int](), list[int]()
         for at, one in enumerate(going_on):
             own = slice(at * beams, (at + 1) * beams)
-            origin, chosen = one.advance(scores[own], logprobs[own], said[own, given:], length)
+            origin, chosen = one.advance(scores[own], logprobs[own])
             if not one.is_over:
                 kept.append(at)
                 rows += [at * beams + beam for beam in origin]
                 tokens += chosen
-        if not kept:
-            break
         going_on = [going_on[at] for at in kept]
-        decoder.select(np.array(rows), np.array(kept))
-        newest = np.array(tokens, np.int64)[:, None]
-        said = np.concatenate([said[rows], newest], 1)
-        for at, one in enumerate(going_on):
-            one.logprobs = [
-                [*one.logprobs[row - kept[at] * beams], float(logprobs[row, token])]
-                for row, token in zip(rows[at * width :][:width], tokens[at * width :][:width], strict=True)
-            ]
+        if going_on:
+            decoder.select(np.array(rows), np.array(kept))
+            newest = np.array(tokens, np.int64)[:, None]
+            said = np.concatenate([said[rows], newest], 1)
     return [one.ended for one in searches]
 
 
@@ -165,17 +159,19 @@ class _Beams:
     """The beams of one picture: `decoding.beam` without groups and required words."""
 
     def __init__(self, prefix: Sequence[int], end: int, options: DecodeConfig) -> None:
-        self.prefix, self.end, self.options, self.width = list(prefix), end, options, options.beams
+        self.end, self.options, self.width = end, options, options.beams
         self.totals: Floats = np.zeros(1, np.float32)
-        self.logprobs: list[list[float]] = [[]]
+        # of each open beam
+        self.said, self.logprobs = [list(prefix)], [list[float]()]
         self.ended: list[Found] = []
         self.is_over = False
 
-    def advance(self, scores: Floats, own: Floats, said: Ints, length: int) -> tuple[list[int], list[int]]:
-        """scores, own: (beams, vocab_size) log-probabilities after and before the rules; said: (beams, chosen).
+    def advance(self, scores: Floats, own: Floats) -> tuple[list[int], list[int]]:
+        """scores, own: (beams, vocab_size) log-probabilities after and before the rules.
 
         Puts aside what ends among the best; returns the beam and the token of each that goes on.
         """
+        length = len(self.logprobs[0]) + 1
         sums = (self.totals[:, None] + scores).ravel()
         # if every beam ends now, as many open ones remain
         count = min(2 * self.width, sums.size)
@@ -191,26 +187,31 @@ class _Beams:
                 tokens.append(token)
                 totals.append(sums[at])
             elif place < self.width:
-                self._put_aside(beam, None, float(sums[at]), own, said)
+                self._put_aside(beam, self.end, float(sums[at]), own)
         best_open = float(totals[0]) if totals else float(NEVER)
         self.is_over = self._ends(best_open, length)
         if self.is_over and not self.ended:
             raise _nothing_left(self.options)
         if length == self.options.max_new_tokens and not self.is_over:  # what is still open counts as it is
             for beam, token, total in zip(origin, tokens, totals, strict=True):
-                self._put_aside(beam, token, float(total), own, said)
+                self._put_aside(beam, token, float(total), own)
             self.is_over = True
         # places without a candidate are idle, as are all but the first at the beginning
         idle = self.width - len(tokens)
         self.totals = np.array([*totals, *[NEVER] * idle], np.float32)
-        return [*origin, *[0] * idle], [*tokens, *[0] * idle]
+        origin, tokens = [*origin, *[0] * idle], [*tokens, *[0] * idle]
+        pairs = list(zip(origin, tokens, strict=True))
+        self.said = [[*self.said[beam], token] for beam, token in pairs]
+        self.logprobs = [[*self.logprobs[beam], float(own[beam, token])] for beam, token in pairs]
+        return origin, tokens
 
-    def _put_aside(self, beam: int, token: int | None, total: float, own: Floats, said: Ints) -> None:
-        """Caption `beam` as it is, with a last token or, where that is None, ended."""
-        logprobs = [*self.logprobs[beam], float(own[beam, self.end if token is None else token])]
-        told = [*self.prefix, *said[beam].tolist(), *([] if token is None else [token])]
+    def _put_aside(self, beam: int, token: int, total: float, own: Floats) -> None:
+        """Caption `beam` with a last token, which may be its end."""
+        logprobs = [*self.logprobs[beam], float(own[beam, token])]
+        is_end = token == self.end
+        told = self.said[beam] if is_end else [*self.said[beam], token]
         rank = total / len(logprobs) ** self.options.length_penalty
-        ended = [*self.ended, Found(told, logprobs, "end" if token is None else "length", rank)]
+        ended = [*self.ended, Found(told, logprobs, "end" if is_end else "length", rank)]
         self.ended = sorted(ended, key=lambda one: -one.rank)[: self.width]
 
     def _ends(self, best_open: float, length: int) -> bool:
