@@ -1,11 +1,11 @@
-"""Every option of the package as a frozen dataclass, checked where it is made, and the presets.
+"""Every option of the package as a frozen dataclass, checked where it is made.
 
 The text under a field is its help on the command line.
 """
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -350,37 +350,3 @@ class TrainConfig:
     @property
     def captioner(self) -> CaptionerConfig:
         return CaptionerConfig(self.vision, self.text, self.mode)
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "seed": {
-        "vision": {"name": "vit_base_patch16_224", "pretrained": True},
-        "text": {"pretrained": True},
-        "mode": "layerwise",
-        "epochs": 10, "batch_size": 32, "lr": 1e-4, "stages": ("new", "text", "all"),
-    },
-    "scenes": {
-        "vision": {"name": "vit_mini_conv8_64", "pretrained": False},
-        "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
-        "mode": "last", "augment": False, "captions": {"vocab_size": 512},
-        "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
-        "vision_weight_decay": 0.1, "word_dropout": 0.1, "presence": 8.0,
-        "batch_size": 32, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
-    },
-    "photos-fast": {
-        "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
-        "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.0},
-        "mode": "last", "augment": False, "captions": {"vocab_size": 3000},
-        "optimizer": "muon", "muon_lr": 0.02, "lr": 4e-3, "schedule": "linear", "weight_decay": 0.3,
-        "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 100, "max_minutes": 20.0, "batch_size": 64,
-        "val_images": 250, "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
-    },
-    "photos": {
-        "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
-        "text": {"n_layer": 4, "n_head": 8, "n_embd": 384, "n_positions": 64},
-        "mode": "last", "augment": False, "captions": {"vocab_size": 4000},
-        "optimizer": "muon", "muon_lr": 0.02, "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
-        "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 8, "batch_size": 32,
-        "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
-    },
-}  # fmt: skip

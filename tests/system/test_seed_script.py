@@ -12,7 +12,7 @@ from PIL import Image
 
 from myllm.apps.seed import find_data, main
 from myllm.captioner import Captioner
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 
 SCRIPT = Path(__file__).parents[2] / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
 Finished = subprocess.CompletedProcess[str]

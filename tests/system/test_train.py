@@ -17,7 +17,7 @@ from PIL import Image
 
 from myllm.apps.cli import main
 from myllm.captioner import Captioner
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 
 Train = Callable[..., int]
 Stopped = Callable[..., subprocess.CompletedProcess[str]]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from myllm.config import (
-    PRESETS,
     CaptionerConfig,
     CaptionsConfig,
     DecodeConfig,
@@ -16,6 +15,7 @@ from myllm.config import (
     nearest,
 )
 from myllm.errors import ConfigError
+from myllm.presets import PRESETS
 
 GROUPS = {"vision": VisionConfig, "text": GPTConfig, "captions": CaptionsConfig, "decode": DecodeConfig}
 

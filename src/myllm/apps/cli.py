@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from myllm.config import PRESETS, VERSION, TrainConfig, nearest
+from myllm.config import VERSION, TrainConfig, nearest
 from myllm.errors import ConfigError, MyLLMError
+from myllm.presets import PRESETS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -10,10 +10,11 @@ from myllm.apps.console import Display
 from myllm.apps.options import DemoOptions, RunOptions, ScenesOptions
 from myllm.apps.train import REPORT_FILE, check_run_folder, describe, run_training, write_text
 from myllm.captioner import Captioner
-from myllm.config import PRESETS, CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene, write_scenes
 from myllm.evaluation.evaluate import JUDGEMENT, judge_scenes, told_judgement
 from myllm.metrics.score import score_captions, shuffled
+from myllm.presets import PRESETS
 from myllm.training import run_state
 
 STAMP = "demo.json"

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from myllm.apps.options import DiagramOptions
-from myllm.config import PRESETS, CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig, nearest
+from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig, nearest
 from myllm.errors import ConfigError
 from myllm.evaluation.diagram import draw_architecture
+from myllm.presets import PRESETS
 
 
 def diagram(options: DiagramOptions) -> int:

@@ -8,9 +8,10 @@ import pytest
 from myllm.apps.cli import main
 from myllm.apps.diagram import captioner_config, diagram
 from myllm.apps.options import DiagramOptions
-from myllm.config import PRESETS, CaptionerConfig, GPTConfig, VisionConfig
+from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
 from myllm.errors import ConfigError
 from myllm.evaluation.diagram import draw_architecture
+from myllm.presets import PRESETS
 
 DOCS = Path(__file__).parents[3] / "docs"
 
