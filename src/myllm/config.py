@@ -138,6 +138,29 @@ class CaptionsConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: small matrices beside linear layers, which alone train and are kept."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 is none, and the model itself trains."""
+    alpha: float = 16.0
+    """What an adapter adds to its layer is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of what an adapter reads that is dropped while training."""
+    targets: tuple[str, ...] = ("c_attn", "q_attn", "c_proj", "c_fc")
+    """Linear layers with an adapter, by the end of their names; * is any text, as in decoder.*.q_attn or *.qkv.
+    The default is all of the decoder's."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"lora.rank is {self.rank}; it must be at least 0")
+        _positive("lora.", alpha=self.alpha)
+        _fraction("lora.", dropout=self.dropout)
+        if not self.targets:
+            raise ConfigError("lora.targets is empty; name the layers that are to have adapters, as [c_attn, q_attn]")
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How captions are searched for."""
 

@@ -10,6 +10,7 @@ from myllm.config import (
     CaptionsConfig,
     DecodeConfig,
     GPTConfig,
+    LoraConfig,
     TrainConfig,
     VisionConfig,
     nearest,
@@ -17,7 +18,9 @@ from myllm.config import (
 from myllm.errors import ConfigError
 from myllm.presets import PRESETS
 
-GROUPS = {"vision": VisionConfig, "text": GPTConfig, "captions": CaptionsConfig, "decode": DecodeConfig}
+GROUPS = {
+    "vision": VisionConfig, "text": GPTConfig, "captions": CaptionsConfig, "lora": LoraConfig, "decode": DecodeConfig,
+}  # fmt: skip
 
 
 def built(preset: str) -> TrainConfig:
@@ -63,6 +66,10 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (GPTConfig, "dropout", -0.1),
         (GPTConfig, "n_positions", 2),
         (CaptionsConfig, "vocab_size", 256),
+        (LoraConfig, "rank", -1),
+        (LoraConfig, "alpha", 0.0),
+        (LoraConfig, "dropout", 1.0),
+        (LoraConfig, "targets", ()),
         (DecodeConfig, "beams", 0),
         (DecodeConfig, "beams", 10_000),
         (DecodeConfig, "temperature", math.nan),
