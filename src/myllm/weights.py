@@ -1,5 +1,6 @@
 """Tensors in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from myllm.errors import CheckpointError, reason
 from myllm.runtime import read_json
@@ -84,6 +85,15 @@ def refuse_compressed(path: Path) -> None:
     with zipfile.ZipFile(path) as parts:
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
             raise CheckpointError(f"{path}: refused: its parts are compressed; take the file as torch.save wrote it")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Equal for equal weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
+    return digest.hexdigest()
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -20,6 +20,7 @@ from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
 from myllm.model.gpt import fit_to_pretrained, gpt2_folder
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import cache_folder, choose_device
+from myllm.weights import weights_hash
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
@@ -91,15 +92,6 @@ def _with_features(
     pictures = [record.image for record in source.records]
     features = cache.features(pictures, source.images, encode, findings, progress=progress)
     return replace(source, features=features, pixels=None)
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """Equal for equal weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
-    return digest.hexdigest()
 
 
 def fingerprint_of(records: Sequence[Record]) -> str:
