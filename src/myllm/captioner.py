@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.caption import Caption
-from myllm.checkpoints import formats, native
+from myllm.checkpoints import formats, lora, native
 from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import END_OF_TEXT, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -25,6 +25,7 @@ from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
 from myllm.model.attention import split_heads
 from myllm.model.kv_cache import ImageKV
+from myllm.model.lora import merge
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import autocast, choose_device, in_batches
 from myllm.stepper import ModelStepper, RecordedStepper
@@ -86,21 +87,35 @@ def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> Caption:
 class Captioner:
     """A model with its tokenizer and preprocessing, ready to caption."""
 
-    def __init__(self, checkpoint: native.Checkpoint, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        checkpoint: native.Checkpoint,
+        device: torch.device,
+        precision: str = "fp32",
+        adapters: Mapping[str, lora.Adapter] | None = None,
+    ) -> None:
         self.model = checkpoint.model.to(device).eval()
         self.tokenizer = checkpoint.tokenizer
-        self.decode = checkpoint.decode
-        self.provenance = checkpoint.provenance
-        self.captions = checkpoint.captions
+        self.adapters = adapters or {}
+        self._base = checkpoint
+        self._base_weights: dict[str, torch.nn.Parameter] = {}
+        self._take_options(checkpoint)
         self.device = device
         self.precision = precision
         self._preprocess = Preprocess(checkpoint.preprocess)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> "Captioner":
-        """Open captioner.pt, a folder that holds one or its safetensors, a vision-encoder-decoder of transformers, or a
-        repository on a hub with any of these, as user/name or user/name@revision.
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        adapters: Mapping[str, str | Path] | None = None,
+    ) -> "Captioner":
+        """Open captioner.pt, a folder that holds one or its safetensors, a vision-encoder-decoder of transformers, an
+        adapter, or a repository on a hub with any of these, as user/name or user/name@revision.
 
+        adapters: folders of adapters that were trained on this captioner, by names for `use_adapter`.
         precision: auto and fp32 are exact; bf16 computes in it; int8 rounds the decoder's weights, on a CPU alone.
         Raises CheckpointError or ConfigError.
         """
@@ -109,7 +124,31 @@ class Captioner:
         chosen = choose_device(device)
         if precision == "int8" and chosen.type != "cpu":
             raise ConfigError("precision int8 is the CPU's; take bf16 on a GPU, or device cpu")
-        return cls(formats.load(path), chosen, "fp32" if precision == "auto" else precision)
+        checkpoint = formats.load(path)
+        opened = formats.load_adapters(adapters or {}, checkpoint, str(path))
+        return cls(checkpoint, chosen, "fp32" if precision == "auto" else precision, opened)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Caption with one of `adapters` and its decoding defaults from here on; None: as the captioner itself again.
+
+        Raises ConfigError for an unknown name.
+        """
+        if name is not None and name not in self.adapters:
+            known = ", ".join(self.adapters) or "none, as none were given to Captioner.load"
+            raise ConfigError(f"adapter {name!r} is unknown; known are {known}")
+        for layer, weight in self._base_weights.items():
+            self.model.get_submodule(layer).weight = weight
+        self._base_weights = {}
+        self.__dict__.pop("_stepper", None)  # it holds the weights that were in use
+        if name is None:
+            self._take_options(self._base)
+        else:
+            self._base_weights = merge(self.model, self.adapters[name].layers)
+            self._take_options(lora.with_options(self.adapters[name], self._base))
+
+    def _take_options(self, checkpoint: native.Checkpoint) -> None:
+        self.decode, self.captions = checkpoint.decode, checkpoint.captions
+        self.provenance = checkpoint.provenance
 
     def preprocess(self, image: Picture) -> Tensor:
         """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""

@@ -24,7 +24,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         raise ConfigError(
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
-    captioner = open_captioner(options.model, options.devices, options.precision)
+    captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     records = records_of(Path(options.data), options.split, captioner.captions, display)[: options.limit]
     with display.counting() as progress:
         evaluation = evaluate(

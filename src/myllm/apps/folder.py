@@ -30,7 +30,7 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     out = Path(options.out) if options.out is not None else None
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
-    captioner = open_captioner(options.model, options.devices, options.precision)
+    captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     captioner.decode = captioner.decode_options(**decode)
     errors: list[dict[str, str]] = []
     done = 0
@@ -62,17 +62,19 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     return 0 if captioned else 1
 
 
-def open_captioner(model: str, devices: str, precision: str) -> Describer:
-    """The captioner in any form. Raises CheckpointError or ConfigError."""
+def open_captioner(model: str, devices: str, precision: str, adapter: str | None = None) -> Describer:
+    """The captioner in any form, with an adapter where one is named. Raises CheckpointError or ConfigError."""
     if not is_one(Path(model)):
         from myllm.captioner import Captioner  # brings torch, which an export does without
 
-        return Captioner.load(model, devices, precision)
+        opened = Captioner.load(model, devices, precision, {adapter: adapter} if adapter else {})
+        opened.use_adapter(adapter)
+        return opened
     captioner = OnnxCaptioner.load(model)
-    if devices == "cuda" or precision not in ("auto", captioner.precision):
+    if adapter or devices == "cuda" or precision not in ("auto", captioner.precision):
         raise ConfigError(
-            f"--model {model} is an ONNX export in {captioner.precision} for the CPU; leave out --devices and "
-            "--precision, or take the captioner that was exported"
+            f"--model {model} is an ONNX export in {captioner.precision} for the CPU; leave out --devices, "
+            "--precision and --adapter, or take the captioner that was exported"
         )
     return captioner
 

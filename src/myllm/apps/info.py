@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from myllm.apps.options import InfoOptions
-from myllm.checkpoints import native
+from myllm.checkpoints import lora, native
 from myllm.checkpoints.building import TIED
 from myllm.checkpoints.card import flat
-from myllm.checkpoints.formats import OURS, recognise
+from myllm.checkpoints.formats import ADAPTER, OURS, recognise
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 
@@ -39,6 +39,8 @@ def facts_of(source: str) -> dict[str, Any]:
     else:  # as it is once it is read; how its own program stores it is that one's matter
         content = {"model": checkpoint.model.state_dict(), "format_version": None}
         kind = form.name
+        if form is ADAPTER:
+            place = lora.locate(place) or place
     tensors: dict[str, Tensor] = {name: value for name, value in content["model"].items() if name not in TIED}
     config, encoder, standard = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
     files = sorted(place.iterdir()) if place.is_dir() else [place]
@@ -63,6 +65,17 @@ def facts_of(source: str) -> dict[str, Any]:
                    if value != _plain(standard[name])},
         "provenance": _plain(checkpoint.provenance),
         "suspicious": list(suspicions(checkpoint)),
+        **({"adapter": adapter_facts(lora.read(place))} if form is ADAPTER else {}),
+    }  # fmt: skip
+
+
+def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
+    """What an adapter is, beside the captioner that it makes of its base."""
+    layers = adapter.layers.values()
+    return {
+        "ranks": sorted({len(one.a) for one in layers}), "scales": sorted({one.scale for one in layers}),
+        "parameters": sum(one.a.numel() + one.b.numel() for one in layers), "layers": list(adapter.layers),
+        "base": adapter.base, "base_hash": adapter.base_hash,
     }  # fmt: skip
 
 
@@ -93,7 +106,8 @@ def told(facts: Mapping[str, Any]) -> str:
         f"image tokens of {model['backbone_width']:,}; mode {model['mode']}; GPT of {model['n_layer']} blocks, "
         f"{model['n_head']} heads, width {model['n_embd']:,}, context {model['n_positions']:,}"
     )
-    rows = [("model", geometry)]
+    rows = [("adapter", line) for line in _told_adapter(facts["adapter"])] if "adapter" in facts else []
+    rows.append(("model", geometry))
     rows += [
         (part, f"{size['parameters'] / 1e6:,.2f} M parameters, {_megabytes(size['bytes'])}")
         for part, size in sizes.items()
@@ -114,6 +128,17 @@ def told(facts: Mapping[str, Any]) -> str:
     head = f"{facts['path']}: {facts['kind']}{version}, {_megabytes(facts['bytes'])}"
     shown = [f"  {'' if at and rows[at - 1][0] == name else name:<11} {text}" for at, (name, text) in enumerate(rows)]
     return "\n".join(_printable(line) for line in [head, *shown])
+
+
+def _told_adapter(facts: Mapping[str, Any]) -> list[str]:
+    ranks, scales = (", ".join(f"{one:g}" for one in facts[name]) for name in ("ranks", "scales"))
+    checked = f"with the weights that it was trained on (hash {facts['base_hash']})"
+    unchecked = "with whatever weights that has now, as it does not say which it was trained on"
+    return [
+        f"{facts['parameters'] / 1e6:,.2f} M parameters of rank {ranks}, scaled by {scales}, on {len(facts['layers'])} "
+        f"layers, {facts['layers'][0]} for one",
+        f"stands on {facts['base']}, {checked if facts['base_hash'] else unchecked}; all below is of both together",
+    ]
 
 
 def _size(tensors: Sequence[Tensor]) -> dict[str, int]:

@@ -65,6 +65,8 @@ class CaptionOptions:
 
     model: str = "captioner"
     """A captioner.pt, a run folder with one, or a folder of safetensors."""
+    adapter: str | None = None
+    """Folder of a low-rank adapter that was trained on this model, to caption with it."""
     out: str | None = None
     """Write caption JSONL here, and what could not be read to OUT.errors.jsonl; else print."""
     json: bool = False
@@ -95,6 +97,8 @@ class EvaluateOptions:
     """Data folder, as for training."""
     model: str = "captioner"
     """A captioner.pt, a run folder with one, or a folder of safetensors."""
+    adapter: str | None = None
+    """Folder of a low-rank adapter that was trained on this model, to caption with it."""
     split: str = "val"
     """Name of the split: val, train, or that of another file in DATA/splits."""
     limit: int | None = None

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, native, onnx, onnx_export, seed, web
+from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, onnx, onnx_export, seed, web
+from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
 from myllm.checkpoints.onnx_graph import Precision
 from myllm.errors import CheckpointError
-from myllm.weights import read_tensors
+from myllm.weights import read_tensors, weights_hash
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,27 @@ def _file(path: Path) -> Path:
     return path / native.FILE_NAME if path.is_dir() else path
 
 
+def _read_merged(path: Path) -> Checkpoint:
+    adapter = lora.read(path)
+    try:
+        if adapter.base is None:
+            raise CheckpointError("it names none")
+        base = load_base(adapter.base)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter.folder}: the captioner that this adapter was trained on was not opened: {error}. "
+            "Give that captioner by --model, and this folder by --adapter"
+        ) from error
+    lora.check_fits(adapter, base.model, adapter.base, weights_hash(base.model))
+    return lora.merged(adapter, base)
+
+
+ADAPTER = Format("a low-rank adapter on a captioner", lora.is_one, _read_merged)
 OURS = Format("a captioner of myllm", lambda path: True, native.load)
 # tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
 READERS = (
     Format("an ONNX export", onnx.is_one, _refuse_export),
+    ADAPTER,
     Format(
         "a VisionEncoderDecoder folder of transformers",
         hf_vision_encoder_decoder.is_one,
@@ -73,13 +91,36 @@ def recognise(source: str | Path) -> tuple[Format, Path]:
 
     Raises CheckpointError where there is none.
     """
-    path = hub.download(str(source)) if hub.is_id(str(source)) else Path(source)
+    path = _here(source)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; expected a captioner.pt, or the folder that holds it")
     return next(one for one in READERS if one.holds(path)), path
+
+
+def _here(source: str | Path) -> Path:
+    return hub.download(str(source)) if hub.is_id(str(source)) else Path(source)
 
 
 def load(source: str | Path) -> Checkpoint:
     """A captioner in any form. Raises CheckpointError."""
     form, path = recognise(source)
     return form.read(path)
+
+
+def load_base(source: str | Path) -> Checkpoint:
+    """A captioner that adapters can stand on: in any form but on an adapter itself. Raises CheckpointError."""
+    form, path = recognise(source)
+    if form is ADAPTER:
+        raise CheckpointError(
+            f"{path} is an adapter itself; merge it with its captioner by `myllm import {path} --out merged.pt` first"
+        )
+    return form.read(path)
+
+
+def load_adapters(sources: Mapping[str, str | Path], base: Checkpoint, name: str) -> dict[str, Adapter]:
+    """Adapters that fit the captioner `base`, which was opened as `name`. Raises CheckpointError."""
+    adapters = {key: lora.read(_here(source)) for key, source in sources.items()}
+    base_hash = weights_hash(base.model) if adapters else ""
+    for adapter in adapters.values():
+        lora.check_fits(adapter, base.model, name, base_hash)
+    return adapters

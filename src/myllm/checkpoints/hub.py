@@ -25,7 +25,7 @@ from myllm.errors import CheckpointError, reason
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 BESIDE = ["*.json", "merges.txt"]
 # the first that a repository has is downloaded, the others are left
-WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin"]
+WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
 
 
 def is_id(source: str) -> bool:

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from myllm.checkpoints import hub, native
+from myllm.checkpoints import hub, lora, native
 from myllm.checkpoints.native import Checkpoint
+from myllm.config import LoraConfig
+from myllm.model.lora import add_adapters
+from myllm.weights import weights_hash
 
 REPO, COMMIT, OLDER = "someone/captioner", "0123456789abcdef0123456789abcdef01234567", "f" * 40
 TOKEN = "hf_secretsecretsecret"
@@ -189,6 +192,20 @@ def test_one_form_is_downloaded_once_and_then_read_without_network(
     assert not any("pytorch_model.bin" in place for place in asked)
     assert loaded(server, tmp_path, HF_HUB_OFFLINE="1") == told
     assert loaded(server, tmp_path, f"{REPO}@v1") == told
+
+
+def test_an_adapter_is_downloaded_and_put_on_its_captioner(
+    server: ThreadingHTTPServer, tmp_path: Path, told: str
+) -> None:
+    there, base = tmp_path / "there", tmp_path / "base.pt"
+    (there / "captioner.pt").rename(base)
+    (there / "pytorch_model.bin").unlink()
+    adapted = native.load(base)
+    add_adapters(adapted.model, LoraConfig(rank=2))
+    lora.save(adapted, LoraConfig(rank=2), str(base), weights_hash(native.load(base).model), there)
+    assert loaded(server, tmp_path) == told
+    asked = server.RequestHandlerClass.asked  # type: ignore[attr-defined]
+    assert any(place.endswith("adapter_model.safetensors") for place in asked)
 
 
 def test_a_private_one_takes_the_token_of_the_environment(
