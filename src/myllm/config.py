@@ -297,6 +297,10 @@ class TrainConfig:
     """Folder with results.csv, flickr30k_images/ and, where there are, splits/*.txt."""
     out: str = "captioner"
     """The run folder."""
+    base: str | None = None
+    """A captioner to go on from, in any form that opens: weights, geometry, tokenizer and preprocessing are its own, so
+    what is given of vision, text and mode must agree with it; so are its decoding defaults where none are given."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
     mode: Literal["layerwise", "last"] = "layerwise"
@@ -369,6 +373,11 @@ class TrainConfig:
         unknown = sorted(set(self.stages) - {"new", "text", "all"})
         if unknown or not self.stages:
             raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
+        if self.lora.rank and self.base is None:
+            raise ConfigError(
+                f"lora.rank {self.lora.rank} without base: adapters are kept alone, and stand on a captioner that is "
+                "kept too; give one by --base, or train it first without --lora.rank"
+            )
 
     @property
     def captioner(self) -> CaptionerConfig:

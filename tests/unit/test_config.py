@@ -106,6 +106,7 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (TrainConfig, "word_dropout", 1.0),
         (TrainConfig, "workers", -1),
         (TrainConfig, "presence", -1.0),
+        (TrainConfig, "lora", LoraConfig(rank=8)),
         (TrainConfig, "stages", ()),
         (TrainConfig, "stages", ("new", "vision")),
     ],

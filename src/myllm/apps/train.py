@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -17,12 +18,13 @@ from tensorboardX import SummaryWriter
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import RunOptions
 from myllm.captioner import Captioner
-from myllm.checkpoints import native
+from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
 from myllm.evaluation.plots import plot_curves, plot_samples
 from myllm.evaluation.report import write_report
+from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
@@ -32,7 +34,7 @@ from myllm.training.trainer import SAMPLES, Sample, Trainer
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
-CHECKPOINTS = (native.FILE_NAME, run_state.FILE_NAME)
+CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
 
 
 def train(config: TrainConfig, options: RunOptions) -> int:
@@ -47,7 +49,7 @@ def train(config: TrainConfig, options: RunOptions) -> int:
     display.say("")
     display.console.print(describe(evaluation), style="bold", highlight=False)
     display.console.print(
-        f"Wrote {config.out}: {', '.join(sorted(p.name for p in Path(config.out).iterdir() if p.is_file()))}"
+        f"Wrote {config.out}: {', '.join(sorted(p.name + '/' * p.is_dir() for p in Path(config.out).iterdir()))}"
     )
     display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(config.out)}")
     return 0
@@ -57,10 +59,12 @@ def run_training(config: TrainConfig, options: RunOptions, display: Display) -> 
     """Whether the run came to its end, and then its final figures."""
     out = Path(config.out)
     check_run_folder(out, options)
+    check_base(config)
     device = choose_device(config.devices)
     display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
     with display.counting() as progress:
         prepared = prepare(config, progress)
+    config = prepared.config
     describe_data(prepared, config, display)
     with TrainingDisplay(display) as shown:
         recorder = _Recorder(shown, out)
@@ -100,10 +104,19 @@ def check_run_folder(out: Path, options: RunOptions) -> None:
         )
 
 
+def check_base(config: TrainConfig) -> None:
+    """Raises ConfigError where the run would write over the captioner that it goes on from."""
+    if config.base is not None and Path(config.base).resolve().is_relative_to(Path(config.out).resolve()):
+        raise ConfigError(f"--base {config.base} lies in --out {config.out}, which is written; give another --out")
+
+
 def remove_checkpoints(out: Path) -> None:
     """Those of the run that a new one replaces: its first epochs may fall short of what the old one reached."""
     for name in CHECKPOINTS:
-        (out / name).unlink(missing_ok=True)
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
 
 
 def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
@@ -118,6 +131,10 @@ def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> 
         f"{len(prepared.train.records):,} training pictures with {captions:,} captions, {len(prepared.val.records):,} "
         f"validation pictures; {prepared.tokenizer.get_vocab_size():,} tokens; {parameters / 1e6:.1f} M parameters"
     )
+    adapters = [layer for _, layer in adapted_layers(prepared.model)]
+    if adapters:
+        trained = sum(layer.lora_A.weight.numel() + layer.lora_B.weight.numel() for layer in adapters)
+        display.say(f"Of these {trained / 1e6:.2f} M train: adapters of {len(adapters)} layers of {config.base}")
 
 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:

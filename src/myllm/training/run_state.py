@@ -71,8 +71,8 @@ def load(
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["fingerprint"] != fingerprint:
             raise CheckpointError(
-                f"{path}: this run had other training data (fingerprint {content['fingerprint']}, now {fingerprint}); "
-                "resume with the data it began with, or start a new run with another --out"
+                f"{path}: this run had other training data (fingerprint {content['fingerprint']}, now {fingerprint}) "
+                "or another base; resume with what it began with, or start a new run with another --out"
             )
         objective.load_state_dict(content["objective"])
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):

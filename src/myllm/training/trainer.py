@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from myllm.captioner import start_search, vocabulary_of, write_captions
-from myllm.checkpoints import native
+from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, Batches, evaluation_batches, training_batches
 from myllm.errors import MyLLMError
@@ -92,7 +92,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from last.pt. Raises CheckpointError."""
         path = self.out / run_state.FILE_NAME
-        self.state = run_state.load(path, self.objective, self.optimizers, self.scaler, self.prepared.fingerprint)
+        self.state = run_state.load(path, self.objective, self.optimizers, self.scaler, self._fingerprint)
 
     def train(self) -> bool:
         """Train to the end. False where Ctrl-C came first: the run is then saved and can be resumed."""
@@ -117,8 +117,13 @@ class Trainer:
             self.objective,
             self.optimizers,
             self.scaler,
-            self.prepared.fingerprint,
+            self._fingerprint,
         )
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of what a run can't go on without: the same data, and where adapters train the same weights under them."""
+        return " ".join(filter(None, (self.prepared.fingerprint, self.prepared.base_hash)))
 
     @property
     def progress(self) -> float:
@@ -179,7 +184,7 @@ class Trainer:
             self.scaler.scale(losses.total * (losses.tokens / max(1, tokens))).backward()
             caption_sum += float(losses.caption_sum)
         if not math.isfinite(caption_sum):
-            kept = "; captioner.pt still holds the best epoch" if self.state.best is not None else ""
+            kept = f"; the best epoch is still in {self.out}" if self.state.best is not None else ""
             raise MyLLMError(
                 f"the loss is {caption_sum} at step {self.state.step}: the rate is too high for this model. Take a "
                 f"lower --lr, or --precision fp32{kept}"
@@ -217,7 +222,7 @@ class Trainer:
         value = -val_loss if config.best_by == "loss" else cider
         if state.best is None or value > state.best:
             state.best, state.best_epoch = value, state.epoch
-            native.save(self._checkpoint(row), self.out / native.FILE_NAME)
+            self._save_best(self._checkpoint(row))
         self.save()
         self.reporter.epoch(row, samples[:SAMPLES])
         for warning in warnings_of(captions, cider, control):
@@ -242,14 +247,24 @@ class Trainer:
                 break
         return samples[:count]
 
+    def _save_best(self, checkpoint: native.Checkpoint) -> None:
+        """captioner.pt; or, where adapters train, these alone."""
+        config, base_hash = self.config, self.prepared.base_hash
+        if config.base is None or base_hash is None:
+            native.save(checkpoint, self.out / native.FILE_NAME)
+        else:
+            lora.save(checkpoint, config.lora, config.base, base_hash, self.out / lora.FOLDER)
+
     def _checkpoint(self, row: dict[str, float | str]) -> native.Checkpoint:
         prepared, config = self.prepared, self.config
-        provenance = {
+        provenance: dict[str, Any] = {
             "data": {"folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
                      "train": len(prepared.train.records), "val": len(prepared.val.records)},
             "validation": dict(row), "captioned": min(config.val_images, len(prepared.val.records)),
             "seed": config.seed, "torch": str(torch.__version__),
         }  # fmt: skip
+        if config.base is not None:
+            provenance["base"] = config.base
         return native.Checkpoint(
             self.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
         )

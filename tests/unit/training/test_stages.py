@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from myllm.config import TrainConfig
+from myllm.config import LoraConfig, TrainConfig
+from myllm.model.lora import add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.stages import set_stage, set_train_mode, stage_of
 
@@ -58,6 +59,33 @@ def test_a_backbone_from_a_local_file_is_no_new_one(tiny_model) -> None:  # type
     model, config = tiny_model(), run(pretrained=False)
     set_stage(model, "new", replace(config, vision=replace(config.vision, weights="weights.safetensors")))
     assert "vision" not in trained_parts(model)
+
+
+@pytest.mark.parametrize("stage", ["new", "text", "all"])
+def test_what_comes_from_a_base_is_no_new_one(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+    found, expected = tiny_model(), tiny_model()
+    set_stage(found, stage, replace(run(pretrained=False), base="captioner.pt"))
+    set_stage(expected, stage, run(pretrained=True))
+    assert trained_parts(found) == trained_parts(expected)
+
+
+@pytest.mark.parametrize("stage", ["new", "text", "all"])
+def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+    model, lora = tiny_model(), LoraConfig(rank=2, targets=("c_attn", "qkv"))
+    base = {id(parameter) for parameter in model.parameters()}
+    add_adapters(model, lora)
+    set_stage(model, stage, replace(run(pretrained=False), base="captioner.pt", lora=lora))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 5 and not base & {id(parameter) for parameter in trained}
+
+
+def test_adapters_of_a_backbone_drop_while_the_backbone_does_not(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    model, lora = tiny_model(), LoraConfig(rank=2, targets=("qkv",))
+    add_adapters(model, lora)
+    set_stage(model, "all", replace(run(pretrained=False), base="captioner.pt", lora=lora))
+    set_train_mode(model)
+    training = {name for name, one in model.encoder.named_modules() if one.training}
+    assert training and all("attn.qkv" in name for name in training)
 
 
 def test_a_later_stage_lets_earlier_parts_train_on(tiny_model) -> None:  # type: ignore[no-untyped-def]
