@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from myllm.apps.cli import main
 from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.formats import load
+from myllm.checkpoints.native import Checkpoint
+from myllm.config import CaptionerConfig, VisionConfig
+from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.weights import weights_hash
 
 Capture = pytest.CaptureFixture[str]
@@ -184,6 +188,21 @@ def test_adapters_of_the_backbone_train_and_its_batch_statistics_stay(
     assert all(value.any() for name, value in objective.items() if "lora_B" in name)
     statistics = {name: value for name, value in load(tiny_run).model.state_dict().items() if "running" in name}
     assert statistics and all(torch.equal(objective[f"model.{name}"], one) for name, one in statistics.items())
+
+
+def test_adapters_that_the_model_does_not_use_are_told(
+    adapt: Main, tiny_checkpoint: Checkpoint, tmp_path: Path, capfd: Capture
+) -> None:
+    geometry = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    vision = VisionConfig("beit_base_patch16_224", pretrained=False, image_size=64, geometry=geometry)
+    model = VisionGPT2(CaptionerConfig(vision, tiny_checkpoint.model.config.text, "last")).eval()
+    beit = replace(tiny_checkpoint, model=model, preprocess=model.encoder.preprocess)
+    native.save(beit, tmp_path / "beit.pt")
+    options = [*LORA, "--lora.targets=[qkv, encoder.*.proj]", "--max_steps=1"]
+    assert adapt(tmp_path / "run", *options, base=tmp_path / "beit.pt") == 0
+    assert "adapters of 2 layers are not used by the model, encoder.backbone.blocks.0.attn.qkv for one" in " ".join(
+        capfd.readouterr().out.split()
+    )
 
 
 def test_what_was_given_of_the_base_stands_in_the_configuration(lora_run: Path, tiny_run: Path) -> None:

@@ -21,6 +21,7 @@ from myllm.data.batches import Batch, Batches, evaluation_batches, training_batc
 from myllm.errors import MyLLMError
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
+from myllm.model.lora import adapted_layers
 from myllm.runtime import autocast, choose_device, choose_precision
 from myllm.training import run_state
 from myllm.training.loss import Objective, WordPresence, word_occurrences
@@ -189,6 +190,8 @@ class Trainer:
                 f"the loss is {caption_sum} at step {self.state.step}: the rate is too high for this model. Take a "
                 f"lower --lr, or --precision fp32{kept}"
             )
+        if self.state.step == 0:
+            self._warn_of_idle_adapters()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
@@ -199,6 +202,13 @@ class Trainer:
         self.state.loss_sum += caption_sum
         self.state.loss_tokens += tokens
         return caption_sum / max(1, tokens)
+
+    def _warn_of_idle_adapters(self) -> None:
+        """Some layers only lend their weight to what computes, as BEiT's qkv: nothing reaches their adapters."""
+        idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
+        if idle:
+            told = f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one"
+            self.reporter.warn(f"{told}; leave these out of --lora.targets")
 
     def _end_epoch(self) -> None:
         """Validate, keep the best, save, report."""
