@@ -101,6 +101,23 @@ def runtimes(source: str) -> Callable[[Path], float]:
     return job
 
 
+def caption(source: str) -> Callable[[Path], float]:
+    """Open it and write twenty tokens for a picture."""
+
+    def job(folder: Path) -> float:
+        from PIL import Image
+
+        from myllm.apps.folder import open_captioner
+
+        captioner = open_captioner(str(folder / source), "cpu", "auto")
+        options = captioner.decode_options(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
+        (told,) = captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (640, 480), "orange"))], options)
+        assert len(told.tokens) == TOKENS
+        return float("nan")
+
+    return job
+
+
 def write(source: str, form: str, out: str, *options: str) -> Callable[[Path], float]:
     def job(folder: Path) -> float:
         from myllm.apps.cli import main
@@ -117,6 +134,7 @@ JOURNEYS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
     "transformers' folder opened here": ("theirs", ours("theirs")),
     "imported as captioner.pt": ("ours.pt", write("theirs", "captioner.pt", "ours.pt")),
     "captioner.pt opened": ("ours.pt", ours("ours.pt")),
+    "captioner.pt opened, a picture captioned": ("ours.pt", caption("ours.pt")),
     "exported to safetensors": ("tensors", write("ours.pt", "safetensors", "tensors")),
     "safetensors opened": ("tensors", ours("tensors")),
     "exported to safetensors, bfloat16": ("half", write("ours.pt", "safetensors", "half", "--dtype=bfloat16")),
@@ -125,8 +143,10 @@ JOURNEYS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
     "hf opened in transformers": ("hf", theirs("hf")),
     "exported to onnx": ("onnx", write("ours.pt", "onnx", "onnx")),
     "onnx opened on ONNX Runtime": ("onnx", runtimes("onnx")),
+    "onnx opened, a picture captioned": ("onnx", caption("onnx")),
     "exported to onnx, int8": ("int8", write("ours.pt", "onnx", "int8", "--precision=int8")),
     "int8 opened on ONNX Runtime": ("int8", runtimes("int8")),
+    "int8 opened, a picture captioned": ("int8", caption("int8")),
     "exported to onnx, int4": ("int4", write("ours.pt", "onnx", "int4", "--precision=int4")),
     "int4 opened on ONNX Runtime": ("int4", runtimes("int4")),
 }

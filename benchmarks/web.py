@@ -42,7 +42,7 @@ def random_captioner(path: Path) -> None:
 def some_pictures(folder: Path) -> None:
     from myllm.apps.cli import main
 
-    assert main(["scenes", "--out", str(folder), "--count", "6", "--quiet"]) == 0
+    assert main(["scenes", "--out", str(folder), "--count", "20", "--quiet"]) == 0
 
 
 class Silent(SimpleHTTPRequestHandler):
