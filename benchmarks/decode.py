@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
-from myllm.checkpoints.onnx_graph import Precision
-from myllm.checkpoints.onnx_stepper import OnnxStepper
+from myllm.checkpoints.onnx_stepper import OnnxStepper, Precision
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate

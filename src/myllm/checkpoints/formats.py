@@ -7,7 +7,7 @@ from pathlib import Path
 from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, onnx, onnx_export, seed, web
 from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_graph import Precision
+from myllm.checkpoints.onnx_export import Precision
 from myllm.errors import CheckpointError
 from myllm.weights import read_tensors, weights_hash
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from myllm.checkpoints.hf_gpt2 import write_tokenizer
 from myllm.checkpoints.hf_vision_encoder_decoder import json_facts
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_graph import BITS, MICROSOFT, OPSET, Graph, Precision, by_blocks, model_of, rounded
+from myllm.checkpoints.onnx_graph import BLOCK, OPSET, Graph, model_of
 from myllm.config import VERSION, GPTConfig
 from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, reason
@@ -28,6 +29,9 @@ from myllm.model.gpt import GPT
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_folder, write_json
 
+Precision = Literal["fp32", "int8", "int4"]
+BITS = {"fp32": 32, "int8": 8, "int4": 4}
+KINDS = {8: TensorProto.INT8, 4: TensorProto.INT4}
 # transformers.js finds files by what follows their name, and is told by config.json which ones these are
 SUFFIXES = {"fp32": "", "int8": "_int8", "int4": "_q4"}
 DTYPES = {"fp32": "fp32", "int8": "int8", "int4": "q4"}
@@ -43,7 +47,8 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32
     decoder: input_ids (N, T) int64, the newest tokens of N / B captions of each picture in turn; encoder_hidden_states,
     what the encoder gave; past_key_values.I.key and .value (N, n_head, P, head_dim) of what was said before, P = 0 at
     first -> logits (N, T, vocab_size), and present.I.key and .value (N, n_head, P + T, head_dim).
-    precision: int8 and int4 round the weights of matrices (embedding and convolutions keep 8 bits in both).
+    precision: int8 and int4 round the weights of matrices (embedding and convolutions keep 8 bits in both). They are
+    stored so, with a node that restores them: ONNX Runtime multiplies with them as they are, or restores them once.
     Raises ConfigError where ONNX has no word for an operator of the backbone, and where `folder` is there already.
     """
     model, decode, suffix = checkpoint.model, checkpoint.decode, SUFFIXES[precision]
@@ -103,49 +108,49 @@ def round_weights(proto: onnx.ModelProto, bits: int) -> None:
     """Matrices of a graph in so many bits, by blocks, and its convolutions in 8, by channel; the rest stays."""
     graph = proto.graph
     constants = {one.name: one for one in graph.initializer}
-    nodes, kept = list[onnx.NodeProto](), dict[str, list[TensorProto]]()
+    nodes, found = list[onnx.NodeProto](), dict[str, list[TensorProto]]()
     for node in graph.node:
         weight = constants.get(node.input[1]) if node.op_type in ("MatMul", "Conv") else None
-        if weight is None or weight.data_type != TensorProto.FLOAT or _count(weight.dims) < SMALLEST_ROUNDED:
-            nodes.append(node)
-            continue
-        value = torch.from_numpy(numpy_helper.to_array(weight).copy())
-        names = [f"{weight.name}_rounded", f"{weight.name}_unit"]
-        if node.op_type == "MatMul" and value.dim() == 2:
-            parts = rounded(value.T, bits)
-            options = by_blocks(value.shape[0], value.shape[1], bits)
-            nodes.append(helper.make_node("MatMulNBits", [node.input[0], *names], node.output, **options))
-        elif node.op_type == "Conv":
-            parts = rounded_by_channel(value)
-            restored = f"{node.output[0]}_weight"
-            nodes.append(helper.make_node("DequantizeLinear", names, [restored], axis=0))
-            nodes.append(helper.make_node("Conv", [node.input[0], restored, *node.input[2:]], node.output))
-            nodes[-1].attribute.extend(node.attribute)
-        else:
-            nodes.append(node)
-            continue
-        kept[weight.name] = [
-            numpy_helper.from_array(part.contiguous().numpy(), name) for part, name in zip(parts, names, strict=True)
-        ]
+        is_matrix = weight is not None and len(weight.dims) == 2
+        if weight is not None and (is_matrix or node.op_type == "Conv") and _count(weight.dims) >= SMALLEST_ROUNDED:
+            name = weight.name
+            if name not in found:
+                value = torch.from_numpy(numpy_helper.to_array(weight).copy())
+                parts = rounded(value, bits) if is_matrix else rounded_by_channel(value)
+                names = [f"{name}_rounded", f"{name}_unit"]
+                found[name] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
+                block_size = BLOCK if is_matrix else 0  # 0: a channel has one unit
+                restored = [f"{name}_restored"]
+                nodes.append(helper.make_node("DequantizeLinear", names, restored, axis=0, block_size=block_size))
+            node.input[1] = f"{name}_restored"
+        nodes.append(node)
     still_read = {name for node in nodes for name in node.input}
     others = [one for name, one in constants.items() if name in still_read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend([*others, *(one for parts in kept.values() for one in parts)])
-    proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    graph.initializer.extend([*others, *(one for parts in found.values() for one in parts)])
 
 
-def rounded_by_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(weight: Tensor, bits: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(K, N) -> (K, N) in whole numbers of so many bits, and (K / BLOCK, N) float32: what one step of each block is."""
+    most = 2 ** (bits - 1) - 1
+    padded = nn.functional.pad(weight, (0, 0, 0, -len(weight) % BLOCK))
+    units = padded.unflatten(0, (-1, BLOCK)).abs().amax(1).clamp(min=1e-12) / most
+    values = (weight / units.repeat_interleave(BLOCK, 0)[: len(weight)]).round().to(torch.int8)
+    return values.numpy().astype(helper.tensor_dtype_to_np_dtype(KINDS[bits])), units.numpy()
+
+
+def rounded_by_channel(weight: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """(channels out, ...) -> int8 of the same shape, and (channels out,) float32: what one step of each is."""
     units = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-    return (weight / units.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8), units
+    return (weight / units.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8).numpy(), units.numpy()
 
 
 class _DecoderGraph(Graph):
     """A decoding step as `to_folder` says it; rows are N * T."""
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
-        super().__init__(decoder.config, precision)
+        super().__init__(decoder.config, BITS[precision])
         config = self.config
         captions, newest = (self.add("Shape", "input_ids", start=axis, end=axis + 1) for axis in (0, 1))
         past = self.add("Shape", "past_key_values.0.key", start=2, end=3)
@@ -164,27 +169,39 @@ class _DecoderGraph(Graph):
         hidden, seen = self.weight("hidden", torch.tensor(-torch.inf)), self.weight("seen", torch.tensor(0.0))
         self.mask = self.add("Where", is_later, hidden, seen)
         self._split_picture()
-        words = self.add("Reshape", self._embedded(decoder), self.add("Concat", captions, newest, any_number, axis=0))
         placed = self.add("Gather", self.weight("wpe", decoder.transformer.wpe.weight), places)
-        x = self.transformer(self.add("Reshape", self.add("Add", words, placed), self.as_rows), decoder)
-        # fewer bits than 8 for what names the words cost more than they save
-        bits = 32 if precision == "fp32" else 8
-        logits = self.linear(self.norm(x, decoder.transformer.ln_f, "ln_f"), decoder.lm_head, "wte", bits)
+        embedded = self.add("Add", self._embedded(decoder), placed)
+        x = self.transformer(self.add("Reshape", embedded, self.as_rows), decoder)
+        logits = self.linear(self.norm(x, decoder.transformer.ln_f, "ln_f"), decoder.lm_head, "wte")
         shape = self.add("Concat", captions, newest, any_number, axis=0)
         self.nodes.append(helper.make_node("Reshape", [logits, shape], ["logits"]))
 
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
+        if self.bits == 32:
+            return super().linear(x, module, name)
+        stored = self.stored(f"{name}.weight", module.weight)
+        product = self.add("MatMul", x, self.add("DequantizeLinear", *stored, axis=0, block_size=BLOCK))
+        if module.bias is None:
+            return product
+        return self.add("Add", product, self.weight(f"{name}.bias", module.bias))
+
+    def stored(self, name: str, weight: Tensor) -> tuple[str, str]:
+        """The names of a matrix (out, in), turned and rounded, and of its blocks' units."""
+        if name not in self.weights:
+            # fewer bits than 8 for the table that names the words cost more than they save
+            bits = 8 if name == "wte.weight" else self.bits
+            self.weights[name], self.weights[f"{name}_unit"] = rounded(weight.detach().T, bits)
+        return name, f"{name}_unit"
+
     def _embedded(self, decoder: GPT) -> str:
         """Rows of the table that the head multiplies with, too: it is stored once."""
-        if self.precision == "fp32":
-            return self.add("Gather", self.weight("wte.weight", decoder.transformer.wte.weight), "input_ids")
-        values, units = rounded(decoder.transformer.wte.weight.detach())
-        table, scales = self.weight("wte.weight", values), self.weight("wte.unit", units)
-        levels = self.add("Cast", self.add("Gather", table, "input_ids"), to=TensorProto.FLOAT)
-        centred = self.add("Sub", levels, self.weight("middle", torch.tensor(128.0)))
-        unit = self.add("Unsqueeze", self.add("Gather", scales, "input_ids"), self.weight("last", [-1]))
-        padded = self.add("Reshape", self.add("Mul", centred, unit), self.weight("flat", [0, 0, -1]))
-        ends = [self.weight(name, [value]) for name, value in {"first": 0, "n_embd": self.config.n_embd}.items()]
-        return self.add("Slice", padded, *ends, self.weight("last", [-1]))
+        table = decoder.transformer.wte.weight
+        if self.bits == 32:
+            return self.add("Gather", self.weight("wte.weight", table), "input_ids")
+        # turned where it is loaded: ONNX Runtime multiplies with rounded weights only where nothing else reads them
+        turned = [self.add("Transpose", one, perm=(1, 0)) for one in self.stored("wte.weight", table)]
+        rows = [self.add("Gather", one, "input_ids") for one in turned]
+        return self.add("DequantizeLinear", *rows, axis=2, block_size=BLOCK)
 
     def _split_picture(self) -> None:
         """image_key.I and image_value.I (B, n_head, S, head_dim) of what the encoder gave."""
@@ -229,7 +246,7 @@ class _DecoderGraph(Graph):
 def decoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """A decoding step with its cache. Raises ConfigError where it is too large for one file."""
     graph = _DecoderGraph(model.decoder, precision)
-    _check_size([torch.from_numpy(value) for value in graph.weights.values()])
+    _check_size(list(graph.weights.values()))
     constants = [numpy_helper.from_array(value, name) for name, value in graph.weights.items()]
     return model_of(graph, _described(model.config.text), constants)
 
@@ -246,7 +263,7 @@ def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.
     return inputs, outputs
 
 
-def _check_size(weights: Sequence[Tensor]) -> None:
+def _check_size(weights: Sequence[Any]) -> None:
     size = sum(weight.nbytes for weight in weights)
     if size > MOST_BYTES:
         raise ConfigError(

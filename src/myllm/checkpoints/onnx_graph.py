@@ -1,7 +1,7 @@
-"""Our decoder as an ONNX graph, node by node over its own weights, which may be rounded to 8 or 4 bits."""
+"""Our decoder as an ONNX graph, node by node over its own weights, which may be rounded to 8 bits."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from myllm.config import GPTConfig
 from myllm.model.gpt import GPT
 
-Precision = Literal["fp32", "int8", "int4"]
-BITS = {"fp32": 32, "int8": 8, "int4": 4}
-OPSET, IR_VERSION = 20, 10
+OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators that ONNX has not
 BLOCK = 32  # weights that are rounded on one scale
 
@@ -22,10 +20,11 @@ BLOCK = 32  # weights that are rounded on one scale
 class Graph:
     """Nodes and weights of a decoder; how its attentions get their keys and values is up to those who build on it."""
 
-    def __init__(self, config: GPTConfig, precision: Precision) -> None:
+    def __init__(self, config: GPTConfig, bits: int = 32) -> None:
+        """bits: of the matrices' weights, 32 or 8."""
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray[Any, Any]] = {}
-        self.config, self.precision = config, precision
+        self.config, self.bits = config, bits
         self.as_rows = self.weight("as_rows", [-1, config.n_embd])
         self.scale = self.weight("scale", (config.n_embd // config.n_head) ** -0.5)
 
@@ -49,17 +48,17 @@ class Graph:
         weight, bias = self.weight(f"{name}.weight", module.weight), self.weight(f"{name}.bias", module.bias)
         return self.add("LayerNormalization", x, weight, bias, epsilon=module.eps)
 
-    def linear(self, x: str, module: nn.Linear, name: str, bits: int | None = None) -> str:
-        """x: rows (N, in_features). bits: of the weights, the graph's own where not given."""
-        bits = bits or BITS[self.precision]
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
+        """Rows (N, in_features) -> rows (N, out_features)."""
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
-        if bits == 32:
+        if self.bits == 32:
             return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
-        values, units = rounded(module.weight.detach(), bits)
+        values, units = rounded_to_8_bits(module.weight.detach())
         weight = [self.weight(f"{name}.weight", values), self.weight(f"{name}.unit", units)]
+        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
         # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
-        options = by_blocks(module.in_features, module.out_features, bits) | {"accuracy_level": 4}
-        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **options)
+        level = {"accuracy_level": 4, "domain": MICROSOFT}
+        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
 
     def transformer(self, x: str, decoder: GPT) -> str:
         """All blocks: rows (N, n_embd) of embedded tokens -> rows before the last norm."""
@@ -82,21 +81,11 @@ class Graph:
         raise NotImplementedError
 
 
-def by_blocks(in_features: int, out_features: int, bits: int) -> dict[str, Any]:
-    """What MatMulNBits must be told of a matrix that `rounded` made."""
-    return {"K": in_features, "N": out_features, "bits": bits, "block_size": BLOCK, "domain": MICROSOFT}
-
-
-def rounded(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """(N, K) -> (N, blocks, BLOCK * bits / 8) uint8, and (N, blocks) float32: what one step of each block is.
-
-    Zero is in the middle, at 128 or 8. Of 4 bits two numbers share a byte, the first in its lower half.
-    """
-    middle = 2 ** (bits - 1)
+def rounded_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
     blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    units = blocks.abs().amax(-1).clamp(min=1e-12) / (middle - 1)
-    values = (blocks / units[..., None]).round().add(middle).to(torch.uint8)
-    return values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4, units
+    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
+    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
 
 
 def model_of(

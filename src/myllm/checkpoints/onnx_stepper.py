@@ -5,7 +5,7 @@ is no file to write, to keep in step with the checkpoint, or to find damaged.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -14,11 +14,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from myllm.checkpoints.onnx_graph import Graph, Precision, model_of
+from myllm.checkpoints.onnx_graph import Graph, model_of
 from myllm.config import GPTConfig
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
+
+Precision = Literal["fp32", "int8"]
 
 
 class _StepGraph(Graph):
@@ -33,7 +35,7 @@ class _StepGraph(Graph):
     """
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
-        super().__init__(decoder.config, precision)
+        super().__init__(decoder.config, 8 if precision == "int8" else 32)
         newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
         head_dim = self.config.n_embd // self.config.n_head
         self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)

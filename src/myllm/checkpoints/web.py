@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from myllm.checkpoints import onnx_export
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_graph import Precision
+from myllm.checkpoints.onnx_export import Precision
 from myllm.errors import ConfigError, MyLLMError
 from myllm.runtime import atomic_folder, cache_folder
 

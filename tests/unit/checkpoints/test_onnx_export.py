@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from myllm.checkpoints import onnx_export
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_graph import Precision
+from myllm.checkpoints.onnx_export import Precision
+from myllm.checkpoints.onnx_graph import BLOCK
 from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -96,6 +97,15 @@ def test_rounded_files_are_small_and_nearly_as_good(
     assert 0 < np.abs(small_logits - exact_logits).std() < off * exact_logits.std()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_is_off_by_half_a_step_at_most(bits: int) -> None:
+    weight = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))
+    values, units = onnx_export.rounded(weight, bits)
+    assert values.shape == (70, 5) and units.shape == (3, 5)
+    steps = units.repeat(BLOCK, 0)[:70]
+    assert (np.abs(values.astype(np.float32) * steps - weight.numpy()) <= 0.5001 * steps).all()
+
+
 def test_a_table_whose_width_is_no_whole_number_of_blocks_is_read_right() -> None:
     model = model_of("vit_mini_conv8_64", n_embd=40)
     exact, small = (session(onnx_export.decoder_graph(model, one)) for one in ("fp32", "int8"))
@@ -124,3 +134,14 @@ def test_weights_beyond_what_a_file_holds_are_refused(monkeypatch: pytest.Monkey
     for make in (onnx_export.decoder_graph, onnx_export.encoder_graph):
         with pytest.raises(ConfigError, match="do not fit into one ONNX file"):
             make(model_of("vit_mini_conv8_64"), "fp32")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rounded_matrices_are_multiplied_with_as_they_are(precision: Precision, tmp_path: Path) -> None:
+    """ONNX Runtime restores none of them at a step: of the decoder the table's rows alone, for what was said."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    proto = onnx_export.decoder_graph(model_of("vit_mini_conv8_64"), precision)
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("MatMulNBits") == 2 * 6 + 1 and operators.count("DequantizeLinear") == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from myllm.checkpoints.onnx_graph import BLOCK, rounded_to_8_bits
 from myllm.checkpoints.onnx_stepper import OnnxStepper, _StepGraph
 from myllm.config import DecodeConfig
 from myllm.decoding.engine import Search
@@ -160,6 +161,15 @@ def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) 
         return sum(array.nbytes for name, array in weights.items() if array.ndim > 1 or name.endswith("unit"))
 
     assert linear_bytes("int8") < 0.33 * linear_bytes("fp32")
+
+
+def test_rounding_is_off_by_half_a_step_at_most() -> None:
+    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
+    rounded, units = rounded_to_8_bits(weight)
+    restored = ((rounded.float() - 128) * units[..., None]).flatten(1)
+    assert rounded.shape == (5, 3, BLOCK)
+    assert (restored[:, :70] - weight).abs().max() <= units.max() * 0.5001
+    assert not restored[:, 70:].any()
 
 
 @torch.inference_mode()
