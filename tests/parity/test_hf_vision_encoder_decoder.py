@@ -306,7 +306,7 @@ def test_pictures_become_what_their_processor_makes_of_them(
         ({"size": {"height": 30, "width": 30}}, "gives 30 pixels a side; the encoder takes 32"),
         ({"size": {"height": 32, "width": 48}}, "only squares"),
         ({"size": 32, "rescale_factor": 1 / 127.5}, "rescale_factor"),
-        ({"size": 32, "resample": 5}, "resample"),
+        ({"size": 32, "resample": 7}, "resample"),
         ({"size": 32, "image_mean": None}, "no image processor that is known here"),
     ],
 )

@@ -132,6 +132,7 @@ def test_what_rounding_costs_is_told(tiny_run: Path, scenes: Path, tmp_path: Pat
         (["export", "captioner.pt", "--to", "hf", "--data", "y", "--out", "x"], 2, "only --to onnx and web"),
         (["export", "captioner.pt", "--to", "onnx", "--dtype", "bfloat16", "--out", "x"], 2, "only --to safetensors"),
         (["export", "captioner.pt", "--to", "onnx", "--out", "onnx"], 2, "onnx is there already"),
+        (["export", "captioner.pt", "--to", "onnx", "--data", "nowhere", "--out", "x"], 1, "nowhere"),
         (["import", "onnx", "--out", "x"], 1, "an ONNX export, made to be run"),
         (["info", "onnx"], 1, "an ONNX export, made to be run"),
         (["caption", "captioner.pt", "--model", "onnx", "--precision", "int8"], 2, "an ONNX export in fp32"),

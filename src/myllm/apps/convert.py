@@ -14,6 +14,7 @@ from myllm.checkpoints import hub, native, web
 from myllm.checkpoints.formats import RUNNABLE, WRITERS, load, recognise
 from myllm.checkpoints.onnx import OnnxCaptioner
 from myllm.checkpoints.onnx_search import check
+from myllm.data.records import Record
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
 
@@ -50,39 +51,56 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
             raise ConfigError(f"--{name} {value}: only --to {' and '.join(RUNNABLE)} take it")
     checkpoint = load(_only(models))
     if options.to in RUNNABLE:
-        _warn_of_defaults(checkpoint, display)
-        if options.to == "web" and not web.runtime_folder().is_dir():
-            kept = web.runtime_folder()
-            display.say(f"npm fetches {web.PACKAGE}, {web.MEGABYTES} MB, once; the 14 that are used stay in {kept}")
-        RUNNABLE[options.to](checkpoint, out, options.precision or ("int8" if options.to == "web" else "fp32"))
-    elif dtype is not None:
+        return _export_to_run(checkpoint, out, options, display)
+    if dtype is not None:
         native.save_folder(checkpoint, out, dtype)
     else:
         WRITERS[options.to](checkpoint, out)
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    megabytes = sum(path.stat().st_size for path in files) / 1e6
-    display.say(f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)")
-    if options.data is not None:
-        exported = OnnxCaptioner.load(out / "model" if options.to == "web" else out)
-        _compare(checkpoint, exported, options, display)
+    display.say(_written(checkpoint, out))
     return 0
 
 
-def _warn_of_defaults(checkpoint: native.Checkpoint, display: Display) -> None:
-    try:
+def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOptions, display: Display) -> int:
+    """Write what runs without torch; with --data, print what that changes."""
+    records: list[Record] = []
+    if options.data is not None:  # what would be in the way later is told before anything is written
         check(checkpoint.decode)
-    except ConfigError as error:
-        display.warn(f"its defaults: {error}")
+        records = records_of(Path(options.data), options.split, checkpoint.captions, display)[: options.limit]
+    else:
+        try:
+            check(checkpoint.decode)
+        except ConfigError as error:
+            display.warn(f"its defaults: {error}")
+    is_web = options.to == "web"
+    if is_web and not web.runtime_folder().is_dir():
+        kept = web.runtime_folder()
+        display.say(f"npm fetches {web.PACKAGE}, {web.MEGABYTES} MB, once; the 14 that are used stay in {kept}")
+    with display.counting() as progress:
+        precision = options.precision or ("int8" if is_web else "fp32")
+        RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
+    display.say(_written(checkpoint, out))
+    way = f"serve it with `python -m http.server --directory {out}`" if is_web else f"--model {out} captions with it"
+    display.say(way)
+    if records:
+        _compare(checkpoint, OnnxCaptioner.load(out / "model" if is_web else out), records, options.split, display)
+    return 0
 
 
-def _compare(checkpoint: native.Checkpoint, exported: OnnxCaptioner, options: ExportOptions, display: Display) -> None:
+def _written(checkpoint: native.Checkpoint, out: Path) -> str:
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    return f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)"
+
+
+def _compare(
+    checkpoint: native.Checkpoint, exported: OnnxCaptioner, records: Sequence[Record], split: str, display: Display
+) -> None:
     """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
-    records = records_of(Path(options.data or ""), options.split, checkpoint.captions, display)[: options.limit]
     told: dict[str, Evaluation] = {}
     for name, captioner in (("the captioner", Captioner(checkpoint, torch.device("cpu"))), ("its export", exported)):
         with display.counting() as progress:
             told[name] = evaluate(
-                captioner, records, options.split, checkpoint.decode,
+                captioner, records, split, checkpoint.decode,
                 progress=lambda done, total: progress(f"captioning with {name}", done, total),  # noqa: B023
             )  # fmt: skip
     first, second = told.values()
@@ -91,7 +109,7 @@ def _compare(checkpoint: native.Checkpoint, exported: OnnxCaptioner, options: Ex
         display.say(f"{figure} {before:.4f} exported {after:.4f}, {100 * (after - before):+.2f} points")
     same = sum(one.text == other.text for one, other in zip(first.captions, second.captions, strict=True))
     search = told_search(first.protocol["decode"])
-    display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {options.split}, {search}")
+    display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {split}, {search}")
 
 
 def push_model(words: Sequence[str], options: PushOptions, decode: Mapping[str, Any]) -> int:

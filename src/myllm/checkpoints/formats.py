@@ -7,7 +7,7 @@ from pathlib import Path
 from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, onnx, onnx_export, seed, web
 from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_export import Precision
+from myllm.checkpoints.onnx_export import Precision, Progress
 from myllm.errors import CheckpointError
 from myllm.weights import read_tensors, weights_hash
 
@@ -80,7 +80,7 @@ WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
     "gpt2": hf_gpt2.to_folder,
 }
 # for programs that run it without torch, in a precision
-RUNNABLE: Mapping[str, Callable[[Checkpoint, Path, Precision], None]] = {
+RUNNABLE: Mapping[str, Callable[[Checkpoint, Path, Precision, Progress], None]] = {
     "onnx": onnx_export.to_folder,
     "web": web.to_folder,
 }

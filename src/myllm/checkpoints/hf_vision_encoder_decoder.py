@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from myllm.runtime import atomic_folder, read_json, write_json
 from myllm.weights import read_tensors, write_tensors
 
 MODEL_TYPE = "vision-encoder-decoder"
-INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+INTERPOLATIONS = {one.value: one.name.lower() for one in Image.Resampling}
 
 
 def is_one(path: Path) -> bool:

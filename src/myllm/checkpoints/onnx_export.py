@@ -6,7 +6,7 @@ What reads them is `checkpoints/onnx.py`, transformers.js, and the page of `chec
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ from myllm.model.gpt import GPT
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import atomic_folder, write_json
 
+Progress = Callable[[int, int], None]
 Precision = Literal["fp32", "int8", "int4"]
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 KINDS = {8: TensorProto.INT8, 4: TensorProto.INT4}
@@ -39,7 +40,12 @@ MOST_BYTES = 2**31 - 1  # of one file, by the library that writes it
 SMALLEST_ROUNDED = 1024  # numbers; what has fewer is not worth a scale of its own
 
 
-def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32") -> None:
+def _untold(done: int, total: int) -> None: ...
+
+
+def to_folder(
+    checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32", progress: Progress = _untold
+) -> None:
     """Write onnx/encoder_model*.onnx, onnx/decoder_model_merged*.onnx, and the JSON files beside them.
 
     encoder: pixel_values (B, 3, H, W) float32 -> last_hidden_state (B, 2 * n_layer * n_head * S, head_dim), which holds
@@ -49,25 +55,30 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32
     first -> logits (N, T, vocab_size), and present.I.key and .value (N, n_head, P + T, head_dim).
     precision: int8 and int4 round the weights of matrices (embedding and convolutions keep 8 bits in both). They are
     stored so, with a node that restores them: ONNX Runtime multiplies with them as they are, or restores them once.
+    progress: called with how many of its parts are done, and of how many.
     Raises ConfigError where ONNX has no word for an operator of the backbone, and where `folder` is there already.
     """
     model, decode, suffix = checkpoint.model, checkpoint.decode, SUFFIXES[precision]
     prefix = checkpoint.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
-    parts = {"encoder_model": encoder_graph(model, precision), "decoder_model_merged": decoder_graph(model, precision)}
+    given = [end_token(checkpoint.tokenizer), *prefix]
+    progress(0, 3)
+    encoder = encoder_graph(model, precision)
+    progress(1, 3)
+    decoder = decoder_graph(model, precision)
+    progress(2, 3)
     facts = json_facts(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
         "transformers.js_config": {"dtype": DTYPES[precision]},
         "myllm": {
             "version": VERSION, "precision": precision, "n_positions": model.config.text.n_positions,
-            "given": [end_token(checkpoint.tokenizer), *prefix],
-            "preprocess": asdict(checkpoint.preprocess), "captions": asdict(checkpoint.captions),
-            "decode": asdict(decode),
+            "given": given, "preprocess": asdict(checkpoint.preprocess),
+            "captions": asdict(checkpoint.captions), "decode": asdict(decode),
         },
     }  # fmt: skip
     with atomic_folder(folder) as out:
         (out / "onnx").mkdir()
-        for name, proto in parts.items():
-            onnx.save(proto, out / "onnx" / f"{name}{suffix}.onnx")
+        onnx.save(encoder, out / "onnx" / f"encoder_model{suffix}.onnx")
+        onnx.save(decoder, out / "onnx" / f"decoder_model_merged{suffix}.onnx")
         write_tokenizer(checkpoint.tokenizer, model.config.text.n_positions, out)
         for name, values in facts.items():
             write_json(values, out / f"{name}.json")
@@ -86,7 +97,7 @@ class _PictureToKeysAndValues(nn.Module):
 def encoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """The backbone and what makes keys and values of its tokens, by torch's own exporter. Raises ConfigError."""
     name, size = model.config.vision.name, model.encoder.preprocess.image_size
-    _check_size([value for key, value in model.state_dict().items() if key.startswith("encoder.")])
+    _check_size([value for key, value in model.state_dict().items() if key.startswith("encoder.")], "another backbone")
     picture = torch.zeros(2, 3, *size)  # torch takes one picture for a size that never changes
     try:
         with torch.no_grad(), _quiet():
@@ -246,7 +257,7 @@ class _DecoderGraph(Graph):
 def decoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """A decoding step with its cache. Raises ConfigError where it is too large for one file."""
     graph = _DecoderGraph(model.decoder, precision)
-    _check_size(list(graph.weights.values()))
+    _check_size(list(graph.weights.values()), "--precision int8")
     constants = [numpy_helper.from_array(value, name) for name, value in graph.weights.items()]
     return model_of(graph, _described(model.config.text), constants)
 
@@ -263,11 +274,11 @@ def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.
     return inputs, outputs
 
 
-def _check_size(weights: Sequence[Any]) -> None:
+def _check_size(weights: Sequence[Any], way_out: str) -> None:
     size = sum(weight.nbytes for weight in weights)
     if size > MOST_BYTES:
         raise ConfigError(
-            f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2; take --precision int8"
+            f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file, which holds 2; take {way_out}"
         )
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from myllm.checkpoints import onnx_export
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_export import Precision
+from myllm.checkpoints.onnx_export import Precision, Progress
 from myllm.errors import ConfigError, MyLLMError
 from myllm.runtime import atomic_folder, cache_folder
 
@@ -27,14 +27,14 @@ FILES = {
 }
 
 
-def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision = "int8") -> None:
+def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress) -> None:
     """Write the page with model/, as `onnx_export.to_folder` writes it, and runtime/, ONNX Runtime for browsers.
 
     Raises ConfigError as `onnx_export.to_folder`, and where the runtime can't be had.
     """
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
-        onnx_export.to_folder(checkpoint, out / "model", precision)
+        onnx_export.to_folder(checkpoint, out / "model", precision, progress)
         shutil.copytree(PAGE, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(runtime, out / "runtime")
 
