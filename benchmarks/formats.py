@@ -149,6 +149,7 @@ JOURNEYS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
     "int8 opened, a picture captioned": ("int8", caption("int8")),
     "exported to onnx, int4": ("int4", write("ours.pt", "onnx", "int4", "--precision=int4")),
     "int4 opened on ONNX Runtime": ("int4", runtimes("int4")),
+    "int4 opened, a picture captioned": ("int4", caption("int4")),
 }
 
 
