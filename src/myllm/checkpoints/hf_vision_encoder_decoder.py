@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from myllm.checkpoints.hf_gpt2 import gpt2_facts, write_tokenizer
 from myllm.checkpoints.native import Checkpoint
 from myllm.checkpoints.options import options_from
 from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
+from myllm.data.images import INTERPOLATIONS
 from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.model.gpt import gpt_config, turned
@@ -27,7 +27,8 @@ from myllm.runtime import atomic_folder, read_json, write_json
 from myllm.weights import read_tensors, write_tensors
 
 MODEL_TYPE = "vision-encoder-decoder"
-INTERPOLATIONS = {one.value: one.name.lower() for one in Image.Resampling}
+# by the numbers that image processors write
+RESAMPLES = {int(one): name for name, one in INTERPOLATIONS.items()}
 
 
 def is_one(path: Path) -> bool:
@@ -107,11 +108,11 @@ def _preprocess(folder: Path, own: PreprocessConfig) -> PreprocessConfig:
             raise ConfigError(f"gives {side} pixels a side; the encoder takes {own.image_size[0]}")
         if not math.isclose(facts.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
             raise ConfigError(f"rescale_factor is {facts['rescale_factor']}; supported is 1 / 255")
-        if facts.get("resample", 2) not in INTERPOLATIONS:
-            raise ConfigError(f"resample is {facts['resample']}; supported are {', '.join(map(str, INTERPOLATIONS))}")
+        if facts.get("resample", 2) not in RESAMPLES:
+            raise ConfigError(f"resample is {facts['resample']}; supported are {', '.join(map(str, RESAMPLES))}")
         return PreprocessConfig(
             own.image_size, tuple(facts["image_mean"]), tuple(facts["image_std"]),
-            INTERPOLATIONS[facts.get("resample", 2)], side / scaled, mode,
+            RESAMPLES[facts.get("resample", 2)], side / scaled, mode,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: no image processor that is known here ({reason(error)})") from error
@@ -198,7 +199,7 @@ def json_facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, 
 
 def _processor_facts(own: PreprocessConfig) -> dict[str, Any]:
     side, scaled = own.image_size[0], math.floor(own.image_size[0] / own.crop_pct)
-    resample = {name: number for number, name in INTERPOLATIONS.items()}[own.interpolation]
+    resample = int(INTERPOLATIONS[own.interpolation])
     facts = {
         "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "resample": resample,
         "image_mean": list(own.mean), "image_std": list(own.std),

@@ -25,6 +25,11 @@ FORMATS = ("JPEG", "JPEG2000", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF
 # Longer pictures lose their ends before they are resized; a strip of 1 x 60,000 would grow to gigabytes.
 MAX_ASPECT = 16
 
+# The page of `myllm export --to web` resizes by these, too; newer versions of Pillow have more.
+INTERPOLATIONS = {
+    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
+
 
 def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     """An upright RGB picture: alpha on white, 16 bits scaled to 8, the first frame of an animation.
@@ -58,15 +63,14 @@ class Preprocess:
     """A picture as the backbone's input, equal to timm's own transform for evaluation."""
 
     def __init__(self, config: PreprocessConfig) -> None:
-        """Raises ConfigError for an interpolation that Pillow has not."""
+        """Raises ConfigError for an unknown interpolation."""
         self.config = config
         self.size = (config.image_size[0], config.image_size[1])
         self._scaled = [math.floor(side / config.crop_pct) for side in self.size]
-        name = config.interpolation.upper()
-        if name not in Image.Resampling.__members__:
-            known = ", ".join(Image.Resampling.__members__).lower()
+        if config.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
             raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {known}")
-        self._interpolation = Image.Resampling[name]
+        self._interpolation = INTERPOLATIONS[config.interpolation]
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """(3, H, W) float32, normalised."""
