@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from myllm.errors import ConfigError
 from myllm.metrics.ngrams import Words
+from myllm.metrics.ptb import ptb_tokenize
 
 
 class _PunctuationToBlank(dict[int, int | str]):
@@ -39,7 +40,7 @@ def simple_tokenize(caption: str) -> Words:
     return _WORD.findall(_ATTACHED_CLITIC.sub(" ", text))
 
 
-TOKENIZERS: dict[str, Callable[[str], Words]] = {"simple": simple_tokenize}
+TOKENIZERS: dict[str, Callable[[str], Words]] = {"simple": simple_tokenize, "ptb": ptb_tokenize}
 
 
 def tokenize(captions: Iterable[str], tokenizer: str = "simple") -> list[Words]:
