@@ -39,11 +39,12 @@ _KNOWN = _Known({0xAD: None})  # a soft hyphen leaves no trace
 _LETTER = rf"[^\x00-@\[-`{{-\x7f{_SYMBOLS}]"
 _ALNUM = rf"[^\x00-/:-@\[-`{{-\x7f{_SYMBOLS}]"
 _APOSTROPHE = "['’\x92]"
+_IN_WORD = "['’‘`\x91\x92]"  # "n`t" and "o`clock" are read, "dog`s" is not
 _CLITIC = rf"{_APOSTROPHE}(?i:s|d|m|re|ve|ll)"
-_NOT = "(?i:n['’‘`\x91\x92]t)"
+_NOT = f"(?i:n{_IN_WORD}t)"
 _NUMBER = r"(?:[0-9]*(?:[.,:][0-9]+)+|[0-9]+)"
 _INITIALS = r"(?:[A-Za-z](?:\.[A-Za-z])*|(?i:ph|ed)\.[Dd])\."
-_ELISION = rf"(?:[dDoOlL]{_APOSTROPHE}{_ALNUM})?"  # d'or, o'clock
+_ELISION = rf"(?:[dDoOlL]{_IN_WORD}{_ALNUM})?"  # d'or, o'clock
 _HYPHENS = "(?:-[A-Za-z]+){0,2}"
 _COMPOUND = (  # these keep a point before a comma
     rf"{_ELISION}{_ALNUM}+(?:[_‐‑-]{_ELISION}{_ALNUM}+)*",
@@ -55,10 +56,10 @@ _WITH_POINTS = (  # 3.5-inch, mid-U.S.
 )
 _WITHOUT_POINT = (
     rf"[A-Za-z0-9]+{_HYPHENS}(?:\\?/[A-Za-z0-9]+{_HYPHENS}){{1,2}}",  # and/or
-    rf"[A-HJ-Zn]{_APOSTROPHE}{_LETTER}{{2,}}",  # O'Neil, G'day
-    rf"{_LETTER}*{_LETTER}[aeiouyAEIOUY]{_APOSTROPHE}[aeiouA-Z]{_LETTER}*",  # ma'am
-    rf"(?i:c'mon|c'est|s'mores|(?:e{_APOSTROPHE}er|o{_APOSTROPHE}o|ev{_APOSTROPHE}ry|li{_APOSTROPHE}l|nat{_APOSTROPHE}l"
-    rf"|cap{_APOSTROPHE}n|nor{_APOSTROPHE}easter))",
+    rf"[A-HJ-Zn]{_IN_WORD}{_LETTER}{{2,}}",  # O'Neil, G'day
+    rf"{_LETTER}*{_LETTER}[aeiouyAEIOUY]{_IN_WORD}[aeiouA-Z]{_LETTER}*",  # ma'am
+    rf"(?i:c'mon|s'mores|o{_IN_WORD}o|c{_APOSTROPHE}est|e{_APOSTROPHE}er|ev{_APOSTROPHE}ry|li{_APOSTROPHE}l|nat{_APOSTROPHE}l"
+    rf"|cap{_APOSTROPHE}n|nor{_APOSTROPHE}easter)",
 )
 _WORD = f"(?:{'|'.join((*_COMPOUND, *_WITHOUT_POINT, _WITH_POINTS))})"
 
@@ -111,7 +112,7 @@ _RULES = [
         _WITH_POINTS,
         rf"({_CLITIC})(?![A-Za-z])[\s\S]?",
         rf"([dDjJlL]{_APOSTROPHE}|[yY]{_APOSTROPHE}(?={_LETTER})){_ALNUM}?",
-        rf"{_APOSTROPHE}[nN]{_APOSTROPHE}?|[oO][lL]{_APOSTROPHE}|'(?i:em|till?|cause)",
+        rf"{_APOSTROPHE}[nN]{_APOSTROPHE}?|[oO][lL]{_APOSTROPHE}|['’\x92](?i:em|till?|cause)",
         rf"{_APOSTROPHE}[0-9](?:0[sS]|[0-9](?!\S))",
         rf"[+-]?{_NUMBER}",
         r"(?:\+?[0-9]{1,3}[ -])?(?:\([0-9]{2,4}\) ?|[0-9]{2,4}[ -])[0-9]{3,4}[ -][0-9]{3,5}",  # a telephone
@@ -157,7 +158,7 @@ _PLAIN = re.compile(r"(?:(?:(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b)[A-Za
 
 
 def ptb_tokenize(caption: str) -> Words:
-    """Lower-cased words as pycocoevalcap's PTBTokenizer gives them and its metrics count them, split at blanks.
+    """Lower-cased words as pycocoevalcap's PTBTokenizer gives them and its metrics count them.
 
     "dog's" -> dog 's, "don't" -> do n't, "cannot" -> can not; "t-shirt", "and/or", "3.5" and "U.S." are one word each.
     Quotes, dashes, points and commas are dropped; brackets stay as "-lrb-" and "-rrb-".
@@ -169,7 +170,7 @@ def ptb_tokenize(caption: str) -> Words:
     addresses, Indian vowel signs beside hyphens), "AT&amp;T", and 1 % of Unicode's first 65,536 characters, most of
     them letters that were added since.
     """
-    text = caption.translate(_KNOWN)
+    text = caption.translate(_KNOWN) + " "  # rules look at the end of a line as at a blank
     words: Words = []
     place = 0
     while place < len(text):

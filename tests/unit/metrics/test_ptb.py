@@ -23,6 +23,7 @@ from myllm.metrics.ptb import ptb_tokenize
             id="apostrophes in words",
         ),
         pytest.param("'a' \"b\" “c” «d» ``e'' `f` ''", "a b c d e f", id="quotes go"),
+        pytest.param("A`woman i`s a d`og, th’em etc.é", "a`woman i s a d`og th ’em etc. é", id="backquotes in words"),
         pytest.param("“‘a’”", "``` a '''", id="two curly quotes are one token that stays"),
         pytest.param("(a) [b] {c}", "-lrb- a -rrb- -lsb- b -rsb- -lcb- c -rcb-", id="brackets stay"),
         pytest.param(
