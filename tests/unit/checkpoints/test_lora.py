@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -232,6 +234,25 @@ def test_a_file_that_is_missing_or_damaged_is_told(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="adapter_config.json: holds a list"):
         load(adapter)
+
+
+@settings(max_examples=1_000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_an_adapter_with_changed_bytes_is_read_or_refused(
+    adapter: Path, name: str, changes: list[tuple[float, int]]
+) -> None:
+    target = shutil.copytree(adapter, adapter.parents[1] / "changed", dirs_exist_ok=True)
+    content = bytearray((adapter / name).read_bytes())
+    for place, byte in changes:  # near the start, where names, shapes and offsets are
+        content[int(place * min(len(content), 4_000))] = byte
+    (target / name).write_bytes(content)
+    try:
+        lora.read(target)
+    except CheckpointError as error:
+        assert str(target) in str(error)
 
 
 def test_what_is_no_adapter_is_told(base: Path) -> None:
