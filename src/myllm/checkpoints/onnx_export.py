@@ -287,13 +287,15 @@ def _count(dims: Sequence[int]) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """The operator that ONNX has no word for, where that is why; else what the exporter said first."""
-    told: BaseException | None = error
-    operator = None
-    while told is not None and operator is None:
-        operator = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(told))
-        told = told.__cause__
-    return f"it has no operator for {operator[1]} there" if operator else reason(error)
+    """The operator that stands in the way, where the exporter names one, and what was wrong with it."""
+    told, last, operator = list[str](), error, None
+    while last.__cause__ is not None:
+        told.append(str(last))
+        last = last.__cause__
+    for text in [*told, str(last)]:
+        operator = operator or re.search(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)", text)
+    found = f"its operator {operator[1] or operator[2]} has no form there: " if operator else ""
+    return f"{found}{reason(last)}"
 
 
 @contextmanager

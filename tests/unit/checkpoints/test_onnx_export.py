@@ -121,10 +121,24 @@ class _Spectral(nn.Module):
         return torch.linalg.svdvals(x)[..., None].expand_as(x) + x
 
 
-def test_an_operator_that_onnx_has_not_is_named(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+class _InFiveDimensions(nn.Module):
+    """As timm's Hiera attends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x[:, None, None]
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads)[:, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("module", "operator"), [(_Spectral, "svd"), (_InFiveDimensions, "scaled_dot_product_attention.*only 4D")]
+)
+def test_an_operator_that_onnx_has_not_is_named(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, module: type[nn.Module], operator: str
+) -> None:
     model = model_of("vit_mini_conv8_64", vocab_size=tiny_checkpoint.tokenizer.get_vocab_size())
-    model.encoder.backbone.norm = _Spectral()
-    with pytest.raises(ConfigError, match=r"vision.name vit_mini_conv8_64 can't be written as ONNX.*aten.*svd"):
+    model.encoder.backbone.norm = module()
+    told = rf"vision.name vit_mini_conv8_64 can't be written as ONNX: its operator aten.*{operator}"
+    with pytest.raises(ConfigError, match=told):
         onnx_export.to_folder(replace(tiny_checkpoint, model=model), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
