@@ -4,6 +4,7 @@ What reads them is `checkpoints/onnx.py`, transformers.js, and the page of `chec
 """
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,7 @@ Progress = Callable[[int, int], None]
 Precision = Literal["fp32", "int8", "int4"]
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 KINDS = {8: TensorProto.INT8, 4: TensorProto.INT4}
-# transformers.js finds files by what follows their name, and is told by config.json which ones these are
-SUFFIXES = {"fp32": "", "int8": "_int8", "int4": "_q4"}
+# transformers.js's words: of fp32 its files have the plain name, of all else with an underscore and the word behind it
 DTYPES = {"fp32": "fp32", "int8": "int8", "int4": "q4"}
 MOST_BYTES = 2**31 - 1  # of one file, by the library that writes it
 SMALLEST_ROUNDED = 1024  # numbers; what has fewer is not worth a scale of its own
@@ -58,7 +58,8 @@ def to_folder(
     progress: called with how many of its parts are done, and of how many.
     Raises ConfigError where ONNX has no word for an operator of the backbone, and where `folder` is there already.
     """
-    model, decode, suffix = checkpoint.model, checkpoint.decode, SUFFIXES[precision]
+    model, decode, dtype = checkpoint.model, checkpoint.decode, DTYPES[precision]
+    suffix = "" if dtype == "fp32" else f"_{dtype}"
     prefix = checkpoint.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
     given = [end_token(checkpoint.tokenizer), *prefix]
     progress(0, 3)
@@ -68,7 +69,7 @@ def to_folder(
     progress(2, 3)
     facts = json_facts(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
-        "transformers.js_config": {"dtype": DTYPES[precision]},
+        "transformers.js_config": {"dtype": dtype},
         "myllm": {
             "version": VERSION, "precision": precision, "n_positions": model.config.text.n_positions,
             "given": given, "preprocess": asdict(checkpoint.preprocess),
@@ -123,7 +124,7 @@ def round_weights(proto: onnx.ModelProto, bits: int) -> None:
     for node in graph.node:
         weight = constants.get(node.input[1]) if node.op_type in ("MatMul", "Conv") else None
         is_matrix = weight is not None and len(weight.dims) == 2
-        if weight is not None and (is_matrix or node.op_type == "Conv") and _count(weight.dims) >= SMALLEST_ROUNDED:
+        if weight is not None and (is_matrix or node.op_type == "Conv") and math.prod(weight.dims) >= SMALLEST_ROUNDED:
             name = weight.name
             if name not in found:
                 value = torch.from_numpy(numpy_helper.to_array(weight).copy())
@@ -161,8 +162,8 @@ class _DecoderGraph(Graph):
     """A decoding step as `to_folder` says it; rows are N * T."""
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
-        super().__init__(decoder.config, BITS[precision])
-        config = self.config
+        super().__init__(decoder.config)
+        self.bits, config = BITS[precision], decoder.config
         captions, newest = (self.add("Shape", "input_ids", start=axis, end=axis + 1) for axis in (0, 1))
         past = self.add("Shape", "past_key_values.0.key", start=2, end=3)
         pictures = self.add("Shape", "encoder_hidden_states", start=0, end=1)
@@ -282,20 +283,15 @@ def _check_size(weights: Sequence[Any], way_out: str) -> None:
         )
 
 
-def _count(dims: Sequence[int]) -> int:
-    return int(torch.Size(dims).numel())
-
-
 def _cause(error: BaseException) -> str:
     """The operator that stands in the way, where the exporter names one, and what was wrong with it."""
-    told, last, operator = list[str](), error, None
-    while last.__cause__ is not None:
-        told.append(str(last))
-        last = last.__cause__
-    for text in [*told, str(last)]:
-        operator = operator or re.search(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)", text)
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    told = "\n".join(map(str, chain))
+    operator = re.search(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)", told)
     found = f"its operator {operator[1] or operator[2]} has no form there: " if operator else ""
-    return f"{found}{reason(last)}"
+    return f"{found}{reason(chain[-1])}"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Our decoder as an ONNX graph, node by node over its own weights, which may be rounded to 8 bits."""
+"""Our decoder as an ONNX graph, node by node over its own weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +18,15 @@ MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators that ONNX has 
 BLOCK = 32  # weights that are rounded on one scale
 
 
-class Graph:
-    """Nodes and weights of a decoder; how its attentions get their keys and values is up to those who build on it."""
+class Graph(ABC):
+    """Nodes and weights of a decoder. Those who build on it say how its attentions get their keys and values, and how
+    weights are rounded where they are.
+    """
 
-    def __init__(self, config: GPTConfig, bits: int = 32) -> None:
-        """bits: of the matrices' weights, 32 or 8."""
+    def __init__(self, config: GPTConfig) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray[Any, Any]] = {}
-        self.config, self.bits = config, bits
+        self.config = config
         self.as_rows = self.weight("as_rows", [-1, config.n_embd])
         self.scale = self.weight("scale", (config.n_embd // config.n_head) ** -0.5)
 
@@ -51,14 +53,7 @@ class Graph:
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
         """Rows (N, in_features) -> rows (N, out_features)."""
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
-        if self.bits == 32:
-            return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
-        values, units = rounded_to_8_bits(module.weight.detach())
-        weight = [self.weight(f"{name}.weight", values), self.weight(f"{name}.unit", units)]
-        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
-        # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
-        level = {"accuracy_level": 4, "domain": MICROSOFT}
-        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
+        return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
 
     def transformer(self, x: str, decoder: GPT) -> str:
         """All blocks: rows (N, n_embd) of embedded tokens -> rows before the last norm."""
@@ -72,20 +67,13 @@ class Graph:
             x = self.add("Add", x, self.linear(activated, block.mlp.c_proj, f"{name}.mlp.c_proj"))
         return x
 
+    @abstractmethod
     def self_attention(self, x: str, module: Any, layer: int) -> str:
         """Rows (N, n_embd) -> rows (N, n_embd)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
         """Rows (N, n_embd) -> rows (N, n_embd)."""
-        raise NotImplementedError
-
-
-def rounded_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
-    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
-    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
 
 
 def model_of(
@@ -94,5 +82,6 @@ def model_of(
 ) -> onnx.ModelProto:  # fmt: skip
     """The graph as a model with inputs and outputs `ends`, and its weights as `constants` say."""
     proto = helper.make_graph(graph.nodes, "decoder", *ends, initializer=constants)
-    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    versions = {"": OPSET, MICROSOFT: 1}
+    imports = [helper.make_opsetid(domain, versions[domain]) for domain in {node.domain for node in graph.nodes}]
     return helper.make_model(proto, opset_imports=imports, ir_version=IR_VERSION, producer_name="myllm")

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
-from myllm.checkpoints.onnx_graph import Graph, model_of
+from myllm.checkpoints.onnx_graph import BLOCK, MICROSOFT, Graph, model_of
 from myllm.config import GPTConfig
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
@@ -35,7 +35,8 @@ class _StepGraph(Graph):
     """
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
-        super().__init__(decoder.config, 8 if precision == "int8" else 32)
+        super().__init__(decoder.config)
+        self.precision = precision
         newest, past = (self.add("Shape", name, start=0, end=1) for name in ("tokens", "past_key.0"))
         head_dim = self.config.n_embd // self.config.n_head
         self.by_head = self.add("Concat", newest, self.weight("heads", [-1, self.config.n_head, head_dim]), axis=0)
@@ -47,6 +48,17 @@ class _StepGraph(Graph):
         asked = self.add("Gather", x, "rows")
         self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
         self.nodes[-1].output[0] = "logits"
+
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
+        if self.precision == "fp32":
+            return super().linear(x, module, name)
+        bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
+        values, units = rounded_to_8_bits(module.weight.detach())
+        weight = [self.weight(f"{name}.weight", values), self.weight(f"{name}.unit", units)]
+        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
+        # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
+        level = {"accuracy_level": 4, "domain": MICROSOFT}
+        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""
@@ -82,6 +94,13 @@ class _StepGraph(Graph):
         weights = self.add("Softmax", self.add("MatMul", queries, keys), axis=-1)
         attended = self.add("MatMul", weights, f"image_value.{layer}")
         return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
+
+
+def rounded_to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
+    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
+    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
 
 
 def _parts(config: GPTConfig) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from myllm.checkpoints.onnx_graph import BLOCK, rounded_to_8_bits
-from myllm.checkpoints.onnx_stepper import OnnxStepper, _StepGraph
+from myllm.checkpoints.onnx_graph import BLOCK
+from myllm.checkpoints.onnx_stepper import OnnxStepper, _StepGraph, rounded_to_8_bits
 from myllm.config import DecodeConfig
 from myllm.decoding.engine import Search
 from myllm.decoding.generate import generate

@@ -12,7 +12,8 @@ export class Captioner {
     ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
     ort.env.logLevel = 'error';
     const [config, tokenizer] = await Promise.all(['config.json', 'tokenizer.json'].map(name => json(folder + name)));
-    const suffix = { fp32: '', int8: '_int8', q4: '_q4' }[config['transformers.js_config'].dtype];
+    const { dtype } = config['transformers.js_config'];
+    const suffix = dtype === 'fp32' ? '' : `_${dtype}`;
     const names = ['encoder_model', 'decoder_model_merged'].map(name => `${folder}onnx/${name}${suffix}.onnx`);
     const done = [0, 0];
     const totals = [0, 0];
