@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from myllm.config import CaptionsConfig, DecodeConfig
+from myllm.config import END_OF_TEXT, CaptionsConfig, DecodeConfig
 from myllm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
 
 
@@ -61,3 +62,24 @@ class Describer(Protocol):
     def decode_options(self, **decode: Any) -> DecodeConfig: ...
 
     def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...
+
+
+def encode_text(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The tokens of words that a caption is to have."""
+    # written out, the end token would end a caption
+    return list(tokenizer.encode(text.replace(END_OF_TEXT, " "), add_special_tokens=False).ids)
+
+
+def fit_to_context(decode: DecodeConfig, given: int, context: int) -> DecodeConfig:
+    """The options with no more tokens than a context has room for beside the `given` ones of the prefix.
+
+    Raises ConfigError where the prefix leaves no room for a word.
+    """
+    room = context - given
+    if room < 1:
+        raise ConfigError(
+            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
+        )
+    return replace(
+        decode, max_new_tokens=min(decode.max_new_tokens, room), min_new_tokens=min(decode.min_new_tokens, room)
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.caption import Caption
+from myllm.caption import Caption, encode_text, fit_to_context
 from myllm.checkpoints import formats, lora, native
 from myllm.checkpoints.onnx_stepper import OnnxStepper
-from myllm.config import END_OF_TEXT, DecodeConfig
+from myllm.config import DecodeConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.data.tokenizer import decode_tokens, end_token, token_bytes
 from myllm.data.words import Vocabulary
@@ -46,14 +46,7 @@ def start_search(
     """
     batch, context = len(image.layers[0][0]), model.config.text.n_positions
     prefix = vocabulary.encode(decode.prefix) if decode.prefix else []
-    room = context - len(prefix)
-    if room < 1:
-        raise ConfigError(
-            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
-        )
-    decode = replace(
-        decode, max_new_tokens=min(decode.max_new_tokens, room), min_new_tokens=min(decode.min_new_tokens, room)
-    )
+    decode = fit_to_context(decode, len(prefix), context)
     blind = None
     if decode.contrast:
         grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
@@ -64,12 +57,7 @@ def start_search(
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer as the engine sees it."""
-
-    def encode(text: str) -> list[int]:
-        # written out, the end token would end a caption
-        return tokenizer.encode(text.replace(END_OF_TEXT, " "), add_special_tokens=False).ids
-
-    return Vocabulary(token_bytes(tokenizer), encode, end_token(tokenizer))
+    return Vocabulary(token_bytes(tokenizer), partial(encode_text, tokenizer), end_token(tokenizer))
 
 
 @torch.inference_mode()

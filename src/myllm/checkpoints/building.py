@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -75,16 +74,6 @@ def check_shapes(declared: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
                 f"{name} has shape {tuple(value.shape)}, its configuration declares {tuple(declared[name].shape)}; "
                 "configuration and weights are not of one model"
             )
-
-
-def check_tokenizer(tokenizer: Tokenizer, rows: int) -> None:
-    """Raises CheckpointError where it has tokens that the embedding has no row for."""
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= rows:
-        raise CheckpointError(
-            f"the tokenizer has tokens up to number {highest}, the embedding {rows} rows; they are "
-            "not of one model: put the tokenizer beside the weights that they were trained with"
-        )
 
 
 def is_finite(value: Tensor) -> bool:

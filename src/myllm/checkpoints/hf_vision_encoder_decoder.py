@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import build, check_tokenizer
+from myllm.checkpoints.building import build
+from myllm.checkpoints.checks import check_tokenizer, options_from
 from myllm.checkpoints.hf_encoders import from_timm, square, to_timm, vision_config
 from myllm.checkpoints.hf_gpt2 import gpt2_facts, write_tokenizer
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.options import options_from
 from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import INTERPOLATIONS
 from myllm.data.tokenizer import end_token, gpt2_tokenizer

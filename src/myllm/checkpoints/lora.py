@@ -19,8 +19,8 @@ from torch import Tensor
 
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.building import is_finite
+from myllm.checkpoints.checks import options_from
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.options import options_from
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
 from myllm.model.lora import LowRank, adapted_layers, linear_layers, merge

@@ -14,9 +14,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import TIED, build, check_tokenizer
+from myllm.checkpoints.building import TIED, build
 from myllm.checkpoints.card import model_card
-from myllm.checkpoints.options import options_from
+from myllm.checkpoints.checks import check_tokenizer, options_from
 from myllm.config import (
     FORMAT_VERSION,
     CaptionerConfig,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption
+from myllm.caption import Caption, encode_text, fit_to_context
+from myllm.checkpoints.checks import check_tokenizer, options_from
 from myllm.checkpoints.onnx_search import KNOWN, Found, check, search
-from myllm.checkpoints.options import options_from
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.errors import CheckpointError, ConfigError, reason
@@ -48,12 +48,10 @@ class OnnxCaptioner:
         self.precision = str(facts["precision"])
         self._end, self._n_positions = int(facts["given"][0]), int(facts["n_positions"])
         self._preprocess = Preprocess(options_from(PreprocessConfig, facts["preprocess"]))
-        size, known = tuple(encoder.get_inputs()[0].shape[2:]), decoder.get_outputs()[0].shape[2]
+        size = tuple(encoder.get_inputs()[0].shape[2:])
         if size != self._preprocess.size:
             raise CheckpointError(f"preprocess.image_size is {self._preprocess.size}, the encoder takes {size}")
-        highest = max(tokenizer.get_vocab().values(), default=0)
-        if highest >= known:
-            raise CheckpointError(f"the tokenizer has tokens up to number {highest}, the decoder {known} tokens")
+        check_tokenizer(tokenizer, decoder.get_outputs()[0].shape[2], "the decoder")
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
@@ -112,12 +110,8 @@ class OnnxCaptioner:
     def caption_tensors(self, images: Sequence[NDArray[np.float32]], decode: DecodeConfig) -> list[Caption]:
         """images: (B, 3, H, W) float32, preprocessed -> a caption for each."""
         check(decode)
-        prefix = self.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
-        room = self._n_positions - len(prefix)
-        if room < 1:
-            raise ConfigError(f"decode.prefix fills the model's context of {self._n_positions} tokens; shorten it")
-        most = min(decode.max_new_tokens, room)
-        decode = replace(decode, max_new_tokens=most, min_new_tokens=min(decode.min_new_tokens, most))
+        prefix = encode_text(self.tokenizer, decode.prefix)
+        decode = fit_to_context(decode, len(prefix), self._n_positions)
         (seen,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
         found = search(_Decoder(self.decoder, seen), len(images), [self._end, *prefix], decode)
         return [self._caption(one) for one in found]

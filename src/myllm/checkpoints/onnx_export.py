@@ -19,6 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from myllm.caption import encode_text
 from myllm.checkpoints.hf_gpt2 import write_tokenizer
 from myllm.checkpoints.hf_vision_encoder_decoder import json_facts
 from myllm.checkpoints.native import Checkpoint
@@ -60,8 +61,7 @@ def to_folder(
     """
     model, decode, dtype = checkpoint.model, checkpoint.decode, DTYPES[precision]
     suffix = "" if dtype == "fp32" else f"_{dtype}"
-    prefix = checkpoint.tokenizer.encode(decode.prefix, add_special_tokens=False).ids if decode.prefix else []
-    given = [end_token(checkpoint.tokenizer), *prefix]
+    given = [end_token(checkpoint.tokenizer), *encode_text(checkpoint.tokenizer, decode.prefix)]
     progress(0, 3)
     encoder = encoder_graph(model, precision)
     progress(1, 3)

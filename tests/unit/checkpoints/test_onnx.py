@@ -33,6 +33,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"beams": 3, "repetition_penalty": 1.7, "min_new_tokens": 5, "length_penalty": -1.0},
     {"repetition_penalty": 2.5, "no_repeat_ngram_size": 2, "max_new_tokens": 23},
     {"prefix": "a small", "beams": 2, "num_return_sequences": 1},
+    {"prefix": "a <|endoftext|> ball"},
     {"max_new_tokens": 1},
     {"beams": 5, "max_new_tokens": 1},
 ]  # fmt: skip

@@ -1,8 +1,10 @@
-"""Options as files hold them, checked before they are believed."""
+"""What files hold, checked before it is believed. No torch: exports are opened without it too."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
+
+from tokenizers import Tokenizer
 
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.errors import CheckpointError
@@ -21,3 +23,13 @@ def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
             raise CheckpointError(f"{name} is {value!r}; expected something like {default!r}")
     given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return kind(**given)
+
+
+def check_tokenizer(tokenizer: Tokenizer, rows: int, table: str = "the embedding") -> None:
+    """Raises CheckpointError where it has tokens that the model's table has no row for."""
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise CheckpointError(
+            f"the tokenizer has tokens up to number {highest}, {table} {rows} rows; they are "
+            "not of one model: put the tokenizer beside the weights that they were trained with"
+        )
