@@ -7,13 +7,12 @@ from typing import Any
 
 from myllm.apps.console import Display
 from myllm.apps.convert import unused
-from myllm.apps.evaluate import records_of
+from myllm.apps.evaluate import evaluate_shown, records_of
 from myllm.apps.options import AverageOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.average import average
 from myllm.data.records import Record
-from myllm.evaluation.evaluate import evaluate
 from myllm.runtime import choose_device
 
 SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
@@ -44,10 +43,6 @@ def judge(
 ) -> dict[str, float]:
     """Print a row of figures, and return them all."""
     captioner = Captioner(checkpoint, choose_device(options.devices))
-    with display.counting() as progress:
-        evaluation = evaluate(
-            captioner, records, options.split, captioner.decode,
-            progress=lambda done, total: progress(f"captioning with {name}", done, total),
-        )  # fmt: skip
+    evaluation = evaluate_shown(name, captioner, records, options.split, captioner.decode, display)
     display.say(f"{name[-30:]:<30} {'  '.join(f'{evaluation.figures[figure]:8.4f}' for figure in SHOWN)}")
     return evaluation.figures

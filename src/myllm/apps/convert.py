@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.evaluate import records_of
+from myllm.apps.evaluate import evaluate_shown, records_of
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import hub, native, web
@@ -16,7 +16,7 @@ from myllm.checkpoints.onnx import OnnxCaptioner
 from myllm.checkpoints.onnx_search import check
 from myllm.data.records import Record
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
+from myllm.evaluation.evaluate import told_search
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
@@ -96,14 +96,9 @@ def _compare(
     checkpoint: native.Checkpoint, exported: OnnxCaptioner, records: Sequence[Record], split: str, display: Display
 ) -> None:
     """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
-    told: dict[str, Evaluation] = {}
-    for name, captioner in (("the captioner", Captioner(checkpoint, torch.device("cpu"))), ("its export", exported)):
-        with display.counting() as progress:
-            told[name] = evaluate(
-                captioner, records, split, checkpoint.decode,
-                progress=lambda done, total: progress(f"captioning with {name}", done, total),  # noqa: B023
-            )  # fmt: skip
-    first, second = told.values()
+    captioner, decode = Captioner(checkpoint, torch.device("cpu")), checkpoint.decode
+    first = evaluate_shown("the captioner", captioner, records, split, decode, display)
+    second = evaluate_shown("its export", exported, records, split, decode, display)
     for figure in ("BLEU-4", "CIDEr-D"):
         before, after = first.figures[figure], second.figures[figure]
         display.say(f"{figure} {before:.4f} exported {after:.4f}, {100 * (after - before):+.2f} points")

@@ -1,7 +1,7 @@
 """`myllm evaluate`: caption a split and score it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from myllm.apps.console import Display
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
-from myllm.config import CaptionsConfig
+from myllm.caption import Describer
+from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
 from myllm.data.splits import split_records
@@ -49,6 +50,17 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         if "true" in evaluation.figures:
             display.console.print(f"  {told_judgement(evaluation.figures)}\n{JUDGEMENT}")
     return 0
+
+
+def evaluate_shown(
+    name: str, captioner: Describer, records: Sequence[Record], split: str, decode: DecodeConfig, display: Display
+) -> Evaluation:
+    """`evaluate`, with a bar that says who captions: `name`."""
+    with display.counting() as progress:
+        return evaluate(
+            captioner, records, split, decode,
+            progress=lambda done, total: progress(f"captioning with {name}", done, total),
+        )  # fmt: skip
 
 
 def captions_jsonl(evaluation: Evaluation) -> str:
