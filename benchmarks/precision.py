@@ -36,7 +36,7 @@ def main() -> None:
         began = perf_counter()
         told = [one.text for one in captioner.caption_batch([record.image for record in records], beams=beams)]
         rate = len(records) / (perf_counter() - began)
-        figures = score_captions(told, [record.captions for record in records], metrics=("BLEU", "CIDEr-D")).corpus
+        figures = score_captions(told, [record.captions for record in records], metrics=("BLEU", "CIDEr")).corpus
         exact = told if precision == "auto" else exact
         same = sum(map(str.__eq__, told, exact)) / len(told)
         row = [f"{figures[name]:.4f}" for name in FIGURES]

@@ -63,6 +63,14 @@ class Describer(Protocol):
 
     def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...
 
+    def blind_caption(self, decode: DecodeConfig, /) -> Caption | None:
+        """What it says where all image tokens are zeros: of any picture the same. None where that can't be had."""
+        ...
+
+    def weights_hash(self) -> str:
+        """The same for the same weights."""
+        ...
+
 
 def encode_text(tokenizer: "Tokenizer", text: str) -> list[int]:
     """The tokens of words that a caption is to have."""

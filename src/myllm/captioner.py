@@ -29,6 +29,7 @@ from myllm.model.lora import merge
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.runtime import autocast, choose_device, in_batches
 from myllm.stepper import ModelStepper, RecordedStepper
+from myllm.weights import weights_hash
 
 Picture = Path | str | bytes | Image.Image | Tensor
 # what the tokenizer shows of a character whose bytes are not all there yet
@@ -259,6 +260,19 @@ class Captioner:
         for row, caption in captions.items():
             caption.look = lambda one, picture=images[row]: self._attention(picture, one.tokens)
         return [captions[row] for row in range(len(images))]
+
+    @torch.inference_mode()
+    def blind_caption(self, decode: DecodeConfig) -> Caption:
+        """What it says where all image tokens are zeros: the language alone, which needs no picture."""
+        image = torch.zeros(1, 3, *self._preprocess.size, device=self.device)
+        with self._autocast():
+            tokens = self.model.image_tokens(self.model.encoder(image))
+            nothing = self.model.image_kv(tuple(torch.zeros_like(token) for token in tokens))
+            return write_captions(self._search(nothing, decode, [0]), self.tokenizer)[0]
+
+    def weights_hash(self) -> str:
+        """The same for the same weights, an adapter in use included."""
+        return weights_hash(self.model)
 
     @torch.inference_mode()
     def _attention(self, image: Tensor, tokens: Sequence[int]) -> Tensor:

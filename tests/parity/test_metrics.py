@@ -11,8 +11,8 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from myllm.metrics.score import METRICS
-from myllm.metrics.tokenize import simple_tokenize
+from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.score import score_words
 
 FLICKR8K = Path(__file__).parents[3] / "shared/data/flickr8k/results.csv"
 
@@ -28,7 +28,8 @@ corpora = st.lists(pictures, min_size=1, max_size=8)
 
 def ours(corpus: Corpus) -> Figures:
     candidates, references = [candidate for candidate, _ in corpus], [captions for _, captions in corpus]
-    return {name: figure for metric in METRICS.values() for name, figure in metric(candidates, references).items()}
+    figures = score_words(candidates, references)
+    return {name: (figure.corpus, figure.per_image.tolist()) for name, figure in figures.items()}
 
 
 def theirs(corpus: Corpus) -> Figures:
@@ -36,7 +37,8 @@ def theirs(corpus: Corpus) -> Figures:
     references = {i: [" ".join(caption) for caption in captions] for i, (_, captions) in enumerate(corpus)}
     bleu = zip(*Bleu(4).compute_score(references, candidates, verbose=0), strict=True)
     figures = {f"BLEU-{n}": (corpus_score, each) for n, (corpus_score, each) in enumerate(bleu, 1)}
-    for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):
+    # its CIDEr is CIDEr-D
+    for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()), ("CIDEr-D", Cider())):
         corpus_score, each = scorer.compute_score(references, candidates)
         figures[name] = (float(corpus_score), each.tolist())
     return figures
@@ -76,7 +78,7 @@ def test_three_hundred_flickr8k_pictures_score_as_in_pycocoevalcap() -> None:
     captions = defaultdict(list)
     with FLICKR8K.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE):
-            captions[row[0]].append(simple_tokenize(row[2]))
+            captions[row[0]].append(ptb_tokenize(row[2]))
     chosen = list(captions.values())[1:301]  # 0 is the header
     assert {len(five) for five in chosen} == {5}
     corpus = [(candidate, others) for candidate, *others in chosen]

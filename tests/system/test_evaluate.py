@@ -65,8 +65,8 @@ def test_pictures_put_beside_the_scenes_are_scored_but_not_judged(
 def test_text_says_what_a_person_needs(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes) == 0
     told = capfd.readouterr().out
-    assert "Split val, 3 pictures, greedy, tokenizer simple" in told
-    assert "CIDEr-D with shuffled pictures" in told and "complete" in told
+    assert "Split val, 3 pictures, greedy, tokenizer PTB 3.4.1" in told
+    assert "other pictures" in told and "no picture" in told and "grounding gap" in told and "complete" in told
 
 
 def test_out_holds_figures_a_row_a_picture_and_samples(

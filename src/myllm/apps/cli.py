@@ -42,6 +42,11 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb(
         "caption a split and score it", "myllm.apps.evaluate:evaluate_split", "myllm.apps.options:EvaluateOptions"
     ),
+    "score": Verb("score anyone's captions", "myllm.apps.score:score", "myllm.apps.options:ScoreOptions"),
+    "compare": Verb(
+        "put two captioners side by side", "myllm.apps.compare:compare_two", "myllm.apps.options:CompareOptions",
+        "The two: models, or files of captions.",
+    ),
     "import": Verb(
         "turn another program's captioner into one of ours", "myllm.apps.convert:import_model",
         "myllm.apps.options:ImportOptions", "The other captioner: a folder, a file, or a hub id as user/name.",

@@ -108,7 +108,7 @@ def _judge(options: DemoOptions, display: Display) -> dict[str, dict[str, float]
             references = [scene.captions for scene in drawn]
             report[name] = judge_scenes(texts, [scene.things for scene in drawn])
             for figure, said in (("CIDEr-D", texts), ("CIDEr-D_shuffled", shuffled(texts))):
-                report[name][figure] = score_captions(said, references, metrics=("CIDEr-D",)).corpus["CIDEr-D"]
+                report[name][figure] = score_captions(said, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
     return report
 
 

@@ -13,8 +13,8 @@ from myllm.caption import Describer
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import BOXES_FILE, read_things
-from myllm.data.splits import split_records
-from myllm.errors import ConfigError, DataError
+from myllm.data.splits import one_split, split_records
+from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import JUDGEMENT, Evaluation, evaluate, judge_scenes, told_judgement
 
 
@@ -37,7 +37,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         texts = [one.text for one in evaluation.captions]
         # pictures that someone put beside the scenes have no boxes
         if all(record.name in things for record in evaluation.records):
-            evaluation.figures.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
+            evaluation.truth.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -47,8 +47,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:
         display.console.print(describe(evaluation))
-        if "true" in evaluation.figures:
-            display.console.print(f"  {told_judgement(evaluation.figures)}\n{JUDGEMENT}")
+        if evaluation.truth:
+            display.console.print(f"  {told_judgement(evaluation.truth)}\n{JUDGEMENT}")
     return 0
 
 
@@ -67,7 +67,7 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     """A line a picture: caption, score, its own figures."""
     rows = []
     for at, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True)):
-        figures = {name: round(values[at], 6) for name, values in evaluation.per_image.items()}
+        figures = {name: round(float(values[at]), 6) for name, values in evaluation.per_image.items()}
         rows.append({"image": record.name, "caption": caption.text, "score": round(caption.score, 6), **figures})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -78,8 +78,4 @@ def records_of(data: Path, split: str, captions: CaptionsConfig, display: Displa
     splits = split_records(records, data, findings)
     for line in findings.lines():
         display.warn(line)
-    if split not in splits:
-        raise ConfigError(f"--split {split!r}: {data} has {', '.join(splits)}")
-    if not splits[split]:
-        raise DataError(f"--split {split!r}: {data} has no picture in it; splits are {', '.join(splits)}")
-    return splits[split]
+    return one_split(splits, split, data)

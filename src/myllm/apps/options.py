@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from myllm.config import DecodeConfig
+from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.errors import ConfigError
 
 
@@ -119,6 +119,70 @@ class EvaluateOptions:
     """No progress bar."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """Overrides the model's own decoding defaults."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0 or (self.limit is not None and self.limit <= 0):
+            raise ConfigError(f"--batch_size {self.batch_size} and --limit {self.limit} must be above 0")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Score captions, anyone's, against references: the metrics alone."""
+
+    predictions: str
+    """Captions: COCO results (JSON), caption JSONL, or CSV with columns image and caption."""
+    references: str
+    """What people wrote: COCO annotations, Karpathy's JSON, results.csv, or a data folder."""
+    split: str | None = None
+    """Hold against this split's pictures alone, where the references have splits."""
+    allow_missing: bool = False
+    """Score the pictures that have both where captions or references are left over; how many are left out is told."""
+    per_image: bool = False
+    """Print each picture's figures too."""
+    json: bool = False
+    """Print JSON on standard output."""
+    csv: bool = False
+    """Print CSV: a line a figure, with --per-image a line a picture."""
+    quiet: bool = False
+    """Print only warnings beside the figures."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """How results.csv is read."""
+
+    def __post_init__(self) -> None:
+        if self.json and self.csv:
+            raise ConfigError("--json and --csv: one form at a time")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Put two captioners side by side on the same pictures: which is better, by how much, and may it be chance?
+
+    Either may be a model or a file of captions, as `myllm score` reads them."""
+
+    data: str
+    """Data folder, as for training."""
+    split: str = "val"
+    """Name of the split to compare on."""
+    limit: int | None = None
+    """Only this many pictures, the first ones."""
+    out: str | None = None
+    """Folder for comparison.json and report.html."""
+    overwrite: bool = False
+    """Replace the comparison that --out holds already."""
+    allow_missing: bool = False
+    """Compare on the pictures that both caption, where a file lacks some; how many are left out is told."""
+    json: bool = False
+    """Print the comparison as JSON."""
+    batch_size: int = 32
+    """Pictures captioned at once."""
+    devices: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
+    quiet: bool = False
+    """No progress bar."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Overrides both models' own decoding defaults."""
 
     def __post_init__(self) -> None:
         if self.batch_size <= 0 or (self.limit is not None and self.limit <= 0):

@@ -197,15 +197,12 @@ def write_text(path: Path, text: str) -> None:
 
 def describe(evaluation: Evaluation) -> str:
     """The figures in a few lines, with what they were measured by."""
-    figures, protocol = evaluation.figures, evaluation.protocol
+    protocol = evaluation.protocol
     search = told_search(protocol["decode"])
-    lines = [
-        f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {search}, tokenizer {protocol['tokenizer']}:",
-        "  " + "  ".join(f"{name} {figures[name]:.3f}" for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D")),
-        f"  CIDEr-D with shuffled pictures {figures['CIDEr-D_shuffled']:.3f}: the rest is what the model sees",
-        f"  distinct captions {figures['distinct_captions']:.1%}, mean length {figures['mean_length']:.1f} words",
-    ]
-    return "\n".join(lines)
+    first = (
+        f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {search}, tokenizer {protocol['tokenizer']}:"
+    )
+    return "\n  ".join([first, *evaluation.judgement.lines()])
 
 
 class _Recorder:

@@ -6,6 +6,7 @@ captioner = OnnxCaptioner.load("exported")
 print(captioner.caption("dog.jpg", beams=4).text)
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ class OnnxCaptioner:
         size = tuple(encoder.get_inputs()[0].shape[2:])
         if size != self._preprocess.size:
             raise CheckpointError(f"preprocess.image_size is {self._preprocess.size}, the encoder takes {size}")
+        self._files: list[Path] = []
         check_tokenizer(tokenizer, decoder.get_outputs()[0].shape[2], "the decoder")
 
     @classmethod
@@ -67,13 +69,15 @@ class OnnxCaptioner:
             )
         encoder, decoder = _session(folder, ENCODER, threads), _session(folder, DECODER, threads)
         try:
-            return cls(encoder, decoder, Tokenizer.from_file(str(folder / "tokenizer.json")), facts)
+            opened = cls(encoder, decoder, Tokenizer.from_file(str(folder / "tokenizer.json")), facts)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
             raise CheckpointError(
                 f"{folder}: its parts do not fit together ({reason(error)}); export it again"
             ) from error
+        opened._files = sorted(path for path in (folder / "onnx").iterdir() if path.is_file())
+        return opened
 
     def preprocess(self, image: Picture) -> NDArray[np.float32]:
         """(3, H, W) float32. An array of that shape is taken as preprocessed already. Raises DataError."""
@@ -115,6 +119,17 @@ class OnnxCaptioner:
         (seen,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
         found = search(_Decoder(self.decoder, seen), len(images), [self._end, *prefix], decode)
         return [self._caption(one) for one in found]
+
+    def blind_caption(self, decode: DecodeConfig) -> None:
+        """None: the exported encoder gives keys and values, behind which its image tokens are not to be reached."""
+        return None
+
+    def weights_hash(self) -> str:
+        """The same for the same files."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path in self._files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def _caption(self, found: Sequence[Found]) -> Caption:
         texts = [self.tokenizer.decode(one.tokens, skip_special_tokens=False).strip() for one in found]

@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -60,10 +60,15 @@ class Findings:
         for kind in fields(self):
             names: list[str] = getattr(self, kind.name)
             if names:
-                phrase = kind.metadata["phrases"][len(names) > 1]
-                more = f", and {len(names) - shown:,} more" if len(names) > shown else ""
-                lines.append(f"{len(names):,} {phrase} ({'; '.join(names[:shown])}{more})")
+                singular, plural = kind.metadata["phrases"]
+                lines.append(counted(names, singular, plural, shown))
         return lines
+
+
+def counted(names: Sequence[str], singular: str, plural: str, shown: int = 3) -> str:
+    """How many there are of what, and the first of them by name."""
+    more = f", and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:shown])}{more})"
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,12 @@ def read_records(folder: Path, captions: CaptionsConfig) -> tuple[list[Record], 
             f"{folder}: no such folder; give the folder with results.csv and {PICTURE_FOLDERS[0]}/ as --data, "
             "or draw one with 'myllm scenes --out data --count 2000'"
         )
-    reader = next((READERS[name] for name in READERS if (folder / name).is_file()), None)
-    if reader is None:
+    name = next((name for name in READERS if (folder / name).is_file()), None)
+    if name is None:
         raise DataError(f"{folder}: holds no {' or '.join(READERS)}; expected a file of lines '{EXPECTED}'")
     findings = Findings()
     texts: dict[str, list[str]] = {}
-    for row in reader(folder, captions, findings):
+    for row in READERS[name](folder / name, captions, findings):
         caption = row.caption.strip()
         if captions.lowercase:
             caption = caption.lower()
@@ -133,11 +138,10 @@ def _picture_names(pictures: Path) -> set[str]:
     }
 
 
-def read_results_csv(folder: Path, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
+def read_results_csv(path: Path, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
     """Rows of the seed's `results.csv`: '|' between the columns, blanks around them, a header with their names."""
-    path = folder / "results.csv"
     # splitlines() would also cut at the odd separators (form feed, U+2028) that a caption may hold
-    lines = re.split(r"\r\n|\n|\r", _decode(path))
+    lines = re.split(r"\r\n|\n|\r", decode_text(path))
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: the file is empty; expected a header '{EXPECTED}' and a line for each caption")
     header = [_clean(name) for name in lines[0].split(SEPARATOR)]
@@ -161,7 +165,8 @@ READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = 
 }
 
 
-def _decode(path: Path) -> str:
+def decode_text(path: Path) -> str:
+    """A file's text, which is UTF-8 with a byte order mark or without. Raises DataError."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")

@@ -5,11 +5,11 @@ Official `splits/*.txt` decide where there are any, else a hash of the file's na
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from myllm.data.records import Findings, Record
-from myllm.errors import DataError
+from myllm.errors import ConfigError, DataError
 
 VAL_SHARE = 0.1
 
@@ -49,6 +49,15 @@ def split_records(
             )
     place = {record.image: index for index, record in enumerate(records)}
     return {name: sorted(side, key=lambda record: place[record.image]) for name, side in sides.items()}
+
+
+def one_split(splits: Mapping[str, list[Record]], name: str, folder: Path) -> list[Record]:
+    """The pictures of a split. Raises ConfigError where there is none of the name, and DataError where it is empty."""
+    if name not in splits:
+        raise ConfigError(f"--split {name!r}: {folder} has {', '.join(splits)}")
+    if not splits[name]:
+        raise DataError(f"--split {name!r}: {folder} has no picture in it; splits are {', '.join(splits)}")
+    return splits[name]
 
 
 def picture_digest(path: Path) -> str:

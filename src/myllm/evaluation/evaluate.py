@@ -1,38 +1,95 @@
 """Caption a split, score it, and put beside it what the same captions score at the wrong pictures."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from myllm.caption import Caption, Describer
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
+from myllm.data.splits import picture_digest
 from myllm.errors import DataError
-from myllm.metrics.diversity import measure_diversity
-from myllm.metrics.score import score_captions, shuffled
+from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.metrics.figure import Floats
 from myllm.runtime import in_batches
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures with the protocol they were measured by, and what they were measured on."""
+    """A captioner's captions of a split, and what they are worth."""
 
-    figures: dict[str, float]
-    protocol: dict[str, Any]
+    judgement: Judgement
     records: Sequence[Record]
     captions: Sequence[Caption]
-    per_image: dict[str, list[float]]
     broken: Sequence[str]
     """Pictures that could not be read, with the reason; they are in no figure."""
+    truth: dict[str, float] = field(default_factory=dict)
+    """Of scenes, whose truth is known: what `judge_scenes` found."""
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the figures were measured."""
+        return self.judgement.protocol
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every figure that is one number, by name."""
+        told = self.judgement.as_json() | self.truth
+        return {name: value for name, value in told.items() if isinstance(value, int | float)}
+
+    @property
+    def per_image(self) -> dict[str, Floats]:
+        """(N,) of each figure that a single picture has."""
+        return self.judgement.per_image
 
     def as_json(self) -> dict[str, Any]:
         """What metrics.json holds."""
-        return {**self.figures, "protocol": self.protocol, "broken_pictures": list(self.broken)}
+        return {**self.judgement.as_json(), **self.truth, "broken_pictures": list(self.broken)}
 
     def spread(self, count: int) -> range:
         """Places of at most `count` pictures, spread over the split, so that they show it and not its beginning."""
         return range(0, len(self.records), max(1, len(self.records) // count))[:count]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A caption for each picture that could be read."""
+
+    records: list[Record]
+    captions: list[Caption]
+    broken: list[str]
+    """Pictures that could not be read, with the reason."""
+
+
+def caption_records(
+    captioner: Describer,
+    records: Sequence[Record],
+    decode: DecodeConfig,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Said:
+    """Caption the pictures of `records`. Raises DataError where none of them can be read."""
+    said = Said([], [], [])
+    done = 0
+    for batch in in_batches(records, batch_size):
+        readable = []
+        for record in batch:
+            try:
+                readable.append((record, captioner.preprocess(record.image)))
+            except DataError as error:
+                said.broken.append(str(error))
+        if readable:
+            said.captions.extend(captioner.caption_tensors([image for _, image in readable], decode))
+            said.records.extend(record for record, _ in readable)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(records))
+    if not said.records:
+        raise DataError(f"none of the {len(records)} pictures can be read; {said.broken[0]}")
+    return said
 
 
 def evaluate(
@@ -43,36 +100,26 @@ def evaluate(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Caption `records` and score them against their own captions. Raises DataError where no picture can be read."""
-    kept: list[Record] = []
-    captions: list[Caption] = []
-    broken: list[str] = []
-    done = 0
-    for batch in in_batches(records, batch_size):
-        readable = []
-        for record in batch:
-            try:
-                readable.append((record, captioner.preprocess(record.image)))
-            except DataError as error:
-                broken.append(str(error))
-        if readable:
-            captions += captioner.caption_tensors([image for _, image in readable], decode)
-            kept += [record for record, _ in readable]
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(records))
-    if not kept:
-        raise DataError(f"split {split!r}: none of its {len(records)} pictures can be read; {broken[0]}")
-    texts, references = [caption.text for caption in captions], [record.captions for record in kept]
-    scores = score_captions(texts, references)
-    diversity = measure_diversity(texts)
-    figures = dict(scores.corpus)
-    control = score_captions(shuffled(texts), references, metrics=("CIDEr-D",))
-    figures["CIDEr-D_shuffled"] = control.corpus["CIDEr-D"]
-    figures["distinct_captions"] = diversity.distinct_share
-    figures["mean_length"] = diversity.mean_length
-    protocol = {**scores.protocol, "split": split, "decode": asdict(decode), "CIDEr-D frequencies": "these references"}
-    return Evaluation(figures, protocol, kept, captions, scores.per_image, broken)
+    """Caption `records` and score them against their own captions. Raises DataError as `caption_records`."""
+    said = caption_records(captioner, records, decode, batch_size, progress)
+    blind = captioner.blind_caption(decode)
+    judgement = judge_captions(
+        [caption.text for caption in said.captions], [record.captions for record in said.records],
+        blind=None if blind is None else blind.text,
+    )  # fmt: skip
+    judgement.protocol.update(
+        split=split, decode=asdict(decode), model=captioner.weights_hash(), data=data_hash(said.records),
+        blind=None if blind is None else blind.text,
+    )  # fmt: skip
+    return Evaluation(judgement, said.records, said.captions, said.broken)
+
+
+def data_hash(records: Sequence[Record]) -> str:
+    """Of the pictures' bytes, names and captions: equal where figures were measured on the same."""
+    digest = hashlib.blake2b(digest_size=8)
+    for record in records:
+        digest.update(json.dumps([record.name, picture_digest(record.image), *record.captions]).encode())
+    return digest.hexdigest()
 
 
 def told_search(decode: Mapping[str, Any]) -> str:

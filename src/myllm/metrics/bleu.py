@@ -1,40 +1,28 @@
 """BLEU (Papineni et al. 2002, https://aclanthology.org/P02-1040), with the constants of COCO's scorer."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
+import numpy as np
+
+from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.ngrams import Ngram, Words, ngrams
 
 # pycocoevalcap's, so that figures compare: an order without a match or without an n-gram is nearly, not quite, 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-class _Tally(NamedTuple):
-    """What BLEU counts in one picture or, summed, in a corpus; the lists hold one entry an n-gram order."""
-
-    length: int
-    reference_length: int
-    matched: list[int]
-    produced: list[int]
-
-
-def bleu(
-    candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4
-) -> dict[str, tuple[float, list[float]]]:
-    """BLEU-1 to BLEU-max_n by name: of the corpus (sums before ratios, not a mean) and of each picture."""
+def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4) -> dict[str, Figure]:
+    """BLEU-1 to BLEU-max_n by name. A corpus's is of its sums, not the mean of its pictures'."""
     tallies = [_tally(words, captions, max_n) for words, captions in zip(candidates, references, strict=True)]
-    lengths, reference_lengths, matched, produced = zip(*tallies, strict=True)
-    corpus = _Tally(sum(lengths), sum(reference_lengths), _sum_columns(matched), _sum_columns(produced))
-    per_image = zip(*map(_bleu_by_order, tallies), strict=True)
-    return {
-        f"BLEU-{n}": (whole, list(each))
-        for n, (whole, each) in enumerate(zip(_bleu_by_order(corpus), per_image, strict=True), 1)
-    }
+    sums = np.array(tallies, dtype=np.float64)
+    of_orders = [partial(_bleu, n=n, max_n=max_n) for n in range(1, max_n + 1)]
+    return {f"BLEU-{n}": Figure(of_sums(sums), sums, of_sums) for n, of_sums in enumerate(of_orders, 1)}
 
 
-def _tally(words: Words, captions: Sequence[Words], max_n: int) -> _Tally:
+def _tally(words: Words, captions: Sequence[Words], max_n: int) -> list[int]:
+    """Length, length of the reference, n-grams that matched and n-grams there were, of each order."""
     counts = Counter(ngrams(words, max_n))
     allowed: Counter[Ngram] = Counter()
     for caption in captions:
@@ -46,19 +34,13 @@ def _tally(words: Words, captions: Sequence[Words], max_n: int) -> _Tally:
     produced = [max(0, len(words) - n) for n in range(max_n)]
     # The reference closest in length; of two equally close ones the shorter.
     _, closest = min((abs(len(caption) - len(words)), len(caption)) for caption in captions)
-    return _Tally(len(words), closest, matched, produced)
+    return [len(words), closest, *matched, *produced]
 
 
-def _bleu_by_order(tally: _Tally) -> list[float]:
-    """Brevity penalty times the geometric mean of the n-gram precisions, for each highest order."""
-    ratio = (tally.length + _TINY) / (tally.reference_length + _SMALL)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, scores = 1.0, []
-    for n, (matched, produced) in enumerate(zip(tally.matched, tally.produced, strict=True), 1):
-        product *= (matched + _TINY) / (produced + _SMALL)
-        scores.append(brevity * product ** (1 / n))
-    return scores
-
-
-def _sum_columns(rows: Sequence[list[int]]) -> list[int]:
-    return [sum(column) for column in zip(*rows, strict=True)]
+def _bleu(sums: Floats, n: int, max_n: int) -> Floats:
+    """Brevity penalty times the geometric mean of the n-gram precisions up to order n: (..., 2 + 2 max_n) -> (...)."""
+    matched, produced = sums[..., 2 : 2 + n], sums[..., 2 + max_n : 2 + max_n + n]
+    ratio = (sums[..., 0] + _TINY) / (sums[..., 1] + _SMALL)
+    brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
+    precision = np.prod((matched + _TINY) / (produced + _SMALL), axis=-1) ** (1 / n)
+    return np.asarray(brevity * precision)

@@ -7,12 +7,12 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, count
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ngrams import Words
 
 _Ints = NDArray[np.int64]
@@ -136,7 +136,10 @@ def _matches(vectors: _Vectors, picture: _Ints, n_candidates: int) -> tuple[_Int
     return np.repeat(ours, matches), theirs[position]
 
 
-def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, tuple[float, list[float]]]:
-    """CIDEr-D by name, with document frequencies of these references: the mean, and each picture's."""
-    per_image = CiderD(references).score(candidates, references)
-    return {"CIDEr-D": (fmean(per_image), per_image)}
+def cider(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+    """CIDEr-D with document frequencies of these references, the mean over pictures, under both of its names.
+
+    What COCO's scorer, and so nearly every paper, prints as "CIDEr" is CIDEr-D: the figures are one.
+    """
+    figure = mean_of(CiderD(references).score(candidates, references))
+    return {"CIDEr": figure, "CIDEr-D": figure}

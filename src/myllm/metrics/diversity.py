@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from myllm.errors import DataError
 from myllm.metrics.ngrams import Words, ngrams
-from myllm.metrics.tokenize import tokenize
+from myllm.metrics.ptb import ptb_tokenize
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Diversity:
     """How many of the captions are that one; near 1 the model has collapsed."""
 
 
-def measure_diversity(captions: Sequence[str], tokenizer: str = "simple") -> Diversity:
+def measure_diversity(captions: Sequence[str]) -> Diversity:
     """The diversity of captions, one for each picture."""
     if not captions:
         raise DataError("no captions to measure; give at least one")
-    tokenized = tokenize(captions, tokenizer)
+    tokenized = [ptb_tokenize(caption) for caption in captions]
     sentences = Counter(" ".join(words) for words in tokenized)
     ((most_frequent, repeats),) = sentences.most_common(1)
     return Diversity(

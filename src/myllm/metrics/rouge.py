@@ -1,17 +1,17 @@
 """ROUGE-L (Lin 2004, https://aclanthology.org/W04-1013, section 3), as COCO's scorer combines it."""
 
 from collections.abc import Sequence
-from statistics import fmean
 
+from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ngrams import Words
 
 _BETA = 1.2  # how much recall outweighs precision; the value of the COCO evaluation
 
 
-def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, tuple[float, list[float]]]:
-    """ROUGE-L by name: the mean over pictures, and each picture's."""
-    per_image = [_rouge_l(words, captions) for words, captions in zip(candidates, references, strict=True)]
-    return {"ROUGE-L": (fmean(per_image), per_image)}
+def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+    """ROUGE-L by name, the mean over pictures."""
+    pairs = zip(candidates, references, strict=True)
+    return {"ROUGE-L": mean_of([_rouge_l(words, captions) for words, captions in pairs])}
 
 
 def _rouge_l(words: Words, captions: Sequence[Words]) -> float:

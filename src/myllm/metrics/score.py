@@ -1,66 +1,112 @@
 """Captions against references. `METRICS` is the table that the command line reads."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
 
 from myllm.errors import DataError
 from myllm.metrics.bleu import bleu
-from myllm.metrics.cider import cider_d
+from myllm.metrics.cider import cider
+from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.ngrams import Words
+from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.rouge import rouge_l
-from myllm.metrics.tokenize import tokenize
 
-# From tokenized candidates and references, one entry a picture, to (corpus, per picture) of each figure by name.
-Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, tuple[float, list[float]]]]
+Said = TypeVar("Said")
+# From tokenized candidates and references, one entry a picture, to figures by name.
+Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, Figure]]
 
 METRICS: dict[str, Metric] = {
     "BLEU": bleu,
     "ROUGE-L": rouge_l,
-    "CIDEr-D": cider_d,
+    "CIDEr": cider,
 }
+TOKENIZER = "PTB 3.4.1"
+# What people are held against each other by, and on how many pictures at most: it is ten times the work of one figure.
+PEOPLE = ("BLEU", "ROUGE-L", "CIDEr")
+MOST_PICTURES = 5_000
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures by name, as fractions (CIDEr-D: 0 to 10), and what they were measured with."""
+    """Figures by name, as fractions (CIDEr: 0 to 10), and what they were measured with."""
 
-    corpus: dict[str, float]
-    """One figure for all pictures together."""
-    per_image: dict[str, list[float]]
-    """A figure for each picture, in the order of the candidates."""
+    figures: dict[str, Figure]
     protocol: dict[str, str | int]
     """The tokenizer's name and the numbers of pictures and references."""
 
+    @property
+    def corpus(self) -> dict[str, float]:
+        """One value for all pictures together."""
+        return {name: figure.corpus for name, figure in self.figures.items()}
+
+    @property
+    def per_image(self) -> dict[str, Floats]:
+        """(N,): a value for each picture, in the order of the candidates."""
+        return {name: figure.per_image for name, figure in self.figures.items()}
+
 
 def score_captions(
-    candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
-    tokenizer: str = "simple",
-    metrics: Sequence[str] | None = None,
+    candidates: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] | None = None
 ) -> Scores:
     """All of `METRICS`, or those named, for a candidate and the references of each picture, in the same order.
 
-    An empty candidate is legal and scores 0: a model that says nothing has still answered.
+    An empty candidate is legal and scores 0: a model that says nothing has still answered. Raises DataError.
     """
-    _check(candidates, references)
-    candidate_words = tokenize(candidates, tokenizer)
-    reference_words = [tokenize(captions, tokenizer) for captions in references]
-    figures: dict[str, tuple[float, list[float]]] = {}
+    check(candidates, references)
+    said, told = tokenized(candidates), [tokenized(captions) for captions in references]
+    return Scores(score_words(said, told, metrics), protocol_of(references))
+
+
+def tokenized(captions: Iterable[str]) -> list[Words]:
+    """The words of each caption."""
+    return [ptb_tokenize(caption) for caption in captions]
+
+
+def score_words(
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] | None = None
+) -> dict[str, Figure]:
+    """The figures of `score_captions`, of captions that are words already."""
+    figures: dict[str, Figure] = {}
     for name in METRICS if metrics is None else metrics:
-        figures |= METRICS[name](candidate_words, reference_words)
-    return Scores(
-        corpus={name: corpus for name, (corpus, _) in figures.items()},
-        per_image={name: per_image for name, (_, per_image) in figures.items()},
-        protocol={
-            "tokenizer": tokenizer,
-            "pictures": len(candidates),
-            "references": sum(map(len, references)),
-        },
-    )
+        figures |= METRICS[name](candidates, references)
+    return figures
 
 
-def shuffled(captions: Sequence[str], seed: int = 0) -> list[str]:
+def protocol_of(references: Sequence[Sequence[object]]) -> dict[str, str | int]:
+    """What figures are measured with: the tokenizer's name and the numbers of pictures and references."""
+    return {"tokenizer": TOKENIZER, "pictures": len(references), "references": sum(map(len, references))}
+
+
+def people_agree(
+    captions: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] = PEOPLE
+) -> dict[str, tuple[float, float]]:
+    """How well people say what other people say, and how well `captions` do on the same footing, by figure.
+
+    Each reference of a picture is left out once: it and the caption are both held against the others. The figures are
+    means over these rounds. Pictures with one reference take no part, and of very many only a spread; where there are
+    none, nothing is told.
+    """
+    several = [at for at, group in enumerate(references) if len(group) > 1]
+    several = several[:: max(1, len(several) // MOST_PICTURES)][:MOST_PICTURES]
+    groups, own = [references[at] for at in several], [captions[at] for at in several]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for round_ in range(max(map(len, groups), default=0)):
+        # pictures with fewer references begin again
+        left_out = [round_ % len(group) for group in groups]
+        people = [group[place] for group, place in zip(groups, left_out, strict=True)]
+        others = [[*group[:place], *group[place + 1 :]] for group, place in zip(groups, left_out, strict=True)]
+        theirs, ours = score_words(people, others, metrics), score_words(own, others, metrics)
+        for name in theirs:
+            found.setdefault(name, []).append((theirs[name].corpus, ours[name].corpus))
+    return {
+        name: (fmean(theirs for theirs, _ in pairs), fmean(ours for _, ours in pairs)) for name, pairs in found.items()
+    }
+
+
+def shuffled(captions: Sequence[Said], seed: int = 0) -> list[Said]:
     """Each caption at another picture's place: what a model that looks at the wrong pictures would score.
 
     A caption depends on its own picture alone, so captions of shuffled pictures are shuffled captions.
@@ -72,7 +118,8 @@ def shuffled(captions: Sequence[str], seed: int = 0) -> list[str]:
     return [captions[moved[place]] for place in range(len(captions))]
 
 
-def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raises DataError where these can't be scored, by whatever metric."""
     if len(candidates) != len(references):
         raise DataError(
             f"{len(candidates)} candidate captions but references of {len(references)} pictures; "

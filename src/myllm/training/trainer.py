@@ -217,8 +217,8 @@ class Trainer:
         val_loss = validation_loss(self.objective, self.judged, self.device)
         samples = self._validation_captions()
         captions, references = [s.caption for s in samples], [s.references for s in samples]
-        cider = score_captions(captions, references, metrics=("CIDEr-D",)).corpus["CIDEr-D"]
-        control = score_captions(shuffled(captions), references, metrics=("CIDEr-D",)).corpus["CIDEr-D"]
+        cider = score_captions(captions, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
+        control = score_captions(shuffled(captions), references, metrics=("CIDEr",)).corpus["CIDEr-D"]
         state.epoch, state.batch = state.epoch + 1, 0
         state.loss_sum, state.loss_tokens = 0.0, 0
         row: dict[str, float | str] = {

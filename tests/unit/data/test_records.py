@@ -160,7 +160,7 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPa
     writer.writerow(["image_name", "comment_number", "comment"])
     writer.writerows(["1.jpg", number, caption] for number, caption in enumerate(captions))
     (folder / "results.csv").write_bytes(file.getvalue().encode())
-    rows = read_results_csv(folder, CaptionsConfig(), Findings())
+    rows = read_results_csv(folder / "results.csv", CaptionsConfig(), Findings())
     assert [row.caption for row in rows] == captions
 
 

@@ -15,6 +15,7 @@ from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
 from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
+from myllm.evaluation.judge import judge_captions
 from myllm.metrics.score import score_captions
 
 DECODE = DecodeConfig(max_new_tokens=7)
@@ -60,7 +61,9 @@ def test_the_shuffled_control_is_the_same_captions_at_other_pictures(
 
 def test_the_size_of_a_batch_changes_nothing(captioner: Captioner, records: list[Record]) -> None:
     one, all_at_once = figures(captioner, records, 1), figures(captioner, records, 32)
-    assert one.figures == all_at_once.figures and one.per_image == all_at_once.per_image
+    assert one.figures == all_at_once.figures and all(
+        (one.per_image[name] == all_at_once.per_image[name]).all() for name in one.per_image
+    )
 
 
 def test_broken_pictures_are_named_and_counted_out(captioner: Captioner, records: list[Record]) -> None:
@@ -74,7 +77,7 @@ def test_broken_pictures_are_named_and_counted_out(captioner: Captioner, records
 def test_nothing_but_broken_pictures_is_an_error(captioner: Captioner, records: list[Record]) -> None:
     for record in records:
         record.image.unlink()
-    with pytest.raises(DataError, match=r"split 'val': none of its 6 pictures can be read; .*0.png"):
+    with pytest.raises(DataError, match=r"none of the 6 pictures can be read; .*0.png"):
         figures(captioner, records)
 
 
@@ -94,7 +97,8 @@ def test_json_holds_figures_protocol_and_broken_pictures(captioner: Captioner, r
 @given(pictures=st.integers(1, 300), count=st.integers(1, 20))
 def test_a_spread_reaches_over_the_split_in_even_steps(pictures: int, count: int) -> None:
     split = [Record(Path("one.png"), ("a dog",))] * pictures
-    places = list(Evaluation({}, {}, split, [], {}, []).spread(count))
+    judgement = judge_captions(["a dog"], [["a dog"]])
+    places = list(Evaluation(judgement, split, [], []).spread(count))
     assert len(places) == min(pictures, count) and places[0] == 0
     steps = {after - before for before, after in pairwise(places)}
     assert len(steps) <= 1 and pictures / 2 < places[-1] + max(steps, default=pictures) <= pictures

@@ -19,8 +19,11 @@ from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.evaluation.evaluate import Evaluation
+from myllm.evaluation.judge import Judgement
 from myllm.evaluation.plots import Row
 from myllm.evaluation.report import write_report
+from myllm.metrics.diversity import measure_diversity
+from myllm.metrics.figure import mean_of
 from myllm.training.trainer import SAMPLES
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onclick='x", "{{ 7 * 7 }}", "&lt;b&gt;"]
@@ -28,7 +31,7 @@ HISTORY: list[Row] = [
     {"epoch": 1, "train_loss": 3.0, "val_loss": 2.5, "train_perplexity": 20.1, "val_perplexity": 12.2},
     {"epoch": 2, "train_loss": 2.0, "val_loss": 1.5, "train_perplexity": 7.4, "val_perplexity": 4.5},
 ]
-FIGURES = {"BLEU-4": 0.25, "CIDEr-D": 1.5, "CIDEr-D_shuffled": 0.25, "distinct_captions": 0.5, "mean_length": 3.25}
+FIGURES = {"BLEU-4": 0.25, "CIDEr-D": 1.5, "CIDEr-D_shuffled": 0.25}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -73,12 +76,14 @@ def evaluation(
     broken: Sequence[str] = (),
 ) -> Evaluation:
     protocol = {
-        "tokenizer": "simple", "pictures": 1234, "references": 6000, "split": "val",
+        "tokenizer": "PTB 3.4.1", "pictures": 1234, "references": 6000, "split": "val",
         "decode": asdict(DecodeConfig(beams=5, length_penalty=0.5)), "CIDEr-D frequencies": "these references",
     }  # fmt: skip
     said = [Caption(text, -0.125, [], [], True) for text in captions]
     records = [Record(picture, tuple(references)) for picture in pictures]
-    return Evaluation(dict(FIGURES), protocol, records, said, {"CIDEr-D": [2.75] * len(records)}, broken)
+    figures = {name: mean_of([value] * len(records)) for name, value in FIGURES.items()}
+    judgement = Judgement(figures, measure_diversity(captions), {}, protocol)
+    return Evaluation(judgement, records, said, broken)
 
 
 def report(folder: Path, judged: Evaluation, title: str = "a run", facts: dict[str, str] | None = None) -> Page:
@@ -144,15 +149,15 @@ def test_the_control_stands_beside_the_figure_with_the_gap_and_the_protocol(tmp_
     told = page.text("dd")
     at = told.index("1.50")
     assert told[at : at + 3] == ["1.50", "0.25", "1.25"]
-    assert {"1,234", "6,000", "simple", "val", "beam 5, length_penalty 0.5", "these references"} <= set(told)
+    assert {"1,234", "6,000", "PTB 3.4.1", "val", "beam 5, length_penalty 0.5", "these references"} <= set(told)
 
 
 def test_every_figure_has_its_row_an_unknown_one_too(tmp_path: Path, picture: Path) -> None:
     judged = evaluation([picture], ["a caption"])
-    judged.figures["NEW-1"] = 0.1239
+    judged.truth["NEW-1"] = 0.1239
     cells = report(tmp_path, judged).text("td")
     assert [cell for cell in cells if re.fullmatch(r"[\d.]+%?", cell)] == [
-        "0.250", "1.500", "0.250", "50.0%", "3.2", "0.124"
+        "0.250", "1.500", "0.250", "100.0%", "2.0", "0.124"
     ]  # fmt: skip
 
 
@@ -191,7 +196,7 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_words(
         (tmp_path / "bad.png").write_bytes(content)
     page = report(tmp_path, evaluation([tmp_path / "bad.png", picture], ["of the bad one", "of the good one"]))
     assert [one["alt"] for one in page.all("img")] == ["of the good one"]
-    assert {"bad.png cannot be read any more", "of the bad one", "score -0.12 · CIDEr-D 2.75"} <= set(page.text("p"))
+    assert {"bad.png cannot be read any more", "of the bad one", "score -0.12 · CIDEr-D 1.50"} <= set(page.text("p"))
 
 
 def contrast(one: str, other: str) -> float:

@@ -11,7 +11,7 @@ words = st.lists(st.sampled_from("abcd"), min_size=4, max_size=9)
 
 def per_image(candidate: str, *references: str) -> dict[str, float]:
     scores = bleu([candidate.split()], [[reference.split() for reference in references]])
-    return {name: each[0] for name, (_, each) in scores.items()}
+    return {name: figure.per_image[0] for name, figure in scores.items()}
 
 
 def test_a_repeated_word_counts_as_often_as_one_reference_has_it() -> None:
@@ -35,9 +35,9 @@ def test_of_two_equally_close_references_the_shorter_gives_the_length() -> None:
 
 
 def test_the_corpus_adds_counts_before_it_divides() -> None:
-    corpus, each = bleu([["a"], ["b", "b", "b"]], [[["a"]], [["c", "c", "c"]]])["BLEU-1"]
-    assert each == pytest.approx([1, 0])
-    assert corpus == pytest.approx(1 / 4)
+    figure = bleu([["a"], ["b", "b", "b"]], [[["a"]], [["c", "c", "c"]]])["BLEU-1"]
+    assert figure.per_image == pytest.approx([1, 0])
+    assert figure.corpus == pytest.approx(1 / 4)
 
 
 def test_an_empty_candidate_scores_exactly_0() -> None:
@@ -47,4 +47,4 @@ def test_an_empty_candidate_scores_exactly_0() -> None:
 @given(words, st.lists(words, max_size=3))
 def test_a_caption_equal_to_a_reference_scores_1(candidate: list[str], others: list[list[str]]) -> None:
     scores = bleu([candidate], [[*others, candidate]])
-    assert [corpus for corpus, _ in scores.values()] == pytest.approx([1] * 4)
+    assert [figure.corpus for figure in scores.values()] == pytest.approx([1] * 4)

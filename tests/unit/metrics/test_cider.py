@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.metrics.cider import CiderD, cider_d
+from myllm.metrics.cider import CiderD, cider
 
 words = st.lists(st.sampled_from("abcdef"), max_size=9)
 references = st.lists(st.lists(words, min_size=1, max_size=3), min_size=1, max_size=4)
@@ -98,4 +98,5 @@ def test_the_metric_takes_its_frequencies_from_the_references_it_scores() -> Non
     corpus = [[list("abc")], [list("ade")]]
     candidates = [list("abx"), list("yde")]
     per_image = CiderD(corpus).score(candidates, corpus)
-    assert cider_d(candidates, corpus) == {"CIDEr-D": (sum(per_image) / 2, per_image)}
+    for name, figure in cider(candidates, corpus).items():
+        assert figure.per_image.tolist() == per_image and figure.corpus == sum(per_image) / 2, name

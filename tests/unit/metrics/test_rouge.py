@@ -10,7 +10,7 @@ words = st.lists(st.sampled_from("abcd"), max_size=9)
 
 
 def per_image(candidate: str, *references: str) -> float:
-    return rouge_l([candidate.split()], [[reference.split() for reference in references]])["ROUGE-L"][1][0]
+    return rouge_l([candidate.split()], [[reference.split() for reference in references]])["ROUGE-L"].per_image[0]
 
 
 def test_recall_outweighs_precision() -> None:
@@ -30,12 +30,13 @@ def test_nothing_in_common_scores_0(candidate: str, reference: str) -> None:
 
 
 def test_the_corpus_is_the_mean_over_pictures() -> None:
-    assert rouge_l([["a"], ["b"]], [[["a"]], [["c"]]])["ROUGE-L"] == (0.5, [1, 0])
+    figure = rouge_l([["a"], ["b"]], [[["a"]], [["c"]]])["ROUGE-L"]
+    assert figure.corpus == 0.5 and figure.per_image.tolist() == [1, 0]
 
 
 @given(words.filter(bool), st.lists(words, max_size=3))
 def test_a_caption_equal_to_a_reference_scores_1(candidate: list[str], others: list[list[str]]) -> None:
-    assert rouge_l([candidate], [[*others, candidate]])["ROUGE-L"][0] == pytest.approx(1)
+    assert rouge_l([candidate], [[*others, candidate]])["ROUGE-L"].corpus == pytest.approx(1)
 
 
 @given(words, words)

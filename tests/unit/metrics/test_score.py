@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import DataError
-from myllm.metrics.score import METRICS, score_captions
+from myllm.metrics.figure import mean_of
+from myllm.metrics.score import METRICS, people_agree, score_captions, shuffled, tokenized
 
 captions = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "red"]), max_size=7).map(" ".join)
 corpora = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
 Corpus = list[tuple[str, list[str]]]
-NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D"]
 
 
 def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
@@ -20,7 +21,7 @@ def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
 def test_scores_name_their_figures_and_their_protocol() -> None:
     scores = score_captions(["A dog.", "A cat."], [["a dog", "the dog"], ["a cat"]])
     assert list(scores.corpus) == list(scores.per_image) == NAMES
-    assert scores.protocol == {"tokenizer": "simple", "pictures": 2, "references": 3}
+    assert scores.protocol == {"tokenizer": "PTB 3.4.1", "pictures": 2, "references": 3}
 
 
 def test_case_and_punctuation_cost_nothing() -> None:
@@ -36,7 +37,7 @@ def test_a_caption_without_words_scores_0(candidate: str) -> None:
 
 
 def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "words", lambda candidates, references: {"words": (2.0, [2.0])})
+    monkeypatch.setitem(METRICS, "words", lambda candidates, references: {"words": mean_of([2.0])})
     assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
 
 
@@ -75,4 +76,30 @@ def test_the_order_of_references_does_not_matter(corpus: Corpus) -> None:
 @given(corpora)
 def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus) -> None:
     for name, each in score_captions(*columns(corpus)).per_image.items():
-        assert all(0 <= score <= (10 if name == "CIDEr-D" else 1) * (1 + 1e-9) for score in each)
+        assert all(0 <= score <= (10 if name.startswith("CIDEr") else 1) * (1 + 1e-9) for score in each)
+
+
+def test_people_who_all_say_the_same_agree_fully_and_a_wrong_caption_does_not() -> None:
+    references = [tokenized([text] * 3) for text in ("a red dog runs", "two cats sleep here")]
+    agreed = people_agree(tokenized(["a red dog runs", "a red dog runs"]), references)
+    assert agreed["CIDEr-D"] == pytest.approx((10, 5))
+    assert agreed["ROUGE-L"] == pytest.approx((1, 0.5))
+
+
+def test_people_are_held_against_the_others_only() -> None:
+    # each of three references against the other two: BLEU-1 by hand 1/2, 1/2 and 0 of two words
+    agreed = people_agree([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
+    people, caption = agreed["BLEU-1"]
+    assert people == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert caption == pytest.approx(1 / 2)
+
+
+def test_pictures_with_one_reference_say_nothing_of_people() -> None:
+    assert people_agree([["a"]], [[["a"]]]) == {}
+
+
+@given(st.integers(2, 50), st.integers(0, 9))
+def test_a_shuffle_leaves_no_caption_at_its_picture(count: int, seed: int) -> None:
+    moved = shuffled(list(range(count)), seed)
+    assert sorted(moved) == list(range(count))
+    assert all(at != place for place, at in enumerate(moved))

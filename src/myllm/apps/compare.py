@@ -1,0 +1,92 @@
+"""`myllm compare`: two captioners, or files of captions, on the same pictures."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from myllm.apps.console import Display
+from myllm.apps.evaluate import records_of
+from myllm.apps.folder import open_captioner
+from myllm.apps.options import CompareOptions
+from myllm.apps.train import write_text
+from myllm.config import CaptionsConfig
+from myllm.data.predictions import References, match, read_predictions
+from myllm.data.records import Record, counted
+from myllm.errors import ConfigError, DataError
+from myllm.evaluation.compare import Comparison, compare
+from myllm.evaluation.evaluate import caption_records, told_search
+from myllm.runtime import json_text
+
+FILE = "comparison.json"
+SUFFIXES = (".json", ".jsonl", ".csv")
+
+
+def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[str, Any]) -> int:
+    """Print both with their figures, the differences, and what may honestly be said."""
+    display = Display(options.quiet, options.json)
+    if len(paths) != 2:
+        raise ConfigError(f"compare takes two captioners, or files of captions; {len(paths)} were given")
+    out = None if options.out is None else Path(options.out)
+    if out is not None and not options.overwrite and (out / FILE).exists():
+        raise ConfigError(f"--out {out} holds {FILE} already; replace it by --overwrite, or give another folder")
+    records = records_of(Path(options.data), options.split, CaptionsConfig(), display)[: options.limit]
+    said, told = [], []
+    for path in paths:
+        captions, how = _captions_of(path, records, options, decode, display)
+        said.append(captions)
+        told.append(how)
+    common = [record for record in records if all(record.name in captions for captions in said)]
+    if not common:
+        raise DataError(f"there is no picture that both {paths[0]} and {paths[1]} caption")
+    if len(common) < len(records):
+        display.warn(f"compared on {len(common):,} of {len(records):,} pictures, those that both caption")
+    a, b = ((path, [captions[record.name] for record in common]) for path, captions in zip(paths, said, strict=True))
+    comparison = compare(a, b, common, options.split)
+    if out is not None:
+        write_text(out / FILE, json_text(comparison.as_json()))
+    if options.json:
+        print(json.dumps(comparison.as_json(), ensure_ascii=False))
+    else:
+        display.console.print("\n".join(_lines(comparison, told)))
+    return 0
+
+
+def _captions_of(
+    path: str, records: Sequence[Record], options: CompareOptions, decode: Mapping[str, Any], display: Display
+) -> tuple[dict[str, str], str]:
+    """Captions by the picture's name, and how they were made."""
+    if Path(path).is_file() and Path(path).suffix in SUFFIXES:
+        references = References({record.name: list(record.captions) for record in records}, {}, options.data)
+        matched = match(read_predictions(Path(path)), references)
+        if matched.missing and not options.allow_missing:
+            told = counted(matched.missing, "picture has no caption", "pictures have no caption")
+            raise DataError(f"{path}: {told}; add them, or compare on those that both caption by --allow-missing")
+        if matched.unknown:
+            display.warn(
+                f"{path}: captions of pictures that are not in the split are left out: {len(matched.unknown):,}"
+            )
+        return dict(zip(matched.names, matched.captions, strict=True)), "captions from a file"
+    captioner = open_captioner(path, options.devices, options.precision)
+    chosen = captioner.decode_options(**decode)
+    with display.counting() as progress:
+        said = caption_records(
+            captioner, records, chosen, options.batch_size,
+            progress=lambda done, total: progress(f"captioning with {path}", done, total),
+        )  # fmt: skip
+    for reason in said.broken:
+        display.warn(f"left out: {reason}")
+    captions = {record.name: caption.text for record, caption in zip(said.records, said.captions, strict=True)}
+    return captions, told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
+
+
+def _lines(comparison: Comparison, told: Sequence[str]) -> list[str]:
+    protocol = comparison.a.judgement.protocol
+    return [
+        f"A: {comparison.a.name} ({told[0]})",
+        f"B: {comparison.b.name} ({told[1]})",
+        f"Split {comparison.split}, {protocol['pictures']:,} pictures, {protocol['references']:,} references, "
+        f"tokenizer {protocol['tokenizer']}",
+        *comparison.lines(),
+        comparison.sentence(),
+    ]

@@ -1,0 +1,97 @@
+"""Captions judged: figures with their intervals, controls to read them by, and what people reach."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from myllm.metrics.bootstrap import draws_for, intervals
+from myllm.metrics.diversity import Diversity, measure_diversity
+from myllm.metrics.figure import Figure, Floats, mean_of
+from myllm.metrics.score import check, people_agree, protocol_of, score_words, shuffled, tokenized
+
+MAIN = "CIDEr-D"
+# names of controls, for people
+TOLD = {f"{MAIN}_shuffled": "  other pictures", f"{MAIN}_blind": "  no picture", "grounding_gap": "grounding gap"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What captions of N pictures are worth."""
+
+    figures: dict[str, Figure]
+    """Quality by name, and the controls of CIDEr-D: `_shuffled`, `_blind` where known, and `grounding_gap`."""
+    diversity: Diversity
+    people: dict[str, tuple[float, float]]
+    """By figure: people's own captions, and the judged ones, each held against the others of a picture's references
+    but one. Empty where pictures have one reference only."""
+    protocol: dict[str, Any]
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % by the bootstrap over pictures, of each figure."""
+        return intervals(self.figures)
+
+    @property
+    def per_image(self) -> dict[str, Floats]:
+        """(N,) of each figure that a single picture has."""
+        return {name: figure.per_image for name, figure in self.figures.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures by name, with all that they are to be read by."""
+        return {
+            **{name: figure.corpus for name, figure in self.figures.items()},
+            "distinct_captions": self.diversity.distinct_share,
+            "mean_length": self.diversity.mean_length,
+            "diversity": asdict(self.diversity),
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "people": {name: {"people": own, "captions": others} for name, (own, others) in self.people.items()},
+            "protocol": self.protocol,
+        }
+
+    def lines(self) -> list[str]:
+        """The figures for people to read, one a line, and how varied the captions are."""
+        lines = [
+            f"{'':<18} {'':>6}  {'95 % interval':<16}" + "  people: figure (of these captions)" * bool(self.people)
+        ]
+        for name, figure in self.figures.items():
+            if name == "CIDEr":  # CIDEr-D by its other name
+                continue
+            low, high = self.intervals[name]
+            people = "  {:.3f} ({:.3f})".format(*self.people[name]) if name in self.people else ""
+            lines.append(f"{TOLD.get(name, name):<18} {figure.corpus:6.3f}  {low:.3f} to {high:.3f}{people}")
+        found = self.diversity
+        lines.append(
+            f"distinct captions {found.distinct_share:.1%}, mean length {found.mean_length:.1f} words, vocabulary "
+            f"{found.vocabulary_size:,} words"
+        )
+        return lines
+
+
+def judge_captions(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    training: Collection[str] = (),
+    blind: str | None = None,
+    seed: int = 0,
+) -> Judgement:
+    """A caption and the references of each picture, in the same order.
+
+    training: captions that the captioner learned from, where known: how many of its own are none of these. blind: what
+    it says where it sees nothing, held against every picture. seed: of the shuffle. Raises DataError.
+    """
+    check(captions, references)
+    words, told = tokenized(captions), [tokenized(group) for group in references]
+    figures = score_words(words, told)
+    controls = {"shuffled": shuffled(words, seed)}
+    if blind is not None:
+        controls["blind"] = tokenized([blind]) * len(words)
+    for name, said in controls.items():
+        figures[f"{MAIN}_{name}"] = score_words(said, told, ("CIDEr",))[MAIN]
+    figures["grounding_gap"] = mean_of(figures[MAIN].per_image - figures[f"{MAIN}_shuffled"].per_image)
+    protocol = {
+        **protocol_of(references),
+        "CIDEr-D frequencies": "these references",
+        "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
+    }
+    return Judgement(figures, measure_diversity(captions), people_agree(words, told), protocol)
