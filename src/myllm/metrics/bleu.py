@@ -24,13 +24,15 @@ def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max
 def _tally(words: Words, captions: Sequence[Words], max_n: int) -> list[int]:
     """Length, length of the reference, n-grams that matched and n-grams there were, of each order."""
     counts = Counter(ngrams(words, max_n))
-    allowed: Counter[Ngram] = Counter()
+    # An n-gram is credited as often as the one reference that uses it most.
+    allowed: dict[Ngram, int] = {}
     for caption in captions:
-        # |= is the larger count: an n-gram is credited as often as the one reference that uses it most.
-        allowed |= Counter(filter(counts.__contains__, ngrams(caption, max_n)))
+        for ngram, count in Counter(filter(counts.__contains__, ngrams(caption, max_n))).items():
+            if count > allowed.get(ngram, 0):
+                allowed[ngram] = count
     matched = [0] * max_n
-    for ngram, count in (counts & allowed).items():
-        matched[len(ngram) - 1] += count
+    for ngram, count in allowed.items():
+        matched[len(ngram) - 1] += min(count, counts[ngram])
     produced = [max(0, len(words) - n) for n in range(max_n)]
     # The reference closest in length; of two equally close ones the shorter.
     _, closest = min((abs(len(caption) - len(words)), len(caption)) for caption in captions)

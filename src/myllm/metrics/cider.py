@@ -86,9 +86,10 @@ class CiderD:
         _, first, counts = np.unique(_append(key, caption), return_index=True, return_counts=True)
         caption, order, key = caption[first], order[first], key[first]
 
-        left, right = (np.searchsorted(self._keys, key, side) for side in ("left", "right"))
+        place = np.searchsorted(self._keys, key)
+        known = self._keys.take(place, mode="clip") == key if len(self._keys) else np.zeros(len(key), dtype=bool)
         log_frequency = np.zeros(len(key))
-        log_frequency[left < right] = self._log_frequencies[left[left < right]]
+        log_frequency[known] = self._log_frequencies[place[known]]
         weight = counts * (self._log_pictures - log_frequency)
 
         vector = caption * self._max_n + order
