@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ngrams import Words
 
+# pictures, which bounds the memory for the n-grams of many
+_AT_ONCE = 20_000
+
 _Ints = NDArray[np.int64]
 _Keys = NDArray[np.uint64]
 _Floats = NDArray[np.float64]
@@ -40,16 +43,23 @@ class CiderD:
         self._max_n = max_n
         self._sigma = sigma
         self._log_pictures = math.log(len(references))
-        captions = list(chain.from_iterable(references))
+        words = chain.from_iterable(chain.from_iterable(references))
         # From 1: with a word 0, (word 0, word x) and (word x) would have one key.
-        self._word_ids = {word: number for number, word in enumerate(dict.fromkeys(chain(*captions)), 1)}
-        caption, _, key = self._ngrams(captions)
-        picture = np.repeat(np.arange(len(references)), [len(group) for group in references])[caption]
-        _, first = np.unique(_append(key, picture), return_index=True)
-        keys, frequencies = np.unique(key[first], return_counts=True)
+        self._word_ids = {word: number for number, word in enumerate(dict.fromkeys(words), 1)}
+        starts = range(0, len(references), _AT_ONCE)
+        parts = [self._frequencies(references[first : first + _AT_ONCE]) for first in starts]
+        keys, place = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
+        frequencies = np.bincount(place, weights=np.concatenate([counts for _, counts in parts]))
         # Once and never weigh the same, log 1 and log max(1, 0): four of five n-grams need no memory.
         self._keys = keys[frequencies > 1]
         self._log_frequencies = np.log(frequencies[frequencies > 1])
+
+    def _frequencies(self, references: Sequence[Sequence[Words]]) -> tuple[_Keys, _Ints]:
+        """The n-grams of some pictures, and in how many of these pictures each is."""
+        caption, _, key = self._ngrams(list(chain.from_iterable(references)))
+        picture = np.repeat(np.arange(len(references)), [len(group) for group in references])[caption]
+        _, first = np.unique(_append(key, picture), return_index=True)
+        return np.unique(key[first], return_counts=True)
 
     def score(self, candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
         """Each candidate's CIDEr-D, from 0 to 10, against its own picture's references.
@@ -60,7 +70,13 @@ class CiderD:
         """
         if len(candidates) != len(references):
             raise ValueError(f"{len(candidates)} candidates but references of {len(references)} pictures")
-        references = list(references)  # keeps each element alive, so that no two have one id
+        scores: list[float] = []
+        for first in range(0, len(candidates), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            scores += self._score(candidates[part], list(references[part]))
+        return scores
+
+    def _score(self, candidates: Sequence[Words], references: list[Sequence[Words]]) -> list[float]:
         groups = {id(group): group for group in references}
         numbers = {identity: number for number, identity in enumerate(groups)}
         captions = [*candidates, *chain.from_iterable(groups.values())]

@@ -100,3 +100,11 @@ def test_the_metric_takes_its_frequencies_from_the_references_it_scores() -> Non
     per_image = CiderD(corpus).score(candidates, corpus)
     for name, figure in cider(candidates, corpus).items():
         assert figure.per_image.tolist() == per_image and figure.corpus == sum(per_image) / 2, name
+
+
+def test_many_pictures_are_scored_in_parts_as_they_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = [[["a", "red", word], ["a", word]] for word in ("dog", "cat", "dog", "boat", "man")]
+    candidates = [["a", "red", "dog"], ["cat"], ["a", "dog"], ["red"], []]
+    at_once = CiderD(corpus).score(candidates, corpus)
+    monkeypatch.setattr("myllm.metrics.cider._AT_ONCE", 2)
+    assert CiderD(corpus).score(candidates, corpus) == pytest.approx(at_once, abs=1e-12)
