@@ -30,7 +30,7 @@ skateboarder snowboarder skier surfer biker bicyclist cyclist motorcyclist rider
 rollerblader runner swimmer wrestler boxer dancer singer musician guitarist performer artist photographer cheerleader
 gymnast golfer batter catcher pitcher goalie cowboy clown soldier policeman officer fireman worker waiter waitress chef
 vendor spectator onlooker pedestrian tourist student teacher mother father mom dad son daughter brother sister husband
-wife bride groom friend girlfriend boyfriend kayaker sailor fisherman
+wife bride groom friend girlfriend boyfriend kayaker sailor fisherman male female individual athlete owner trainer
 """
 _PERSON = frozenset(_PERSON_WORDS.split())
 _PEOPLE = frozenset(
@@ -122,9 +122,9 @@ def worst_first(
 def count_people(words: Words) -> int:
     """How many people a caption names, by its words: 3 stands for three or more.
 
-    A word for a person counts one. Its plural counts as many as the number before it says, and three without one; a
-    number holds until the next, so that "two young men" are two. Couples, groups, teams and crowds are people by
-    themselves, or numbers of what they are "of".
+    A word for a person counts one, and together with the next where that is one too: "a toddler boy". A plural counts
+    as many as the number before it says, and three without one; a number holds until the next, so that "two young
+    men" are two. Couples, groups, teams and crowds are people by themselves, or numbers of what they are "of".
     """
     named, number = 0, 0
     for word, following in zip(words, [*words[1:], ""], strict=False):
@@ -133,7 +133,7 @@ def count_people(words: Words) -> int:
         elif word in _COUNT or word in _TOGETHER:
             number = _COUNT.get(word) or _TOGETHER[word]
         elif word in _PERSON:
-            named += 1
+            named += following not in _PERSON and following not in _PEOPLE
         elif word in _PEOPLE:
             named, number = named + (number if number > 1 else _MANY), 0
     return min(named, _MANY)
