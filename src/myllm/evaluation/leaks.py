@@ -82,8 +82,8 @@ def find_leaks(
 ) -> Leaks:
     """Judged pictures that are training pictures too, and judged captions that are training captions too.
 
-    A copy is found where it was saved anew, resized, relit, turned grey, mirrored, or lost up to a tenth at its edges;
-    see docs/evaluation.md for how surely. `progress` is told how many pictures of how many have been read.
+    A copy is found where it was saved anew, resized, relit, turned grey or mirrored, or lost a few percent at its
+    edges; see docs/evaluation.md for how surely. `progress` is told how many pictures of how many have been read.
     """
     nothing = np.zeros(len(judged), dtype=np.bool_)
     if not training:
@@ -135,7 +135,7 @@ def _copies(judged: dict[int, Thumbnail], training: dict[int, Thumbnail]) -> Ite
     places, known = list(training), signs(np.stack(list(training.values())))
     # mirroring a picture turns the waves around that have an odd number of half periods across it
     mirror = (-1.0) ** np.tile(np.arange(WAVES), WAVES)[1:].astype(np.float32)
-    for batch in in_batches(judged, 256):
+    for batch in in_batches(judged, 64):
         own = signs(np.stack([judged[place] for place in batch]))
         agreement = np.stack([own @ known.T, (own * mirror) @ known.T])  # (2, batch, training)
         for row, place in enumerate(batch):
