@@ -39,19 +39,18 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decoded(source, "the given picture")
     name = "the given bytes" if isinstance(source, bytes) else str(source)
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
-    if not content:
-        raise DataError(f"{name}: the file is empty (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: refused, {error}") from None
-    except Exception:  # Pillow's readers raise almost anything on a damaged header
-        raise DataError(f"{name}: not a picture; readable are {', '.join(FORMATS)}") from None
-    return _decoded(image, name)
+    return _decoded(_opened(source, name), name)
+
+
+def grey_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
+    """(side, side) uint8: the luma of an upright picture, squashed to a square.
+
+    Of a JPEG only as much is decoded as that takes. Raises DataError as `load_image`.
+    """
+    image = _opened(path, str(path))
+    image.draft("L", (side, side))
+    upright = _decoded(image, str(path)).convert("L")
+    return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -177,6 +176,22 @@ def _swapped(match: re.Match[str]) -> str:
     side = match[0]
     other = "right" if side.lower() == "left" else "left"
     return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
+
+
+def _opened(source: Path | str | bytes, name: str) -> Image.Image:
+    """A picture whose pixels are not decoded yet."""
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+    if not content:
+        raise DataError(f"{name}: the file is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: refused, {error}") from None
+    except Exception:  # Pillow's readers raise almost anything on a damaged header
+        raise DataError(f"{name}: not a picture; readable are {', '.join(FORMATS)}") from None
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from myllm.config import PreprocessConfig
-from myllm.data.images import MAX_PIXELS, Preprocess, augment, load_image, mirrored_captions
+from myllm.data.images import MAX_PIXELS, Preprocess, augment, grey_thumbnail, load_image, mirrored_captions
 from myllm.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -229,3 +229,22 @@ def test_augmentation_keeps_the_size_and_changes_little(size: tuple[int, int]) -
     changed, _ = augment(image, ["a grey picture"], random.Random(0))
     assert changed.size == size
     assert np.abs(np.asarray(changed, dtype=int) - np.asarray(image, dtype=int)).max() < 60
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_thumbnail_is_the_upright_picture_small_and_grey(kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    slope = np.add.outer(np.linspace(0, 200, 900), np.linspace(0, 50, 1300)).astype(np.uint8)
+    image = Image.fromarray(np.stack([slope, slope // 2, 255 - slope], axis=2))
+    (tmp_path / "picture").write_bytes(encoded(image, kind, exif=exif))
+    thumbnail = grey_thumbnail(tmp_path / "picture", 16)
+    whole = load_image(tmp_path / "picture").convert("L").resize((16, 16))
+    assert whole.getpixel((15, 0)) != whole.getpixel((0, 15))
+    np.testing.assert_allclose(thumbnail.astype(int), np.asarray(whole, dtype=int), atol=3)
+
+
+def test_a_thumbnail_of_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
+    with pytest.raises(DataError, match="notes.jpg"):
+        grey_thumbnail(tmp_path / "notes.jpg", 16)

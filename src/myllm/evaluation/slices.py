@@ -1,0 +1,184 @@
+"""Where a captioner is weak: its figure for pictures that have something in common, worst first."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from myllm.data.images import grey_thumbnail
+from myllm.data.records import Record
+from myllm.data.scenes import Thing
+from myllm.errors import DataError
+from myllm.metrics.figure import Figure
+from myllm.metrics.ptb import ptb_tokenize
+
+Mask = NDArray[np.bool_]
+Slices = dict[str, dict[str, Mask]]
+Words = Sequence[str]
+
+LEAST = 30
+COUNTS = ("none", "one", "two", "three or more")
+
+# Words for people that are common in English captions, without their plurals.
+_PERSON_WORDS = """
+man woman boy girl child kid baby toddler infant person guy lady gentleman adult teenager teen someone somebody player
+skateboarder snowboarder skier surfer biker bicyclist cyclist motorcyclist rider driver racer climber hiker skater
+rollerblader runner swimmer wrestler boxer dancer singer musician guitarist performer artist photographer cheerleader
+gymnast golfer batter catcher pitcher goalie cowboy clown soldier policeman officer fireman worker waiter waitress chef
+vendor spectator onlooker pedestrian tourist student teacher mother father mom dad son daughter brother sister husband
+wife bride groom friend girlfriend boyfriend kayaker sailor fisherman male female individual athlete owner trainer
+"""
+_PERSON = frozenset(_PERSON_WORDS.split())
+_PEOPLE = frozenset(
+    [f"{word}s" for word in _PERSON]
+    + [f"{word[:-3]}men" for word in _PERSON if word.endswith("man")]
+    + ["people", "children", "ladies", "babies", "wives"]
+)
+_MANY = 3
+_MANY_WORDS = "three four five six seven eight nine ten several many some 3 4 5 6"
+_TOGETHER_WORDS = "group crowd bunch audience family team band"
+_COUNT = {"a": 1, "an": 1, "one": 1, "another": 1, "two": 2, "both": 2, "2": 2}
+_COUNT |= dict.fromkeys(_MANY_WORDS.split(), _MANY)
+_TOGETHER = {"couple": 2, "pair": 2} | dict.fromkeys(_TOGETHER_WORDS.split(), _MANY)
+# What captions of any picture say, whatever it shows.
+_FUNCTION_WORDS = """
+a an the this that these those one some another other each both all it its he his him she her they their them who which
+what there here is are was were be been being am has have had do does doing did not n't 's as at by for from in into of
+off on onto out over to up down with and or but while than then so if
+"""
+_FUNCTION = frozenset(_FUNCTION_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The figure of pictures that have something in common."""
+
+    kind: str
+    label: str
+    pictures: int
+    value: float
+    difference: float
+    """Value less that of all pictures."""
+    interval: tuple[float, float]
+
+
+def slice_pictures(
+    records: Sequence[Record],
+    training_captions: Iterable[str] = (),
+    things: Mapping[str, Sequence[Thing]] | None = None,
+) -> Slices:
+    """Kind -> label -> mask (N,) of the N pictures of `records`.
+
+    `caption length`: mean number of words of a picture's references.
+    `people`: how many a reference names, by the median of references; see `count_people`. With `things`, those of
+    drawn scenes by picture name (`data.scenes.read_things`), `things` takes its place: how many were drawn.
+    `brightness`: mean luma as a share of white.
+    `rare words`: mean -log frequency, in nats, of the references' content words among all words of training's
+    captions; among those of the references themselves where there are none.
+
+    All but counts are cut into thirds, whose bounds stand in the labels. A picture that can't be read, or whose
+    references say nothing, is in no slice of the kinds that would need it; a kind of one slice is left out.
+    """
+    words = [[ptb_tokenize(caption) for caption in record.captions] for record in records]
+    known = [ptb_tokenize(caption) for caption in training_captions] or [one for own in words for one in own]
+    lengths = [fmean(map(len, own)) if own else math.nan for own in words]
+    if things is None:
+        kind, counts = "people", [_median(own) for own in words]
+    else:
+        kind, counts = "things", [len(things[r.name]) if r.name in things else None for r in records]
+    light = [_brightness(record) for record in records]
+    slices = {
+        "caption length": _thirds(lengths, ("short", "medium", "long"), "{:.1f} words"),
+        kind: {label: _mask(count == at for count in map(_capped, counts)) for at, label in enumerate(COUNTS)},
+        "brightness": _thirds(light, ("dark", "medium", "bright"), "{:.0%} of white"),
+        "rare words": _thirds(_rarities(words, known), ("common", "medium", "rare"), "{:.1f} nats"),
+    }
+    kept = {kind: {label: mask for label, mask in own.items() if mask.any()} for kind, own in slices.items()}
+    return {kind: own for kind, own in kept.items() if len(own) > 1}
+
+
+def worst_first(
+    slices: Slices, figure: Figure, interval: Callable[[Figure], tuple[float, float]], least: int = LEAST
+) -> tuple[list[Slice], int]:
+    """Slices by their value of a figure, the worst first, and how many were left out for fewer than `least` pictures.
+
+    interval: from the figure of some pictures to the bounds of its value, such as a bootstrap's.
+    """
+    masks = [(kind, label, mask) for kind, own in slices.items() for label, mask in own.items()]
+    rows = []
+    for kind, label, mask in masks:
+        count = int(mask.sum())
+        if count >= max(1, least):
+            part = Figure(figure.per_image[mask], figure.sums[mask], figure.of_sums)
+            difference = part.corpus - figure.corpus
+            rows.append(Slice(kind, label, count, part.corpus, difference, interval(part)))
+    return sorted(rows, key=lambda row: row.value), len(masks) - len(rows)
+
+
+def count_people(words: Words) -> int:
+    """How many people a caption names, by its words: 3 stands for three or more.
+
+    A word for a person counts one, and together with the next where that is one too: "a toddler boy". A plural counts
+    as many as the number before it says, and three without one; a number holds until the next, so that "two young
+    men" are two. Couples, groups, teams and crowds are people by themselves, or numbers of what they are "of".
+    """
+    named, number = 0, 0
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in _TOGETHER and following != "of":
+            named += _TOGETHER[word]
+        elif word in _COUNT or word in _TOGETHER:
+            number = _COUNT.get(word) or _TOGETHER[word]
+        elif word in _PERSON:
+            named += following not in _PERSON and following not in _PEOPLE
+        elif word in _PEOPLE:
+            named, number = named + (number if number > 1 else _MANY), 0
+    return min(named, _MANY)
+
+
+def _median(references: Sequence[Words]) -> int | None:
+    return math.floor(median(map(count_people, references)) + 0.5) if references else None
+
+
+def _capped(count: int | None) -> int | None:
+    return None if count is None else min(count, len(COUNTS) - 1)
+
+
+def _brightness(record: Record) -> float:
+    """0 for black to 1 for white; not a number where the picture can't be read."""
+    try:
+        return float(grey_thumbnail(record.image, 16).mean()) / 255
+    except DataError:
+        return math.nan
+
+
+def _rarities(references: Sequence[Sequence[Words]], known: Sequence[Words]) -> list[float]:
+    """Mean -log frequency of each picture's content words; a word that was never seen counts as if seen once."""
+    seen = Counter(word for words in known for word in words)
+    total = seen.total()
+    rarities = []
+    for own in references:
+        content = [word for words in own for word in words if word not in _FUNCTION]
+        rarities.append(fmean(math.log(total / max(1, seen[word])) for word in content) if content else math.nan)
+    return rarities
+
+
+def _thirds(values: Sequence[float], names: tuple[str, str, str], unit: str) -> dict[str, Mask]:
+    """Masks of the lowest, the middle and the highest third; equal values stay together."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if np.isnan(numbers).all():
+        return {}
+    low, high = np.nanquantile(numbers, 1 / 3, method="lower"), np.nanquantile(numbers, 2 / 3, method="higher")
+    below, above = numbers <= low, (numbers >= high) & (numbers > low)
+    return {
+        f"{names[0]} (to {unit.format(low)})": below,
+        names[1]: ~below & ~above & ~np.isnan(numbers),
+        f"{names[2]} (from {unit.format(high)})": above,
+    }
+
+
+def _mask(members: Iterable[bool]) -> Mask:
+    return np.fromiter(members, dtype=np.bool_)
