@@ -51,7 +51,7 @@ def clip_scores(
     weights, or `open_clip:local-dir:FOLDER` and `open_clip:hf-hub:ID`. `progress` hears (pictures done, of how many).
     Raises ConfigError for a CLIP that cannot be opened and DataError for a picture that cannot be read.
     """
-    clip = open_clip(name, device)
+    clip = load_clip(name, device)
     of_pictures: list[Floats] = []
     of_references: list[Floats] = []
     done = 0
@@ -71,10 +71,10 @@ def clip_scores(
     return {"CLIPScore": mean_of(score), "RefCLIPScore": mean_of(2 * score * likeness / both)}
 
 
-def open_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
+def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
     """The CLIP of this name, as `clip_scores` explains it. Raises ConfigError with the way out."""
     library, _, source = name.partition(":")
-    if library not in OPENERS or not source:
+    if library not in LOADERS or not source:
         raise ConfigError(
             f"CLIP {name!r}: expected transformers:FOLDER_OR_ID or open_clip:ARCHITECTURE/TAG_OR_FILE, "
             "such as transformers:openai/clip-vit-base-patch32"
@@ -84,7 +84,7 @@ def open_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
     except ImportError as error:
         raise ConfigError(f"CLIP {name!r}: {reason(error)}; install it with: pip install 'myllm[clip]'") from None
     try:
-        return OPENERS[library](module, source, device)
+        return LOADERS[library](module, source, device)
     except ConfigError:
         raise
     except Exception as error:  # both libraries and their downloads raise almost anything
@@ -93,7 +93,7 @@ def open_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
         ) from error
 
 
-def _open_transformers(transformers: Any, source: str, device: "torch.device | str") -> Clip:
+def _load_transformers(transformers: Any, source: str, device: "torch.device | str") -> Clip:
     import torch
 
     processor = transformers.AutoProcessor.from_pretrained(source)
@@ -123,7 +123,7 @@ def _pooled(output: Any) -> "torch.Tensor":
     return getattr(output, "pooler_output", output)  # transformers 4 returned the tensor itself
 
 
-def _open_open_clip(library: Any, source: str, device: "torch.device | str") -> Clip:
+def _load_open_clip(library: Any, source: str, device: "torch.device | str") -> Clip:
     import torch
 
     if source.startswith(("hf-hub:", "local-dir:")):
@@ -151,9 +151,9 @@ def _open_open_clip(library: Any, source: str, device: "torch.device | str") -> 
     return Clip(torch.inference_mode()(embed_pictures), torch.inference_mode()(embed_texts))
 
 
-OPENERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
-    "transformers": _open_transformers,
-    "open_clip": _open_open_clip,
+LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
+    "transformers": _load_transformers,
+    "open_clip": _load_open_clip,
 }
 
 

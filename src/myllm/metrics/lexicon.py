@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from myllm.metrics.ngrams import Words
 
-# Before a word that may be a verb, one of these makes it a thing.
+# Before a word that may be a verb, one of these makes it a thing; so does a colour.
 _DETERMINERS = (
     "a an the this that these those his her its their my your our another each every some no any one two three four",
     "five six seven eight nine ten in on at of with by from into onto through over under near behind beside across",
-    "along around past toward towards for and",
+    "along around past toward towards for and big large huge giant small little tiny long short tall wide old new",
+    "wooden metal plastic wet",
 )
 _NOUN_FOLLOWS = frozenset(" ".join(_DETERMINERS).split())
 
