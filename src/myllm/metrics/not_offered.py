@@ -3,7 +3,7 @@
 NOT_OFFERED = {
     "SPICE": (
         "it compares scene graphs, which Stanford's CoreNLP 3.6 and a parser on top of it make of the captions: a Java "
-        "program that asks for 8 GB of memory, fetches its models by itself and has not changed since 2017. No port of "
-        "it gives the same figures, and a rougher parser would bear its name wrongly. pycocoevalcap runs the original"
+        "program that asks for 8 GB of memory and downloads its models. No port of it is known to give the same "
+        "figures, and a rougher parser would bear its name wrongly. pycocoevalcap runs the original"
     ),
 }
