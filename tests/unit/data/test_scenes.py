@@ -106,6 +106,31 @@ def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: b
 
 
 @pytest.mark.parametrize(
+    ("caption", "invented", "miscoloured", "miscounted"),
+    [
+        ("a red ball and two blue cubes", False, False, False),
+        ("a red ball", False, False, False),
+        ("a red ball and two blue stars", True, False, False),
+        ("a blue ball and two blue cubes", False, True, False),
+        ("two red balls and two blue cubes", False, False, True),
+        ("three green stars and a red cube and a blue cube", True, True, True),
+        ("grass", False, False, False),
+    ],
+)
+def test_what_is_false_is_invented_miscoloured_or_miscounted(
+    caption: str, invented: bool, miscoloured: bool, miscounted: bool
+) -> None:
+    verdict = judge(caption, things((1, "red", "ball"), (2, "blue", "cube")))
+    assert (verdict.invented, verdict.miscoloured, verdict.miscounted) == (invented, miscoloured, miscounted)
+
+
+def test_a_caption_of_another_scene_is_true_where_nothing_is_invented_or_miscoloured() -> None:
+    for scene, other in itertools.pairwise(SCENES):
+        verdict = judge(other.captions[0], scene.things)
+        assert verdict.true == (not verdict.invented and not verdict.miscoloured)
+
+
+@pytest.mark.parametrize(
     ("caption", "is_placed"),
     [
         ("a red ball left of two blue cubes", True),

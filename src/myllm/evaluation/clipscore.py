@@ -1,0 +1,168 @@
+"""CLIPScore and RefCLIPScore (Hessel et al. 2021, https://aclanthology.org/2021.emnlp-main.595) by a named CLIP.
+
+The figures of two CLIPs do not compare: name the CLIP beside them. The paper's is OpenAI's ViT-B/32.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from myllm.data.images import load_image
+from myllm.errors import ConfigError, reason
+from myllm.metrics.figure import Figure, Floats, mean_of
+from myllm.runtime import in_batches
+
+if TYPE_CHECKING:
+    import torch
+
+PROMPT = "A photo depicts "  # before captions and references alike, as the authors' program has it
+WEIGHT = 2.5  # which stretches the cosines of ViT-B/32 to about 0 to 1
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Clip:
+    """From N pictures or N texts to (N, D) embeddings, float32."""
+
+    embed_pictures: Callable[[list[Image.Image]], "torch.Tensor"]
+    embed_texts: Callable[[list[str]], "torch.Tensor"]
+
+
+def clip_scores(
+    name: str,
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    device: "torch.device | str" = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Figure]:
+    """CLIPScore and RefCLIPScore by name, of one caption and at least one reference of each picture.
+
+    CLIPScore:    2.5 max(cos(picture, caption), 0): what the caption says of the picture; no reference is read.
+    RefCLIPScore: the harmonic mean of CLIPScore and the largest max(cos(caption, reference), 0).
+
+    name: `transformers:FOLDER` or a hub id behind it, `open_clip:ARCHITECTURE/WEIGHTS` with a tag or a file of
+    weights, or `open_clip:local-dir:FOLDER` and `open_clip:hf-hub:ID`. `progress` hears (pictures done, of how many).
+    Raises ConfigError for a CLIP that cannot be opened and DataError for a picture that cannot be read.
+    """
+    clip = load_clip(name, device)
+    of_pictures: list[Floats] = []
+    of_references: list[Floats] = []
+    done = 0
+    for rows in in_batches(zip(pictures, captions, references, strict=True), BATCH_SIZE):
+        shown = _unit(clip.embed_pictures([load_image(path) for path, _, _ in rows]))
+        said = _embed(clip, [caption for _, caption, _ in rows])
+        heard = _embed(clip, [reference for _, _, group in rows for reference in group])
+        ends = np.cumsum([len(group) for _, _, group in rows])[:-1]
+        of_pictures += list((shown * said).sum(axis=1))
+        of_references += [(group @ own).max() for group, own in zip(np.split(heard, ends), said, strict=True)]
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(pictures))
+    score = WEIGHT * np.maximum(of_pictures, 0)
+    likeness = np.maximum(of_references, 0)
+    both = np.maximum(score + likeness, np.finfo(np.float64).tiny)  # 0 where both are, instead of 0 / 0
+    return {"CLIPScore": mean_of(score), "RefCLIPScore": mean_of(2 * score * likeness / both)}
+
+
+def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
+    """The CLIP of this name, as `clip_scores` explains it. Raises ConfigError with the way out."""
+    library, _, source = name.partition(":")
+    if library not in LOADERS or not source:
+        raise ConfigError(
+            f"CLIP {name!r}: expected transformers:FOLDER_OR_ID or open_clip:ARCHITECTURE/TAG_OR_FILE, "
+            "such as transformers:openai/clip-vit-base-patch32"
+        )
+    try:
+        module = import_module(library)
+    except ImportError as error:
+        raise ConfigError(f"CLIP {name!r}: {reason(error)}; install it with: pip install 'myllm[clip]'") from None
+    try:
+        return LOADERS[library](module, source, device)
+    except ConfigError:
+        raise
+    except Exception as error:  # both libraries and their downloads raise almost anything
+        raise ConfigError(
+            f"CLIP {name!r}: cannot be opened ({reason(error)}); give a folder or file that is here, or go online once"
+        ) from error
+
+
+def _load_transformers(transformers: Any, source: str, device: "torch.device | str") -> Clip:
+    import torch
+
+    processor = transformers.AutoProcessor.from_pretrained(source)
+    model, loaded = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ConfigError(f"CLIP transformers:{source}: a {type(model).__name__} embeds no pictures and texts alike")
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
+        raise ConfigError(f"CLIP transformers:{source}: {len(missing)} weights are missing, {missing[0]} among them")
+    model.eval().to(device)
+    # CLIP looks at a text up to its end alone; SigLIP and others were trained on padded ones.
+    padding = "longest" if model.config.model_type == "clip" else "max_length"
+    length = model.config.text_config.max_position_embeddings
+
+    def embed_pictures(images: list[Image.Image]) -> "torch.Tensor":
+        inputs = processor(images=images, return_tensors="pt").to(device)
+        return _pooled(model.get_image_features(**inputs))
+
+    def embed_texts(texts: list[str]) -> "torch.Tensor":
+        inputs = processor(text=texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        return _pooled(model.get_text_features(**inputs.to(device)))
+
+    return Clip(torch.inference_mode()(embed_pictures), torch.inference_mode()(embed_texts))
+
+
+def _pooled(output: Any) -> "torch.Tensor":
+    return getattr(output, "pooler_output", output)  # transformers 4 returned the tensor itself
+
+
+def _load_open_clip(library: Any, source: str, device: "torch.device | str") -> Clip:
+    import torch
+
+    if source.startswith(("hf-hub:", "local-dir:")):
+        architecture, weights = source, None
+    else:
+        architecture, _, weights = source.partition("/")
+        if not weights:
+            known = ", ".join(library.list_pretrained_tags_by_model(architecture)) or "none known"
+            raise ConfigError(
+                f"CLIP open_clip:{source}: no weights are named; expected open_clip:{architecture}/TAG_OR_FILE, "
+                f"with a tag of: {known}"
+            )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="QuickGELU mismatch")  # weights in another network than their own
+        model, prepare = library.create_model_from_pretrained(architecture, weights, device=device)
+    tokenize = library.get_tokenizer(architecture)
+    model.eval()
+
+    def embed_pictures(images: list[Image.Image]) -> "torch.Tensor":
+        return model.encode_image(torch.stack([prepare(image) for image in images]).to(device))
+
+    def embed_texts(texts: list[str]) -> "torch.Tensor":
+        return model.encode_text(tokenize(texts).to(device))
+
+    return Clip(torch.inference_mode()(embed_pictures), torch.inference_mode()(embed_texts))
+
+
+LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
+    "transformers": _load_transformers,
+    "open_clip": _load_open_clip,
+}
+
+
+def _embed(clip: Clip, texts: Sequence[str]) -> Floats:
+    """(N, D) unit vectors."""
+    batches = in_batches((PROMPT + text for text in texts), BATCH_SIZE)
+    return np.concatenate([_unit(clip.embed_texts(batch)) for batch in batches])
+
+
+def _unit(embeddings: "torch.Tensor") -> Floats:
+    vectors = embeddings.float().cpu().numpy().astype(np.float64)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -1,0 +1,139 @@
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myllm.data.scenes import draw_scene, judge, named_groups
+from myllm.metrics.hallucination import Named, compare_names, hallucination
+
+REFERENCES = [
+    "a man and a boy play with a red frisbee",
+    "two people in a park",
+    "a person throws a disc to a child in a blue t-shirt",
+]
+
+
+def compare(caption: str, references: Sequence[str] = REFERENCES) -> Named:
+    return compare_names(caption.split(), [reference.split() for reference in references])
+
+
+@pytest.mark.parametrize(
+    ("caption", "invented"),
+    [
+        ("a girl with a frisbee", ()),  # which person it is is a detail
+        ("a man with a dog", ("dog",)),
+        ("a man in a coat", ()),  # people wear clothes, said or not
+        ("a man in a top hat with dogs and a hot dog", ("hat", "dogs", "hot dog")),
+        ("a dog toy", ("toy",)),
+        ("nothing", ()),
+    ],
+)
+def test_things_that_no_reference_names_are_invented(caption: str, invented: tuple[str, ...]) -> None:
+    assert compare(caption).invented_things == invented
+
+
+def test_places_are_counted_apart() -> None:
+    found = compare("a man in a park on the beach with a ball")
+    assert (found.things, found.places) == (2, 2)
+    assert (found.invented_things, found.invented_places) == (("ball",), ("beach",))
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference", "invented"),
+    [
+        ("an animal", "a puppy", ()),
+        ("a puppy", "an animal", ()),
+        ("a cat", "a puppy", ("cat",)),
+        ("a bike", "a cyclist", ()),
+        ("a bicycle", "a motorbike", ("bicycle",)),
+        ("a rose", "some flowers", ()),
+    ],
+)
+def test_broader_and_narrower_words_and_what_a_word_implies_are_no_invention(
+    caption: str, reference: str, invented: tuple[str, ...]
+) -> None:
+    assert compare(caption, [reference]).invented_things == invented
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference", "invented"),
+    [
+        ("a gray and white dog", "a grey dog", ("white",)),
+        ("a blond boy", "a blonde boy", ()),
+        ("a tan dog", "a light brown dog", ()),
+        ("a red-haired man in red", "a red-haired man", ()),
+        ("a black dog", "a black-and-white dog", ()),
+        ("a green ball", "a ball", ("green",)),
+    ],
+)
+def test_colours_that_no_reference_names_are_invented(caption: str, reference: str, invented: tuple[str, ...]) -> None:
+    assert compare(caption, [reference]).invented_colours == invented
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference", "invented"),
+    [
+        ("two dogs", "2 dogs run", ()),
+        ("two dogs", "three dogs", ("two",)),
+        ("a couple of dogs", "two dogs", ()),
+        ("a couple of dogs", "four dogs", ("couple",)),
+        ("a couple on a bench", "four people", ()),
+        ("a pair of shoes", "a man", ()),
+        ("three people", "a man and two girls", ()),
+        ("three people", "a man in two shoes", ("three",)),
+        ("two animals", "a dog and a cat", ()),
+        ("two people", "a couple kisses", ()),
+        ("two dogs", "dogs play", ("two",)),  # which says nothing of how many
+        ("one dog chases another", "two dogs", ()),
+        ("a boy with number 5", "a boy", ()),
+        ("a five year old", "a boy", ()),
+        ("10 men", "ten men", ()),
+    ],
+)
+def test_numbers_that_no_reference_names_or_shows_are_invented(
+    caption: str, reference: str, invented: tuple[str, ...]
+) -> None:
+    assert compare(caption, [reference]).invented_numbers == invented
+
+
+def test_figures_are_shares_of_what_is_named() -> None:
+    captions = ["a dog and a red cat", "two horses on the beach", "it is there"]
+    references = [["a dog"], ["horses on a beach", "three horses"], ["a dog"]]
+    figures = hallucination([c.split() for c in captions], [[r.split() for r in group] for group in references])
+    assert {name: figure.corpus for name, figure in figures.items()} == {
+        "CHAIRi": 1 / 3, "CHAIRs": 1 / 3, "places_wrong": 0, "colours_wrong": 1, "counts_wrong": 1
+    }  # fmt: skip
+    assert figures["CHAIRi"].per_image.tolist() == [1 / 2, 0, 0]
+    assert figures["CHAIRi"].of([1, 2]) == 0
+
+
+THINGS = ["dog", "cat", "car", "piano", "kite", "sandwich", "umbrella", "ladder"]
+some_things = st.lists(st.sampled_from(THINGS), max_size=5)
+
+
+@given(some_things, st.lists(some_things, min_size=1, max_size=3))
+def test_chair_is_the_share_of_names_outside_the_references(said: list[str], heard: list[list[str]]) -> None:
+    def sentence(names: list[str]) -> list[str]:
+        return " and ".join(f"a {name}" for name in names).split()
+
+    figures = hallucination([sentence(said)], [[sentence(names) for names in heard]])
+    wrong = [name for name in said if all(name not in names for names in heard)]
+    assert figures["CHAIRi"].corpus == (len(wrong) / len(said) if said else 0)
+    assert figures["CHAIRs"].corpus == bool(wrong)
+
+
+def test_on_scenes_references_tell_of_inventions_what_was_drawn_tells() -> None:
+    scenes = [draw_scene(3, "val", number)[1] for number in range(200)]
+    order = random.Random(0).sample(range(200), 200)
+    verdicts = set()
+    for scene, other in zip(scenes, (scenes[place] for place in order), strict=True):
+        caption = other.captions[0].removesuffix(f" on {other.ground}")
+        words = caption.split()
+        found = compare_names(words, [reference.split() for reference in scene.captions])
+        assert bool(found.invented_things) == judge(caption, scene.things).invented
+        drawn = {thing.colour for thing in scene.things}
+        assert bool(found.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
+        verdicts.add((bool(found.invented_things), bool(found.invented_colours)))
+    assert len(verdicts) == 4
