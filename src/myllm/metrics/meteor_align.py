@@ -1,10 +1,12 @@
 """Which words of a candidate METEOR takes for which of a reference's: section 2.1 of Denkowski and Lavie 2014.
 
-What the paper leaves open, the order of equals above all, is as in the jar, and so are the jar's oddities.
+What the paper leaves open, such as the order of equals, is as in its jar. So are the jar's oddities: its search counts
+half of the words that are not the same, rounded down, thus no stem, synonym or paraphrase of a single word. Where one
+has a rival, as "dogs" has in "dog" by stem and in "dog" by synonym, it is taken only if it continues a chunk.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple
@@ -93,33 +95,28 @@ def _possible_matches(
         gain = -words * _WORD
         possible[start].append(Match(stage, start, length, candidate_start, candidate_length, places, gain))
 
-    _match_words(candidate, reference, english, add)
-    if candidate != reference:
-        # The table counts in both directions: a pair that it holds in both is two matches.
-        for start, length, place, other_length in _paraphrased(reference, candidate, paraphrases):
-            add(PARAPHRASE, start, length, place, other_length)
-        for place, other_length, start, length in _paraphrased(candidate, reference, paraphrases):
-            add(PARAPHRASE, start, length, place, other_length)
-    return possible
-
-
-def _match_words(candidate: Words, reference: Words, english: English, add: Callable[..., None]) -> None:
-    """Tells `add` of every two words that are the same, or have the same stem, or are synonyms; two may be both."""
+    for start, word in enumerate(reference):
+        for place, other in enumerate(candidate):
+            if other == word:
+                add(EXACT, start, 1, place, 1)
+    if candidate == reference:
+        return possible
     stems, synsets = [*map(english.stem, candidate)], [*map(english.synsets, candidate)]
     for start, word in enumerate(reference):
-        others = [place for place, other in enumerate(candidate) if other != word]
-        for place in range(len(candidate)):
-            if candidate[place] == word:
-                add(EXACT, start, 1, place, 1)
-        if candidate == reference:
-            continue
         stem, sets = english.stem(word), english.synsets(word)
+        others = [place for place, other in enumerate(candidate) if other != word]
         for place in others:
             if stems[place] == stem:
                 add(STEM, start, 1, place, 1)
         for place in others if sets else ():
             if not sets.isdisjoint(synsets[place]):
                 add(SYNONYM, start, 1, place, 1)
+    # The table counts in both directions: a pair that it holds in both makes two matches.
+    for start, length, place, other_length in _paraphrased(reference, candidate, paraphrases):
+        add(PARAPHRASE, start, length, place, other_length)
+    for place, other_length, start, length in _paraphrased(candidate, reference, paraphrases):
+        add(PARAPHRASE, start, length, place, other_length)
+    return possible
 
 
 def _paraphrased(words: Words, others: Words, paraphrases: Paraphrases) -> Iterator[tuple[int, int, int, int]]:
