@@ -134,7 +134,7 @@ def test_captions_are_cut_as_the_jar_cuts_them(text: str, expected: str) -> None
     assert normalize(text, english().abbreviations) == expected.split()
 
 
-@pytest.mark.parametrize(("one", "other"), [("men", "man"), ("geese", "goose"), ("sofas", "couch"), ("tried", "attempt")])
+@pytest.mark.parametrize(("one", "other"), [("men", "man"), ("geese", "goose"), ("tries", "attempt")])
 def test_words_share_synonyms_by_their_bases(one: str, other: str) -> None:
     assert english().synsets(one) & english().synsets(other)
 
