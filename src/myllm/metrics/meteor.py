@@ -15,7 +15,7 @@ from myllm.metrics.ngrams import Words
 
 __all__ = ["meteor", "missing_data"]
 
-# English, tuned on the rankings of WMT: the paper's table 4.
+# What the jar takes for English: tuned to people's rankings of translations.
 _ALPHA = 0.85  # how much recall outweighs precision
 _BETA, _GAMMA = 0.2, 0.6  # the penalty's exponent, and its most
 _DELTA = 0.75  # a content word's weight; a function word has the rest
@@ -68,7 +68,7 @@ def _tally(candidate: Words, reference: Words, matches: Sequence[Match], english
 
 
 def _of_sums(sums: Floats) -> Floats:
-    """Weighted F-measure times what the fragmentation leaves of it: section 2.2 of the paper; (..., 21) -> (...)."""
+    """Weighted F-measure times what the fragmentation leaves of it; (..., 21) -> (...)."""
     lengths, matches = sums[..., :4], sums[..., 4:_CHUNKS].reshape(*sums.shape[:-1], len(STAGES), 4)
     with np.errstate(divide="ignore", invalid="ignore"):  # without matches, or without words
         precision, recall = (_weighted(matches, side) / _weighted(lengths[..., None, :], side) for side in (0, 1))

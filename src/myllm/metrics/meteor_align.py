@@ -1,4 +1,4 @@
-"""Which words of a candidate METEOR takes for which of a reference's: section 2.1 of Denkowski and Lavie 2014.
+"""Which words of a candidate METEOR takes for which of a reference's (Denkowski and Lavie 2014).
 
 What the paper leaves open, such as the order of equals, is as in its jar. So are the jar's oddities: its search counts
 half of the words that are not the same, rounded down, thus no stem, synonym or paraphrase of a single word. Where one
