@@ -28,7 +28,7 @@ corpora = st.lists(pictures, min_size=1, max_size=8)
 
 def ours(corpus: Corpus) -> Figures:
     candidates, references = [candidate for candidate, _ in corpus], [captions for _, captions in corpus]
-    figures = score_words(candidates, references)
+    figures = score_words(candidates, references, ("BLEU", "ROUGE-L", "CIDEr"))
     return {name: (figure.corpus, figure.per_image.tolist()) for name, figure in figures.items()}
 
 

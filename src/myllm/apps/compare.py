@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
-from myllm.apps.evaluate import records_of
+from myllm.apps.evaluate import caption_shown, data_of
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.train import write_text
@@ -15,7 +15,7 @@ from myllm.data.predictions import References, match, read_predictions
 from myllm.data.records import Record, counted
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
-from myllm.evaluation.evaluate import caption_records, told_search
+from myllm.evaluation.evaluate import told_search
 from myllm.runtime import json_text
 
 FILE = "comparison.json"
@@ -30,7 +30,7 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     out = None if options.out is None else Path(options.out)
     if out is not None and not options.overwrite and (out / FILE).exists():
         raise ConfigError(f"--out {out} holds {FILE} already; replace it by --overwrite, or give another folder")
-    records = records_of(Path(options.data), options.split, CaptionsConfig(), display)[: options.limit]
+    records = data_of(Path(options.data), options.split, CaptionsConfig(), display).records[: options.limit]
     said, told = [], []
     for path in paths:
         captions, how = _captions_of(path, records, options, decode, display)
@@ -69,13 +69,7 @@ def _captions_of(
         return dict(zip(matched.names, matched.captions, strict=True)), "captions from a file"
     captioner = open_captioner(path, options.devices, options.precision)
     chosen = captioner.decode_options(**decode)
-    with display.counting() as progress:
-        said = caption_records(
-            captioner, records, chosen, options.batch_size,
-            progress=lambda done, total: progress(f"captioning with {path}", done, total),
-        )  # fmt: skip
-    for reason in said.broken:
-        display.warn(f"left out: {reason}")
+    said = caption_shown(path, captioner, records, display, chosen, options.batch_size)
     captions = {record.name: caption.text for record, caption in zip(said.records, said.captions, strict=True)}
     return captions, told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
 

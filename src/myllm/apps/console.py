@@ -21,7 +21,7 @@ class Display:
     """Writes to standard error where `json` asks for a clean standard output; `quiet` leaves warnings alone."""
 
     def __init__(self, quiet: bool = False, json: bool = False) -> None:
-        self.console = Console(file=sys.stderr if json else sys.stdout, highlight=False, soft_wrap=True)
+        self.console = Console(file=sys.stderr if json else sys.stdout, highlight=False, markup=False, soft_wrap=True)
         self.quiet = quiet
         self.told = time.monotonic()
 

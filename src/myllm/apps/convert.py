@@ -1,13 +1,14 @@
 """`myllm import`, `export`, `pull` and `push`: captioners of other programs as ours, ours as theirs, and a hub."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.evaluate import evaluate_shown, records_of
+from myllm.apps.evaluate import caption_shown, data_of
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import hub, native, web
@@ -17,6 +18,7 @@ from myllm.checkpoints.onnx_search import check
 from myllm.data.records import Record
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import told_search
+from myllm.metrics.score import score_captions
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
@@ -62,10 +64,10 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
 
 def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOptions, display: Display) -> int:
     """Write what runs without torch; with --data, print what that changes."""
-    records: list[Record] = []
+    records: Sequence[Record] = ()
     if options.data is not None:  # what would be in the way later is told before anything is written
         check(checkpoint.decode)
-        records = records_of(Path(options.data), options.split, checkpoint.captions, display)[: options.limit]
+        records = data_of(Path(options.data), options.split, checkpoint.captions, display).records[: options.limit]
     else:
         try:
             check(checkpoint.decode)
@@ -97,13 +99,18 @@ def _compare(
 ) -> None:
     """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
     captioner, decode = Captioner(checkpoint, torch.device("cpu")), checkpoint.decode
-    first = evaluate_shown("the captioner", captioner, records, split, decode, display)
-    second = evaluate_shown("its export", exported, records, split, decode, display)
+    first = caption_shown("the captioner", captioner, records, display, decode)
+    second = caption_shown("its export", exported, records, display, decode)
+    references = [record.captions for record in first.records]
+    before, after = (
+        score_captions([caption.text for caption in said.captions], references, ("BLEU", "CIDEr")).corpus
+        for said in (first, second)
+    )
     for figure in ("BLEU-4", "CIDEr-D"):
-        before, after = first.figures[figure], second.figures[figure]
-        display.say(f"{figure} {before:.4f} exported {after:.4f}, {100 * (after - before):+.2f} points")
+        difference = 100 * (after[figure] - before[figure])
+        display.say(f"{figure} {before[figure]:.4f} exported {after[figure]:.4f}, {difference:+.2f} points")
     same = sum(one.text == other.text for one, other in zip(first.captions, second.captions, strict=True))
-    search = told_search(first.protocol["decode"])
+    search = told_search(asdict(decode))
     display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {split}, {search}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_tex
 from myllm.caption import Describer
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
-from myllm.data.scenes import BOXES_FILE, read_things
+from myllm.data.scenes import read_things
 from myllm.data.splits import one_split, split_records
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import JUDGEMENT, Evaluation, evaluate, judge_scenes, told_judgement
+from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
@@ -26,18 +27,10 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    records = records_of(Path(options.data), options.split, captioner.captions, display)[: options.limit]
+    data = data_of(Path(options.data), options.split, captioner.captions, display, options.training)
+    data = replace(data, records=data.records[: options.limit])
     with display.counting() as progress:
-        evaluation = evaluate(
-            captioner, records, options.split, captioner.decode_options(**decode), options.batch_size,
-            progress=lambda done, total: progress("captioning", done, total),
-        )  # fmt: skip
-    if (Path(options.data) / BOXES_FILE).is_file():
-        things = read_things(Path(options.data))
-        texts = [one.text for one in evaluation.captions]
-        # pictures that someone put beside the scenes have no boxes
-        if all(record.name in things for record in evaluation.records):
-            evaluation.truth.update(judge_scenes(texts, [things[record.name] for record in evaluation.records]))
+        evaluation = evaluate(captioner, data, captioner.decode_options(**decode), options.batch_size, progress)
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -52,15 +45,23 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     return 0
 
 
-def evaluate_shown(
-    name: str, captioner: Describer, records: Sequence[Record], split: str, decode: DecodeConfig, display: Display
-) -> Evaluation:
-    """`evaluate`, with a bar that says who captions: `name`."""
+def caption_shown(
+    name: str,
+    captioner: Describer,
+    records: Sequence[Record],
+    display: Display,
+    decode: DecodeConfig,
+    batch_size: int = 32,
+) -> Said:
+    """`caption_records`, with a bar that says who captions: `name`; what could not be read is told."""
     with display.counting() as progress:
-        return evaluate(
-            captioner, records, split, decode,
-            progress=lambda done, total: progress(f"captioning with {name}", done, total),
+        said = caption_records(
+            captioner, records, decode, batch_size,
+            lambda done, total: progress(f"captioning with {name}", done, total),
         )  # fmt: skip
+    for reason in said.broken:
+        display.warn(f"left out: {reason}")
+    return said
 
 
 def captions_jsonl(evaluation: Evaluation) -> str:
@@ -72,10 +73,16 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def records_of(data: Path, split: str, captions: CaptionsConfig, display: Display) -> list[Record]:
-    """The pictures of a split with their captions, read as `captions` says."""
-    records, findings = read_records(data, captions)
-    splits = split_records(records, data, findings)
+def data_of(folder: Path, split: str, captions: CaptionsConfig, display: Display, training: str | None = None) -> Data:
+    """The pictures of a split with their captions, read as `captions` says, and what to look for leaks in.
+
+    training: another data folder, whose pictures all count as trained on; else the folder's own split `train`.
+    """
+    records, findings = read_records(folder, captions)
+    splits = split_records(records, folder, findings)
     for line in findings.lines():
         display.warn(line)
-    return one_split(splits, split, data)
+    trained = splits["train"] if split != "train" else []
+    if training is not None:
+        trained, _ = read_records(Path(training), captions)
+    return Data(split, one_split(splits, split, folder), trained, read_things(folder))

@@ -101,6 +101,9 @@ class EvaluateOptions:
     """Folder of a low-rank adapter that was trained on this model, to caption with it."""
     split: str = "val"
     """Name of the split: val, train, or that of another file in DATA/splits."""
+    training: str | None = None
+    """Data folder that the model was trained on: pictures and captions that are in both are counted, named and left out
+    of a second set of figures. DATA's own split train where not given."""
     limit: int | None = None
     """Only this many pictures, the first ones."""
     out: str | None = None

@@ -20,8 +20,10 @@ from myllm.apps.options import RunOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
+from myllm.data.scenes import read_things
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import Evaluation, evaluate, told_search
+from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
+from myllm.evaluation.judge import MAIN
 from myllm.evaluation.plots import plot_curves, plot_samples
 from myllm.evaluation.report import write_report
 from myllm.model.lora import adapted_layers
@@ -32,6 +34,7 @@ from myllm.training.run_state import RunState
 from myllm.training.trainer import SAMPLES, Sample, Trainer
 
 CONFIG_FILE = "config.yaml"
+WEAKEST = 3  # slices that are told
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
@@ -140,11 +143,9 @@ def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Judge captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
     captioner = Captioner.load(config.out, device=config.devices)
-    records = prepared.val.records
+    data = Data("val", prepared.val.records, prepared.train.records, read_things(Path(config.data)))
     with display.counting() as progress:
-        evaluation = evaluate(
-            captioner, records, "val", config.decode, progress=lambda done, total: progress("judging", done, total)
-        )
+        evaluation = evaluate(captioner, data, config.decode, progress=progress)
     out = Path(config.out)
     write_evaluation(evaluation, out)
     facts = report_facts(config, prepared, state)
@@ -202,7 +203,21 @@ def describe(evaluation: Evaluation) -> str:
     first = (
         f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {search}, tokenizer {protocol['tokenizer']}:"
     )
-    return "\n  ".join([first, *evaluation.judgement.lines()])
+    weak = [
+        f"{MAIN} {part.value:.3f} ({part.interval[0]:.3f} to {part.interval[1]:.3f}) of {part.pictures:,} pictures, "
+        f"{part.kind}: {part.label}"
+        for part in evaluation.slices[:WEAKEST]
+    ]
+    return "\n  ".join([first, *evaluation.judgement.lines(), *_told_leaks(evaluation), *weak])
+
+
+def _told_leaks(evaluation: Evaluation) -> list[str]:
+    if evaluation.leaks is None:
+        return []
+    lines = evaluation.leaks.lines()
+    for what, figures in evaluation.without_leaks(evaluation.leaks).items():
+        lines.append(f"without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures")
+    return lines
 
 
 class _Recorder:

@@ -377,8 +377,9 @@ def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterat
 
 
 def read_things(folder: Path) -> dict[str, tuple[Thing, ...]]:
-    """The side file of a scenes folder: picture name -> its things."""
-    lines = (folder / BOXES_FILE).read_text(encoding="utf-8").splitlines()
+    """The side file of a scenes folder: picture name -> its things. None of other folders."""
+    path = folder / BOXES_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
     return {
         row["image"]: tuple(Thing(t["kind"], t["colour"], t["size"], tuple(t["box"])) for t in row["things"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from myllm.caption import Caption, Describer
@@ -12,7 +13,10 @@ from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
-from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.evaluation.judge import MAIN, Judgement, judge_captions
+from myllm.evaluation.leaks import Leaks, find_leaks
+from myllm.evaluation.slices import Slice, slice_pictures, worst_first
+from myllm.metrics.bootstrap import intervals
 from myllm.metrics.figure import Floats
 from myllm.runtime import in_batches
 
@@ -28,6 +32,10 @@ class Evaluation:
     """Pictures that could not be read, with the reason; they are in no figure."""
     truth: dict[str, float] = field(default_factory=dict)
     """Of scenes, whose truth is known: what `judge_scenes` found."""
+    leaks: Leaks | None = None
+    """What was judged and in training too; None where training is not known."""
+    slices: Sequence[Slice] = ()
+    """Of CIDEr-D, the worst first."""
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -47,7 +55,32 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """What metrics.json holds."""
-        return {**self.judgement.as_json(), **self.truth, "broken_pictures": list(self.broken)}
+        return {
+            **self.judgement.as_json(),
+            **self.truth,
+            "leaks": None if self.leaks is None else self._leaks_as_json(self.leaks),
+            "slices": [asdict(part) for part in self.slices],
+            "broken_pictures": list(self.broken),
+        }
+
+    def without_leaks(self, leaks: Leaks) -> dict[str, dict[str, float]]:
+        """Every figure without the pictures that training has too, and without those whose caption it has."""
+        kept = {"pictures": ~leaks.pictures, "captions": ~leaks.captions}
+        figures = self.judgement.figures
+        return {
+            name: {"pictures": int(mask.sum())} | {figure: figures[figure].of(mask) for figure in figures}
+            for name, mask in kept.items()
+            if mask.any() and not mask.all()
+        }
+
+    def _leaks_as_json(self, leaks: Leaks) -> dict[str, Any]:
+        return {
+            "training_pictures": leaks.training,
+            "equal": leaks.equal,
+            "alike": leaks.alike,
+            "repeated_captions": leaks.repeated,
+            "without": self.without_leaks(leaks),
+        }
 
     def spread(self, count: int) -> range:
         """Places of at most `count` pictures, spread over the split, so that they show it and not its beginning."""
@@ -92,26 +125,67 @@ def caption_records(
     return said
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a captioner is judged on."""
+
+    split: str
+    records: Sequence[Record]
+    training: Sequence[Record] = ()
+    """Of what it was trained on, where that is known and something else."""
+    things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
+    """Of drawn scenes, by the picture's name, what was drawn."""
+
+
 def evaluate(
     captioner: Describer,
-    records: Sequence[Record],
-    split: str,
+    data: Data,
     decode: DecodeConfig,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Caption `records` and score them against their own captions. Raises DataError as `caption_records`."""
-    said = caption_records(captioner, records, decode, batch_size, progress)
+    """Caption the pictures and score the captions against the pictures' own. Raises DataError as `caption_records`."""
+    tell = progress or _untold
+    said = caption_records(captioner, data.records, decode, batch_size, partial(tell, "captioning"))
+    leaks = find_leaks(data.training, said.records, partial(tell, "looking for leaks")) if data.training else None
     blind = captioner.blind_caption(decode)
+    texts = [caption.text for caption in said.captions]
+    learned = [caption for record in data.training for caption in record.captions]
     judgement = judge_captions(
-        [caption.text for caption in said.captions], [record.captions for record in said.records],
-        blind=None if blind is None else blind.text,
-    )  # fmt: skip
+        texts, [record.captions for record in said.records], learned, None if blind is None else blind.text
+    )
     judgement.protocol.update(
-        split=split, decode=asdict(decode), model=captioner.weights_hash(), data=data_hash(said.records),
+        split=data.split, decode=asdict(decode), model=captioner.weights_hash(), data=data_hash(said.records),
         blind=None if blind is None else blind.text,
     )  # fmt: skip
-    return Evaluation(judgement, said.records, said.captions, said.broken)
+    return Evaluation(
+        judgement, said.records, said.captions, said.broken, _truth(texts, said.records, data.things), leaks,
+        _slices(said.records, learned, data.things, judgement),
+    )  # fmt: skip
+
+
+def _untold(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str, Sequence[Thing]]) -> dict[str, float]:
+    # pictures that someone put beside the scenes have no boxes
+    if not all(record.name in things for record in records):
+        return {}
+    return judge_scenes(texts, [things[record.name] for record in records])
+
+
+def _slices(
+    records: Sequence[Record],
+    learned: Sequence[str],
+    things: Mapping[str, Sequence[Thing]],
+    judgement: Judgement,
+) -> list[Slice]:
+    found, _ = worst_first(
+        slice_pictures(records, learned, things or None), judgement.figures[MAIN],
+        lambda part: intervals({MAIN: part}, draws=2_000)[MAIN],
+    )  # fmt: skip
+    return found
 
 
 def data_hash(records: Sequence[Record]) -> str:
@@ -128,16 +202,14 @@ def told_search(decode: Mapping[str, Any]) -> str:
 
 
 def judge_scenes(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:
-    """Shares of captions of scenes that are true, complete, and rightly placed; see `data.scenes.judge`.
+    """Shares of captions of scenes that are true, complete, rightly placed, or wrong; see `data.scenes.judge`.
 
     `placed` is a share of the captions that say how things lie to each other, and absent where none does.
     """
     verdicts = [judge(text, own) for text, own in zip(texts, things, strict=True)]
     placed = [verdict.placed for verdict in verdicts if verdict.placed is not None]
-    figures = {
-        "true": sum(verdict.true for verdict in verdicts) / len(verdicts),
-        "complete": sum(verdict.complete for verdict in verdicts) / len(verdicts),
-    }
+    claims = ("true", "complete", "invented", "miscoloured", "miscounted")
+    figures = {claim: sum(getattr(verdict, claim) for verdict in verdicts) / len(verdicts) for claim in claims}
     return figures | ({"placed": sum(placed) / len(placed)} if placed else {})
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from myllm.metrics.bootstrap import draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.figure import Figure, Floats, mean_of
-from myllm.metrics.score import check, people_agree, protocol_of, score_words, shuffled, tokenized
+from myllm.metrics.hallucination import LESS_IS_BETTER
+from myllm.metrics.score import absent, check, people_agree, protocol_of, score_words, shuffled, tokenized
 
 MAIN = "CIDEr-D"
 # names of controls, for people
-TOLD = {f"{MAIN}_shuffled": "  other pictures", f"{MAIN}_blind": "  no picture", "grounding_gap": "grounding gap"}
+TOLD = {f"{MAIN}_shuffled": "  other pictures", f"{MAIN}_blind": "  no picture", "grounding_gap": "  the gap"}
+TOLD |= {name: f"{name} (less is better)" for name in LESS_IS_BETTER}
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,21 @@ class Judgement:
     def lines(self) -> list[str]:
         """The figures for people to read, one a line, and how varied the captions are."""
         lines = [
-            f"{'':<18} {'':>6}  {'95 % interval':<16}" + "  people: figure (of these captions)" * bool(self.people)
+            f"{'':<30} {'':>5}  {'95 % interval':<16}" + "  people: figure (of these captions)" * bool(self.people)
         ]
         for name, figure in self.figures.items():
             if name == "CIDEr":  # CIDEr-D by its other name
                 continue
             low, high = self.intervals[name]
             people = "  {:.3f} ({:.3f})".format(*self.people[name]) if name in self.people else ""
-            lines.append(f"{TOLD.get(name, name):<18} {figure.corpus:6.3f}  {low:.3f} to {high:.3f}{people}")
+            lines.append(f"{TOLD.get(name, name):<30} {figure.corpus:5.3f}  {low:.3f} to {high:.3f}{people}")
         found = self.diversity
         lines.append(
             f"distinct captions {found.distinct_share:.1%}, mean length {found.mean_length:.1f} words, vocabulary "
             f"{found.vocabulary_size:,} words"
+            + (f", {found.unseen_share:.1%} of them no training caption" if found.unseen_share is not None else "")
         )
-        return lines
+        return lines + [f"{name} is absent: {reason}" for name, reason in self.protocol["absent"].items()]
 
 
 def judge_captions(
@@ -82,16 +85,17 @@ def judge_captions(
     """
     check(captions, references)
     words, told = tokenized(captions), [tokenized(group) for group in references]
-    figures = score_words(words, told)
-    controls = {"shuffled": shuffled(words, seed)}
-    if blind is not None:
-        controls["blind"] = tokenized([blind]) * len(words)
-    for name, said in controls.items():
-        figures[f"{MAIN}_{name}"] = score_words(said, told, ("CIDEr",))[MAIN]
-    figures["grounding_gap"] = mean_of(figures[MAIN].per_image - figures[f"{MAIN}_shuffled"].per_image)
+    found = score_words(words, told)
+    others = {"shuffled": shuffled(words, seed)} | ({} if blind is None else {"blind": tokenized([blind]) * len(words)})
+    controls = {f"{MAIN}_{name}": score_words(said, told, ("CIDEr",))[MAIN] for name, said in others.items()}
+    gap = found[MAIN].per_image - controls[f"{MAIN}_shuffled"].per_image
+    names = list(found)
+    place = names.index(MAIN) + 1  # what a figure is to be read by stands below it
+    figures = {name: found[name] for name in names[:place]} | controls | {"grounding_gap": mean_of(gap)} | found
     protocol = {
         **protocol_of(references),
+        "absent": absent(),
         "CIDEr-D frequencies": "these references",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }
-    return Judgement(figures, measure_diversity(captions), people_agree(words, told), protocol)
+    return Judgement(figures, measure_diversity(captions, training), people_agree(words, told), protocol)

@@ -23,6 +23,7 @@ _HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = frozenset(["number", "#", "age", "no."])
 _NO_COUNT_BEFORE = frozenset(["year", "years", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"])
 
+LESS_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
 
 

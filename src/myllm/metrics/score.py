@@ -10,6 +10,8 @@ from myllm.errors import DataError
 from myllm.metrics.bleu import bleu
 from myllm.metrics.cider import cider
 from myllm.metrics.figure import Figure, Floats
+from myllm.metrics.hallucination import hallucination
+from myllm.metrics.meteor import meteor, missing_data
 from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.rouge import rouge_l
@@ -21,11 +23,13 @@ Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, Figure
 METRICS: dict[str, Metric] = {
     "BLEU": bleu,
     "ROUGE-L": rouge_l,
+    "METEOR": meteor,
     "CIDEr": cider,
+    "hallucination": hallucination,
 }
 TOKENIZER = "PTB 3.4.1"
 # What people are held against each other by, and on how many pictures at most: it is ten times the work of one figure.
-PEOPLE = ("BLEU", "ROUGE-L", "CIDEr")
+PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
 MOST_PICTURES = 5_000
 
 
@@ -48,12 +52,19 @@ class Scores:
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
+def absent() -> dict[str, str]:
+    """Metrics that can't be computed here, with what is to be done for it."""
+    reason = missing_data()
+    return {} if reason is None else {"METEOR": reason}
+
+
 def score_captions(
     candidates: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] | None = None
 ) -> Scores:
-    """All of `METRICS`, or those named, for a candidate and the references of each picture, in the same order.
+    """All of `METRICS` but those `absent`, or those named, for a candidate and the references of each picture.
 
-    An empty candidate is legal and scores 0: a model that says nothing has still answered. Raises DataError.
+    Both are in the same order. An empty candidate is legal and scores 0: a model that says nothing has answered.
+    Raises DataError.
     """
     check(candidates, references)
     said, told = tokenized(candidates), [tokenized(captions) for captions in references]
@@ -70,7 +81,8 @@ def score_words(
 ) -> dict[str, Figure]:
     """The figures of `score_captions`, of captions that are words already."""
     figures: dict[str, Figure] = {}
-    for name in METRICS if metrics is None else metrics:
+    missing = absent()
+    for name in [name for name in METRICS if name not in missing] if metrics is None else metrics:
         figures |= METRICS[name](candidates, references)
     return figures
 

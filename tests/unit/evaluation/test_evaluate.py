@@ -14,7 +14,7 @@ from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
-from myllm.evaluation.evaluate import Evaluation, evaluate, judge_scenes
+from myllm.evaluation.evaluate import Data, Evaluation, evaluate, judge_scenes
 from myllm.evaluation.judge import judge_captions
 from myllm.metrics.score import score_captions
 
@@ -38,7 +38,7 @@ def records(tmp_path: Path, captioner: Captioner) -> list[Record]:
 
 
 def figures(captioner: Captioner, records: Sequence[Record], batch_size: int = 32) -> Evaluation:
-    return evaluate(captioner, records, "val", DECODE, batch_size)
+    return evaluate(captioner, Data("val", records), DECODE, batch_size)
 
 
 def test_what_is_said_word_for_word_scores_full_marks(captioner: Captioner, records: list[Record]) -> None:
@@ -83,15 +83,43 @@ def test_nothing_but_broken_pictures_is_an_error(captioner: Captioner, records: 
 
 def test_progress_counts_every_picture_broken_or_not(captioner: Captioner, records: list[Record]) -> None:
     records[0].image.unlink()
-    told: list[tuple[int, int]] = []
-    evaluate(captioner, records, "val", DECODE, 4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(4, 6), (6, 6)]
+    told: list[tuple[str, int, int]] = []
+    evaluate(captioner, Data("val", records), DECODE, 4, lambda *counted: told.append(counted))
+    assert told == [("captioning", 4, 6), ("captioning", 6, 6)]
 
 
 def test_json_holds_figures_protocol_and_broken_pictures(captioner: Captioner, records: list[Record]) -> None:
     held = figures(captioner, records).as_json()
     assert held["protocol"]["split"] == "val" and held["protocol"]["decode"]["max_new_tokens"] == 7
     assert held["broken_pictures"] == [] and 0 < held["distinct_captions"] <= 1 and held["mean_length"] > 0
+
+
+def test_what_training_has_too_is_named_and_left_out_of_a_second_set_of_figures(
+    captioner: Captioner, records: list[Record], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(records[4].image.read_bytes())
+    training = [Record(copy, ("something else",)), Record(tmp_path / "gone.png", ("a cat sleeps",))]
+    found = evaluate(captioner, Data("val", records, training), DECODE)
+    assert found.leaks is not None and found.leaks.equal == (("4.png", "copy.png"),)
+    held = found.as_json()["leaks"]["without"]["pictures"]
+    rest = [at for at in range(6) if at != 4]
+    assert held["pictures"] == 5 and held["CIDEr-D"] == found.judgement.figures["CIDEr-D"].of(rest)
+    assert found.judgement.diversity.unseen_share == 1
+
+
+def test_training_that_is_not_known_is_not_judged(captioner: Captioner, records: list[Record]) -> None:
+    found = figures(captioner, records)
+    assert found.leaks is None and found.as_json()["leaks"] is None
+    assert found.judgement.diversity.unseen_share is None
+
+
+def test_the_protocol_says_what_was_judged_on_what(captioner: Captioner, records: list[Record]) -> None:
+    first = figures(captioner, records).protocol
+    assert first["model"] == captioner.weights_hash() and first["blind"] == captioner.blind_caption(DECODE).text
+    other = [Record(record.image, ("another caption",)) for record in records]
+    again, changed = figures(captioner, records).protocol, figures(captioner, other).protocol
+    assert again["data"] == first["data"] != changed["data"]
 
 
 @given(pictures=st.integers(1, 300), count=st.integers(1, 20))
@@ -107,7 +135,9 @@ def test_a_spread_reaches_over_the_split_in_even_steps(pictures: int, count: int
 def test_scenes_are_judged_in_shares() -> None:
     ball = [Thing("ball", "red", "big", (0, 0, 9, 9))]
     said = ["a red ball", "two red balls", "a blue ball", ""]
-    assert judge_scenes(said, [ball] * 4) == {"true": 0.5, "complete": 0.25}
+    assert judge_scenes(said, [ball] * 4) == {
+        "true": 0.5, "complete": 0.25, "invented": 0, "miscoloured": 0.25, "miscounted": 0.25
+    }  # fmt: skip
     cube = Thing("cube", "blue", "big", (20, 0, 29, 9))
     said = ["a red ball left of a blue cube", "a red ball right of a blue cube", "a red ball", ""]
     assert judge_scenes(said, [[*ball, cube]] * 4)["placed"] == 0.5

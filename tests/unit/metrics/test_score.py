@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 
 from myllm.errors import DataError
 from myllm.metrics.figure import mean_of
-from myllm.metrics.score import METRICS, people_agree, score_captions, shuffled, tokenized
+from myllm.metrics.hallucination import LESS_IS_BETTER
+from myllm.metrics.score import METRICS, absent, people_agree, score_captions, shuffled, tokenized
 
 captions = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "red"]), max_size=7).map(" ".join)
 corpora = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
 Corpus = list[tuple[str, list[str]]]
+QUICK = ("BLEU", "ROUGE-L", "CIDEr")  # METEOR reads its tables for each call
 NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D"]
 
 
@@ -18,9 +20,11 @@ def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
     return [candidate for candidate, _ in corpus], [references for _, references in corpus]
 
 
+@pytest.mark.meteor
 def test_scores_name_their_figures_and_their_protocol() -> None:
     scores = score_captions(["A dog.", "A cat."], [["a dog", "the dog"], ["a cat"]])
-    assert list(scores.corpus) == list(scores.per_image) == NAMES
+    assert list(scores.corpus) == list(scores.per_image)
+    assert {*NAMES, "METEOR", *LESS_IS_BETTER} == scores.corpus.keys()
     assert scores.protocol == {"tokenizer": "PTB 3.4.1", "pictures": 2, "references": 3}
 
 
@@ -32,13 +36,19 @@ def test_case_and_punctuation_cost_nothing() -> None:
 
 @pytest.mark.parametrize("candidate", ["", " . "])
 def test_a_caption_without_words_scores_0(candidate: str) -> None:
-    scores = score_captions([candidate, "a cat"], [["a red dog runs"], ["a cat"]])
+    scores = score_captions([candidate, "a cat"], [["a red dog runs"], ["a cat"]], QUICK)
     assert {name: each[0] for name, each in scores.per_image.items()} == dict.fromkeys(NAMES, 0.0)
 
 
 def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRICS, "words", lambda candidates, references: {"words": mean_of([2.0])})
     assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
+
+
+def test_a_metric_without_its_data_is_left_out_and_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "pip install 'myllm[meteor]'")
+    assert "METEOR" not in score_captions(["a dog"], [["a cat"]]).corpus
+    assert absent() == {"METEOR": "pip install 'myllm[meteor]'"}
 
 
 @pytest.mark.parametrize(
@@ -58,8 +68,8 @@ def test_errors_name_what_was_found(candidates: list[str], references: list[list
 @given(corpora, st.integers(0, 99))
 def test_permuting_pictures_permutes_their_scores(corpus: Corpus, seed: int) -> None:
     order = random.Random(seed).sample(range(len(corpus)), len(corpus))
-    scores = score_captions(*columns(corpus))
-    permuted = score_captions(*columns([corpus[i] for i in order]))
+    scores = score_captions(*columns(corpus), QUICK)
+    permuted = score_captions(*columns([corpus[i] for i in order]), QUICK)
     assert permuted.corpus == pytest.approx(scores.corpus)
     for name in NAMES:
         assert permuted.per_image[name] == pytest.approx([scores.per_image[name][i] for i in order])
@@ -67,15 +77,15 @@ def test_permuting_pictures_permutes_their_scores(corpus: Corpus, seed: int) -> 
 
 @given(corpora)
 def test_the_order_of_references_does_not_matter(corpus: Corpus) -> None:
-    scores = score_captions(*columns(corpus))
-    again = score_captions(*columns([(candidate, captions[::-1]) for candidate, captions in corpus]))
+    scores = score_captions(*columns(corpus), QUICK)
+    again = score_captions(*columns([(candidate, captions[::-1]) for candidate, captions in corpus]), QUICK)
     for name in NAMES:
         assert again.per_image[name] == pytest.approx(scores.per_image[name])
 
 
 @given(corpora)
 def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus) -> None:
-    for name, each in score_captions(*columns(corpus)).per_image.items():
+    for name, each in score_captions(*columns(corpus), QUICK).per_image.items():
         assert all(0 <= score <= (10 if name.startswith("CIDEr") else 1) * (1 + 1e-9) for score in each)
 
 
