@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from myllm.data.records import Record, read_records
 from myllm.data.scenes import read_things
 from myllm.data.splits import one_split, split_records
 from myllm.errors import ConfigError
+from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
+from myllm.runtime import choose_device
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
@@ -31,6 +34,14 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     data = replace(data, records=data.records[: options.limit])
     with display.counting() as progress:
         evaluation = evaluate(captioner, data, captioner.decode_options(**decode), options.batch_size, progress)
+        if options.clip is not None:
+            texts = [caption.text for caption in evaluation.captions]
+            figures = clip_scores(
+                options.clip, [record.image for record in evaluation.records], texts,
+                [record.captions for record in evaluation.records], choose_device(options.devices),
+                partial(progress, "looking with CLIP"),
+            )  # fmt: skip
+            evaluation.judgement.add(figures, clip=options.clip)
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:

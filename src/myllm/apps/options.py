@@ -106,6 +106,9 @@ class EvaluateOptions:
     of a second set of figures. DATA's own split train where not given."""
     limit: int | None = None
     """Only this many pictures, the first ones."""
+    clip: str | None = None
+    """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
+    the extra `clip`."""
     out: str | None = None
     """Folder for metrics.json, captions.jsonl and samples.png."""
     overwrite: bool = False
@@ -140,6 +143,11 @@ class ScoreOptions:
     """Hold against this split's pictures alone, where the references have splits."""
     allow_missing: bool = False
     """Score the pictures that have both where captions or references are left over; how many are left out is told."""
+    clip: str | None = None
+    """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
+    the extra `clip`."""
+    pictures: str | None = None
+    """Folder of the pictures, which --clip looks at."""
     per_image: bool = False
     """Print each picture's figures too."""
     json: bool = False
@@ -154,6 +162,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.json and self.csv:
             raise ConfigError("--json and --csv: one form at a time")
+        if (self.clip is None) != (self.pictures is None):
+            raise ConfigError("--clip looks at pictures: give it and --pictures, or neither")
 
 
 @dataclass(frozen=True)

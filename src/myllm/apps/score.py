@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -12,7 +13,9 @@ from myllm.apps.options import ScoreOptions
 from myllm.data.predictions import Matched, match, read_predictions, read_references
 from myllm.data.records import counted
 from myllm.errors import DataError
+from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.runtime import choose_device
 
 # What a picture and its captions take in memory while they are scored, measured with five references each.
 BYTES_A_PICTURE = 7_000
@@ -37,6 +40,14 @@ def score(options: ScoreOptions) -> int:
         )
     with display.console.status("scoring"):
         judgement = judge_captions(matched.captions, matched.references)
+    if options.clip is not None and options.pictures is not None:
+        folder = Path(options.pictures)
+        with display.counting() as progress:
+            figures = clip_scores(
+                options.clip, [folder / name for name in matched.names], matched.captions, matched.references,
+                choose_device("auto"), partial(progress, "looking with CLIP"),
+            )  # fmt: skip
+        judgement.add(figures, clip=options.clip)
     judgement.protocol.update(
         predictions=options.predictions, references_file=options.references, split=options.split,
         missing=len(matched.missing), unknown=len(matched.unknown),

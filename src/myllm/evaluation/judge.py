@@ -1,6 +1,6 @@
 """Captions judged: figures with their intervals, controls to read them by, and what people reach."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,12 @@ class Judgement:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % by the bootstrap over pictures, of each figure."""
         return intervals(self.figures)
+
+    def add(self, figures: Mapping[str, Figure], **protocol: Any) -> None:
+        """Take figures that were measured elsewhere, and by what."""
+        self.figures.update(figures)
+        self.protocol.update(protocol)
+        self.__dict__.pop("intervals", None)
 
     @property
     def per_image(self) -> dict[str, Floats]:

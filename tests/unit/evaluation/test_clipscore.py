@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from myllm.apps.cli import main
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.clipscore import clip_scores
 
@@ -188,3 +189,23 @@ def test_a_folder_without_half_its_weights_is_refused(tiny_clip: Path, tmp_path:
 def test_a_picture_that_cannot_be_read_is_named(tiny_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone.jpg"):
         clip_scores(f"transformers:{tiny_clip}", [tmp_path / "gone.jpg"], ["a dog"], [["a dog"]])
+
+
+def test_score_adds_them_where_a_clip_is_named(
+    tiny_clip: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"image": path.name, "caption": caption} for path, caption in zip(pictures, CAPTIONS, strict=True)]
+    rows = [f"{path.name}| 0| {caption}" for path, group in zip(pictures, REFERENCES, strict=True) for caption in group]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    (tmp_path / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *rows]))
+    words = ["score", "--predictions", str(tmp_path / "said.json"), "--references", str(tmp_path / "results.csv")]
+    clip = ["--clip", f"transformers:{tiny_clip}"]
+    assert main([*words, *clip, "--pictures", str(pictures[0].parent), "--json", "--per-image"]) == 0
+    held = json.loads(capfd.readouterr().out)
+    expected = clip_scores(f"transformers:{tiny_clip}", pictures, CAPTIONS, REFERENCES)
+    for name in ("CLIPScore", "RefCLIPScore"):
+        assert held[name] == pytest.approx(expected[name].corpus) and name in held["intervals"]
+        assert [row[name] for row in held["per_image"]] == pytest.approx(expected[name].per_image.tolist())
+    assert held["protocol"]["clip"] == f"transformers:{tiny_clip}"
+    assert main([*words, *clip]) == 2
+    assert "give it and --pictures, or neither" in capfd.readouterr().err
