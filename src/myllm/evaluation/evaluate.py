@@ -17,6 +17,7 @@ from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
 from myllm.metrics.bootstrap import intervals
+from myllm.metrics.diversity import self_cider
 from myllm.metrics.figure import Floats
 from myllm.runtime import in_batches
 
@@ -158,6 +159,9 @@ def evaluate(
         split=data.split, decode=asdict(decode), model=captioner.weights_hash(), data=data_hash(said.records),
         blind=None if blind is None else blind.text,
     )  # fmt: skip
+    groups = [[caption.text, *caption.alternatives] for caption in said.captions]
+    if all(len(group) > 1 for group in groups):
+        judgement.add({"self-CIDEr": self_cider(groups, [record.captions for record in said.records])})
     return Evaluation(
         judgement, said.records, said.captions, said.broken, _truth(texts, said.records, data.things), leaks,
         _slices(said.records, learned, data.things, judgement),

@@ -9,6 +9,7 @@ from myllm.metrics.bootstrap import draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.figure import Figure, Floats, mean_of
 from myllm.metrics.hallucination import LESS_IS_BETTER
+from myllm.metrics.not_offered import NOT_OFFERED
 from myllm.metrics.score import absent, check, people_agree, protocol_of, score_words, shuffled, tokenized
 
 MAIN = "CIDEr-D"
@@ -74,7 +75,7 @@ class Judgement:
             f"{found.vocabulary_size:,} words"
             + (f", {found.unseen_share:.1%} of them no training caption" if found.unseen_share is not None else "")
         )
-        return lines + [f"{name} is absent: {reason}" for name, reason in self.protocol["absent"].items()]
+        return lines + [f"{name} is absent: {reason}" for name, reason in absent().items()]
 
 
 def judge_captions(
@@ -100,7 +101,7 @@ def judge_captions(
     figures = {name: found[name] for name in names[:place]} | controls | {"grounding_gap": mean_of(gap)} | found
     protocol = {
         **protocol_of(references),
-        "absent": absent(),
+        "absent": absent() | NOT_OFFERED,
         "CIDEr-D frequencies": "these references",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }

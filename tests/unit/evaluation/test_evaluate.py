@@ -108,6 +108,14 @@ def test_what_training_has_too_is_named_and_left_out_of_a_second_set_of_figures(
     assert found.judgement.diversity.unseen_share == 1
 
 
+def test_several_captions_of_each_picture_are_held_against_each_other(
+    captioner: Captioner, records: list[Record]
+) -> None:
+    several = evaluate(captioner, Data("val", records), DecodeConfig(max_new_tokens=7, beams=3))
+    assert 0 <= several.figures["self-CIDEr"] <= 1 and "self-CIDEr" in several.judgement.intervals
+    assert "self-CIDEr" not in figures(captioner, records).figures
+
+
 def test_training_that_is_not_known_is_not_judged(captioner: Captioner, records: list[Record]) -> None:
     found = figures(captioner, records)
     assert found.leaks is None and found.as_json()["leaks"] is None
