@@ -40,8 +40,9 @@ class Caption:
 
     @cached_property
     def attention(self) -> "Tensor":
-        """(T, H, W): how much each of the T tokens looked at each place of the image grid, mean over blocks and heads.
+        """(T, H, W): what was looked at to say each of the T tokens, in the picture's own pixels; each sums to one.
 
+        By the method `attribution.DEFAULT`; at most 1,024 pixels on the longer side, else `Captioner.look` says.
         Computed when first asked for. Raises ConfigError where the caption was made without its picture at hand.
         """
         if self.look is None:

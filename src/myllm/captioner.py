@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from myllm.attribution import look
 from myllm.caption import Caption, encode_text, fit_to_context
 from myllm.checkpoints import formats, lora, native
 from myllm.checkpoints.onnx_stepper import OnnxStepper
@@ -23,7 +24,7 @@ from myllm.decoding.engine import Hypothesis, Search, Stepper, walk
 from myllm.decoding.generate import generate
 from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
-from myllm.model.attention import split_heads
+from myllm.looking import LONGEST, TORN, Shown, Word, on_picture, show, words
 from myllm.model.kv_cache import ImageKV
 from myllm.model.lora import merge
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -32,8 +33,6 @@ from myllm.stepper import ModelStepper, RecordedStepper
 from myllm.weights import weights_hash
 
 Picture = Path | str | bytes | Image.Image | Tensor
-# what the tokenizer shows of a character whose bytes are not all there yet
-TORN = "\ufffd"
 
 
 def start_search(
@@ -141,12 +140,15 @@ class Captioner:
 
     def preprocess(self, image: Picture) -> Tensor:
         """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
-        if isinstance(image, Tensor):
-            expected = (3, *self._preprocess.size)
-            if tuple(image.shape) != expected:
-                raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
-            return image.float()
-        return torch.from_numpy(self._preprocess(load_image(image)))
+        return self._show(image).tensor
+
+    def _show(self, image: Picture) -> Shown:
+        if not isinstance(image, Tensor):
+            return show(load_image(image), self._preprocess)
+        expected = (3, *self._preprocess.size)
+        if tuple(image.shape) != expected:
+            raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
+        return Shown.whole(image.float())
 
     def caption(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Caption:
         """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
@@ -172,11 +174,13 @@ class Captioner:
         options = None if each is None else [self.decode_options(**{**decode, **own}) for own in each]
         captions: list[Caption] = []
         for batch in in_batches(images, batch_size):
-            tensors, first = [self.preprocess(picture) for picture in batch], len(captions)
+            shown, first = [self._show(picture) for picture in batch], len(captions)
             own = [shared] * len(batch) if options is None else options[first : first + len(batch)]
             if len(own) < len(batch):
                 raise ConfigError(f"caption_batch: options of {len(options or ())} pictures for more than as many")
-            captions += self.caption_tensors(tensors, own, generator)
+            captions += self.caption_tensors([one.tensor for one in shown], own, generator)
+            for caption, one in zip(captions[first:], shown, strict=True):
+                caption.look = partial(self.look, one)
         return captions
 
     def decode_options(self, **decode: Any) -> DecodeConfig:
@@ -258,7 +262,7 @@ class Captioner:
                 search = self._search(own, alike, [seeds[row] for row in rows])
                 captions |= zip(rows, write_captions(search, self.tokenizer), strict=True)
         for row, caption in captions.items():
-            caption.look = lambda one, picture=images[row]: self._attention(picture, one.tokens)
+            caption.look = partial(self.look, Shown.whole(images[row]))
         return [captions[row] for row in range(len(images))]
 
     @torch.inference_mode()
@@ -274,29 +278,23 @@ class Captioner:
         """The same for the same weights, an adapter in use included."""
         return weights_hash(self.model)
 
-    @torch.inference_mode()
-    def _attention(self, image: Tensor, tokens: Sequence[int]) -> Tensor:
-        """(3, H, W) and T tokens -> (T, rows, columns) of the image grid; what was fed to say a token looked for it."""
-        rows, columns = self.model.encoder.grid
-        kv = self.model.encode(image[None].to(self.device))
-        fed = torch.tensor(
-            [[[end_token(self.tokenizer), *tokens][: len(tokens)]]], dtype=torch.int64, device=self.device
-        )
-        weights: list[Tensor] = []
+    def look(
+        self, image: Picture | Shown, caption: Caption | str, *, method: str | None = None, block: int | None = None,
+        longest: int | None = LONGEST,
+    ) -> Tensor:  # fmt: skip
+        """(T, H, W), in the picture's own coordinates: what was looked at to say each of the T tokens of a caption.
 
-        def record(module: Any, inputs: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
-            x, (key, _) = inputs
-            query = split_heads(module.q_attn(x), module.n_head)
-            weights.append((query @ key.mT / key.shape[-1] ** 0.5).softmax(-1).mean(1)[0])
+        method, block: as of `attribution.look`. longest: pixels of the longer of H and W at most; None: as the picture.
+        Raises DataError where the picture can't be read and ConfigError for an unknown method or block.
+        """
+        shown = image if isinstance(image, Shown) else self._show(image)
+        tokens = encode_text(self.tokenizer, caption) if isinstance(caption, str) else caption.tokens
+        told = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
+        return on_picture(look(self.model, shown.tensor.to(self.device), told, method, block), shown, longest)
 
-        hooks = [block.crossattention.register_forward_pre_hook(record) for block in self.model.decoder.blocks]
-        try:
-            self.model.decode(fed, kv)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        # prefix tokens (class, registers) are no place in the picture
-        return torch.stack(weights).mean(0)[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu()
+    def words(self, caption: Caption, maps: Tensor | None = None) -> list[Word]:
+        """The words of a caption with what was looked at for each: of `maps` (T, H, W), or its own attention."""
+        return words(self.tokenizer, caption, caption.attention if maps is None else maps)
 
 
 def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < config, runtime < caption, presets, weights < metrics, data, model < checkpoints, decoding, stepper"
-    " < captioner < training < evaluation < apps"
+    "errors < config, runtime < caption, presets, weights < metrics, data, model"
+    " < attribution, checkpoints, decoding, stepper < looking < captioner < training < evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
 LEVEL |= {"__init__": 99, "__main__": 99}  # the public face and the door: they see all, none sees them

@@ -11,6 +11,8 @@ from PIL import Image
 
 from myllm.apps.cli import main
 from myllm.captioner import Captioner
+from myllm.data.images import load_image
+from myllm.evaluation.heatmaps import draw_words
 
 Capture = pytest.CaptureFixture[str]
 Jsonl = Callable[[Path], list[dict[str, object]]]
@@ -161,3 +163,39 @@ def test_a_name_of_odd_bytes_comes_back_as_it_was(
 def test_a_batch_of_nothing_is_refused(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
     assert caption(tiny_run, pictures[0], "--batch-size=0") == 2
     assert "--batch_size 0" in capfd.readouterr().err
+
+
+def test_heatmaps_are_a_file_for_each_picture_with_a_panel_a_word(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
+) -> None:
+    (tmp_path / "other").mkdir()
+    namesake = Path(shutil.copy(pictures[1], tmp_path / "other" / pictures[0].name))
+    broken = tmp_path / "broken.png"
+    broken.touch()
+    assert caption(tiny_run, *pictures[:2], broken, namesake, "--heatmaps", tmp_path / "looked") == 0
+    name = pictures[0].name
+    assert sorted(one.name for one in (tmp_path / "looked").iterdir()) == sorted(
+        (f"{name}.png", f"{pictures[1].name}.png", f"{name}-2.png")
+    )
+    # the namesake is a copy of the second picture
+    files = (f"{name}.png", f"{pictures[1].name}.png", f"{name}-2.png")
+    drawn, other, copy = ((tmp_path / "looked" / file).read_bytes() for file in files)
+    assert copy == other != drawn
+    captioner = Captioner.load(tiny_run)
+    told = captioner.caption(pictures[0])
+    expected = draw_words(load_image(pictures[0]), captioner.words(told), told.text)
+    with Image.open(tmp_path / "looked" / f"{name}.png") as image:
+        assert image.tobytes() == expected.tobytes()
+
+
+def test_heatmaps_that_are_there_are_kept_unless_they_may_be_replaced(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
+) -> None:
+    mine = tmp_path / f"{pictures[0].name}.png"
+    mine.write_text("mine")
+    assert caption(tiny_run, *pictures[:2], "--heatmaps", tmp_path) == 2
+    told = capfd.readouterr()
+    assert f"--heatmaps {tmp_path}: {mine.name} is there already; replace it by --overwrite" in told.err
+    assert told.out == "" and mine.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    assert caption(tiny_run, *pictures[:2], "--heatmaps", tmp_path, "--overwrite") == 0
+    assert mine.read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 2

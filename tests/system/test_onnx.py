@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from myllm.apps.cli import main
 from myllm.captioner import Captioner
@@ -136,6 +137,7 @@ def test_what_rounding_costs_is_told(tiny_run: Path, scenes: Path, tmp_path: Pat
         (["import", "onnx", "--out", "x"], 1, "an ONNX export, made to be run"),
         (["info", "onnx"], 1, "an ONNX export, made to be run"),
         (["caption", "captioner.pt", "--model", "onnx", "--precision", "int8"], 2, "an ONNX export in fp32"),
+        (["caption", "cube.png", "--model", "onnx", "--heatmaps", "x"], 2, "does not tell what it looked at"),
     ],
 )
 def test_what_stands_in_the_way_is_told(
@@ -143,6 +145,7 @@ def test_what_stands_in_the_way_is_told(
     told: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(random)
+    Image.new("RGB", (64, 64)).save("cube.png")
     before = sorted(random.iterdir())
     assert main(words) == code
     assert told in capfd.readouterr().err

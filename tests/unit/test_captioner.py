@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from myllm.attribution import DEFAULT
 from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
@@ -86,11 +87,39 @@ def test_alternatives_are_the_other_beams(captioner: Captioner) -> None:
     assert captioner.caption(PICTURES[0], beams=1).alternatives == []
 
 
-def test_attention_is_a_share_of_looking_for_each_token(captioner: Captioner) -> None:
+def test_attention_lies_on_the_picture_itself(captioner: Captioner) -> None:
+    for picture, caption in zip(PICTURES, captioner.caption_batch(PICTURES), strict=True):
+        assert caption.attention.shape == (len(caption.tokens), picture.height, picture.width)
+        assert (caption.attention >= 0).all()
+        torch.testing.assert_close(caption.attention.sum((1, 2)), torch.ones(len(caption.tokens)))
+
+
+def test_attention_of_a_tensor_lies_on_the_tensor(captioner: Captioner) -> None:
+    caption = captioner.caption(captioner.preprocess(PICTURES[0]))
+    assert caption.attention.shape == (len(caption.tokens), 64, 64)
+
+
+def test_other_methods_sizes_and_texts_can_be_asked_for(captioner: Captioner) -> None:
     caption = captioner.caption(PICTURES[0])
-    assert caption.attention.shape == (len(caption.tokens), 8, 8)
-    assert (caption.attention >= 0).all()
-    torch.testing.assert_close(caption.attention.sum((1, 2)), torch.ones(len(caption.tokens)))  # no prefix tokens here
+    maps = [captioner.look(PICTURES[0], caption, method=method) for method in (None, DEFAULT, "attention")]
+    assert torch.equal(maps[0], caption.attention) and torch.equal(maps[0], maps[1])
+    assert not torch.allclose(maps[0], maps[2])
+    assert captioner.look(PICTURES[0], caption, longest=35).shape[1:] == (25, 35)
+    large = PICTURES[0].resize((1400, 1000))
+    assert captioner.look(large, "a red ball").shape[1:] == (731, 1024)
+    assert captioner.look(large, "a red ball", longest=None).shape[1:] == (1000, 1400)
+    with pytest.raises(ConfigError, match="method 'lime' is unknown"):
+        captioner.look(PICTURES[0], caption, method="lime")
+
+
+def test_words_have_the_maps_and_chances_of_their_tokens(captioner: Captioner) -> None:
+    caption = captioner.caption(PICTURES[0], prefix="two blue", regex="two blue cubes", max_new_tokens=20)
+    given, blue, cubes = captioner.words(caption)
+    assert [given.text, blue.text, cubes.text] == ["two", "blue", "cubes"]
+    assert given.logprob is None and blue.logprob is None
+    said = caption.token_logprobs[: len(cubes.tokens)]
+    assert cubes.logprob == pytest.approx(sum(said)) and len(cubes.tokens) > 0
+    torch.testing.assert_close(cubes.map, caption.attention[list(cubes.tokens)].mean(0))
 
 
 def test_each_caption_of_a_batch_looks_at_its_own_picture(captioner: Captioner) -> None:
@@ -98,30 +127,8 @@ def test_each_caption_of_a_batch_looks_at_its_own_picture(captioner: Captioner) 
         torch.testing.assert_close(caption.attention, captioner.caption(picture).attention, rtol=0, atol=1e-5)
 
 
-@torch.inference_mode()
-def test_attention_lies_where_a_picture_must_be_to_be_read(tiny_checkpoint: Checkpoint) -> None:
-    """Keys that answer to one place alone draw the looking there."""
-    captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
-    caption, encode = captioner.caption(PICTURES[0]), captioner.model.encode
-
-    def marked(images: torch.Tensor) -> object:
-        kv = encode(images)
-        for key, _ in kv.layers:
-            key[:, :, torch.arange(64) != 8 * 2 + 5] = 0
-            key[:, :, 8 * 2 + 5] *= 1e4
-        return kv
-
-    captioner.model.encode = marked  # type: ignore[assignment,method-assign]
-    try:
-        places = captioner._attention(captioner.preprocess(PICTURES[0]), caption.tokens).flatten(1)
-    finally:
-        del captioner.model.encode
-    # a query's sign says whether the place is all it sees or nothing
-    assert places.argmax(-1).tolist() == [8 * 2 + 5] * len(caption.tokens)
-
-
 def test_an_empty_caption_has_empty_attention(captioner: Captioner) -> None:
-    assert captioner._attention(captioner.preprocess(PICTURES[0]), []).shape == (0, 8, 8)
+    assert captioner.look(PICTURES[0], "").shape == (0, 50, 70)
 
 
 def test_sampling_with_a_generator_can_be_repeated(captioner: Captioner) -> None:

@@ -4,17 +4,18 @@ import glob
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from myllm.apps.console import Display
 from myllm.apps.options import CaptionOptions
-from myllm.caption import Describer
+from myllm.caption import Caption, Describer
 from myllm.checkpoints.onnx import OnnxCaptioner, is_one
 from myllm.errors import ConfigError, DataError
-from myllm.runtime import in_batches
+from myllm.runtime import atomic_write, in_batches
 
 # A file's name may hold bytes that are no UTF-8; escaped so, JSON gives them back as they were.
 ODD_NAMES = "backslashreplace"
@@ -30,8 +31,10 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     out = Path(options.out) if options.out is not None else None
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
+    heatmaps = heatmap_files(Path(options.heatmaps), pictures, options.overwrite) if options.heatmaps else {}
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     captioner.decode = captioner.decode_options(**decode)
+    draw = heatmap_drawer(captioner, heatmaps) if heatmaps else None
     errors: list[dict[str, str]] = []
     done = 0
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -39,7 +42,7 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
     opened = _opened(out) if out is not None else nullcontext(None)
     with opened as lines, display.counting() as progress:
         for batch in in_batches(pictures, options.batch_size):
-            for row in caption_files(captioner, batch):
+            for row in caption_files(captioner, batch, draw):
                 if "error" in row:
                     errors.append(row)
                     display.warn(f"{row['image']}: {row['error']}")
@@ -100,10 +103,12 @@ def find_pictures(paths: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"{word}: no such file or folder, and no file matches it as a glob")
 
 
-def caption_files(captioner: Describer, paths: Sequence[Path]) -> list[dict[str, Any]]:
+def caption_files(
+    captioner: Describer, paths: Sequence[Path], draw: Callable[[Path, Caption], None] | None = None
+) -> list[dict[str, Any]]:
     """A row for each path, in order: {image, caption, score, confidence, alternatives} or {image, error}.
 
-    Words of `force_words` that found no place are told as `missing`.
+    Words of `force_words` that found no place are told as `missing`. draw: what else to do with each caption.
     """
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     images, readable = [], []
@@ -119,7 +124,45 @@ def caption_files(captioner: Describer, paths: Sequence[Path]) -> list[dict[str,
             row |= {"confidence": round(result.confidence, 6), "alternatives": result.alternatives}
             if result.missing:
                 row["missing"] = list(result.missing)
+            if draw is not None:
+                draw(Path(row["image"]), result)
     return rows
+
+
+def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, Path]:
+    """The file for each picture's heat maps: its own name and .png, numbered where two pictures have one name.
+
+    Raises ConfigError where one is there already and may not be replaced.
+    """
+    files, names = {}, Counter[str]()
+    for picture in pictures:
+        names[picture.name] += 1
+        number = f"-{names[picture.name]}" if names[picture.name] > 1 else ""
+        files[picture] = folder / f"{picture.name}{number}.png"
+    there = [file for file in files.values() if file.exists()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"--heatmaps {folder}: {there[0].name} is there already; replace it by --overwrite or give another folder"
+        )
+    return files
+
+
+def heatmap_drawer(captioner: Describer, files: Mapping[Path, Path]) -> Callable[[Path, Caption], None]:
+    """What writes a picture's file of `files`, given its caption. Raises ConfigError for an export."""
+    if isinstance(captioner, OnnxCaptioner):
+        raise ConfigError("--heatmaps: an ONNX export does not tell what it looked at; take the captioner itself")
+    from myllm.captioner import Captioner
+    from myllm.data.images import load_image
+    from myllm.evaluation.heatmaps import draw_words
+
+    assert isinstance(captioner, Captioner)
+
+    def draw(picture: Path, caption: Caption) -> None:
+        words = captioner.words(caption, captioner.look(picture, caption))
+        with atomic_write(files[picture]) as file:
+            draw_words(load_image(picture), words, caption.text).save(file, "png")
+
+    return draw
 
 
 def _opened(out: Path) -> IO[str]:

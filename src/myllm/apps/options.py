@@ -71,8 +71,10 @@ class CaptionOptions:
     """Write caption JSONL here, and what could not be read to OUT.errors.jsonl; else print."""
     json: bool = False
     """Print JSONL instead of text."""
+    heatmaps: str | None = None
+    """Folder for a PNG of each picture that shows what was looked at to say each word."""
     overwrite: bool = False
-    """Replace --out where it is there already."""
+    """Replace --out, and the files of --heatmaps, where they are there already."""
     batch_size: int = 32
     """Pictures captioned at once."""
     devices: str = "auto"

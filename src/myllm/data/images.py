@@ -79,7 +79,9 @@ class Preprocess:
         """(3, H, W) uint8, resized and cropped as crop_mode says."""
         height, width = self.size
         if image.size != (width, height) or self._scaled != [height, width]:
-            image = self._crop(self._scale(_limit_aspect(image)))
+            kept = _limited(*image.size)
+            image = image if kept == (0, 0, *image.size) else image.crop(kept)
+            image = self._crop(image.resize(self._scaled_size(*image.size), self._interpolation))
         return as_pixels(image)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -91,9 +93,23 @@ class Preprocess:
         floats /= std
         return floats
 
-    def _scale(self, image: Image.Image) -> Image.Image:
+    def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom): what the backbone sees of an upright picture of (width, height), in its pixels.
+
+        A border that is added lies beyond the picture's edges.
+        """
+        kept, target = _limited(*size), self.size[::-1]
+        scaled = self._scaled_size(kept[2] - kept[0], kept[3] - kept[1])
+        begins, ends = [], []
+        for begin, end, length, seen in zip(kept[:2], kept[2:], scaled, target, strict=True):
+            pasted, cut = _offsets(length, seen)
+            pixel = (end - begin) / length
+            begins.append(begin + (cut - pasted) * pixel)
+            ends.append(begin + (cut - pasted + seen) * pixel)
+        return begins[0], begins[1], ends[0], ends[1]
+
+    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """squash: both sides to the target; border: the longer side fits in; center: the shorter side fills."""
-        width, height = image.size
         if self.config.crop_mode == "squash":
             size = self._scaled
         elif self.config.crop_mode == "center" and self._scaled[0] == self._scaled[1]:
@@ -103,7 +119,7 @@ class Preprocess:
             ratios = (height / self._scaled[0], width / self._scaled[1])
             ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
             size = [max(1, round(side / ratio)) for side in (height, width)]
-        return image.resize((size[1], size[0]), self._interpolation)
+        return size[1], size[0]
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """The middle of the picture, with a border where it is too small: the mean's colour, or black."""
@@ -111,8 +127,8 @@ class Preprocess:
         border = self.config.crop_mode == "border"
         colour = tuple(round(255 * value) for value in self.config.mean) if border else (0, 0, 0)
         whole = Image.new("RGB", (max(width, image.width), max(height, image.height)), colour)
-        whole.paste(image, ((whole.width - image.width) // 2, (whole.height - image.height) // 2))
-        left, top = round((whole.width - width) / 2), round((whole.height - height) / 2)
+        (x, left), (y, top) = _offsets(image.width, width), _offsets(image.height, height)
+        whole.paste(image, (x, y))
         return whole.crop((left, top, left + width, top + height))
 
 
@@ -237,13 +253,17 @@ def _grey_to_8_bits(values: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(((values - low) / (high - low) * 255).round().astype(np.uint8))
 
 
-def _limit_aspect(image: Image.Image) -> Image.Image:
-    width, height = image.size
+def _limited(width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what is left of a picture that is too long."""
     longest = MAX_ASPECT * min(width, height)
-    if max(width, height) <= longest:
-        return image
     left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
-    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    return left, top, left + min(width, longest), top + min(height, longest)
+
+
+def _offsets(length: int, target: int) -> tuple[int, int]:
+    """Where along one side a scaled picture is pasted into the whole, and where the target is cut from that."""
+    whole = max(length, target)
+    return (whole - length) // 2, round((whole - target) / 2)
 
 
 _LEVELS = np.arange(256)

@@ -278,6 +278,15 @@ def named_groups(caption: str) -> list[tuple[int, str, str]]:
     return [(_COUNT[count], colour, _KIND[kind]) for count, colour, kind in _NAMED.findall(caption.lower())]
 
 
+def find_named(caption: str, things: Sequence[Thing]) -> list[tuple[tuple[int, int], list[Thing]]]:
+    """(begin, end) of each word that names a kind, with the things that it can mean; where there are none, left out."""
+    found = []
+    for match in _NAMED.finditer(caption.lower()):
+        meant = [thing for thing in things if (thing.colour, thing.kind) == (match[2], _KIND[match[3]])]
+        found += [(match.span(3), meant)] if meant else []
+    return found
+
+
 # Along which axis, and whether what is named first comes first on it.
 _PLACES = {"left of": (0, True), "right of": (0, False), "above": (1, True), "over": (1, True),
            "below": (1, False), "under": (1, False)}  # fmt: skip

@@ -248,3 +248,18 @@ def test_a_thumbnail_of_what_is_no_picture_is_refused_by_name(tmp_path: Path) ->
     (tmp_path / "notes.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
     with pytest.raises(DataError, match="notes.jpg"):
         grey_thumbnail(tmp_path / "notes.jpg", 16)
+
+
+@pytest.mark.parametrize(("crop_mode", "crop_pct", "size", "window"), [
+    ("squash", 1.0, (90, 30), (0, 0, 90, 30)),
+    ("center", 1.0, (90, 30), (30, 0, 60, 30)),
+    ("center", 0.5, (90, 30), (37.5, 7.5, 52.5, 22.5)),
+    ("border", 1.0, (90, 30), (0, -30, 90, 60)),
+    ("center", 1.0, (9000, 2), (4499, 0, 4501, 2)),
+])  # fmt: skip
+def test_the_window_is_what_the_backbone_sees(
+    crop_mode: str, crop_pct: float, size: tuple[int, int], window: tuple[float, ...]
+) -> None:
+    grey = (0.5, 0.5, 0.5)
+    preprocess = Preprocess(PreprocessConfig((32, 32), grey, grey, "bilinear", crop_pct, crop_mode))
+    assert preprocess.window(size) == pytest.approx(window, abs=3)  # a pixel of the input, of 32, is up to as wide

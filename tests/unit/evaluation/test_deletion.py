@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from myllm.captioner import Captioner
+from myllm.checkpoints.native import Checkpoint
+from myllm.data.scenes import draw_scene
+from myllm.evaluation.deletion import STEPS, draw_curves, is_content, judge_words, taken_away
+from myllm.looking import Word
+
+IMAGE = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_checkpoint: Checkpoint) -> Captioner:
+    return Captioner(tiny_checkpoint, torch.device("cpu"))
+
+
+def word(text: str, logprob: float | None = -1.0, tokens: tuple[int, ...] = (0,)) -> Word:
+    return Word(text, 0, tokens, logprob, torch.zeros(1, 1))
+
+
+def test_the_picture_goes_and_comes_by_equal_parts_the_hottest_first() -> None:
+    heat = torch.rand(64, 64, generator=torch.Generator().manual_seed(1))
+    deleted, inserted = taken_away(IMAGE, heat)
+    assert torch.equal(deleted[0], IMAGE) and deleted[-1].abs().max() == 0
+    assert torch.equal(inserted[-1], IMAGE) and not torch.isclose(inserted[0], IMAGE).all(0).any()
+    for step in range(STEPS + 1):
+        gone = (deleted[step] == 0).all(0)
+        assert int(gone.sum()) == 64 * 64 * step // STEPS
+        assert torch.equal(gone, (inserted[step] == IMAGE).all(0))
+        assert not gone.any() or gone.all() or heat[gone].min() >= heat[~gone].max()
+
+
+@torch.inference_mode()
+def test_areas_are_those_of_the_chances_one_by_one(captioner: Captioner) -> None:
+    heat = torch.rand(64, 64, generator=torch.Generator().manual_seed(2))
+    tokens, said = [20, 33, 41, 9], word("x", tokens=(1, 2))
+    begin = captioner.tokenizer.token_to_id("<|endoftext|>")
+    areas = []
+    for pictures in taken_away(IMAGE, heat):
+        chances = []
+        for picture in pictures:
+            chance = 1.0
+            for at in said.tokens:
+                logits = captioner.model(picture[None], torch.tensor([[[begin, *tokens[:at]]]]))[0, 0, -1]
+                chance *= float(logits.softmax(-1)[tokens[at]])
+            chances.append(chance)
+        areas.append((sum(chances) - (chances[0] + chances[-1]) / 2) / STEPS)
+    curves = draw_curves(captioner, IMAGE, tokens, said, heat)
+    assert (curves.deletion, curves.insertion) == pytest.approx(tuple(areas), rel=1e-3)
+
+
+def test_content_is_what_tells_of_the_picture() -> None:
+    assert all(is_content(word(text)) for text in ("dog", "Running", "über"))
+    assert not any(is_content(word(text)) for text in ("The", "of", ".", "3", "x", "'s"))
+    assert not is_content(word("dog", logprob=None))
+
+
+def test_some_words_of_each_picture_are_judged_by_each_method_and_by_what_does_not_look(captioner: Captioner) -> None:
+    pictures = [draw_scene(0, "val", number)[0] for number in range(3)]
+    captioner.decode = captioner.decode_options(regex="two blue cubes on grass", max_new_tokens=20)
+    judged = list(judge_words(captioner, pictures, ["gradient"], words=2))
+    assert len(judged) == 6 and all(set(one) == {"gradient", "random", "centre"} for one in judged)
+    assert judged == list(judge_words(captioner, pictures, ["gradient"], words=2))

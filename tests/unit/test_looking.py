@@ -1,0 +1,130 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from myllm.caption import Caption
+from myllm.config import PreprocessConfig
+from myllm.data.images import Preprocess
+from myllm.data.tokenizer import train_tokenizer
+from myllm.looking import Shown, on_picture, show, token_spans, words
+
+TOKENIZER = train_tokenizer(["a small red ball", "two blue cubes on grass", "a red cube left of a ball"], 300)
+
+
+def preprocess(crop_mode: str = "center", crop_pct: float = 1.0) -> Preprocess:
+    grey = (0.5, 0.5, 0.5)
+    return Preprocess(PreprocessConfig((32, 32), grey, grey, "bilinear", crop_pct, crop_mode))
+
+
+def one_hot(rows: int, columns: int, *place: int) -> torch.Tensor:
+    grid = torch.zeros(1, rows, columns)
+    grid[0, place[0], place[1]] = 1
+    return grid
+
+
+def peak(heat: torch.Tensor) -> tuple[int, int]:
+    """Column and row of the middle of the hottest pixels."""
+    rows, columns = torch.where(heat == heat.max())
+    return round(float(columns.float().mean())), round(float(rows.float().mean()))
+
+
+def test_without_crop_a_place_lies_where_it_is_on_the_grid() -> None:
+    [heat] = on_picture(one_hot(4, 4, 1, 3), Shown.whole(torch.zeros(3, 64, 64)))
+    assert heat.shape == (64, 64) and heat.sum() == pytest.approx(1)
+    assert 56 <= peak(heat)[0] < 64 and peak(heat)[1] in (23, 24)
+    assert heat[:8].max() == 0 and heat[40:].max() == 0  # bilinear: nothing beyond the neighbours' middles
+
+
+def test_what_was_cropped_away_has_zero() -> None:
+    shown = show(Image.new("RGB", (200, 100)), preprocess())
+    assert shown.window == pytest.approx((50, 0, 150, 100))
+    [heat] = on_picture(torch.ones(1, 4, 4), shown)
+    assert heat[:, :50].max() == heat[:, 150:].max() == 0
+    torch.testing.assert_close(heat[:, 50:150], torch.full((100, 100), 1e-4))
+
+
+def test_what_lay_on_a_border_is_gone() -> None:
+    shown = show(Image.new("RGB", (200, 100)), preprocess("border"))
+    assert shown.window == pytest.approx((0, -50, 200, 150))
+    grid = one_hot(4, 4, 0, 0) + one_hot(4, 4, 2, 3)  # the first row is all border
+    [heat] = on_picture(grid, shown)
+    x, y = peak(heat)
+    assert heat.shape == (100, 200) and x >= 175 and y in (74, 75) and heat.sum() == pytest.approx(1)
+
+
+@given(
+    size=st.tuples(st.integers(40, 400), st.integers(40, 400)), place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    crop_mode=st.sampled_from(["center", "squash", "border"]), crop_pct=st.sampled_from([1.0, 0.9]),
+)  # fmt: skip
+def test_a_mark_seen_by_the_model_maps_back_to_where_it_was(
+    size: tuple[int, int], place: tuple[float, float], crop_mode: str, crop_pct: float
+) -> None:
+    picture = Image.new("RGB", size)
+    reach = max(size) // 12
+    x, y = (int(at * (side - 1)) for at, side in zip(place, size, strict=True))
+    ImageDraw.Draw(picture).rectangle((x - reach, y - reach, x + reach, y + reach), "white")
+    shown = show(picture, preprocess(crop_mode, crop_pct))
+    left, top, right, bottom = shown.window
+    if not (left < x - reach and x + reach < right and top < y - reach and y + reach < bottom):
+        return  # cropped, or cut at an edge
+    brightness = (shown.tensor.mean(0) + 1) * (shown.tensor.mean(0) > 0)  # without the border's grey
+    [heat] = on_picture(brightness[None], shown)
+    found = torch.stack(torch.where(heat > heat.max() / 2)).float().mean(1)
+    pixel = max(right - left, bottom - top) / 32
+    assert abs(float(found[1]) - x) <= 1 + pixel and abs(float(found[0]) - y) <= 1 + pixel
+
+
+def test_maps_are_no_larger_than_asked_for() -> None:
+    shown = Shown(torch.zeros(3, 32, 32), (4000, 3000), (0, 0, 4000, 3000))
+    assert on_picture(torch.ones(2, 4, 4), shown).shape == (2, 768, 1024)
+    assert on_picture(torch.ones(2, 4, 4), shown, longest=100).shape == (2, 75, 100)
+    assert on_picture(torch.ones(1, 4, 4), shown, longest=None).shape == (1, 3000, 4000)
+    thin = Shown(torch.zeros(3, 32, 32), (9000, 2), (4484, 0, 4516, 2))
+    assert on_picture(torch.ones(1, 4, 4), thin, longest=50).shape == (1, 1, 50)
+
+
+def test_a_map_of_nothing_stays_one() -> None:
+    assert on_picture(torch.zeros(1, 4, 4), Shown.whole(torch.zeros(3, 8, 8))).max() == 0
+
+
+def caption_of(text: str, given_tokens: int = 0, ended_by: str = "end") -> Caption:
+    tokens = TOKENIZER.encode(text).ids
+    logprobs = [-float(at) for at in range(given_tokens, len(tokens))] + [-50.0] * (ended_by == "end")
+    return Caption(text.strip(), -1.0, tokens, logprobs, ended_by)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["a red ball", " two cubes, and mother-in-law's 3 über-dogs .", "a", "🐕 x"])
+def test_words_stand_in_the_text_and_share_out_its_tokens(text: str) -> None:
+    caption = caption_of(text)
+    found = words(TOKENIZER, caption, torch.rand(len(caption.tokens), 2, 2))
+    assert all(caption.text[word.start :].startswith(word.text) for word in found)
+    assert "".join(word.text for word in found) == "".join(caption.text.split())
+    shared_out = [token for word in found for token in word.tokens]
+    assert shared_out == sorted(set(shared_out))
+    for word in found:
+        assert word.text.strip() in TOKENIZER.decode([caption.tokens[at] for at in word.tokens])
+
+
+def test_a_word_of_several_tokens_has_their_sum_and_their_mean_map() -> None:
+    caption = caption_of("red zebras")
+    maps = torch.rand(len(caption.tokens), 3, 3)
+    red, zebras = words(TOKENIZER, caption, maps)
+    assert len(zebras.tokens) > 2 and red.tokens + zebras.tokens == tuple(range(len(caption.tokens)))
+    assert zebras.logprob == -sum(zebras.tokens)
+    torch.testing.assert_close(zebras.map, torch.stack([maps[at] for at in zebras.tokens]).mean(0))
+
+
+@pytest.mark.parametrize("ended_by", ["end", "length"])
+def test_given_words_have_no_chance_of_their_own(ended_by: str) -> None:
+    caption = caption_of("a red ball", given_tokens=1, ended_by=ended_by)
+    given_word, *said = words(TOKENIZER, caption, torch.rand(len(caption.tokens), 1, 1))
+    assert given_word.logprob is None
+    assert [word.logprob for word in said] == [-sum(word.tokens) for word in said]
+
+
+def test_spans_of_tokens_join_to_the_text() -> None:
+    tokens = TOKENIZER.encode(" two blue zebras").ids
+    spans = token_spans(TOKENIZER, tokens)
+    assert "".join("two blue zebras"[max(0, begin) : end] for begin, end in spans) == "two blue zebras"
