@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.attribution import look
-from myllm.caption import Caption, encode_text, fit_to_context
+from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
 from myllm.checkpoints import formats, lora, native
 from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import DecodeConfig
 from myllm.data.images import Preprocess, load_image
-from myllm.data.tokenizer import decode_tokens, end_token, token_bytes
+from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.data.words import Vocabulary
 from myllm.decoding.engine import Hypothesis, Search, Stepper, walk
 from myllm.decoding.generate import generate
@@ -63,13 +63,17 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 @torch.inference_mode()
 def write_captions(search: Search, tokenizer: Tokenizer) -> list[Caption]:
     """The best caption of each image with its alternatives; the model is used as it is, so put it into eval mode."""
-    return [_caption(hypotheses, tokenizer) for hypotheses in generate(search)]
+    said = search.vocabulary.tokens if search.vocabulary else ()
+    return [_caption(hypotheses, tokenizer, said) for hypotheses in generate(search)]
 
 
-def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer) -> Caption:
+def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, said: Sequence[bytes]) -> Caption:
+    """said: the bytes of each token."""
     best = hypotheses[0]
     texts = [decode_tokens(tokenizer, one.tokens).strip() for one in hypotheses]
-    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, best.missing, texts[1:])
+    # an embedding may have more rows than the tokenizer has tokens; those say nothing
+    pieces = [said[token] if token < len(said) else b"" for token in best.tokens]
+    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, best.missing, texts[1:], pieces)
 
 
 class Captioner:
@@ -136,7 +140,7 @@ class Captioner:
 
     def _take_options(self, checkpoint: native.Checkpoint) -> None:
         self.decode, self.captions = checkpoint.decode, checkpoint.captions
-        self.provenance = checkpoint.provenance
+        self.provenance, self.calibration = checkpoint.provenance, checkpoint.calibration
 
     def preprocess(self, image: Picture) -> Tensor:
         """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
@@ -262,6 +266,7 @@ class Captioner:
                 search = self._search(own, alike, [seeds[row] for row in rows])
                 captions |= zip(rows, write_captions(search, self.tokenizer), strict=True)
         for row, caption in captions.items():
+            caption.calibration = self.calibration
             caption.look = partial(self.look, Shown.whole(images[row]))
         return [captions[row] for row in range(len(images))]
 

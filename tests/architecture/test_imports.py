@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < config, runtime < caption, presets, weights < metrics, data, model"
+    "errors < config, runtime < confidence < caption, presets, weights < metrics, data, model"
     " < attribution, checkpoints, decoding, stepper < looking < captioner < training < evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}

@@ -15,6 +15,7 @@ from myllm.attribution import DEFAULT
 from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
+from myllm.confidence import Calibration
 from myllm.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -282,6 +283,27 @@ def test_confidence_is_the_mean_chance_of_a_token(captioner: Captioner) -> None:
         chances = [np.exp(logprob) for logprob in caption.token_logprobs]
         assert caption.confidence == pytest.approx(np.prod(chances) ** (1 / len(chances)))
         assert 0 < caption.confidence < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 3}, {"do_sample": True}, {"prefix": "a small"}], ids=str)
+def test_words_are_those_of_the_text_and_share_out_its_log_probability(
+    captioner: Captioner, options: dict[str, Any]
+) -> None:
+    for caption in captioner.caption_batch(PICTURES, max_new_tokens=12, **options):
+        said = "".join(word.text for word in caption.words)
+        assert "".join(said.split()) == "".join(caption.text.split())  # some blanks of Unicode's do not part words
+        given = len(caption.tokens) + (caption.ended_by == "end") - len(caption.token_logprobs)
+        assert (given > 0) == ("prefix" in options)
+        of_tokens = caption.token_logprobs[: caption.words[-1].tokens.stop - given]
+        assert sum(word.logprob or 0.0 for word in caption.words) == pytest.approx(sum(of_tokens))
+
+
+def test_a_calibrated_captioners_confidence_is_that_of_its_telling_words(tiny_checkpoint: Checkpoint) -> None:
+    learned = Calibration(1.0, 0.0, 0.0, common_words=("a",))
+    captioner = Captioner(replace(tiny_checkpoint, calibration=learned), torch.device("cpu"))
+    for caption in captioner.caption_batch(PICTURES):
+        telling = [word.confidence for word in caption.words if re.search(r"[^\W_]", word.text) and word.text != "a"]
+        assert caption.confidence == pytest.approx(np.mean(telling or [word.confidence for word in caption.words]))
 
 
 def test_contrast_against_a_grey_picture_changes_what_is_said(captioner: Captioner) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from myllm.apps.calibrate import calibrate_model, check_calibratable, told_trust
 from myllm.apps.console import Display
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
@@ -29,6 +30,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         raise ConfigError(
             f"--out {options.out} holds {METRICS_FILE} already; replace it by --overwrite, or give another folder"
         )
+    if options.calibrate:
+        check_calibratable(options)
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     data = data_of(Path(options.data), options.split, captioner.captions, display, options.training)
     data = replace(data, records=data.records[: options.limit])
@@ -42,6 +45,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 partial(progress, "looking with CLIP"),
             )  # fmt: skip
             evaluation.judgement.add(figures, clip=options.clip)
+    if options.calibrate:
+        display.say(told_trust(calibrate_model(Path(options.model), Path(options.data), evaluation)))
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:

@@ -14,6 +14,7 @@ from myllm.checkpoints.building import TIED
 from myllm.checkpoints.card import flat
 from myllm.checkpoints.formats import ADAPTER, OURS, recognise
 from myllm.checkpoints.native import Checkpoint
+from myllm.confidence import told_calibration
 from myllm.config import DecodeConfig
 
 PARTS = {"encoder": "encoder.", "projection": "enc_to_dec_proj.", "decoder": "decoder."}
@@ -63,6 +64,8 @@ def facts_of(source: str) -> dict[str, Any]:
         "preprocess": _plain(asdict(checkpoint.preprocess)),
         "decode": {name: value for name, value in _plain(asdict(checkpoint.decode)).items()
                    if value != _plain(standard[name])},
+        "calibration": checkpoint.calibration and _plain(checkpoint.calibration.as_json()),
+        "confidence": told_calibration(checkpoint.calibration),
         "provenance": _plain(checkpoint.provenance),
         "suspicious": list(suspicions(checkpoint)),
         **({"adapter": adapter_facts(lora.read(place))} if form is ADAPTER else {}),
@@ -119,6 +122,7 @@ def told(facts: Mapping[str, Any]) -> str:
         ("pictures", _told_fields(facts["preprocess"])),
         ("decoding", _told_fields(facts["decode"]) or "the standard: greedy search"),
     ]
+    rows.append(("confidence", facts["confidence"]))
     provenance = dict(facts["provenance"])
     figures = provenance.pop("validation", {})
     rows += [("trained", line) for line in _told_lines(provenance)] or [("trained", "the checkpoint does not say")]

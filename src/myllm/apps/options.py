@@ -115,6 +115,8 @@ class EvaluateOptions:
     """Folder for metrics.json, captions.jsonl and samples.png."""
     overwrite: bool = False
     """Replace the figures that --out holds already."""
+    calibrate: bool = False
+    """Learn from these captions what confidence means, and write that into --model, a captioner.pt or our folder."""
     json: bool = False
     """Print the figures as JSON."""
     batch_size: int = 32

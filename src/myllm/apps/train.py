@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from tensorboardX import SummaryWriter
 
+from myllm.apps.calibrate import calibrate_run
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import RunOptions
 from myllm.captioner import Captioner
@@ -150,6 +151,8 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     write_evaluation(evaluation, out)
     facts = report_facts(config, prepared, state)
     write_report(out / REPORT_FILE, out.resolve().name, facts, evaluation, state.history)
+    if config.base is None:  # an adapter changes weights, and has no place for it
+        calibrate_run(out, Path(config.data), evaluation, display)
     return evaluation
 
 

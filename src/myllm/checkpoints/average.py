@@ -14,8 +14,8 @@ from myllm.errors import CheckpointError, ConfigError
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
     """The captioner whose every weight is the mean of theirs; all else is the first one's, whose model it takes.
 
-    weights: one for each, in any unit; all alike where none are given. Raises ConfigError where they do not fit, and
-    CheckpointError where the captioners differ in geometry or words, naming both files.
+    It is not calibrated. weights: one for each, in any unit; all alike where none are given. Raises ConfigError where
+    they do not fit, and CheckpointError where the captioners differ in geometry or words, naming both files.
     """
     if len(checkpoints) < 2:
         raise ConfigError(f"a mean of {len(checkpoints)} captioner; give two or more")
@@ -34,7 +34,8 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
     mean = {key: _mean([state[key] for state in states], shares) for key in states[0]}
     first.model.load_state_dict(mean)
     of = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
-    return replace(first, provenance={**first.provenance, "mean of": of})
+    # what was learned of one captioner's confidence is not so of another's
+    return replace(first, provenance={**first.provenance, "mean of": of}, calibration=None)
 
 
 def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from myllm.confidence import Calibration
 from myllm.config import DecodeConfig
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -15,7 +16,10 @@ CONTROL = "CIDEr-D_shuffled"
 FIGURES_OF_RUN = ("validation", "captioned")
 
 
-def model_card(model: VisionGPT2, decode: DecodeConfig, provenance: Mapping[str, Any], name: str) -> str:
+def model_card(
+    model: VisionGPT2, decode: DecodeConfig, provenance: Mapping[str, Any], name: str,
+    calibration: Calibration | None = None,
+) -> str:  # fmt: skip
     """README.md of a captioner, with the metadata that the hub reads at its beginning."""
     data = provenance.get("data") if isinstance(provenance.get("data"), dict) else {}
     figures = _figures(provenance)
@@ -37,7 +41,7 @@ def model_card(model: VisionGPT2, decode: DecodeConfig, provenance: Mapping[str,
         "What it was trained on": _origin(provenance),
         "How good it is": _told_figures(figures, provenance, decode),
         "What it is for": INTENDED,
-        "Where it fails": LIMITS,
+        "Where it fails": LIMITS.format(confidence=_told_confidence(calibration)),
         "How to use it": USAGE,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
@@ -52,7 +56,7 @@ INTENDED = (
 LIMITS = (
     "It says what captions of its training data would say. What they leave out, it leaves out; where they judge people "
     "by their looks, so may it. It names things that are not there, most often those that usually accompany what is, "
-    "and it counts badly. Every caption comes with a confidence: how sure the model is, not whether it is right."
+    "and it counts badly. Every caption comes with a confidence: {confidence}."
 )
 USAGE = """```bash
 pip install myllm
@@ -66,6 +70,17 @@ from myllm import Captioner
 captioner = Captioner.load("THIS_FOLDER")
 print(captioner.caption("dog.jpg").text)
 ```"""
+
+
+def _told_confidence(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "how sure the model is, not whether it is right"
+    on = calibration.calibrated_on
+    pictures = _line(f"{on.get('pictures')} pictures of {on.get('data')}'s split {on.get('split')}")
+    return (
+        "the share of its telling words that people's captions of the picture can be expected to use, as learned from "
+        f"{pictures}; of pictures of another kind it promises nothing"
+    )
 
 
 def _geometry(model: VisionGPT2) -> str:

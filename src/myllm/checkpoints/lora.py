@@ -191,11 +191,12 @@ def merged(adapter: Adapter, base: Checkpoint) -> Checkpoint:
 
 
 def with_options(adapter: Adapter, base: Checkpoint) -> Checkpoint:
-    """The base with the adapter's options and provenance, as far as it has its own."""
+    """The base with the adapter's options and provenance, as far as it has its own, and no calibration."""
     notes = {} if adapter.base_hash else {"notes": [NO_HASH]}
     return replace(
         base,
         captions=adapter.captions or base.captions,
         decode=adapter.decode or base.decode,
         provenance={"base": adapter.base, **adapter.provenance, **notes},
+        calibration=None,
     )

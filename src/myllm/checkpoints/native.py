@@ -17,6 +17,7 @@ from torch import Tensor
 from myllm.checkpoints.building import TIED, build
 from myllm.checkpoints.card import model_card
 from myllm.checkpoints.checks import check_tokenizer, options_from
+from myllm.confidence import Calibration
 from myllm.config import (
     FORMAT_VERSION,
     CaptionerConfig,
@@ -35,6 +36,8 @@ from myllm.weights import read_tensors, refuse_compressed, write_tensors
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
 TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
+BESIDE = ("tokenizer", "model")  # the parts of a folder that are not in its configuration
+CALIBRATION = "calibration"
 EXPECTED = (
     f"expected a {FILE_NAME} or the run folder that holds it, or a folder of {TENSORS_NAME}, {CONFIG_NAME} and "
     f"{TOKENIZER_NAME}"
@@ -51,6 +54,8 @@ class Checkpoint:
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    """What makes its captions' confidence mean something; None where it was never calibrated."""
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -74,9 +79,27 @@ def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None 
     with atomic_folder(folder) as part:
         write_json(_facts(checkpoint), part / CONFIG_NAME)
         (part / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
-        card = model_card(checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name)
+        card = model_card(
+            checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name, checkpoint.calibration
+        )
         (part / "README.md").write_text(card, encoding="utf-8")
         write_tensors(tensors, part / TENSORS_NAME)
+
+
+def write_calibration(calibration: Calibration, path: Path) -> Path:
+    """Put it into a checkpoint in either form, whose other parts stay as they are; atomically. Returns the file.
+
+    Raises CheckpointError where there is none.
+    """
+    place = locate(path)
+    content = read(place) | _calibration_fact(calibration)
+    file_path = place / CONFIG_NAME if place.is_dir() else place
+    with atomic_write(file_path) as file:
+        if place.is_dir():
+            file.write(json_text({name: content[name] for name in content if name not in BESIDE}).encode())
+        else:
+            torch.save(content, file)
+    return file_path
 
 
 def load(path: Path) -> Checkpoint:
@@ -167,7 +190,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes().decode(errors="replace")
     except OSError as error:
         raise CheckpointError(f"{folder / TOKENIZER_NAME}: cannot be read ({reason(error)})") from error
-    return content | {"tokenizer": tokenizer, "model": read_tensors(folder / TENSORS_NAME)}
+    return content | dict(zip(BESIDE, (tokenizer, read_tensors(folder / TENSORS_NAME)), strict=True))
 
 
 def _is_of(folder: Path, file: Path) -> bool:
@@ -183,14 +206,16 @@ def _assemble(content: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"mode is {config.mode!r}; expected layerwise or last")
     if not isinstance(provenance, dict):
         raise CheckpointError(f"provenance is a {type(provenance).__name__}; expected names and values")
-    json_text(provenance)  # what is nested too deep to be written is too deep to be shown
+    # what is nested too deep to be written is too deep to be shown
+    json_text({"provenance": provenance, CALIBRATION: content.get(CALIBRATION)})
     tokenizer = Tokenizer.from_str(content["tokenizer"])
     check_tokenizer(tokenizer, config.text.vocab_size)
     preprocess = options_from(PreprocessConfig, content["preprocess"])
     captions, decode = options_from(CaptionsConfig, content["captions"]), options_from(DecodeConfig, content["decode"])
     model = build(config, content["model"])
     _check_preprocess(preprocess, model.encoder.preprocess)
-    return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance)
+    calibration = None if content.get(CALIBRATION) is None else Calibration.from_json(content[CALIBRATION])
+    return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance, calibration)
 
 
 def _check_preprocess(found: PreprocessConfig, own: PreprocessConfig) -> None:
@@ -214,7 +239,12 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "captions": asdict(checkpoint.captions),
         "decode": asdict(checkpoint.decode),
         "provenance": checkpoint.provenance,
+        **_calibration_fact(checkpoint.calibration),
     }
+
+
+def _calibration_fact(calibration: Calibration | None) -> dict[str, Any]:
+    return {} if calibration is None else {CALIBRATION: calibration.as_json()}
 
 
 def _stored(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ print(captioner.caption("dog.jpg", beams=4).text)
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption, encode_text, fit_to_context
+from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
 from myllm.checkpoints.checks import check_tokenizer, options_from
 from myllm.checkpoints.onnx_search import KNOWN, Found, check, search
+from myllm.confidence import Calibration
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.errors import CheckpointError, ConfigError, reason
@@ -46,6 +48,8 @@ class OnnxCaptioner:
         self.encoder, self.decoder, self.tokenizer = encoder, decoder, tokenizer
         self.decode = options_from(DecodeConfig, facts["decode"])
         self.captions = options_from(CaptionsConfig, facts["captions"])
+        calibration = facts.get("calibration")  # earlier exports have none
+        self.calibration = None if calibration is None else Calibration.from_json(calibration)
         self.precision = str(facts["precision"])
         self._end, self._n_positions = int(facts["given"][0]), int(facts["n_positions"])
         self._preprocess = Preprocess(options_from(PreprocessConfig, facts["preprocess"]))
@@ -134,7 +138,16 @@ class OnnxCaptioner:
     def _caption(self, found: Sequence[Found]) -> Caption:
         texts = [self.tokenizer.decode(one.tokens, skip_special_tokens=False).strip() for one in found]
         best = found[0]
-        return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, alternatives=texts[1:])
+        pieces = [self._said[token] if token < len(self._said) else b"" for token in best.tokens]
+        return Caption(
+            texts[0], best.score, best.tokens, best.logprobs, best.ended_by,
+            alternatives=texts[1:], pieces=pieces, calibration=self.calibration,
+        )  # fmt: skip
+
+    @cached_property
+    def _said(self) -> list[bytes]:
+        """The bytes of each token."""
+        return token_bytes(self.tokenizer)
 
 
 class _Decoder:

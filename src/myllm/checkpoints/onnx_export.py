@@ -74,6 +74,7 @@ def to_folder(
             "version": VERSION, "precision": precision, "n_positions": model.config.text.n_positions,
             "given": given, "preprocess": asdict(checkpoint.preprocess),
             "captions": asdict(checkpoint.captions), "decode": asdict(decode),
+            "calibration": checkpoint.calibration and checkpoint.calibration.as_json(),
         },
     }  # fmt: skip
     with atomic_folder(folder) as out:

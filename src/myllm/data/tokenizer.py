@@ -96,20 +96,6 @@ def decode_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of each token of a byte-level tokenizer; none for the end token, and others that are no text."""
-    # GPT-2 writes bytes that are not printable as characters from 256 on, in their order
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    odd = [byte for byte in range(256) if byte not in plain]
-    byte_of = {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(odd)}
-    special = tokenizer.get_added_tokens_decoder()
-    found = []
-    for token in range(tokenizer.get_vocab_size()):
-        text = "" if token in special else tokenizer.id_to_token(token) or ""
-        found.append(bytes(byte_of[character] for character in text) if set(text) <= byte_of.keys() else b"")
-    return found
-
-
 def end_token(tokenizer: Tokenizer) -> int:
     """The id that begins and ends a caption."""
     end = tokenizer.token_to_id(END_OF_TEXT)

@@ -1,8 +1,8 @@
-"""The pictures of a run: loss, perplexity, and sample captions under their pictures."""
+"""The pictures of a run: loss, perplexity, what confidence is worth, and sample captions under their pictures."""
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from myllm.data.images import load_image
 from myllm.errors import DataError
+from myllm.evaluation.calibration import SHARES, Trust
 from myllm.runtime import atomic_write
 from myllm.training.trainer import Sample
 
@@ -38,6 +39,28 @@ def curve_svg(history: Sequence[Row], name: str) -> str:
     """A curve as an SVG element of a page, in the page's own colours: its --ink, --faint, --line and so on."""
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")  # small, so that its words can be read on a phone
     _curve(figure.subplots(), history, name)
+    return _svg(figure)
+
+
+def plot_trust(trust: Trust, out: Path) -> None:
+    """reliability.png and coverage.png in a folder."""
+    for name, (title, draw) in TRUST.items():
+        figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        draw(axes, trust)
+        axes.set_title(title, loc="left", fontsize=15, color=INK, pad=12)
+        _save(figure, out / f"{name}.png")
+
+
+def trust_svg(trust: Trust, name: str) -> str:
+    """A picture of `TRUST` as an SVG element of a page, as `curve_svg`."""
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    TRUST[name][1](figure.subplots(), trust)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    """An SVG element in the page's own colours."""
     buffer = BytesIO()
     with rc_context({"svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -68,13 +91,50 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
     shown = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
     if max(shown) > 10 * lowest and min(shown) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
-    axes.set_xlabel("epoch", color=FAINT)
-    axes.set_ylabel(CURVES[name][1], color=FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
+    _finish(axes, "epoch", CURVES[name][1])
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=FAINT)
+    axes.set_ylabel(y, color=FAINT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", colors=FAINT)
+
+
+def _reliability(axes: Axes, trust: Trust) -> None:
+    """Bins of words and of captions about the line on which a captioner is as often right as it is sure."""
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")
+    # marks of two forms: colour alone does not tell them apart for everyone
+    for label, bins, colour, marker in (("words", trust.words, VAL, "o"), ("captions", trust.captions, MARK, "s")):
+        sure, right = [one.confidence for one in bins], [one.right for one in bins]
+        axes.plot(sure, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label, clip_on=False)
+    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    _finish(axes, "confidence", "share that references use")
+
+
+def _coverage(axes: Axes, trust: Trust) -> None:
+    """CIDEr-D of the most confident captions, beside that of all."""
+    shares, whole = [100 * share for share in SHARES], trust.coverage[-1]
+    axes.axhline(whole, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(shares, trust.coverage, color=VAL, linewidth=2.2, marker="o", markersize=4)
+    for at in (4, 9):
+        axes.annotate(
+            f"{trust.coverage[at]:.2f}", (shares[at], trust.coverage[at]), xytext=(0, 7), textcoords="offset points",
+            ha="center", color=VAL, fontsize=11, annotation_clip=False,
+        )  # fmt: skip
+    axes.set_ylim(0, 1.15 * max(*trust.coverage, 1e-9))
+    _finish(axes, "most confident captions, %", "CIDEr-D")
+
+
+TRUST: dict[str, tuple[str, Callable[[Axes, Trust], None]]] = {
+    "reliability": ("Is it right as often as it is sure?", _reliability),
+    "coverage": ("How good are the captions it is most sure of?", _coverage),
+}
+"""What confidence is worth: title and what draws it, by the file's name."""
 
 
 def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:

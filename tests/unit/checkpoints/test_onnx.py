@@ -17,6 +17,7 @@ from myllm.captioner import Captioner
 from myllm.checkpoints import onnx_export
 from myllm.checkpoints.native import Checkpoint
 from myllm.checkpoints.onnx import OnnxCaptioner
+from myllm.confidence import Calibration
 from myllm.config import CaptionerConfig, VisionConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -42,7 +43,7 @@ Exported = tuple[Captioner, OnnxCaptioner]
 
 @pytest.fixture(scope="module", params=["a convolutional stem", "layerwise, with a class token"])
 def both(request: Any, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    checkpoint = tiny_checkpoint
+    checkpoint = replace(tiny_checkpoint, calibration=Calibration(0.5, 2.0, 1.5, {"red": 1.0}, ("a",)))
     if request.param.startswith("layerwise"):
         text = replace(checkpoint.model.config.text, n_head=2, n_embd=40, n_layer=3, gelu="none")
         vision = VisionConfig("test_vit", pretrained=False, geometry={"embed_dim": 48, "depth": 4, "num_heads": 3})
@@ -67,6 +68,8 @@ def test_captions_are_torchs(both: Exported, options: dict[str, Any]) -> None:
         assert one.text == other.text
         np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=1e-4)
         assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+        assert [(word.text, word.tokens) for word in one.words] == [(word.text, word.tokens) for word in other.words]
 
 
 def test_a_picture_is_captioned_alike_alone_and_among_others(both: Exported) -> None:

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from myllm.evaluation.plots import CURVES, PAGE_COLOURS, Row, curve_svg, plot_curves, plot_samples
+from myllm.evaluation.calibration import Bin, Trust
+from myllm.evaluation.plots import (
+    CURVES,
+    PAGE_COLOURS,
+    TRUST,
+    Row,
+    curve_svg,
+    plot_curves,
+    plot_samples,
+    plot_trust,
+    trust_svg,
+)
 from myllm.training.trainer import Sample
 
 MARK, VAL = (200, 64, 47), (31, 95, 191)
@@ -71,6 +82,31 @@ def test_the_ends_of_the_curves_do_not_write_over_each_other(losses: tuple[float
     places = {"".join(one.itertext()).split()[0]: one for one in texts}
     heights = [float(places[side].attrib["y"]) for side in ("training", "validation")]
     assert abs(heights[0] - heights[1]) > 11  # points, the size of the letters
+
+
+SURE = Trust(
+    (Bin(9, 0.2, 0.2), Bin(9, 0.9, 0.5)), (Bin(9, 0.3, 0.3), Bin(9, 1.0, 0.4)),
+    tuple(1 - tenth / 20 for tenth in range(10)), is_cross_fitted=True,
+)  # fmt: skip
+NOTHING = Trust((Bin(1, 0.5, 0.0),), (), (0.0,) * 10, is_cross_fitted=False)
+
+
+def test_what_confidence_is_worth_is_drawn(tmp_path: Path) -> None:
+    for trust in (NOTHING, SURE):
+        plot_trust(trust, tmp_path)
+    for name in TRUST:
+        assert len(columns_of(tmp_path / f"{name}.png", VAL))
+    assert columns_of(tmp_path / "reliability.png", MARK).max() > 0.9  # the surest bin stands at the right end
+
+
+@pytest.mark.parametrize("name", TRUST)
+def test_it_is_drawn_for_a_page_in_the_pages_colours_and_with_no_id_twice(name: str) -> None:
+    svg = trust_svg(SURE, name)
+    assert not re.search(r"#[0-9a-f]{6}\b", svg) and "var(--val)" in svg
+    words = {"".join(one.itertext()) for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert words > ({"words", "captions", "confidence"} if name == "reliability" else {"CIDEr-D", "0.80", "0.55"})
+    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(trust_svg(SURE, one) for one in TRUST)))
+    assert set(ids.values()) <= {1}
 
 
 def test_a_picture_that_is_gone_leaves_its_caption(tmp_path: Path) -> None:
