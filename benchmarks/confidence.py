@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from myllm.evaluation.calibration import (
     reliability,
     risk_coverage,
 )
-from myllm.evaluation.evaluate import Evaluation, evaluate
+from myllm.evaluation.evaluate import caption_records
 from myllm.evaluation.plots import plot_trust
+from myllm.metrics.figure import Floats
+from myllm.metrics.score import score_captions
 
 RAW: Mapping[str, Callable[[Caption], float]] = {
     "mean log-probability (`score`)": lambda one: one.score,
@@ -65,35 +67,47 @@ def main() -> None:
         plot_trust(trust_of(next(iter(judged.values()))), arguments.plots)
 
 
-def captioned(captioner: Captioner, records: Sequence[Record], split: str, beams: int) -> Evaluation:
-    found = evaluate(captioner, records, split, captioner.decode_options(beams=beams))
-    print(f"{split}: {len(found.captions):,} pictures, beams {beams}, CIDEr-D {found.figures['CIDEr-D']:.3f}\n")
-    return replace(found, captions=[replace(one, calibration=None) for one in found.captions])
+@dataclass(frozen=True)
+class Captioned:
+    """Captions of a split."""
+
+    records: Sequence[Record]
+    captions: Sequence[Caption]
+    cider: Floats
+    """(N,): CIDEr-D of each."""
 
 
-def references_of(evaluation: Evaluation) -> list[Sequence[str]]:
-    return [record.captions for record in evaluation.records]
+def captioned(captioner: Captioner, records: Sequence[Record], split: str, beams: int) -> Captioned:
+    said = caption_records(captioner, records, captioner.decode_options(beams=beams))
+    texts, references = [one.text for one in said.captions], [record.captions for record in said.records]
+    cider = np.asarray(score_captions(texts, references, metrics=("CIDEr",)).per_image["CIDEr-D"])
+    print(f"{split}: {len(texts):,} pictures, beams {beams}, CIDEr-D {cider.mean():.3f}\n")
+    return Captioned(said.records, [replace(one, calibration=None) for one in said.captions], cider)
 
 
-def crossed(evaluation: Evaluation, learned_from: Evaluation) -> Evaluation:
+def references_of(found: Captioned) -> list[Sequence[str]]:
+    return [record.captions for record in found.records]
+
+
+def crossed(found: Captioned, learned_from: Captioned) -> Captioned:
     """Each caption with what was learned from captions of other pictures; both are of the same pictures."""
     judges = cross_fitted(learned_from.captions, references_of(learned_from))
-    pairs = zip(evaluation.captions, judges, strict=True)
-    return replace(evaluation, captions=[replace(one, calibration=judge.calibration) for one, judge in pairs])
+    pairs = zip(found.captions, judges, strict=True)
+    return replace(found, captions=[replace(one, calibration=judge.calibration) for one, judge in pairs])
 
 
-def trust_of(evaluation: Evaluation) -> Trust:
-    return measure_trust(evaluation.captions, references_of(evaluation), evaluation.per_image["CIDEr-D"])
+def trust_of(found: Captioned) -> Trust:
+    return measure_trust(found.captions, references_of(found), found.cider)
 
 
-def print_raw(evaluation: Evaluation) -> None:
+def print_raw(found: Captioned) -> None:
     print("| captions ordered by | best 10 % | best 20 % | best half | all |\n|---|---|---|---|---|")
     for name, raw in RAW.items():
-        found = risk_coverage([raw(one) for one in evaluation.captions], evaluation.per_image["CIDEr-D"])
-        print(f"| {name} | {' | '.join(f'{found[at]:.3f}' for at in (0, 1, 4, 9))} |")
+        coverage = risk_coverage([raw(one) for one in found.captions], found.cider)
+        print(f"| {name} | {' | '.join(f'{coverage[at]:.3f}' for at in (0, 1, 4, 9))} |")
 
 
-def print_trusts(judged: Mapping[str, Evaluation]) -> None:
+def print_trusts(judged: Mapping[str, Captioned]) -> None:
     trusts = {name: trust_of(one) for name, one in judged.items()}
     shares = " | ".join(f"{share:.0%}" for share in SHARES)
     print(f"\n| CIDEr-D of the most confident | {shares} |\n|{'---|' * 11}")
@@ -111,10 +125,10 @@ def print_trusts(judged: Mapping[str, Evaluation]) -> None:
         print(f"| right | {' | '.join(f'{one.right:.2f}' for one in bins)} |")
 
 
-def half_interval(evaluation: Evaluation, draws: int = 2000) -> tuple[float, float]:
+def half_interval(found: Captioned, draws: int = 2000) -> tuple[float, float]:
     """95 % of the more confident half's CIDEr-D as a share of all captions', by the bootstrap over pictures."""
-    sure = np.array([caption.confidence for caption in evaluation.captions])
-    figures, generator = np.array(evaluation.per_image["CIDEr-D"]), np.random.default_rng(0)
+    sure = np.array([caption.confidence for caption in found.captions])
+    figures, generator = found.cider, np.random.default_rng(0)
     ratios = []
     for _ in range(draws):
         drawn = generator.integers(0, len(sure), len(sure))
@@ -124,22 +138,22 @@ def half_interval(evaluation: Evaluation, draws: int = 2000) -> tuple[float, flo
     return float(low), float(high)
 
 
-def print_thresholds(evaluation: Evaluation) -> None:
+def print_thresholds(found: Captioned) -> None:
     """What remains of the captions above some confidence."""
-    sure = np.array([caption.confidence for caption in evaluation.captions])
-    figures = np.array(evaluation.per_image["CIDEr-D"])
+    sure = np.array([caption.confidence for caption in found.captions])
+    figures = found.cider
     print("\n| confidence at least | captions that remain | their CIDEr-D |\n|---|---|---|")
     for least in np.unique(np.quantile(sure, (0, 0.25, 0.5, 0.75, 0.9)).round(2)):
         kept = sure >= least
         print(f"| {least:.2f} | {kept.mean():.0%} | {figures[kept].mean():.3f} |")
 
 
-def print_things(judged: Mapping[str, Evaluation], things: Mapping[str, Sequence[Thing]]) -> None:
+def print_things(judged: Mapping[str, Captioned], things: Mapping[str, Sequence[Thing]]) -> None:
     """The confidence of nouns, held against whether such a thing was drawn, and whether it was in that colour."""
     print("\n| named things | | drawn | noun off by | drawn in that colour | noun off by |\n|---|---|---|---|---|---|")
-    for name, evaluation in judged.items():
+    for name, found in judged.items():
         rows = []
-        for caption, record in zip(evaluation.captions, evaluation.records, strict=True):
+        for caption, record in zip(found.captions, found.records, strict=True):
             drawn = [(thing.colour, thing.kind) for thing in things[record.name]]
             for colour, noun in pairwise(caption.words):
                 for _, *named in named_groups(f"a {colour.text} {noun.text}"):
