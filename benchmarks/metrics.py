@@ -18,6 +18,14 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from myllm.metrics.cider import CiderD
+from myllm.metrics.score import score_captions, tokenized
+
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k" / "results.csv"
 
 
@@ -51,18 +59,11 @@ def read_references(path: Path) -> list[list[str]]:
 
 
 def ours(candidates: list[str], references: list[list[str]]) -> dict[str, list[float]]:
-    from myllm.metrics.score import score_captions
-
     figures = score_captions(candidates, references, ("BLEU", "ROUGE-L", "CIDEr")).per_image
     return {name: values.tolist() for name, values in figures.items()}
 
 
 def theirs(candidates: list[str], references: list[list[str]]) -> dict[str, list[float]]:
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
     tokenizer = PTBTokenizer()
     told = tokenizer.tokenize({at: [{"caption": one} for one in group] for at, group in enumerate(references)})
     said = tokenizer.tokenize({at: [{"caption": one}] for at, one in enumerate(candidates)})
@@ -125,9 +126,6 @@ def report(told: dict[str, list], pictures: int) -> None:
 
 
 def self_critical(path: Path | None) -> None:
-    from myllm.metrics.cider import CiderD
-    from myllm.metrics.score import tokenized
-
     candidates, references = captions_of(path, 1000)
     told = [tokenized(group) for group in references]
     scorer = CiderD(told)
