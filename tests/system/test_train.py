@@ -272,7 +272,7 @@ def test_a_long_caption_is_cut_and_reported(train: Train, tmp_path: Path, capsys
     [
         ["--optimizer=muon", "--presence=1", "--word_dropout=0.2", "--label_smoothing=0.1", "--schedule=linear"],
         ["--mode=layerwise", "--stages=[new,text,all]", "--accumulate=2", "--schedule=cosine"],
-        ["--augment=true", "--workers=0", "--precision=bf16"],
+        ["--augment=true", "--workers=0", "--precision=bf16", "--decode.do_sample=true"],
     ],
 )
 def test_every_way_to_train_trains(train: Train, tmp_path: Path, options: list[str]) -> None:

@@ -248,7 +248,9 @@ class Trainer:
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
                 image = model.image_kv(model.image_tokens(features))
-                search = start_search(model, self.vocabulary, image, self.config.decode)
+                # a picture is drawn for alike in each epoch
+                seeds = batch.index.tolist()
+                search = start_search(model, self.vocabulary, image, self.config.decode, seeds)
                 written = write_captions(search, self.prepared.tokenizer)
             for position, caption in zip(batch.index.tolist(), written, strict=True):
                 record = self.prepared.val.records[position]
