@@ -9,13 +9,15 @@ from myllm.apps.console import Display
 from myllm.apps.evaluate import caption_shown, data_of
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import CompareOptions
-from myllm.apps.train import write_text
+from myllm.apps.train import REPORT_FILE, told_now, write_text
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import References, match, read_predictions
 from myllm.data.records import Record, counted
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import told_search
+from myllm.evaluation.plots import plot_words
+from myllm.evaluation.report import comparison_report, write_report
 from myllm.runtime import json_text
 
 FILE = "comparison.json"
@@ -45,6 +47,10 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     comparison = compare(a, b, common, options.split)
     if out is not None:
         write_text(out / FILE, json_text(comparison.as_json()))
+        plot_words(comparison.words, out)
+        facts = {"Written": told_now(), "Data": Path(options.data).resolve().name}
+        facts |= {f"{side} decodes": how for side, how in zip("AB", told, strict=True)}
+        write_report(out / REPORT_FILE, comparison_report(facts, comparison))
     if options.json:
         print(json.dumps(comparison.as_json(), ensure_ascii=False))
     else:

@@ -11,7 +11,7 @@ from myllm.apps.calibrate import calibrate_model, check_calibratable, told_trust
 from myllm.apps.console import Display
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
-from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
+from myllm.apps.train import METRICS_FILE, REPORT_FILE, describe, told_now, write_evaluation, write_text
 from myllm.caption import Describer
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
@@ -20,11 +20,12 @@ from myllm.data.splits import one_split, split_records
 from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
+from myllm.evaluation.report import evaluation_report, write_report
 from myllm.runtime import choose_device
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
-    """Print the figures of a split; with --out, write metrics.json, captions.jsonl and samples."""
+    """Print the figures of a split; with --out, write metrics.json, captions.jsonl, samples and report.html."""
     display = Display(options.quiet, options.json)
     if options.out is not None and not options.overwrite and (Path(options.out) / METRICS_FILE).exists():
         raise ConfigError(
@@ -52,6 +53,9 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     if options.out is not None:
         write_evaluation(evaluation, Path(options.out))
         write_text(Path(options.out) / "captions.jsonl", captions_jsonl(evaluation))
+        facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
+        title = Path(options.model).resolve().name
+        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:

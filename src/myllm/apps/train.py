@@ -25,8 +25,8 @@ from myllm.data.scenes import read_things
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
 from myllm.evaluation.judge import MAIN
-from myllm.evaluation.plots import plot_curves, plot_samples
-from myllm.evaluation.report import write_report
+from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
+from myllm.evaluation.report import evaluation_report, write_report
 from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
@@ -150,7 +150,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     out = Path(config.out)
     write_evaluation(evaluation, out)
     facts = report_facts(config, prepared, state)
-    write_report(out / REPORT_FILE, out.resolve().name, facts, evaluation, state.history)
+    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history))
     if config.base is None:  # an adapter changes weights, and has no place for it
         calibrate_run(out, Path(config.data), evaluation, display)
     return evaluation
@@ -160,7 +160,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """When the run was, and what was trained on what."""
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     return {
-        "Finished": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "Finished": told_now(),
         "Data": Path(config.data).resolve().name,
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
@@ -173,8 +173,13 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     }
 
 
+def told_now() -> str:
+    """Day, hour and time zone, for facts of a report."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """metrics.json, samples.jsonl and samples.png."""
+    """metrics.json, samples.jsonl, samples.png, and the plots of words."""
     write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
     samples = [
         Sample(evaluation.records[at].image, evaluation.captions[at].text, evaluation.records[at].captions)
@@ -182,6 +187,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     ]
     write_samples(samples, out)
     plot_samples(samples, out / "samples.png")
+    plot_words(evaluation.words, out)
 
 
 def write_samples(samples: Sequence[Sample], out: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from myllm.caption import Caption, Describer
@@ -19,6 +19,8 @@ from myllm.evaluation.slices import Slice, slice_pictures, worst_first
 from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.figure import Floats
+from myllm.metrics.ngrams import Words
+from myllm.metrics.score import tokenized
 from myllm.runtime import in_batches
 
 
@@ -48,6 +50,14 @@ class Evaluation:
         """Every figure that is one number, by name."""
         told = self.judgement.as_json() | self.truth
         return {name: value for name, value in told.items() if isinstance(value, int | float)}
+
+    @cached_property
+    def words(self) -> dict[str, list[Words]]:
+        """The captions, and all references, as words."""
+        references = (caption for record in self.records for caption in record.captions)
+        return {
+            "captions": tokenized(caption.text for caption in self.captions), "references": tokenized(references)
+        }  # fmt: skip
 
     @property
     def per_image(self) -> dict[str, Floats]:
