@@ -275,7 +275,7 @@ def _figures_of_one(evaluation: Evaluation) -> Table:
         cells = [Cell(format(value, form), below)]
         if people:
             own, these = (format(one, form) for one in people[name]) if name in people else ("", "")
-            cells.append(Cell(own, own and f"these captions {these}"))
+            cells.append(Cell(own, own and f"captions {these}"))
         rows.append((label, meaning, cells))
     return Table(["Value", *(["People"] if people else [])], rows)
 
@@ -289,13 +289,13 @@ def _figures_of_two(comparison: Comparison) -> Table:
         ranges = [one.judgement.intervals[name] for one in (comparison.a, comparison.b)]
         a, b, neither = found.wins
         cells = [
+            Cell(format(found.difference, f"+{form}"), f"{_range(found.interval, f'+{form}')}; p\u00a0{found.p:.4f}"),
             Cell(format(found.a, form), _range(ranges[0], form)),
             Cell(format(found.b, form), _range(ranges[1], form)),
-            Cell(format(found.difference, f"+{form}"), f"{_range(found.interval, f'+{form}')}; p {found.p:.4f}"),
             Cell(f"{a:,} / {b:,} / {neither:,}"),
         ]
         rows.append((label, meaning, cells))
-    return Table(["A", "B", "B − A", "A / B / neither is higher on"], rows)
+    return Table(["B − A", "A", "B", "A / B / neither is higher on"], rows)
 
 
 def _range(ends: tuple[float, float], form: str) -> str:
