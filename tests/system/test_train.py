@@ -23,8 +23,8 @@ Train = Callable[..., int]
 Stopped = Callable[..., subprocess.CompletedProcess[str]]
 WRITTEN = (
     "captioner.pt", "last.pt", "config.yaml", "metrics.csv", "metrics.json", "loss.png", "perplexity.png",
-    "loss.svg", "perplexity.svg", "lengths.png", "lengths.svg", "words.png", "words.svg", "samples.png", "samples.jsonl",
-    "report.html",
+    "loss.svg", "perplexity.svg", "lengths.png", "lengths.svg", "words.png", "words.svg",
+    "samples.png", "samples.jsonl", "report.html",
 )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def comparison_report(
 def training_section(history: Sequence[Row]) -> Section:
     """The curves of a run."""
     return Section(
-        ("The star is the epoch whose weights were kept.",),
+        ("The star is the epoch of the lowest validation loss.",),
         [
             Drawn(f"{label} by epoch", curve_svg(history, name), _told_curve(history, name))
             for name, (label, _) in CURVES.items()
