@@ -20,6 +20,7 @@ from myllm.data.splits import one_split, split_records
 from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
+from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.report import evaluation_report, write_report
 from myllm.runtime import choose_device
 
@@ -55,7 +56,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         write_text(Path(options.out) / "captions.jsonl", captions_jsonl(evaluation))
         facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
         title = Path(options.model).resolve().name
-        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation))
+        look = word_maps(captioner, evaluation.records, evaluation.captions)
+        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, look=look))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:

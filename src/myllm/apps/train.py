@@ -24,6 +24,7 @@ from myllm.config import TrainConfig
 from myllm.data.scenes import read_things
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
+from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.judge import MAIN
 from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
 from myllm.evaluation.report import evaluation_report, write_report
@@ -149,8 +150,8 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     out = Path(config.out)
     write_evaluation(evaluation, out)
-    facts = report_facts(config, prepared, state)
-    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history))
+    facts, look = report_facts(config, prepared, state), word_maps(captioner, evaluation.records, evaluation.captions)
+    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history, look))
     if config.base is None:  # an adapter changes weights, and has no place for it
         calibrate_run(out, Path(config.data), evaluation, display)
     return evaluation
@@ -217,16 +218,7 @@ def describe(evaluation: Evaluation) -> str:
         f"{part.kind}: {part.label}"
         for part in evaluation.slices[:WEAKEST]
     ]
-    return "\n  ".join([first, *evaluation.judgement.lines(), *_told_leaks(evaluation), *weak])
-
-
-def _told_leaks(evaluation: Evaluation) -> list[str]:
-    if evaluation.leaks is None:
-        return []
-    lines = evaluation.leaks.lines()
-    for what, figures in evaluation.without_leaks(evaluation.leaks).items():
-        lines.append(f"without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures")
-    return lines
+    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.told_leaks(), *weak])
 
 
 class _Recorder:

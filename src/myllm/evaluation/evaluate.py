@@ -84,6 +84,16 @@ class Evaluation:
             if mask.any() and not mask.all()
         }
 
+    def told_leaks(self) -> list[str]:
+        """Sentences on what is in training too, and on CIDEr-D without it; none where training is not known."""
+        if self.leaks is None:
+            return []
+        without = [
+            f"Without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
+            for what, figures in self.without_leaks(self.leaks).items()
+        ]
+        return [*self.leaks.lines(), *without]
+
     def _leaks_as_json(self, leaks: Leaks) -> dict[str, Any]:
         return {
             "training_pictures": leaks.training,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -19,6 +19,7 @@ from myllm.evaluation.evaluate import Evaluation, told_search
 from myllm.evaluation.gallery import EACH, Look, Order, Said, Shown, hang, orders_of_one, orders_of_two
 from myllm.evaluation.judge import MAIN, Judgement
 from myllm.evaluation.plots import CURVES, WORD_PLOTS, Row, Words, curve_svg, frequent_words, words_svg
+from myllm.evaluation.slices import Slice
 from myllm.runtime import atomic_write
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"  # beside this file
@@ -29,13 +30,25 @@ FIGURES = {
     "BLEU-3": ("BLEU-3", ".3f", "up to three words"),
     "BLEU-4": ("BLEU-4", ".3f", "up to four words"),
     "ROUGE-L": ("ROUGE-L", ".3f", "words shared with a reference in the same order, with others between them or not"),
+    "METEOR": ("METEOR", ".3f", "words shared with a reference, in other forms or by synonyms too, in a like order"),
     "CIDEr-D": ("CIDEr-D", ".3f", "phrases shared with the references, rare ones weighing more; 0 to 10"),
     "CIDEr-D_shuffled": ("CIDEr-D, shuffled pictures", ".3f", "a control: the same captions at other pictures"),
     "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "a control: what is said where nothing is seen, of every picture"),
     "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D less that of shuffled pictures: what comes from seeing"),
+    "CHAIRi": ("CHAIRi", ".1%", "less is better: named things that no reference names, among those named"),
+    "CHAIRs": ("CHAIRs", ".1%", "less is better: captions with such a thing"),
+    "places_wrong": ("Places wrong", ".1%", "less is better: the same of places alone"),
+    "colours_wrong": ("Colours wrong", ".1%", "less is better: of colours"),
+    "counts_wrong": ("Counts wrong", ".1%", "less is better: of numbers"),
+    "self-CIDEr": ("self-CIDEr", ".3f", "how much a picture’s captions that were weighed differ; 0 to 1"),
+    "CLIPScore": ("CLIPScore", ".3f", "how well captions fit the pictures, by a CLIP"),
+    "RefCLIPScore": ("RefCLIPScore", ".3f", "how well they fit the references too"),
     "distinct_captions": ("Distinct captions", ".1%", "different captions among all that were written"),
     "mean_length": ("Mean length", ".1f", "words in a caption"),
     "true": ("True", ".1%", "captions of scenes that name only what is there"),
+    "invented": ("Invented", ".1%", "less is better: captions that name a kind of thing that is not there"),
+    "miscoloured": ("Miscoloured", ".1%", "less is better: captions that give a thing another’s colour, or none’s"),
+    "miscounted": ("Miscounted", ".1%", "less is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that is there, and no more"),
     "placed": ("Placed", ".1%", "of those that say left, right, above or below, captions where it is so"),
 }
@@ -46,6 +59,7 @@ PROTOCOL = {
     "blind": "Said with no picture",
     "model": "Hash of the weights",
     "data": "Hash of the data",
+    "clip": "CLIP",
 }
 
 
@@ -85,27 +99,6 @@ class Table:
     rows: Sequence[tuple[str, str, Sequence[Cell]]]
 
 
-class Slice(Protocol):
-    """CIDEr-D of pictures that have something in common."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def pictures(self) -> int: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def difference(self) -> float:
-        """From all pictures' value."""
-        ...
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % of the value."""
-        ...
-
-
 @dataclass(frozen=True)
 class Report:
     """What is on the page."""
@@ -125,12 +118,14 @@ class Report:
     gallery: Sequence[Shown]
     orders: Sequence[Order]
     words: Section
+    absent: Mapping[str, str]
+    """Figures that are not there, with the reason."""
     broken: Sequence[str] = ()
     """Pictures that could not be read, with the reason."""
     training: Section | None = None
     calibration: Section | None = None
     slices: Sequence[Slice] = ()
-    """In the order in which they are to stand, as the worst first."""
+    """Of CIDEr-D, in the order in which they are to stand, as the worst first."""
     leaks: Sequence[str] = ()
     """Sentences on what is judged and in training too."""
 
@@ -167,11 +162,14 @@ def evaluation_report(
         pictures=len(evaluation.records),
         table=_figures_of_one(evaluation),
         protocol=_told_protocol(evaluation.protocol),
+        absent=evaluation.protocol.get("absent", {}),
         gallery=hang(evaluation.records, [said], orders),
         orders=orders,
         words=words_section(evaluation.words),
         broken=evaluation.broken,
         training=training_section(history) if history else None,
+        slices=evaluation.slices,
+        leaks=evaluation.told_leaks(),
     )  # fmt: skip
 
 
@@ -194,6 +192,7 @@ def comparison_report(
         pictures=len(comparison.records),
         table=_figures_of_two(comparison),
         protocol=_told_protocol({**comparison.a.judgement.protocol, "split": comparison.split}),
+        absent=comparison.a.judgement.protocol.get("absent", {}),
         gallery=hang(comparison.records, [a, b], orders),
         orders=orders,
         words=words_section(comparison.words),
