@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from myllm.evaluation.gallery import EACH, Word
 from myllm.evaluation.judge import judge_captions
 from myllm.evaluation.plots import Row
 from myllm.evaluation.report import Report, Section, comparison_report, evaluation_report, write_report
+from myllm.evaluation.slices import Slice
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AXE = Path(__file__).parents[1] / "javascript/node_modules/axe-core/axe.min.js"
@@ -30,16 +31,6 @@ HISTORY: list[Row] = [
     {"epoch": 2, "train_loss": 2.0, "val_loss": 1.5, "train_perplexity": 7.4, "val_perplexity": 4.5},
 ]
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-
-
-@dataclass(frozen=True)
-class Slice:
-    kind: str = "people"
-    label: str = "three or more"
-    pictures: int = 40
-    value: float = 0.31
-    difference: float = -0.1
-    interval: tuple[float, float] = (0.25, 0.37)
 
 
 def seen(place: int, word: int) -> NDArray[np.float64]:
@@ -76,7 +67,8 @@ def one(judged: Evaluation) -> Report:
     report = evaluation_report("a run", {"Seed": "7"}, judged, HISTORY, look)
     assert report.training is not None
     calibration = Section(["Confidence is the share of words that are right."], report.training.plots)
-    return replace(report, slices=[Slice()], leaks=["2 pictures are in training too"], calibration=calibration)
+    slices = [Slice("people", "three or more", 40, 0.31, -0.1, (0.25, 0.37))]
+    return replace(report, slices=slices, leaks=["2 pictures are in training too"], calibration=calibration)
 
 
 @pytest.fixture(scope="module")
@@ -329,4 +321,5 @@ def test_evaluate_and_compare_write_it(tiny_run: Path, scenes: Path, tmp_path: P
         assert page.count("<img ") == 12 and len(page) < 5_000_000
         for name in ("lengths.png", "lengths.svg", "words.png", "words.svg"):
             assert (folder / name).stat().st_size > 1000
+        assert "data-map=" in page and "from dark blue" in page
     assert page.count(" ahead</button>") == 2 and "B decodes</dt><dd>captions from a file</dd>" in page

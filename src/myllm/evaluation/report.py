@@ -47,7 +47,7 @@ FIGURES = {
     "mean_length": ("Mean length", ".1f", "words in a caption"),
     "true": ("True", ".1%", "captions of scenes that name only what is there"),
     "invented": ("Invented", ".1%", "less is better: captions that name a kind of thing that is not there"),
-    "miscoloured": ("Miscoloured", ".1%", "less is better: captions that give a thing another’s colour, or none’s"),
+    "miscoloured": ("Miscoloured", ".1%", "less is better: captions that give a thing a colour which it has not"),
     "miscounted": ("Miscounted", ".1%", "less is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that is there, and no more"),
     "placed": ("Placed", ".1%", "of those that say left, right, above or below, captions where it is so"),

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import combinations, pairwise, product
 from pathlib import Path
@@ -21,11 +21,13 @@ from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.evaluation.compare import compare
-from myllm.evaluation.evaluate import Evaluation
+from myllm.evaluation.evaluate import Evaluation, judge_scenes
 from myllm.evaluation.gallery import EACH, Look, Word
-from myllm.evaluation.judge import Judgement
+from myllm.evaluation.judge import Judgement, judge_captions
 from myllm.evaluation.plots import MARK, TRAIN, VAL, Row
+from myllm.evaluation.report import FIGURES as FIGURES_OF_PAGE
 from myllm.evaluation.report import Drawn, Section, comparison_report, evaluation_report, write_report
+from myllm.evaluation.slices import Slice
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.figure import mean_of
 
@@ -103,14 +105,8 @@ def report(
     return Page(folder / "report.html")
 
 
-@dataclass(frozen=True)
-class Slice:
-    kind: str
-    label: str
-    pictures: int = 31
-    value: float = 0.4
-    difference: float = -0.1
-    interval: tuple[float, float] = (0.3, 0.5)
+def part(kind: str, label: str) -> Slice:
+    return Slice(kind, label, 31, 0.4, -0.1, (0.3, 0.5))
 
 
 @pytest.fixture
@@ -128,7 +124,7 @@ def test_whatever_a_text_says_it_stays_text(tmp_path: Path, picture: Path, text:
     def page_of(text: str) -> Page:
         return report(
             tmp_path, evaluation(pictures, [text, text], [text], [text]), text, {text: text},
-            lambda place: [Word(text, np.eye(3))] * (place == 0), slices=[Slice(text, text)], leaks=[text],
+            lambda place: [Word(text, np.eye(3))] * (place == 0), slices=[part(text, text)], leaks=[text],
             calibration=Section([text], [Drawn(text, "<svg></svg>", text)]),
         )  # fmt: skip
 
@@ -204,6 +200,14 @@ def test_every_figure_has_its_row_an_unknown_one_too(tmp_path: Path, picture: Pa
     assert [cell for cell in cells if re.fullmatch(r"[\d.]+%?", cell)] == [
         "0.250", "1.500", "0.250", "1.250", "100.0%", "2.0", "0.124"
     ]  # fmt: skip
+
+
+def test_every_figure_there_is_has_a_label_and_a_meaning() -> None:
+    judged = judge_captions(["a dog", "a cat"], [["a dog"], ["a cat"]], blind="a dog")
+    scenes = judge_scenes(["a red ball left of a blue cube"], [[]])
+    there = {*judged.figures, *judged.as_json(), *scenes} - {"CIDEr"}
+    told = {name for name in there if isinstance((judged.as_json() | scenes)[name], int | float)}
+    assert len(told) > 15 and told <= FIGURES_OF_PAGE.keys()
 
 
 def embedded(attributes: dict[str, Any]) -> Image.Image:
@@ -322,7 +326,7 @@ def test_what_a_report_lacks_is_left_out(tmp_path: Path, picture: Path) -> None:
     assert page.text("h2") == ["Figures", "Words", "Pictures"] == page.text("a")
     assert {"People.", "No picture.", "p"}.isdisjoint(page.text("strong"))
     everything = report(
-        tmp_path, judged, slices=[Slice("people", "none")], leaks=["none"], calibration=Section(["told"], [])
+        tmp_path, judged, slices=[part("people", "none")], leaks=["none"], calibration=Section(["told"], [])
     )
     sections = ["Figures", "Training", "Confidence", "Where it is weak", "Seen in training", "Words", "Pictures"]
     assert everything.text("h2") == sections == everything.text("a")
