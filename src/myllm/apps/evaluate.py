@@ -21,7 +21,7 @@ from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
 from myllm.evaluation.heatmaps import word_maps
-from myllm.evaluation.report import evaluation_report, write_report
+from myllm.evaluation.report import calibration_section, evaluation_report, write_report
 from myllm.runtime import choose_device
 
 
@@ -47,8 +47,10 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 partial(progress, "looking with CLIP"),
             )  # fmt: skip
             evaluation.judgement.add(figures, clip=options.clip)
+    trust = None
     if options.calibrate:
-        display.say(told_trust(calibrate_model(Path(options.model), Path(options.data), evaluation)))
+        trust = calibrate_model(Path(options.model), Path(options.data), evaluation)
+        display.say(told_trust(trust))
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -57,7 +59,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
         title = Path(options.model).resolve().name
         look = word_maps(captioner, evaluation.records, evaluation.captions)
-        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, look=look))
+        report = evaluation_report(title, facts, evaluation, look=look)
+        write_report(Path(options.out) / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
 from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.judge import MAIN
 from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
-from myllm.evaluation.report import evaluation_report, write_report
+from myllm.evaluation.report import calibration_section, evaluation_report, write_report
 from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
@@ -150,10 +150,11 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     out = Path(config.out)
     write_evaluation(evaluation, out)
+    # an adapter changes weights, and has no place for a calibration
+    trust = calibrate_run(out, Path(config.data), evaluation, display) if config.base is None else None
     facts, look = report_facts(config, prepared, state), word_maps(captioner, evaluation.records, evaluation.captions)
-    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history, look))
-    if config.base is None:  # an adapter changes weights, and has no place for it
-        calibrate_run(out, Path(config.data), evaluation, display)
+    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, look)
+    write_report(out / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
     return evaluation
 
 

@@ -1,6 +1,5 @@
 """What each word looked at, as pictures: heat in cividis, which reads alike with all kinds of colour vision."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from io import BytesIO
@@ -81,8 +80,13 @@ def word_maps(captioner: Describer, records: Sequence[Record], captions: Sequenc
             maps = captioner.look(records[place].image, captions[place])
         except DataError:  # gone since it was captioned
             return []
+        sure = {
+            at: word.confidence
+            for word in captions[place].words
+            for at in range(word.tokens.start, word.tokens.stop)
+        }
         return [
-            gallery.Word(word.text, word.map.numpy(), None if word.logprob is None else math.exp(word.logprob))
+            gallery.Word(word.text, word.map.numpy(), sure.get(word.tokens[0]))
             for word in captioner.words(captions[place], maps)
         ]
 

@@ -14,11 +14,22 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from myllm.config import DecodeConfig
+from myllm.evaluation.calibration import Trust, expected_calibration_error
 from myllm.evaluation.compare import CHANCE, Comparison
 from myllm.evaluation.evaluate import Evaluation, told_search
 from myllm.evaluation.gallery import EACH, Look, Order, Said, Shown, hang, orders_of_one, orders_of_two
 from myllm.evaluation.judge import MAIN, Judgement
-from myllm.evaluation.plots import CURVES, WORD_PLOTS, Row, Words, curve_svg, frequent_words, words_svg
+from myllm.evaluation.plots import (
+    CURVES,
+    TRUST,
+    WORD_PLOTS,
+    Row,
+    Words,
+    curve_svg,
+    frequent_words,
+    trust_svg,
+    words_svg,
+)
 from myllm.evaluation.slices import Slice
 from myllm.runtime import atomic_write
 
@@ -208,6 +219,25 @@ def training_section(history: Sequence[Row]) -> Section:
             for name, (label, _) in CURVES.items()
         ],
     )
+
+
+def calibration_section(trust: Trust | None) -> Section | None:
+    """What confidence is worth; None where that was not measured."""
+    if trust is None:
+        return None
+    judged = "by a calibration of other pictures" if trust.is_cross_fitted else "by the captioner’s own calibration"
+    offs = [expected_calibration_error(bins) for bins in (trust.words, trust.captions)]
+    half, whole = trust.coverage[4], trust.coverage[-1]
+    told = {
+        "reliability": f"confidence is off by {offs[0]:.3f} in the mean for a word, by {offs[1]:.3f} for a caption",
+        "coverage": f"the more confident half of the captions has CIDEr-D {half:.2f}, all have {whole:.2f}",
+    }
+    return Section(
+        (f"How far confidence, {judged}, can be trusted. On the dashed line words said with a confidence of 80 % are "
+         "in the references of 80 of 100 pictures; below it the captioner is surer than it is right. The other plot "
+         "shows what is won by keeping only the captions that it is surest of.",),
+        [Drawn(title, trust_svg(trust, name), told[name]) for name, (title, _) in TRUST.items()],
+    )  # fmt: skip
 
 
 def words_section(words: Mapping[str, Sequence[Words]]) -> Section:

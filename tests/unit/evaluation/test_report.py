@@ -20,13 +20,21 @@ from PIL import Image
 from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
+from myllm.evaluation.calibration import Bin, Trust
 from myllm.evaluation.compare import compare
 from myllm.evaluation.evaluate import Evaluation, judge_scenes
 from myllm.evaluation.gallery import EACH, Look, Word
 from myllm.evaluation.judge import Judgement, judge_captions
 from myllm.evaluation.plots import MARK, TRAIN, VAL, Row
 from myllm.evaluation.report import FIGURES as FIGURES_OF_PAGE
-from myllm.evaluation.report import Drawn, Section, comparison_report, evaluation_report, write_report
+from myllm.evaluation.report import (
+    Drawn,
+    Section,
+    calibration_section,
+    comparison_report,
+    evaluation_report,
+    write_report,
+)
 from myllm.evaluation.slices import Slice
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.figure import mean_of
@@ -332,6 +340,19 @@ def test_what_a_report_lacks_is_left_out(tmp_path: Path, picture: Path) -> None:
     assert everything.text("h2") == sections == everything.text("a")
     assert {"0.300 to 0.500", "none; 31 pictures"} <= set(everything.text("small"))
     assert "-0.100" in everything.text("td")
+
+
+def test_what_confidence_is_worth_is_drawn_and_told(tmp_path: Path, picture: Path) -> None:
+    coverage = (2.5, 2.25, 2.0, 1.75, 1.5, 1.5, 1.5, 1.5, 1.5, 1.25)
+    trust = Trust((Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),), coverage, is_cross_fitted=True)
+    section = calibration_section(trust)
+    assert section is not None and calibration_section(None) is None
+    report(tmp_path, evaluation([picture], ["a caption"]), calibration=section)
+    assert [one.told for one in section.plots] == [
+        "confidence is off by 0.188 in the mean for a word, by 0.000 for a caption",
+        "the more confident half of the captions has CIDEr-D 1.50, all have 1.25",
+    ]
+    assert "a calibration of other pictures" in section.told[0]
 
 
 def test_two_captioners_stand_side_by_side(tmp_path: Path, picture: Path) -> None:
