@@ -94,7 +94,8 @@ def frequent_words(said: Mapping[str, Sequence[Words]]) -> dict[str, list[float]
     """
     used = [Counter(word for words in captions for word in set(words)) for captions in said.values()]
     sizes = [len(captions) for captions in said.values()]
-    known = {word for counts in used for word in counts if any(map(str.isalnum, word))}
+    # a control character, as an untrained model may say, has no place in an SVG
+    known = {word for counts in used for word in counts if any(map(str.isalnum, word)) and word.isprintable()}
     shares = {word: [counts[word] / size for counts, size in zip(used, sizes, strict=True)] for word in known}
     most = sorted(shares, key=lambda word: (-max(shares[word]), word))[:MOST_WORDS]
     return {word: shares[word] for word in sorted(most, key=lambda word: (-shares[word][-1], word))}

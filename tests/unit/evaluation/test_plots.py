@@ -156,11 +156,14 @@ def test_words_are_drawn_for_a_page_and_for_files(tmp_path: Path, name: str) -> 
     assert len(columns_of(tmp_path / f"{name}.png", VAL)) and len(columns_of(tmp_path / f"{name}.png", MARK))
 
 
-@pytest.mark.parametrize("word", ["$x_{", "<script>alert(1)</script>", "&lt;", "w" * 90, "été", "a-->b", "$"])
+WORDS = ["$x_{", "<script>alert(1)</script>", "&lt;", "w" * 90, "été", "a-->b", "$", "a\x1d", "a\x00"]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_any_word_can_be_drawn(word: str) -> None:
     svg = words_svg({"captions": [[word]], "references": [["dog"]]}, "words")
     shown = word if len(word) <= 18 else f"{word[:17]}…"
-    assert (shown in words_in(svg)) == any(map(str.isalnum, word)) and "<script" not in svg
+    assert (shown in words_in(svg)) == (any(map(str.isalnum, word)) and word.isprintable()) and "<script" not in svg
 
 
 def test_captions_without_a_word_can_be_drawn() -> None:
