@@ -23,6 +23,7 @@ Train = Callable[..., int]
 Stopped = Callable[..., subprocess.CompletedProcess[str]]
 WRITTEN = (
     "captioner.pt", "last.pt", "config.yaml", "metrics.csv", "metrics.json", "loss.png", "perplexity.png",
+    "loss.svg", "perplexity.svg", "lengths.png", "lengths.svg", "words.png", "words.svg",
     "samples.png", "samples.jsonl", "report.html",
 )  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_the_run_folder_is_complete(tiny_run: Path) -> None:
     assert {name for name in WRITTEN if (tiny_run / name).stat().st_size} == set(WRITTEN)
     assert list(tiny_run.glob("events.out.tfevents.*"))
     assert not list(tiny_run.glob(".*"))  # nothing half-written
-    for name in ("loss.png", "perplexity.png", "samples.png"):
+    for name in ("loss.png", "perplexity.png", "lengths.png", "words.png", "samples.png"):
         Image.open(tiny_run / name).verify()
 
 
@@ -81,7 +82,7 @@ def test_the_report_is_of_this_run(tiny_run: Path, jsonl: Callable[[Path], list[
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     figures = json.loads((tiny_run / "metrics.json").read_text())
     assert "<h1>captioner</h1>" in page and "<dt>Epochs</dt><dd>4, the best is " in page
-    assert all(f"{figures[name]:.3f}</td>" in page for name in ("BLEU-1", "CIDEr-D", "CIDEr-D_shuffled"))
+    assert all(f"{figures[name]:.3f} <small>" in page for name in ("BLEU-1", "CIDEr-D", "CIDEr-D_shuffled"))
     assert all(f'alt="{sample["caption"]}"' in page for sample in jsonl(tiny_run / "samples.jsonl"))
 
 

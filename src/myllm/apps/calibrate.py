@@ -34,12 +34,15 @@ def calibrate_model(model: Path, data: Path, evaluation: Evaluation) -> Trust:
     return trust
 
 
-def calibrate_run(model: Path, data: Path, evaluation: Evaluation, display: Display) -> None:
+def calibrate_run(model: Path, data: Path, evaluation: Evaluation, display: Display) -> Trust | None:
     """`calibrate_model` at the end of a run, which is none the worse where there is too little to learn from."""
     try:
-        display.say(told_trust(calibrate_model(model, data, evaluation)))
+        trust = calibrate_model(model, data, evaluation)
     except DataError as error:
         display.say(f"Confidence is not calibrated: {error}")
+        return None
+    display.say(told_trust(trust))
+    return trust
 
 
 def told_trust(trust: Trust) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,38 @@ from myllm.apps.console import Display
 from myllm.apps.evaluate import caption_shown, data_of
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import CompareOptions
-from myllm.apps.train import write_text
+from myllm.apps.train import REPORT_FILE, told_now, write_text
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import References, match, read_predictions
 from myllm.data.records import Record, counted
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import told_search
+from myllm.evaluation.gallery import Look
+from myllm.evaluation.heatmaps import word_maps
+from myllm.evaluation.plots import plot_words
+from myllm.evaluation.report import comparison_report, write_report
 from myllm.runtime import json_text
 
 FILE = "comparison.json"
 SUFFIXES = (".json", ".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one of the two says."""
+
+    captions: dict[str, str]
+    """By the picture's name."""
+    how: str
+    """How they were made."""
+    look: Look | None = None
+    """Heat maps of a picture's words, by its place among `captions`."""
+
+    def look_of(self, records: Sequence[Record]) -> Look | None:
+        """The same by a picture's place among `records`."""
+        look, places = self.look, {name: place for place, name in enumerate(self.captions)}
+        return None if look is None else lambda place: look(places[records[place].name])
 
 
 def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[str, Any]) -> int:
@@ -31,31 +53,31 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     if out is not None and not options.overwrite and (out / FILE).exists():
         raise ConfigError(f"--out {out} holds {FILE} already; replace it by --overwrite, or give another folder")
     records = data_of(Path(options.data), options.split, CaptionsConfig(), display).records[: options.limit]
-    said, told = [], []
-    for path in paths:
-        captions, how = _captions_of(path, records, options, decode, display)
-        said.append(captions)
-        told.append(how)
-    common = [record for record in records if all(record.name in captions for captions in said)]
+    sides = [_captions_of(path, records, options, decode, display) for path in paths]
+    common = [record for record in records if all(record.name in side.captions for side in sides)]
     if not common:
         raise DataError(f"there is no picture that both {paths[0]} and {paths[1]} caption")
     if len(common) < len(records):
         display.warn(f"compared on {len(common):,} of {len(records):,} pictures, those that both caption")
-    a, b = ((path, [captions[record.name] for record in common]) for path, captions in zip(paths, said, strict=True))
+    a, b = ((path, [side.captions[one.name] for one in common]) for path, side in zip(paths, sides, strict=True))
     comparison = compare(a, b, common, options.split)
     if out is not None:
         write_text(out / FILE, json_text(comparison.as_json()))
+        plot_words(comparison.words, out)
+        facts = {"Written": told_now(), "Data": Path(options.data).resolve().name}
+        facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
+        looks = sides[0].look_of(common), sides[1].look_of(common)
+        write_report(out / REPORT_FILE, comparison_report(facts, comparison, looks))
     if options.json:
         print(json.dumps(comparison.as_json(), ensure_ascii=False))
     else:
-        display.console.print("\n".join(_lines(comparison, told)))
+        display.console.print("\n".join(_lines(comparison, [side.how for side in sides])))
     return 0
 
 
 def _captions_of(
     path: str, records: Sequence[Record], options: CompareOptions, decode: Mapping[str, Any], display: Display
-) -> tuple[dict[str, str], str]:
-    """Captions by the picture's name, and how they were made."""
+) -> _Side:
     if Path(path).is_file() and Path(path).suffix in SUFFIXES:
         references = References({record.name: list(record.captions) for record in records}, {}, options.data)
         matched = match(read_predictions(Path(path)), references)
@@ -66,12 +88,13 @@ def _captions_of(
             display.warn(
                 f"{path}: captions of pictures that are not in the split are left out: {len(matched.unknown):,}"
             )
-        return dict(zip(matched.names, matched.captions, strict=True)), "captions from a file"
+        return _Side(dict(zip(matched.names, matched.captions, strict=True)), "captions from a file")
     captioner = open_captioner(path, options.devices, options.precision)
     chosen = captioner.decode_options(**decode)
     said = caption_shown(path, captioner, records, display, chosen, options.batch_size)
     captions = {record.name: caption.text for record, caption in zip(said.records, said.captions, strict=True)}
-    return captions, told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
+    how = told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
+    return _Side(captions, how, word_maps(captioner, said.records, said.captions))
 
 
 def _lines(comparison: Comparison, told: Sequence[str]) -> list[str]:

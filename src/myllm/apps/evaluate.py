@@ -11,7 +11,7 @@ from myllm.apps.calibrate import calibrate_model, check_calibratable, told_trust
 from myllm.apps.console import Display
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
-from myllm.apps.train import METRICS_FILE, describe, write_evaluation, write_text
+from myllm.apps.train import METRICS_FILE, REPORT_FILE, describe, told_now, write_evaluation, write_text
 from myllm.caption import Describer
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
@@ -20,11 +20,13 @@ from myllm.data.splits import one_split, split_records
 from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
+from myllm.evaluation.heatmaps import word_maps
+from myllm.evaluation.report import calibration_section, evaluation_report, write_report
 from myllm.runtime import choose_device
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
-    """Print the figures of a split; with --out, write metrics.json, captions.jsonl and samples."""
+    """Print the figures of a split; with --out, write metrics.json, captions.jsonl, samples and report.html."""
     display = Display(options.quiet, options.json)
     if options.out is not None and not options.overwrite and (Path(options.out) / METRICS_FILE).exists():
         raise ConfigError(
@@ -45,13 +47,20 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 partial(progress, "looking with CLIP"),
             )  # fmt: skip
             evaluation.judgement.add(figures, clip=options.clip)
+    trust = None
     if options.calibrate:
-        display.say(told_trust(calibrate_model(Path(options.model), Path(options.data), evaluation)))
+        trust = calibrate_model(Path(options.model), Path(options.data), evaluation)
+        display.say(told_trust(trust))
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
         write_evaluation(evaluation, Path(options.out))
         write_text(Path(options.out) / "captions.jsonl", captions_jsonl(evaluation))
+        facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
+        title = Path(options.model).resolve().name
+        look = word_maps(captioner, evaluation.records, evaluation.captions)
+        report = evaluation_report(title, facts, evaluation, look=look)
+        write_report(Path(options.out) / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:

@@ -112,7 +112,7 @@ class EvaluateOptions:
     """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
     the extra `clip`."""
     out: str | None = None
-    """Folder for metrics.json, captions.jsonl and samples.png."""
+    """Folder for metrics.json, captions.jsonl, samples.png, report.html and its plots."""
     overwrite: bool = False
     """Replace the figures that --out holds already."""
     calibrate: bool = False
@@ -183,7 +183,7 @@ class CompareOptions:
     limit: int | None = None
     """Only this many pictures, the first ones."""
     out: str | None = None
-    """Folder for comparison.json and report.html."""
+    """Folder for comparison.json, report.html and its plots."""
     overwrite: bool = False
     """Replace the comparison that --out holds already."""
     allow_missing: bool = False

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,10 @@ from myllm.config import TrainConfig
 from myllm.data.scenes import read_things
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
+from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.judge import MAIN
-from myllm.evaluation.plots import plot_curves, plot_samples
-from myllm.evaluation.report import write_report
+from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
+from myllm.evaluation.report import calibration_section, evaluation_report, write_report
 from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
@@ -149,10 +150,11 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     out = Path(config.out)
     write_evaluation(evaluation, out)
-    facts = report_facts(config, prepared, state)
-    write_report(out / REPORT_FILE, out.resolve().name, facts, evaluation, state.history)
-    if config.base is None:  # an adapter changes weights, and has no place for it
-        calibrate_run(out, Path(config.data), evaluation, display)
+    # an adapter changes weights, and has no place for a calibration
+    trust = calibrate_run(out, Path(config.data), evaluation, display) if config.base is None else None
+    facts, look = report_facts(config, prepared, state), word_maps(captioner, evaluation.records, evaluation.captions)
+    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, look)
+    write_report(out / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
     return evaluation
 
 
@@ -160,7 +162,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """When the run was, and what was trained on what."""
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     return {
-        "Finished": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "Finished": told_now(),
         "Data": Path(config.data).resolve().name,
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
@@ -173,8 +175,13 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     }
 
 
+def told_now() -> str:
+    """Day, hour and time zone, for facts of a report."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """metrics.json, samples.jsonl and samples.png."""
+    """metrics.json, samples.jsonl, samples.png, and the plots of words."""
     write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
     samples = [
         Sample(evaluation.records[at].image, evaluation.captions[at].text, evaluation.records[at].captions)
@@ -182,6 +189,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     ]
     write_samples(samples, out)
     plot_samples(samples, out / "samples.png")
+    plot_words(evaluation.words, out)
 
 
 def write_samples(samples: Sequence[Sample], out: Path) -> None:
@@ -211,16 +219,7 @@ def describe(evaluation: Evaluation) -> str:
         f"{part.kind}: {part.label}"
         for part in evaluation.slices[:WEAKEST]
     ]
-    return "\n  ".join([first, *evaluation.judgement.lines(), *_told_leaks(evaluation), *weak])
-
-
-def _told_leaks(evaluation: Evaluation) -> list[str]:
-    if evaluation.leaks is None:
-        return []
-    lines = evaluation.leaks.lines()
-    for what, figures in evaluation.without_leaks(evaluation.leaks).items():
-        lines.append(f"without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures")
-    return lines
+    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.told_leaks(), *weak])
 
 
 class _Recorder:

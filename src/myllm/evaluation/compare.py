@@ -8,6 +8,8 @@ from typing import Any
 from myllm.data.records import Record
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.metrics.bootstrap import Difference, differences
+from myllm.metrics.ngrams import Words
+from myllm.metrics.score import tokenized
 
 CHANCE = 0.05
 
@@ -34,6 +36,12 @@ class Comparison:
     def differences(self) -> dict[str, Difference]:
         """By figure; the bootstrap is paired, over pictures."""
         return differences(self.a.judgement.figures, self.b.judgement.figures)
+
+    @cached_property
+    def words(self) -> dict[str, list[Words]]:
+        """The captions of each, and all references, as words."""
+        references = (caption for record in self.records for caption in record.captions)
+        return {"A": tokenized(self.a.captions), "B": tokenized(self.b.captions), "references": tokenized(references)}
 
     def as_json(self) -> dict[str, Any]:
         """Both with their figures, and the differences."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from myllm.caption import Caption, Describer
@@ -19,6 +19,8 @@ from myllm.evaluation.slices import Slice, slice_pictures, worst_first
 from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.figure import Floats
+from myllm.metrics.ngrams import Words
+from myllm.metrics.score import tokenized
 from myllm.runtime import in_batches
 
 
@@ -49,6 +51,14 @@ class Evaluation:
         told = self.judgement.as_json() | self.truth
         return {name: value for name, value in told.items() if isinstance(value, int | float)}
 
+    @cached_property
+    def words(self) -> dict[str, list[Words]]:
+        """The captions, and all references, as words."""
+        references = (caption for record in self.records for caption in record.captions)
+        return {
+            "captions": tokenized(caption.text for caption in self.captions), "references": tokenized(references)
+        }  # fmt: skip
+
     @property
     def per_image(self) -> dict[str, Floats]:
         """(N,) of each figure that a single picture has."""
@@ -73,6 +83,16 @@ class Evaluation:
             for name, mask in kept.items()
             if mask.any() and not mask.all()
         }
+
+    def told_leaks(self) -> list[str]:
+        """Sentences on what is in training too, and on CIDEr-D without it; none where training is not known."""
+        if self.leaks is None:
+            return []
+        without = [
+            f"Without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
+            for what, figures in self.without_leaks(self.leaks).items()
+        ]
+        return [*self.leaks.lines(), *without]
 
     def _leaks_as_json(self, leaks: Leaks) -> dict[str, Any]:
         return {

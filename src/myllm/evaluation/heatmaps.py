@@ -10,6 +10,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from myllm.caption import Caption, Describer
+from myllm.captioner import Captioner
+from myllm.data.records import Record
+from myllm.errors import DataError
+from myllm.evaluation import gallery
+from myllm.evaluation.gallery import Look
 from myllm.evaluation.plots import FAINT, INK
 from myllm.looking import Word
 
@@ -59,6 +65,32 @@ def draw_words(picture: Image.Image, words: Sequence[Word], title: str = "") -> 
     buffer = BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return Image.open(buffer).convert("RGB")
+
+
+def word_maps(captioner: Describer, records: Sequence[Record], captions: Sequence[Caption]) -> Look | None:
+    """For a report: what was looked at for the words of a picture's caption, by its place among `records`.
+
+    None where the captioner, being an export, can't tell.
+    """
+    if not isinstance(captioner, Captioner):
+        return None
+
+    def look(place: int) -> list[gallery.Word]:
+        try:
+            maps = captioner.look(records[place].image, captions[place])
+        except DataError:  # gone since it was captioned
+            return []
+        sure = {
+            at: word.confidence
+            for word in captions[place].words
+            for at in range(word.tokens.start, word.tokens.stop)
+        }
+        return [
+            gallery.Word(word.text, word.map.numpy(), sure.get(word.tokens[0]))
+            for word in captioner.words(captions[place], maps)
+        ]
+
+    return look
 
 
 def _plain(text: str) -> str:

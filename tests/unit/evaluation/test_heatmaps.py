@@ -1,9 +1,16 @@
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from myllm.evaluation.heatmaps import draw_words, overlay
+from myllm.caption import Describer
+from myllm.captioner import Captioner
+from myllm.checkpoints.native import Checkpoint
+from myllm.data.records import Record
+from myllm.evaluation.heatmaps import draw_words, overlay, word_maps
 from myllm.looking import Word
 
 PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
@@ -55,3 +62,23 @@ def test_each_word_has_a_panel_and_punctuation_has_none(size: tuple[int, int]) -
 def test_given_words_say_so() -> None:
     given, said = (draw_words(PICTURE, [word("dog", logprob)]) for logprob in (None, -0.7))
     assert given.size == said.size and given.tobytes() != said.tobytes()
+
+
+def test_a_report_is_told_what_was_looked_at_for_each_word(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
+    PICTURE.save(tmp_path / "there.png")
+    records = [Record(tmp_path / name, ("a dog",)) for name in ("gone.png", "there.png")]
+    captions = [captioner.caption(PICTURE)] * 2
+    look = word_maps(captioner, records, captions)
+    assert look is not None and look(0) == []
+    words, own = look(1), captioner.words(captions[1])
+    assert [word.text for word in words] == [word.text for word in own] != []
+    for found, expected in zip(words, own, strict=True):
+        assert found.map is not None and found.map.shape == (40, 60)
+        assert np.allclose(found.map, expected.map.numpy(), atol=1e-6)
+        own_word = next(one for one in reversed(captions[1].words) if one.tokens.start <= expected.tokens[0])
+        assert found.confidence == own_word.confidence is not None
+
+
+def test_what_cannot_tell_has_no_maps() -> None:
+    assert word_maps(cast(Describer, object()), [], []) is None

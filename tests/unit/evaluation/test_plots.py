@@ -10,18 +10,26 @@ from PIL import Image
 from myllm.evaluation.calibration import Bin, Trust
 from myllm.evaluation.plots import (
     CURVES,
+    LONGEST,
+    MOST_WORDS,
     PAGE_COLOURS,
     TRUST,
+    WORD_PLOTS,
     Row,
+    Words,
     curve_svg,
+    frequent_words,
+    lengths_of,
     plot_curves,
     plot_samples,
     plot_trust,
+    plot_words,
     trust_svg,
+    words_svg,
 )
 from myllm.training.trainer import Sample
 
-MARK, VAL = (200, 64, 47), (31, 95, 191)
+MARK, VAL = (213, 94, 0), (0, 114, 178)  # vermilion and blue of Okabe and Ito
 
 
 def history(*val_losses: float) -> list[Row]:
@@ -39,12 +47,25 @@ def columns_of(path: Path, colour: tuple[int, int, int]) -> np.ndarray:  # type:
     return np.nonzero((np.abs(pixels - colour).max(2) < 12).any(0))[0] / pixels.shape[1]
 
 
+SAID: dict[str, list[Words]] = {
+    "A": [["a", "dog"], ["a", "cat", "."]],
+    "B": [["two", "dogs"], []],
+    "references": [["the", "dog", "runs", "and", "runs"]] * 3 + [["a", "dog"]],
+}
+
+
+def words_in(svg: str) -> list[str]:
+    return ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
 def test_both_curves_are_drawn(tmp_path: Path) -> None:
     plot_curves(history(3.0, 2.0, 1.5), tmp_path)
     for name in ("loss.png", "perplexity.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > image.height > 400
         assert len(columns_of(tmp_path / name, VAL))
+        svg = (tmp_path / name).with_suffix(".svg").read_text(encoding="utf-8")
+        assert {"epoch", "best", "training 1.40" if name == "loss.png" else "training 4.05"} <= set(words_in(svg))
 
 
 def test_the_mark_is_on_the_best_epoch(tmp_path: Path) -> None:
@@ -65,13 +86,14 @@ def test_any_history_can_be_drawn(tmp_path: Path, losses: tuple[float, ...]) -> 
 def test_a_curve_for_a_page_has_the_pages_colours_and_words(name: str) -> None:
     svg = curve_svg(history(60.0, 2.0, 1.5), name)  # so steep that its axis is a logarithm's
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
-    assert set(re.findall(r"var\(--(\w+)\)", svg)) == set(PAGE_COLOURS.values())
-    words = ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"epoch", "best", CURVES[name][1]} < set(words)
+    used = set(re.findall(r"var\(--(\w+)\)", svg))
+    assert {"train", "val", "mark", "faint", "line"} <= used <= set(PAGE_COLOURS.values())
+    assert {"epoch", "best", CURVES[name][1]} < set(words_in(svg))
 
 
-def test_curves_on_one_page_share_no_id() -> None:
-    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(curve_svg(history(2.0, 1.0), name) for name in CURVES)))
+def test_plots_on_one_page_share_no_id() -> None:
+    plots = [curve_svg(history(2.0, 1.0), name) for name in CURVES] + [words_svg(SAID, name) for name in WORD_PLOTS]
+    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(plots)))
     assert ids and set(ids.values()) == {1}
 
 
@@ -107,6 +129,46 @@ def test_it_is_drawn_for_a_page_in_the_pages_colours_and_with_no_id_twice(name: 
     assert words > ({"words", "captions", "confidence"} if name == "reliability" else {"CIDEr-D", "0.80", "0.55"})
     ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(trust_svg(SURE, one) for one in TRUST)))
     assert set(ids.values()) <= {1}
+
+
+def test_lengths_are_shares_and_the_longest_are_counted_together() -> None:
+    assert lengths_of([[], ["a"], ["a"], ["a", "b"]])[:4] == [0.25, 0.5, 0.25, 0]
+    assert lengths_of([["a"] * LONGEST, ["a"] * 5 * LONGEST])[-1] == 1
+
+
+def test_frequent_words_are_those_of_anyone_by_the_captions_that_have_them() -> None:
+    assert frequent_words(SAID) == {
+        "dog": [0.5, 0.0, 1.0], "and": [0.0, 0.0, 0.75], "runs": [0.0, 0.0, 0.75], "the": [0.0, 0.0, 0.75],
+        "a": [1.0, 0.0, 0.25], "cat": [0.5, 0.0, 0.0], "dogs": [0.0, 0.5, 0.0], "two": [0.0, 0.5, 0.0],
+    }  # fmt: skip
+    many = {"captions": [[f"word{number}"] for number in range(99)], "references": [["rare"], *[["word7"]] * 3]}
+    assert len(frequent_words(many)) == MOST_WORDS and list(frequent_words(many))[:2] == ["word7", "rare"]
+
+
+@pytest.mark.parametrize("name", WORD_PLOTS)
+def test_words_are_drawn_for_a_page_and_for_files(tmp_path: Path, name: str) -> None:
+    svg = words_svg(SAID, name)
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert set(SAID) <= set(words_in(svg)) and ("dog" in words_in(svg)) == (name == "words")
+    assert {"val", "mark", "train"} <= set(re.findall(r"var\(--(\w+)\)", svg))
+    plot_words(SAID, tmp_path)
+    assert set(SAID) < set(words_in((tmp_path / f"{name}.svg").read_text(encoding="utf-8")))
+    assert len(columns_of(tmp_path / f"{name}.png", VAL)) and len(columns_of(tmp_path / f"{name}.png", MARK))
+
+
+WORDS = ["$x_{", "<script>alert(1)</script>", "&lt;", "w" * 90, "été", "a-->b", "$", "a\x1d", "a\x00"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_any_word_can_be_drawn(word: str) -> None:
+    svg = words_svg({"captions": [[word]], "references": [["dog"]]}, "words")
+    shown = word if len(word) <= 18 else f"{word[:17]}…"
+    assert (shown in words_in(svg)) == (any(map(str.isalnum, word)) and word.isprintable()) and "<script" not in svg
+
+
+def test_captions_without_a_word_can_be_drawn() -> None:
+    for name in WORD_PLOTS:
+        assert words_svg({"captions": [[]], "references": [["!"]]}, name).startswith("<svg")
 
 
 def test_a_picture_that_is_gone_leaves_its_caption(tmp_path: Path) -> None:
