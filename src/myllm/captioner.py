@@ -24,7 +24,7 @@ from myllm.decoding.engine import Hypothesis, Search, Stepper, walk
 from myllm.decoding.generate import generate
 from myllm.decoding.search import OneByOne
 from myllm.errors import ConfigError
-from myllm.looking import LONGEST, TORN, Shown, Word, on_picture, show, words
+from myllm.looking import LONGEST, Shown, on_picture, show
 from myllm.model.kv_cache import ImageKV
 from myllm.model.lora import merge
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -33,6 +33,9 @@ from myllm.stepper import ModelStepper, RecordedStepper
 from myllm.weights import weights_hash
 
 Picture = Path | str | bytes | Image.Image | Tensor
+
+# what the tokenizer shows of a character whose bytes are not all there yet
+TORN = "\ufffd"
 
 
 def start_search(
@@ -296,10 +299,6 @@ class Captioner:
         tokens = encode_text(self.tokenizer, caption) if isinstance(caption, str) else caption.tokens
         told = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
         return on_picture(look(self.model, shown.tensor.to(self.device), told, method, block), shown, longest)
-
-    def words(self, caption: Caption, maps: Tensor | None = None) -> list[Word]:
-        """The words of a caption with what was looked at for each: of `maps` (T, H, W), or its own attention."""
-        return words(self.tokenizer, caption, caption.attention if maps is None else maps)
 
 
 def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:

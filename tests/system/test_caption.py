@@ -183,7 +183,7 @@ def test_heatmaps_are_a_file_for_each_picture_with_a_panel_a_word(
     assert copy == other != drawn
     captioner = Captioner.load(tiny_run)
     told = captioner.caption(pictures[0])
-    expected = draw_words(load_image(pictures[0]), captioner.words(told), told.text)
+    expected = draw_words(load_image(pictures[0]), told.words, told.attention, told.text)
     with Image.open(tmp_path / "looked" / f"{name}.png") as image:
         assert image.tobytes() == expected.tobytes()
 

@@ -113,14 +113,13 @@ def test_other_methods_sizes_and_texts_can_be_asked_for(captioner: Captioner) ->
         captioner.look(PICTURES[0], caption, method="lime")
 
 
-def test_words_have_the_maps_and_chances_of_their_tokens(captioner: Captioner) -> None:
+def test_words_have_the_tokens_and_chances_of_their_own(captioner: Captioner) -> None:
     caption = captioner.caption(PICTURES[0], prefix="two blue", regex="two blue cubes", max_new_tokens=20)
-    given, blue, cubes = captioner.words(caption)
+    given, blue, cubes = caption.words
     assert [given.text, blue.text, cubes.text] == ["two", "blue", "cubes"]
     assert given.logprob is None and blue.logprob is None
-    said = caption.token_logprobs[: len(cubes.tokens)]
-    assert cubes.logprob == pytest.approx(sum(said)) and len(cubes.tokens) > 0
-    torch.testing.assert_close(cubes.map, caption.attention[list(cubes.tokens)].mean(0))
+    maps = caption.attention[cubes.tokens]
+    assert cubes.logprob == pytest.approx(sum(caption.token_logprobs[: len(maps)])) and len(maps) > 0
 
 
 def test_each_caption_of_a_batch_looks_at_its_own_picture(captioner: Captioner) -> None:

@@ -4,13 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from myllm.caption import Caption
 from myllm.config import PreprocessConfig
 from myllm.data.images import Preprocess
-from myllm.data.tokenizer import train_tokenizer
-from myllm.looking import Shown, on_picture, show, token_spans, words
-
-TOKENIZER = train_tokenizer(["a small red ball", "two blue cubes on grass", "a red cube left of a ball"], 300)
+from myllm.looking import Shown, on_picture, show
 
 
 def preprocess(crop_mode: str = "center", crop_pct: float = 1.0) -> Preprocess:
@@ -87,44 +83,3 @@ def test_maps_are_no_larger_than_asked_for() -> None:
 
 def test_a_map_of_nothing_stays_one() -> None:
     assert on_picture(torch.zeros(1, 4, 4), Shown.whole(torch.zeros(3, 8, 8))).max() == 0
-
-
-def caption_of(text: str, given_tokens: int = 0, ended_by: str = "end") -> Caption:
-    tokens = TOKENIZER.encode(text).ids
-    logprobs = [-float(at) for at in range(given_tokens, len(tokens))] + [-50.0] * (ended_by == "end")
-    return Caption(text.strip(), -1.0, tokens, logprobs, ended_by)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("text", ["a red ball", " two cubes, and mother-in-law's 3 über-dogs .", "a", "🐕 x"])
-def test_words_stand_in_the_text_and_share_out_its_tokens(text: str) -> None:
-    caption = caption_of(text)
-    found = words(TOKENIZER, caption, torch.rand(len(caption.tokens), 2, 2))
-    assert all(caption.text[word.start :].startswith(word.text) for word in found)
-    assert "".join(word.text for word in found) == "".join(caption.text.split())
-    shared_out = [token for word in found for token in word.tokens]
-    assert shared_out == sorted(set(shared_out))
-    for word in found:
-        assert word.text.strip() in TOKENIZER.decode([caption.tokens[at] for at in word.tokens])
-
-
-def test_a_word_of_several_tokens_has_their_sum_and_their_mean_map() -> None:
-    caption = caption_of("red zebras")
-    maps = torch.rand(len(caption.tokens), 3, 3)
-    red, zebras = words(TOKENIZER, caption, maps)
-    assert len(zebras.tokens) > 2 and red.tokens + zebras.tokens == tuple(range(len(caption.tokens)))
-    assert zebras.logprob == -sum(zebras.tokens)
-    torch.testing.assert_close(zebras.map, torch.stack([maps[at] for at in zebras.tokens]).mean(0))
-
-
-@pytest.mark.parametrize("ended_by", ["end", "length"])
-def test_given_words_have_no_chance_of_their_own(ended_by: str) -> None:
-    caption = caption_of("a red ball", given_tokens=1, ended_by=ended_by)
-    given_word, *said = words(TOKENIZER, caption, torch.rand(len(caption.tokens), 1, 1))
-    assert given_word.logprob is None
-    assert [word.logprob for word in said] == [-sum(word.tokens) for word in said]
-
-
-def test_spans_of_tokens_join_to_the_text() -> None:
-    tokens = TOKENIZER.encode(" two blue zebras").ids
-    spans = token_spans(TOKENIZER, tokens)
-    assert "".join("two blue zebras"[max(0, begin) : end] for begin, end in spans) == "two blue zebras"

@@ -158,9 +158,9 @@ def heatmap_drawer(captioner: Describer, files: Mapping[Path, Path]) -> Callable
     assert isinstance(captioner, Captioner)
 
     def draw(picture: Path, caption: Caption) -> None:
-        words = captioner.words(caption, captioner.look(picture, caption))
+        maps = captioner.look(picture, caption)
         with atomic_write(files[picture]) as file:
-            draw_words(load_image(picture), words, caption.text).save(file, "png")
+            draw_words(load_image(picture), caption.words, maps, caption.text).save(file, "png")
 
     return draw
 

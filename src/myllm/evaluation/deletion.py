@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from myllm.attribution import read
 from myllm.captioner import Captioner, Picture
+from myllm.confidence import Word, spelled
 from myllm.data.tokenizer import end_token
 from myllm.evaluation.pointing import CENTRE, centre
-from myllm.looking import Word
 
 RANDOM = "random"
 STEPS = 8
@@ -44,31 +44,31 @@ def judge_words(
         image = captioner.preprocess(picture)
         caption = captioner.caption(image)
         rng = random.Random(f"{seed}/{number}")
-        maps = {method: captioner.words(caption, captioner.look(image, caption, method=method)) for method in methods}
-        told = captioner.words(caption, torch.zeros(len(caption.tokens), 1, 1))
-        content = [at for at, word in enumerate(told) if is_content(word)]
-        for at in rng.sample(content, min(words, len(content))):
-            heats = {method: own[at].map for method, own in maps.items()}
+        maps = {method: captioner.look(image, caption, method=method) for method in methods}
+        content = list(filter(is_content, caption.words))
+        for word in rng.sample(content, min(words, len(content))):
+            heats = {method: own[word.tokens].mean(0) for method, own in maps.items()}
             rows, columns = captioner.model.encoder.grid
             noise = torch.tensor([[[[rng.random() for _ in range(columns)] for _ in range(rows)]]])
             heats[RANDOM] = F.interpolate(noise, size=image.shape[1:], mode="bilinear")[0, 0]
             heats[CENTRE] = centre(*image.shape[1:])
-            yield {name: draw_curves(captioner, image, caption.tokens, told[at], heat) for name, heat in heats.items()}
+            yield {name: draw_curves(captioner, image, caption.tokens, word, heat) for name, heat in heats.items()}
 
 
 def is_content(word: Word) -> bool:
     """Whether a word tells of this picture: letters, and no function word."""
-    is_word = word.logprob is not None and word.text.isalpha() and len(word.text) > 1
-    return is_word and not FUNCTION_WORDS.fullmatch(word.text)
+    text = spelled(word.text)
+    is_word = word.logprob is not None and text.isalpha() and len(text) > 1
+    return is_word and not FUNCTION_WORDS.fullmatch(text)
 
 
 @torch.inference_mode()
 def draw_curves(captioner: Captioner, image: Tensor, tokens: Sequence[int], word: Word, heat: Tensor) -> Curves:
     """image: (3, H, W), preprocessed; heat: (H, W). The word's chance is given the words before it."""
-    told = torch.tensor([end_token(captioner.tokenizer), *tokens[: word.tokens[-1] + 1]], device=captioner.device)
+    told = torch.tensor([end_token(captioner.tokenizer), *tokens[: word.tokens.stop]], device=captioner.device)
     images = torch.cat(taken_away(image, heat)).to(captioner.device)
     logprobs = read(captioner.model, captioner.model.encode(images), told)[0]
-    chances = logprobs[:, list(word.tokens)].sum(-1).exp().cpu()
+    chances = logprobs[:, word.tokens].sum(-1).exp().cpu()
     area = [float(torch.trapezoid(half, dx=1 / STEPS)) for half in chances.chunk(2)]
     return Curves(*area)
 

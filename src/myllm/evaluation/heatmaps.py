@@ -12,12 +12,12 @@ from torch import Tensor
 
 from myllm.caption import Caption, Describer
 from myllm.captioner import Captioner
+from myllm.confidence import Word, spelled
 from myllm.data.records import Record
 from myllm.errors import DataError
 from myllm.evaluation import gallery
 from myllm.evaluation.gallery import Look
 from myllm.evaluation.plots import FAINT, INK
-from myllm.looking import Word
 
 COLOURS = "cividis"
 COLUMNS = 5
@@ -38,9 +38,12 @@ def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
     return Image.fromarray((255 * mixed).round().astype(np.uint8))
 
 
-def draw_words(picture: Image.Image, words: Sequence[Word], title: str = "") -> Image.Image:
-    """The picture beside a panel for each word: its heat, with the word and the chance the model gave it above."""
-    told = [word for word in words if word.text[0].isalnum()]  # without punctuation
+def draw_words(picture: Image.Image, words: Sequence[Word], maps: Tensor, title: str = "") -> Image.Image:
+    """The picture beside a panel for each word: its heat, with the word and the chance the model gave it above.
+
+    maps: (T, H, W), of each of the caption's tokens.
+    """
+    told = [word for word in words if spelled(word.text)]  # without punctuation
     rows = -(-(len(told) + 1) // COLUMNS)
     side = 1.9
     tall = side * picture.height / picture.width if picture.width >= picture.height else side
@@ -53,7 +56,7 @@ def draw_words(picture: Image.Image, words: Sequence[Word], title: str = "") -> 
     panels = [("", "", shown)]
     for word in told:
         chance = "given" if word.logprob is None else f"{np.exp(word.logprob):.0%}"
-        panels.append((word.text, chance, overlay(shown, word.map)))
+        panels.append((word.text, chance, overlay(shown, maps[word.tokens].mean(0))))
     for axes in places:
         axes.axis("off")
     for axes, (text, chance, panel) in zip(places, panels, strict=False):
@@ -80,14 +83,9 @@ def word_maps(captioner: Describer, records: Sequence[Record], captions: Sequenc
             maps = captioner.look(records[place].image, captions[place])
         except DataError:  # gone since it was captioned
             return []
-        sure = {
-            at: word.confidence
-            for word in captions[place].words
-            for at in range(word.tokens.start, word.tokens.stop)
-        }
         return [
-            gallery.Word(word.text, word.map.numpy(), sure.get(word.tokens[0]))
-            for word in captioner.words(captions[place], maps)
+            gallery.Word(word.text, maps[word.tokens].mean(0).numpy(), word.confidence)
+            for word in captions[place].words
         ]
 
     return look

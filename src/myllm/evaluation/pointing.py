@@ -33,14 +33,12 @@ def point_words(
         named = find_named(caption.text, drawn)
         if not named:
             continue
-        found = {}
-        for method in methods:
-            words = captioner.words(caption, captioner.look(image, caption, method=method))
-            found[method] = {word.start: word.map for word in words}
-        for (start, _), meant in named:
+        maps = {method: captioner.look(image, caption, method=method) for method in methods}
+        for (_, end), meant in named:
+            word = caption.words[len(caption.text[:end].split()) - 1]
             inside = in_boxes([thing.box for thing in meant], image.size)
             share = float(inside.float().mean())
-            pointed = {method: point(own[start], inside) for method, own in found.items()}
+            pointed = {method: point(own[word.tokens].mean(0), inside) for method, own in maps.items()}
             yield pointed | {CHANCE: Pointing(share, share), CENTRE: point(centre(*inside.shape), inside)}
 
 

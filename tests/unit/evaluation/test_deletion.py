@@ -3,9 +3,9 @@ import torch
 
 from myllm.captioner import Captioner
 from myllm.checkpoints.native import Checkpoint
+from myllm.confidence import Word
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.deletion import STEPS, draw_curves, is_content, judge_words, taken_away
-from myllm.looking import Word
 
 IMAGE = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -15,8 +15,8 @@ def captioner(tiny_checkpoint: Checkpoint) -> Captioner:
     return Captioner(tiny_checkpoint, torch.device("cpu"))
 
 
-def word(text: str, logprob: float | None = -1.0, tokens: tuple[int, ...] = (0,)) -> Word:
-    return Word(text, 0, tokens, logprob, torch.zeros(1, 1))
+def word(text: str, logprob: float | None = -1.0, tokens: slice = slice(0, 1)) -> Word:
+    return Word(text, tokens, logprob, None)
 
 
 def test_the_picture_goes_and_comes_by_equal_parts_the_hottest_first() -> None:
@@ -34,14 +34,14 @@ def test_the_picture_goes_and_comes_by_equal_parts_the_hottest_first() -> None:
 @torch.inference_mode()
 def test_areas_are_those_of_the_chances_one_by_one(captioner: Captioner) -> None:
     heat = torch.rand(64, 64, generator=torch.Generator().manual_seed(2))
-    tokens, said = [20, 33, 41, 9], word("x", tokens=(1, 2))
+    tokens, said = [20, 33, 41, 9], word("x", tokens=slice(1, 3))
     begin = captioner.tokenizer.token_to_id("<|endoftext|>")
     areas = []
     for pictures in taken_away(IMAGE, heat):
         chances = []
         for picture in pictures:
             chance = 1.0
-            for at in said.tokens:
+            for at in (1, 2):
                 logits = captioner.model(picture[None], torch.tensor([[[begin, *tokens[:at]]]]))[0, 0, -1]
                 chance *= float(logits.softmax(-1)[tokens[at]])
             chances.append(chance)
@@ -51,7 +51,7 @@ def test_areas_are_those_of_the_chances_one_by_one(captioner: Captioner) -> None
 
 
 def test_content_is_what_tells_of_the_picture() -> None:
-    assert all(is_content(word(text)) for text in ("dog", "Running", "über"))
+    assert all(is_content(word(text)) for text in ("dog", "Running", "über", "dog."))
     assert not any(is_content(word(text)) for text in ("The", "of", ".", "3", "x", "'s"))
     assert not is_content(word("dog", logprob=None))
 

@@ -9,9 +9,9 @@ from PIL import Image
 from myllm.caption import Describer
 from myllm.captioner import Captioner
 from myllm.checkpoints.native import Checkpoint
+from myllm.confidence import Word
 from myllm.data.records import Record
 from myllm.evaluation.heatmaps import draw_words, overlay, word_maps
-from myllm.looking import Word
 
 PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
 
@@ -23,7 +23,10 @@ def hot(height: int, width: int, row: int, column: int) -> torch.Tensor:
 
 
 def word(text: str, logprob: float | None = -0.7) -> Word:
-    return Word(text, 0, (0,), logprob, hot(40, 60, 10, 10))
+    return Word(text, slice(0, 1), logprob, None)
+
+
+HEAT = hot(40, 60, 10, 10)[None]
 
 
 def test_the_hottest_place_is_yellow_and_cold_ones_keep_the_picture_in_grey() -> None:
@@ -54,13 +57,13 @@ def test_each_word_has_a_panel_and_punctuation_has_none(size: tuple[int, int]) -
     picture = PICTURE.resize(size)
 
     def height(*texts: str) -> int:
-        return draw_words(picture, [word(text) for text in texts], " ".join(texts)).height
+        return draw_words(picture, [word(text) for text in texts], HEAT, " ".join(texts)).height
 
     assert height() == height("a", "dog", ",", "a", "$cat$", ".") < height("a", "b", "c", "d", "e")
 
 
 def test_given_words_say_so() -> None:
-    given, said = (draw_words(PICTURE, [word("dog", logprob)]) for logprob in (None, -0.7))
+    given, said = (draw_words(PICTURE, [word("dog", logprob)], HEAT) for logprob in (None, -0.7))
     assert given.size == said.size and given.tobytes() != said.tobytes()
 
 
@@ -71,13 +74,12 @@ def test_a_report_is_told_what_was_looked_at_for_each_word(tiny_checkpoint: Chec
     captions = [captioner.caption(PICTURE)] * 2
     look = word_maps(captioner, records, captions)
     assert look is not None and look(0) == []
-    words, own = look(1), captioner.words(captions[1])
+    words, own = look(1), captions[1].words
     assert [word.text for word in words] == [word.text for word in own] != []
     for found, expected in zip(words, own, strict=True):
         assert found.map is not None and found.map.shape == (40, 60)
-        assert np.allclose(found.map, expected.map.numpy(), atol=1e-6)
-        own_word = next(one for one in reversed(captions[1].words) if one.tokens.start <= expected.tokens[0])
-        assert found.confidence == own_word.confidence is not None
+        assert np.allclose(found.map, captions[1].attention[expected.tokens].mean(0).numpy(), atol=1e-6)
+        assert found.confidence == expected.confidence is not None
 
 
 def test_what_cannot_tell_has_no_maps() -> None:
