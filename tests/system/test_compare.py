@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from myllm.apps.cli import main
+from myllm.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
 
@@ -35,6 +36,8 @@ def test_a_model_beside_right_captions(
     assert f"A: {tiny_run} (greedy)" in told and f"B: {right} (captions from a file)" in told
     assert "95 % interval" in told and "Split val, 3 pictures" in told and "CIDEr-D" in told
     held = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert held["a"]["protocol"]["model"] == Captioner.load(tiny_run).weights_hash()
+    assert held["a"]["protocol"]["data"] == held["b"]["protocol"]["data"] and "model" not in held["b"]["protocol"]
     assert held["b"]["BLEU-1"] == pytest.approx(1, abs=1e-6) and held["differences"]["BLEU-1"]["difference"] > 0
 
 

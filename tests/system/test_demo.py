@@ -41,7 +41,9 @@ def test_the_report_judges_seen_and_held_out_pairs(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert report.keys() == {"seen pairs", "held-out pairs"}
     for figures in report.values():
-        assert figures.keys() - {"placed"} == {"true", "complete", "CIDEr-D", "CIDEr-D_shuffled"}
+        assert figures.keys() - {"placed"} == {
+            "true", "complete", "invented", "miscoloured", "miscounted", "CIDEr-D", "CIDEr-D_shuffled"
+        }  # fmt: skip
         assert 0 <= figures["complete"] <= figures["true"] <= 1
 
 

@@ -115,7 +115,9 @@ def test_the_command_line_takes_an_export(
     for model in (tiny_run, tmp_path / "onnx"):
         assert main(["evaluate", "--model", str(model), "--data", str(scenes), "--split", "val", "--json"]) == 0
         figures.append(json.loads(capfd.readouterr().out))
-    assert figures[0] == figures[1]
+    shared = {name for name, value in figures[0].items() if isinstance(value, float)} - {"CIDEr-D_blind"}
+    assert "CIDEr-D" in shared and "CIDEr-D_blind" not in figures[1]
+    assert {name: figures[0][name] for name in shared} == {name: figures[1][name] for name in shared}
 
 
 def test_what_rounding_costs_is_told(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:

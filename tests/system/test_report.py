@@ -98,6 +98,13 @@ def browser(program: Callable[[str], str]) -> Iterator[Any]:
 
 
 @pytest.fixture
+def axe(program: Callable[[str], str]) -> str:
+    """axe-core's script, which npm brings."""
+    program("node")
+    return AXE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
 def opened(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[..., Any]]:
     """opened(name, **options of a browser context): the page; complaints and requests fail the test at its end."""
     contexts, complaints, asked = [], list[str](), list[str]()
@@ -275,14 +282,11 @@ def test_nothing_is_wider_than_the_screen(opened: Callable[..., Any], name: str,
 
 @pytest.mark.parametrize("name", ["one", "two"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(
-    opened: Callable[..., Any], program: Callable[[str], str], name: str, scheme: str
-) -> None:
-    program("node")  # brought by npm
+def test_axe_finds_nothing_serious(axe: str, opened: Callable[..., Any], name: str, scheme: str) -> None:
     page = opened(name, color_scheme=scheme, bypass_csp=True)
     if name == "one":
         page.locator("button.word").nth(1).click()
-    page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+    page.add_script_tag(content=axe)
     found = page.evaluate("axe.run()")
     assert len(found["passes"]) > 20  # it has looked
     told = [(one["id"], one["impact"], [node["html"] for node in one["nodes"]][:3]) for one in found["violations"]]

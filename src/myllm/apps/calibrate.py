@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from myllm.apps.console import Display
 from myllm.apps.options import EvaluateOptions
 from myllm.checkpoints import formats, hub, native
-from myllm.errors import ConfigError, DataError
-from myllm.evaluation.calibration import Trust, calibrate, described, expected_calibration_error, measure_trust
+from myllm.errors import ConfigError
+from myllm.evaluation.calibration import Trust, calibrate, described, expected_calibration_error
 from myllm.evaluation.evaluate import Evaluation
 
 
@@ -21,36 +20,21 @@ def check_calibratable(options: EvaluateOptions) -> None:
         )
 
 
-def calibrate_model(model: Path, data: Path, evaluation: Evaluation) -> Trust:
-    """Learn from an evaluation's captions, and write what was learned into the model; what it is worth, cross-fitted.
+def calibrate_model(model: Path, evaluation: Evaluation) -> None:
+    """Learn from an evaluation's captions, and write what was learned into the model.
 
     Raises DataError where there are too few words to learn from; then the model stays as it was.
     """
-    on = described(data.resolve().name, evaluation.protocol)
     references = [record.captions for record in evaluation.records]
-    # first, as it is learned from fewer pictures: what is written can also be judged
-    trust = measure_trust(evaluation.captions, references, evaluation.per_image["CIDEr-D"], on)
-    native.write_calibration(calibrate(evaluation.captions, references, on), model)
-    return trust
+    native.write_calibration(calibrate(evaluation.captions, references, described(evaluation.protocol)), model)
 
 
-def calibrate_run(model: Path, data: Path, evaluation: Evaluation, display: Display) -> Trust | None:
-    """`calibrate_model` at the end of a run, which is none the worse where there is too little to learn from."""
-    try:
-        trust = calibrate_model(model, data, evaluation)
-    except DataError as error:
-        display.say(f"Confidence is not calibrated: {error}")
-        return None
-    display.say(told_trust(trust))
-    return trust
-
-
-def told_trust(trust: Trust) -> str:
-    """What confidence is worth, in two lines."""
+def told_trust(trust: Trust) -> list[str]:
+    """What confidence is worth, for people to read."""
     half, whole = trust.coverage[4], trust.coverage[-1]
     judged = "a calibration of other pictures" if trust.is_cross_fitted else "the captioner's own calibration"
-    return (
-        f"Confidence by {judged}: off by {expected_calibration_error(trust.words):.3f} in the mean for a word, by "
-        f"{expected_calibration_error(trust.captions):.3f} for a caption;\n"
-        f"  the more confident half of the captions has CIDEr-D {half:.3f}, all have {whole:.3f}"
-    )
+    return [
+        f"confidence by {judged}: off by {expected_calibration_error(trust.words):.3f} in the mean for a word, by "
+        f"{expected_calibration_error(trust.captions):.3f} for a caption",
+        f"the more confident half of the captions has CIDEr-D {half:.3f}, all have {whole:.3f}",
+    ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from myllm.data.predictions import References, match, read_predictions
 from myllm.data.records import Record, counted
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
-from myllm.evaluation.evaluate import told_search
+from myllm.evaluation.evaluate import data_hash, told_search
 from myllm.evaluation.gallery import Look
 from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.plots import plot_words
@@ -35,6 +35,8 @@ class _Side:
     """By the picture's name."""
     how: str
     """How they were made."""
+    protocol: Mapping[str, Any]
+    """The same for programs."""
     look: Look | None = None
     """Heat maps of a picture's words, by its place among `captions`."""
 
@@ -61,6 +63,9 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
         display.warn(f"compared on {len(common):,} of {len(records):,} pictures, those that both caption")
     a, b = ((path, [side.captions[one.name] for one in common]) for path, side in zip(paths, sides, strict=True))
     comparison = compare(a, b, common, options.split)
+    data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
+    for side, judged in zip(sides, (comparison.a, comparison.b), strict=True):
+        judged.judgement.protocol.update(data, **side.protocol)
     if out is not None:
         write_text(out / FILE, json_text(comparison.as_json()))
         plot_words(comparison.words, out)
@@ -88,13 +93,14 @@ def _captions_of(
             display.warn(
                 f"{path}: captions of pictures that are not in the split are left out: {len(matched.unknown):,}"
             )
-        return _Side(dict(zip(matched.names, matched.captions, strict=True)), "captions from a file")
+        return _Side(dict(zip(matched.names, matched.captions, strict=True)), "captions from a file", {})
     captioner = open_captioner(path, options.devices, options.precision)
     chosen = captioner.decode_options(**decode)
     said = caption_shown(path, captioner, records, display, chosen, options.batch_size)
     captions = {record.name: caption.text for record, caption in zip(said.records, said.captions, strict=True)}
     how = told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
-    return _Side(captions, how, word_maps(captioner, said.records, said.captions))
+    protocol = {"model": captioner.weights_hash(), "decode": asdict(chosen)}
+    return _Side(captions, how, protocol, word_maps(captioner, said.records, said.captions))
 
 
 def _lines(comparison: Comparison, told: Sequence[str]) -> list[str]:

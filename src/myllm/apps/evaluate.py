@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from myllm.apps.calibrate import calibrate_model, check_calibratable, told_trust
+from myllm.apps.calibrate import calibrate_model, check_calibratable
 from myllm.apps.console import Display
 from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
@@ -21,7 +21,7 @@ from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
 from myllm.evaluation.heatmaps import word_maps
-from myllm.evaluation.report import calibration_section, evaluation_report, write_report
+from myllm.evaluation.report import evaluation_report, write_report
 from myllm.runtime import choose_device
 
 
@@ -47,10 +47,8 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 partial(progress, "looking with CLIP"),
             )  # fmt: skip
             evaluation.judgement.add(figures, clip=options.clip)
-    trust = None
     if options.calibrate:
-        trust = calibrate_model(Path(options.model), Path(options.data), evaluation)
-        display.say(told_trust(trust))
+        calibrate_model(Path(options.model), evaluation)
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -59,8 +57,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
         title = Path(options.model).resolve().name
         look = word_maps(captioner, evaluation.records, evaluation.captions)
-        report = evaluation_report(title, facts, evaluation, look=look)
-        write_report(Path(options.out) / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
+        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, look=look))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:
@@ -94,7 +91,8 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     rows = []
     for at, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True)):
         figures = {name: round(float(values[at]), 6) for name, values in evaluation.per_image.items()}
-        rows.append({"image": record.name, "caption": caption.text, "score": round(caption.score, 6), **figures})
+        told = {"score": round(caption.score, 6), "confidence": round(caption.confidence, 6)}
+        rows.append({"image": record.name, "caption": caption.text, **told, **figures})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -110,4 +108,4 @@ def data_of(folder: Path, split: str, captions: CaptionsConfig, display: Display
     trained = splits["train"] if split != "train" else []
     if training is not None:
         trained, _ = read_records(Path(training), captions)
-    return Data(split, one_split(splits, split, folder), trained, read_things(folder))
+    return Data(split, one_split(splits, split, folder), trained, read_things(folder), folder.resolve().name)

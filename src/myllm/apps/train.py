@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,19 @@ from typing import Any
 import yaml
 from tensorboardX import SummaryWriter
 
-from myllm.apps.calibrate import calibrate_run
+from myllm.apps.calibrate import calibrate_model, told_trust
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import RunOptions
 from myllm.captioner import Captioner
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.scenes import read_things
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
 from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.judge import MAIN
 from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
-from myllm.evaluation.report import calibration_section, evaluation_report, write_report
+from myllm.evaluation.report import evaluation_report, write_report
 from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
@@ -145,16 +145,19 @@ def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Judge captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
     captioner = Captioner.load(config.out, device=config.devices)
-    data = Data("val", prepared.val.records, prepared.train.records, read_things(Path(config.data)))
+    folder = Path(config.data)
+    data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
     with display.counting() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     out = Path(config.out)
     write_evaluation(evaluation, out)
-    # an adapter changes weights, and has no place for a calibration
-    trust = calibrate_run(out, Path(config.data), evaluation, display) if config.base is None else None
+    if config.base is None:  # an adapter changes weights, and has no place for a calibration
+        try:
+            calibrate_model(out, evaluation)
+        except DataError as error:
+            display.say(f"Confidence is not calibrated: {error}")
     facts, look = report_facts(config, prepared, state), word_maps(captioner, evaluation.records, evaluation.captions)
-    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, look)
-    write_report(out / REPORT_FILE, replace(report, calibration=calibration_section(trust)))
+    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history, look))
     return evaluation
 
 
@@ -219,7 +222,8 @@ def describe(evaluation: Evaluation) -> str:
         f"{part.kind}: {part.label}"
         for part in evaluation.slices[:WEAKEST]
     ]
-    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.told_leaks(), *weak])
+    sure = [] if evaluation.trust is None else told_trust(evaluation.trust)
+    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.told_leaks(), *weak, *sure])
 
 
 class _Recorder:

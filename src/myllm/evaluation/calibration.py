@@ -57,15 +57,16 @@ class Trust:
         }  # fmt: skip
 
 
-def described(data: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What a calibration says of its origin, an evaluation of pictures in the folder `data` by `protocol`.
+def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What a calibration says of its origin, an evaluation by `protocol`.
 
     Decoding as far as it is not the standard.
     """
     standard = asdict(DecodeConfig())
     changed = {name: value for name, value in protocol["decode"].items() if value != standard[name]}
     return {
-        "data": data, "split": protocol["split"], "pictures": protocol["pictures"], "hash": protocol["data"],
+        "data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"],
+        "hash": protocol["data"],
         "decode": {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()},
     }  # fmt: skip
 

@@ -43,6 +43,13 @@ class Comparison:
         references = (caption for record in self.records for caption in record.captions)
         return {"A": tokenized(self.a.captions), "B": tokenized(self.b.captions), "references": tokenized(references)}
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What both were judged by."""
+        other = self.b.judgement.protocol
+        shared = {name: value for name, value in self.a.judgement.protocol.items() if other.get(name) == value}
+        return shared | {"split": self.split}
+
     def as_json(self) -> dict[str, Any]:
         """Both with their figures, and the differences."""
         return {

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
+from myllm.evaluation.calibration import Trust, described, measure_trust
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
@@ -39,6 +41,8 @@ class Evaluation:
     """What was judged and in training too; None where training is not known."""
     slices: Sequence[Slice] = ()
     """Of CIDEr-D, the worst first."""
+    trust: Trust | None = None
+    """What the captions' confidence is worth; None where there are too few words to say."""
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -71,6 +75,7 @@ class Evaluation:
             **self.truth,
             "leaks": None if self.leaks is None else self._leaks_as_json(self.leaks),
             "slices": [asdict(part) for part in self.slices],
+            "confidence": None if self.trust is None else self.trust.as_json(),
             "broken_pictures": list(self.broken),
         }
 
@@ -136,7 +141,9 @@ def caption_records(
             except DataError as error:
                 said.broken.append(str(error))
         if readable:
-            said.captions.extend(captioner.caption_tensors([image for _, image in readable], decode))
+            captions = captioner.caption_tensors([image for _, image in readable], decode)
+            # not at hand any more: each would hold its picture, and a split has thousands
+            said.captions.extend(replace(caption, look=None) for caption in captions)
             said.records.extend(record for record, _ in readable)
         done += len(batch)
         if progress is not None:
@@ -156,6 +163,8 @@ class Data:
     """Of what it was trained on, where that is known and something else."""
     things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
     """Of drawn scenes, by the picture's name, what was drawn."""
+    name: str = ""
+    """Of the data set."""
 
 
 def evaluate(
@@ -176,15 +185,15 @@ def evaluate(
         texts, [record.captions for record in said.records], learned, None if blind is None else blind.text
     )
     judgement.protocol.update(
-        split=data.split, decode=asdict(decode), model=captioner.weights_hash(), data=data_hash(said.records),
-        blind=None if blind is None else blind.text,
+        dataset=data.name, split=data.split, data=data_hash(said.records), model=captioner.weights_hash(),
+        decode=asdict(decode), blind=None if blind is None else blind.text,
     )  # fmt: skip
     groups = [[caption.text, *caption.alternatives] for caption in said.captions]
     if all(len(group) > 1 for group in groups):
         judgement.add({"self-CIDEr": self_cider(groups, [record.captions for record in said.records])})
     return Evaluation(
         judgement, said.records, said.captions, said.broken, _truth(texts, said.records, data.things), leaks,
-        _slices(said.records, learned, data.things, judgement),
+        _slices(said.records, learned, data.things, judgement), _trust(said, judgement),
     )  # fmt: skip
 
 
@@ -197,6 +206,13 @@ def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str,
     if not all(record.name in things for record in records):
         return {}
     return judge_scenes(texts, [things[record.name] for record in records])
+
+
+def _trust(said: Said, judgement: Judgement) -> Trust | None:
+    references = [record.captions for record in said.records]
+    with suppress(DataError):  # too few words to learn from
+        return measure_trust(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
+    return None
 
 
 def _slices(

@@ -181,6 +181,7 @@ def evaluation_report(
         training=training_section(history) if history else None,
         slices=evaluation.slices,
         leaks=evaluation.told_leaks(),
+        calibration=calibration_section(evaluation.trust),
     )  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def comparison_report(
         sentence=comparison.sentence(),
         pictures=len(comparison.records),
         table=_figures_of_two(comparison),
-        protocol=_told_protocol({**comparison.a.judgement.protocol, "split": comparison.split}),
+        protocol=_told_protocol(comparison.protocol),
         absent=comparison.a.judgement.protocol.get("absent", {}),
         gallery=hang(comparison.records, [a, b], orders),
         orders=orders,
