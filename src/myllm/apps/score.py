@@ -18,7 +18,7 @@ from myllm.evaluation.judge import Judgement, judge_captions
 from myllm.runtime import choose_device
 
 # What a picture and its captions take in memory while they are scored, measured with five references each.
-BYTES_A_PICTURE = 7_000
+BYTES_A_PICTURE = 10_000
 TOLD_FROM = 100_000
 
 
@@ -38,8 +38,8 @@ def score(options: ScoreOptions) -> int:
         display.say(
             f"{len(matched.names):,} captions: about {len(matched.names) * BYTES_A_PICTURE / 1e9:.1f} GB of memory"
         )
-    with display.console.status("scoring"):
-        judgement = judge_captions(matched.captions, matched.references)
+    with display.counting() as progress:
+        judgement = judge_captions(matched.captions, matched.references, progress=progress)
     if options.clip is not None and options.pictures is not None:
         folder = Path(options.pictures)
         with display.counting() as progress:

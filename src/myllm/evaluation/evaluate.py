@@ -22,7 +22,7 @@ from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.figure import Floats
 from myllm.metrics.ngrams import Words
-from myllm.metrics.score import tokenized
+from myllm.metrics.score import tokenized, untold
 from myllm.runtime import in_batches
 
 
@@ -172,17 +172,16 @@ def evaluate(
     data: Data,
     decode: DecodeConfig,
     batch_size: int = 32,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = untold,
 ) -> Evaluation:
     """Caption the pictures and score the captions against the pictures' own. Raises DataError as `caption_records`."""
-    tell = progress or _untold
-    said = caption_records(captioner, data.records, decode, batch_size, partial(tell, "captioning"))
-    leaks = find_leaks(data.training, said.records, partial(tell, "looking for leaks")) if data.training else None
+    said = caption_records(captioner, data.records, decode, batch_size, partial(progress, "captioning"))
+    leaks = find_leaks(data.training, said.records, partial(progress, "looking for leaks")) if data.training else None
     blind = captioner.blind_caption(decode)
     texts = [caption.text for caption in said.captions]
     learned = [caption for record in data.training for caption in record.captions]
     judgement = judge_captions(
-        texts, [record.captions for record in said.records], learned, None if blind is None else blind.text
+        texts, [record.captions for record in said.records], learned, None if blind is None else blind.text, progress
     )
     judgement.protocol.update(
         dataset=data.name, split=data.split, data=data_hash(said.records), model=captioner.weights_hash(),
@@ -195,10 +194,6 @@ def evaluate(
         judgement, said.records, said.captions, said.broken, _truth(texts, said.records, data.things), leaks,
         _slices(said.records, learned, data.things, judgement), _trust(said, judgement),
     )  # fmt: skip
-
-
-def _untold(what: str, done: int, total: int) -> None:
-    pass
 
 
 def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str, Sequence[Thing]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Captions judged: figures with their intervals, controls to read them by, and what people reach."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.figure import Figure, Floats, mean_of
 from myllm.metrics.hallucination import LESS_IS_BETTER
 from myllm.metrics.not_offered import NOT_OFFERED
-from myllm.metrics.score import absent, check, people_agree, protocol_of, score_words, shuffled, tokenized
+from myllm.metrics.score import absent, check, people_agree, protocol_of, score_words, shuffled, tokenized, untold
 
 MAIN = "CIDEr-D"
 # names of controls, for people
@@ -83,17 +83,17 @@ def judge_captions(
     references: Sequence[Sequence[str]],
     training: Collection[str] = (),
     blind: str | None = None,
-    seed: int = 0,
+    progress: Callable[[str, int, int], None] = untold,
 ) -> Judgement:
     """A caption and the references of each picture, in the same order.
 
     training: captions that the captioner learned from, where known: how many of its own are none of these. blind: what
-    it says where it sees nothing, held against every picture. seed: of the shuffle. Raises DataError.
+    it says where it sees nothing, held against every picture. Raises DataError.
     """
     check(captions, references)
     words, told = tokenized(captions), [tokenized(group) for group in references]
-    found = score_words(words, told)
-    others = {"shuffled": shuffled(words, seed)} | ({} if blind is None else {"blind": tokenized([blind]) * len(words)})
+    found = score_words(words, told, progress=progress)
+    others = {"shuffled": shuffled(words)} | ({} if blind is None else {"blind": tokenized([blind]) * len(words)})
     controls = {f"{MAIN}_{name}": score_words(said, told, ("CIDEr",))[MAIN] for name, said in others.items()}
     gap = found[MAIN].per_image - controls[f"{MAIN}_shuffled"].per_image
     names = list(found)

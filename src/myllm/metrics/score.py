@@ -52,6 +52,10 @@ class Scores:
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
+def untold(what: str, done: int, total: int) -> None:
+    """Where nobody asks how far a job is."""
+
+
 def absent() -> dict[str, str]:
     """Metrics that can't be computed here, with what is to be done for it."""
     reason = missing_data()
@@ -77,13 +81,18 @@ def tokenized(captions: Iterable[str]) -> list[Words]:
 
 
 def score_words(
-    candidates: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] | None = None
+    candidates: Sequence[Words],
+    references: Sequence[Sequence[Words]],
+    metrics: Sequence[str] | None = None,
+    progress: Callable[[str, int, int], None] = untold,
 ) -> dict[str, Figure]:
     """The figures of `score_captions`, of captions that are words already."""
     figures: dict[str, Figure] = {}
     missing = absent()
-    for name in [name for name in METRICS if name not in missing] if metrics is None else metrics:
+    chosen = [name for name in METRICS if name not in missing] if metrics is None else metrics
+    for done, name in enumerate(chosen, 1):
         figures |= METRICS[name](candidates, references)
+        progress("scoring", done, len(chosen))
     return figures
 
 
