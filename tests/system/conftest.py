@@ -1,4 +1,4 @@
-"""Scenes, one finished tiny run on them that every test may read, and the options that keep a run tiny."""
+"""Scenes, one finished tiny run on them that every test may read, options that keep a run tiny, and a browser."""
 
 import json
 import os
@@ -8,9 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+CHROMIUM = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
     "--vision.name=vit_mini_conv8_64",
@@ -116,3 +121,14 @@ def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 def jsonl() -> Callable[[Path], list[dict[str, object]]]:
     """The rows of a file of JSON lines."""
     return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def browser(program: Callable[[str], str]) -> Iterator[Any]:
+    """Headless Chromium, which asks nothing of any other place by itself."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program("chromium"), args=list(CHROMIUM))
+        yield chromium
+        chromium.close()

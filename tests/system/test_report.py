@@ -24,8 +24,6 @@ from myllm.evaluation.slices import Slice
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AXE = Path(__file__).parents[1] / "javascript/node_modules/axe-core/axe.min.js"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
 HISTORY: list[Row] = [
     {"epoch": 1, "train_loss": 3.0, "val_loss": 2.5, "train_perplexity": 20.1, "val_perplexity": 12.2},
     {"epoch": 2, "train_loss": 2.0, "val_loss": 1.5, "train_perplexity": 7.4, "val_perplexity": 4.5},
@@ -85,16 +83,6 @@ def address(one: Report, two: Report, tmp_path_factory: pytest.TempPathFactory) 
     write_report(folder / "one.html", one)
     write_report(folder / "two.html", two)
     return lambda name: (folder / f"{name}.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program("chromium"), args=list(FLAGS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -103,6 +103,17 @@ def test_missing_and_unknown_pictures_stop_unless_allowed(files: dict[str, Path]
     assert "3.jpg" in out.err and "77" in out.err
 
 
+def test_the_protocol_tells_whether_figures_are_of_the_same_captions_and_references(
+    files: dict[str, Path], capfd: Capture
+) -> None:
+    assert score(files, "--json") == 0
+    first = told_json(capfd)["protocol"]
+    files["said"].write_text(json.dumps([*SAID[:3], {"image_id": 3, "caption": "a ball"}]))
+    assert score(files, "--json") == 0
+    other = told_json(capfd)["protocol"]
+    assert other["data"] == first["data"] and other["captions"] != first["captions"]
+
+
 def test_an_empty_caption_scores_nothing_and_is_told(files: dict[str, Path], capfd: Capture) -> None:
     files["said"].write_text(json.dumps([*SAID[:3], {"image_id": 3, "caption": " "}]))
     assert score(files, "--json", "--per-image") == 0

@@ -21,10 +21,6 @@ from myllm.config import PreprocessConfig
 from myllm.data.images import Preprocess
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity, pytest.mark.timeout(600)]
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 RNG = np.random.default_rng(0)
 
 
@@ -53,16 +49,6 @@ def site(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield random / "web", f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program("chromium"), args=list(FLAGS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """`myllm score`: the metrics alone, for captions of anyone's."""
 
 import csv
+import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +52,8 @@ def score(options: ScoreOptions) -> int:
         judgement.add(figures, clip=options.clip)
     judgement.protocol.update(
         predictions=options.predictions, references_file=options.references, split=options.split,
-        missing=len(matched.missing), unknown=len(matched.unknown),
+        missing=len(matched.missing), unknown=len(matched.unknown), data=_hash([matched.names, matched.references]),
+        captions=_hash(matched.captions),
     )  # fmt: skip
     if options.json:
         _print_json(judgement, matched, options)
@@ -59,6 +62,11 @@ def score(options: ScoreOptions) -> int:
     else:
         _print_text(judgement, matched, options)
     return 0
+
+
+def _hash(texts: Sequence[object]) -> str:
+    """Equal where figures are of the same captions, or of the same references."""
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
 def _check_complete(matched: Matched, options: ScoreOptions, display: Display) -> None:

@@ -26,7 +26,7 @@ from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
 from myllm.evaluation.heatmaps import word_maps
 from myllm.evaluation.judge import MAIN
-from myllm.evaluation.plots import plot_curves, plot_samples, plot_words
+from myllm.evaluation.plots import plot_curves, plot_samples, plot_trust, plot_words
 from myllm.evaluation.report import evaluation_report, write_report
 from myllm.model.lora import adapted_layers
 from myllm.runtime import atomic_write, choose_device, choose_precision
@@ -184,7 +184,7 @@ def told_now() -> str:
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """metrics.json, samples.jsonl, samples.png, and the plots of words."""
+    """metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
     write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
     samples = [
         Sample(evaluation.records[at].image, evaluation.captions[at].text, evaluation.records[at].captions)
@@ -193,6 +193,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     write_samples(samples, out)
     plot_samples(samples, out / "samples.png")
     plot_words(evaluation.words, out)
+    if evaluation.trust is not None:
+        plot_trust(evaluation.trust, out)
 
 
 def write_samples(samples: Sequence[Sample], out: Path) -> None:
