@@ -36,16 +36,21 @@ RAW: Mapping[str, Callable[[Caption], float]] = {
     "words shared with the alternatives": lambda one: _likeness(one.text, one.alternatives),
 }
 
+DEMO = Path(__file__).resolve().parents[1] / "runs/demo"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=DEMO, help="the demo's by default")
+    parser.add_argument("--data", type=Path, default=DEMO / "scenes")
     parser.add_argument("--splits", nargs="+", default=["val"], help="the first one is calibrated on")
     parser.add_argument("--beams", type=int, help="the model's own where not given")
     parser.add_argument("--other-beams", type=int, help="judge these captions by the calibration of the others, too")
     parser.add_argument("--plots", type=Path, help="folder for reliability.png and coverage.png")
     arguments = parser.parse_args()
+    if not arguments.model.exists() or not arguments.data.is_dir():
+        print(f"left out: no {arguments.model} or {arguments.data}; run `myllm demo` or give --model and --data")
+        return
     captioner = Captioner.load(arguments.model)
     records, findings = read_records(arguments.data, captioner.captions)
     parts, beams = split_records(records, arguments.data, findings), arguments.beams or captioner.decode.beams

@@ -25,6 +25,8 @@ from myllm.evaluation.leaks import find_leaks
 
 Change = Callable[[Image.Image, random.Random], Image.Image]
 
+FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
+
 
 def cropped(share: float, at_edge: bool) -> Change:
     """Without a share of width and height: around the middle, or all on one side of each."""
@@ -99,11 +101,14 @@ def near_pairs(training: list[Record], judged: list[Record]) -> list[tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=FLICKR8K)
     parser.add_argument("--copies", type=int, default=1000)
     parser.add_argument("--split", default="val")
     parser.add_argument("--show", type=Path, help="folder for pairs side by side")
     arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        print("left out: there is no Flickr8k here; give a data folder as --data")
+        return
     records, findings = read_records(arguments.data, CaptionsConfig())
     sides = split_records(records, arguments.data, findings)
     training, judged = sides["train"], sides[arguments.split]
