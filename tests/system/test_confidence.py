@@ -72,6 +72,23 @@ def test_evaluate_calibrates_a_captioner_that_is_there(
     assert after is not None and after.calibrated_on["split"] == "heldout"
 
 
+def test_an_evaluation_tells_what_confidence_is_worth_by_other_pictures(
+    calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    words = ["evaluate", "--model", str(calibrated_run), "--data", str(more_scenes), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "confidence by a calibration of other pictures" in capfd.readouterr().out
+    held = json.loads((tmp_path / "out/metrics.json").read_text())["confidence"]
+    assert held["cross_fitted"] and 0 <= held["word_calibration_error"] <= 1 and held["coverage"].keys() >= {"50%"}
+    rows = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()]
+    pictures = [more_scenes / "flickr30k_images" / row["image"] for row in rows[:5]]
+    own = Captioner.load(calibrated_run).caption_batch(pictures)
+    for row, caption in zip(rows, own, strict=False):
+        assert row["caption"] == caption.text and row["confidence"] != pytest.approx(caption.confidence, abs=1e-6)
+    for name in ("reliability.png", "reliability.svg", "coverage.png", "report.html"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+
+
 def test_what_cannot_be_calibrated_is_told_before_anything_is_captioned(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:

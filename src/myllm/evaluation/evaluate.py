@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,7 +13,7 @@ from myllm.data.records import Record
 from myllm.data.scenes import Thing, judge
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
-from myllm.evaluation.calibration import Trust, described, measure_trust
+from myllm.evaluation.calibration import Trust, cross_fitted, described, measure_trust
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
@@ -190,9 +189,10 @@ def evaluate(
     groups = [[caption.text, *caption.alternatives] for caption in said.captions]
     if all(len(group) > 1 for group in groups):
         judgement.add({"self-CIDEr": self_cider(groups, [record.captions for record in said.records])})
+    captions, trust = _trusted(said, judgement)
     return Evaluation(
-        judgement, said.records, said.captions, said.broken, _truth(texts, said.records, data.things), leaks,
-        _slices(said.records, learned, data.things, judgement), _trust(said, judgement),
+        judgement, said.records, captions, said.broken, _truth(texts, said.records, data.things), leaks,
+        _slices(said.records, learned, data.things, judgement), trust,
     )  # fmt: skip
 
 
@@ -203,11 +203,14 @@ def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str,
     return judge_scenes(texts, [things[record.name] for record in records])
 
 
-def _trust(said: Said, judgement: Judgement) -> Trust | None:
+def _trusted(said: Said, judgement: Judgement) -> tuple[list[Caption], Trust | None]:
+    """The captions with a confidence that other pictures calibrated, where their own is not to be judged by these."""
     references = [record.captions for record in said.records]
-    with suppress(DataError):  # too few words to learn from
-        return measure_trust(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
-    return None
+    try:
+        trust = measure_trust(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
+    except DataError:  # too few words to learn from
+        return said.captions, None
+    return cross_fitted(said.captions, references) if trust.is_cross_fitted else said.captions, trust
 
 
 def _slices(
