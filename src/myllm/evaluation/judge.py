@@ -10,7 +10,17 @@ from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.figure import Figure, Floats, mean_of
 from myllm.metrics.hallucination import LESS_IS_BETTER
 from myllm.metrics.not_offered import NOT_OFFERED
-from myllm.metrics.score import absent, check, people_agree, protocol_of, score_words, shuffled, tokenized, untold
+from myllm.metrics.score import (
+    MOST_PICTURES,
+    absent,
+    check,
+    people_agree,
+    protocol_of,
+    score_words,
+    shuffled,
+    tokenized,
+    untold,
+)
 
 MAIN = "CIDEr-D"
 # names of controls, for people
@@ -71,9 +81,9 @@ class Judgement:
             lines.append(f"{TOLD.get(name, name):<30} {figure.corpus:5.3f}  {low:.3f} to {high:.3f}{people}")
         found = self.diversity
         lines.append(
-            f"distinct captions {found.distinct_share:.1%}, mean length {found.mean_length:.1f} words, vocabulary "
-            f"{found.vocabulary_size:,} words"
-            + (f", {found.unseen_share:.1%} of them no training caption" if found.unseen_share is not None else "")
+            f"distinct captions {found.distinct_share:.1%}"
+            + (f", no training caption {found.unseen_share:.1%}" if found.unseen_share is not None else "")
+            + f", mean length {found.mean_length:.1f} words, vocabulary {found.vocabulary_size:,} words"
         )
         return lines + [f"{name} is absent: {reason}" for name, reason in absent().items()]
 
@@ -103,6 +113,7 @@ def judge_captions(
         **protocol_of(references),
         "absent": absent() | NOT_OFFERED,
         "CIDEr-D frequencies": "these references",
+        "people": f"each reference against its picture's others; of more than {MOST_PICTURES:,} pictures a spread",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }
     return Judgement(figures, measure_diversity(captions, training), people_agree(words, told), protocol)
