@@ -211,3 +211,5 @@ METHODS: dict[str, Method] = {
     "occlusion": occlusion,
 }
 DEFAULT = "gradient"
+OF_PIXELS = ("input-gradient", "occlusion")
+"""Methods that tell of the picture's own pixels by cells of the grid; the others tell of the places that see them."""

@@ -37,10 +37,13 @@ def show(picture: Image.Image, preprocess: Preprocess) -> Shown:
     return Shown(torch.from_numpy(preprocess(picture)), picture.size, preprocess.window(picture.size))
 
 
-def on_picture(maps: Tensor, shown: Shown, longest: int | None = LONGEST) -> Tensor:
+def on_picture(
+    maps: Tensor, shown: Shown, longest: int | None = LONGEST, shift: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
     """(T, rows, columns) of the model's grid -> (T, H, W) of the picture, each still summing to one.
 
-    Crop and border are undone: what the model was not shown has zero, and what lay on a border is gone.
+    Crop and border are undone: what the model was not shown has zero, and what lay on a border is gone. shift: (x, y)
+    in pixels of the tensor from the middle of a place's cell to the middle of what it sees.
     """
     scale = 1.0 if longest is None else min(1.0, longest / max(shown.size))
     width, height = (max(1, round(side * scale)) for side in shown.size)
@@ -50,5 +53,6 @@ def on_picture(maps: Tensor, shown: Shown, longest: int | None = LONGEST) -> Ten
     y = ((torch.arange(height) + 0.5) * shown.size[1] / height - top) / (bottom - top) * 2 - 1
     across = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)
     # the outermost places reach to the edge of the window
-    found = F.grid_sample(maps[None], across[None].float(), padding_mode="border", align_corners=False)[0]
+    moved = across - 2 * torch.tensor(shift) / torch.tensor(shown.tensor.shape[:0:-1])
+    found = F.grid_sample(maps[None], moved[None].float(), padding_mode="border", align_corners=False)[0]
     return shares(found * (across.abs() <= 1).all(-1))

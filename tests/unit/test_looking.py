@@ -83,3 +83,10 @@ def test_maps_are_no_larger_than_asked_for() -> None:
 
 def test_a_map_of_nothing_stays_one() -> None:
     assert on_picture(torch.zeros(1, 4, 4), Shown.whole(torch.zeros(3, 8, 8))).max() == 0
+
+
+def test_places_that_see_beside_their_cell_are_moved_to_what_they_see() -> None:
+    shown = Shown.whole(torch.zeros(3, 32, 64))
+    column, row = peak(on_picture(one_hot(4, 8, 2, 5), shown)[0])
+    moved = peak(on_picture(one_hot(4, 8, 2, 5), shown, shift=(-8.0, 4.0))[0])
+    assert moved == (column - 8, row + 4)

@@ -3,6 +3,9 @@
 import importlib.util
 import inspect
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +92,7 @@ class ImageEncoder(nn.Module):
             # on a device without numbers, as only the shape is asked for
             tensors = (*self.named_parameters(), *self.named_buffers())
             shapes = {name: value.to("meta") for name, value in tensors}
-            with torch.no_grad():
+            with torch.no_grad(), _watched_strides(self.backbone) as strides:
                 picture = torch.zeros(1, 3, *self.preprocess.image_size, device="meta")
                 probe = functional_call(self.eval(), shapes, picture)[0]
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -101,6 +104,9 @@ class ImageEncoder(nn.Module):
         self.n_tokens, self.width = probe.shape[1:]
         self.grid: tuple[int, int] = _grid(self.backbone, self.n_tokens)
         """Rows and columns of places in the picture; prefix tokens come before them."""
+        height, width = self.preprocess.image_size
+        self.place_shift = _shift(strides, 1, width), _shift(strides, 0, height)
+        """(x, y) in pixels: how far the middle of what a place sees lies from the middle of its cell of the grid."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W), normalised by `preprocess` -> image tokens (B, S, C), one tensor for each reading."""
@@ -119,6 +125,59 @@ class ImageEncoder(nn.Module):
 def pick_evenly(blocks: int, depth: int) -> tuple[int, ...]:
     """The encoder block that each of `depth` decoder blocks reads, of `blocks`: the last reads the last."""
     return tuple(-(-(layer + 1) * blocks // depth) - 1 for layer in range(depth))
+
+
+@dataclass(frozen=True)
+class _Stride:
+    """A layer that makes the map smaller; each field has an entry for rows and one for columns."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    reach: tuple[int, ...]
+    """Kernel size, less one, times dilation."""
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+@contextmanager
+def _watched_strides(backbone: nn.Module) -> Iterator[list[_Stride]]:
+    """The strided layers that are computed within, in order."""
+    seen: list[_Stride] = []
+
+    def pair(value: Any) -> tuple[int, int]:
+        return (0, 0) if isinstance(value, str) else value if isinstance(value, tuple) else (value, value)
+
+    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kernel, dilation = pair(layer.kernel_size), pair(getattr(layer, "dilation", 1))
+        reach = tuple((size - 1) * by for size, by in zip(kernel, dilation, strict=True))
+        sizes = tuple(inputs[0].shape[-2:]), tuple(output.shape[-2:])
+        seen.append(_Stride(*sizes, reach, pair(layer.stride), pair(layer.padding)))
+
+    layers = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    hooks = [one.register_forward_hook(note) for one in backbone.modules() if isinstance(one, layers)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shift(strides: Sequence[_Stride], axis: int, size: int) -> float:
+    """How far along an axis of the picture, in pixels, what a place sees lies from its cell.
+
+    As receptive fields are reckoned (Araujo et al. 2019, https://distill.pub/2019/computing-receptive-fields): a 3x3
+    layer of stride 2 padded on both sides looks half a pixel to the left of its cell, one padded on the right alone
+    half a pixel to the right, and later layers' halves are of larger pixels. Of branches side by side the first counts.
+    """
+    centre, jump = 0.0, 1
+    for one in strides:
+        before, after, stride, reach = one.before[axis], one.after[axis], one.stride[axis], one.reach[axis]
+        if before == size and after < before:
+            padding = one.padding[axis]
+            if (before + 2 * padding - reach - 1) // stride + 1 != after:  # padded by other means, as TensorFlow's
+                padding = max((after - 1) * stride + reach + 1 - before, 0) // 2
+            centre, jump, size = centre + jump * (reach / 2 - padding), jump * stride, after
+    return centre + 0.5 - jump / 2
 
 
 def _has_token_blocks(backbone: Any) -> bool:
