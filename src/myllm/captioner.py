@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.attribution import OF_PIXELS, look
+from myllm.attribution import DEFAULT, OF_PIXELS, look
 from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
 from myllm.checkpoints import formats, lora, native
 from myllm.checkpoints.onnx_stepper import OnnxStepper
@@ -300,7 +300,7 @@ class Captioner:
         told = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
         maps = look(self.model, shown.tensor.to(self.device), told, method, block)
         # what was found on the picture itself lies where it was found
-        shift = (0.0, 0.0) if method in OF_PIXELS else self.model.encoder.place_shift
+        shift = (0.0, 0.0) if (method or DEFAULT) in OF_PIXELS else self.model.encoder.place_shift
         return on_picture(maps, shown, longest, shift)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from myllm.apps.options import EvaluateOptions
 from myllm.checkpoints import formats, hub, native
 from myllm.errors import ConfigError
-from myllm.evaluation.calibration import Trust, calibrate, described, expected_calibration_error
+from myllm.evaluation.calibration import Trust, calibrate, described
 from myllm.evaluation.evaluate import Evaluation
 
 
@@ -31,10 +31,9 @@ def calibrate_model(model: Path, evaluation: Evaluation) -> None:
 
 def told_trust(trust: Trust) -> list[str]:
     """What confidence is worth, for people to read."""
-    half, whole = trust.coverage[4], trust.coverage[-1]
     judged = "a calibration of other pictures" if trust.is_cross_fitted else "the captioner's own calibration"
     return [
-        f"confidence by {judged}: off by {expected_calibration_error(trust.words):.3f} in the mean for a word, by "
-        f"{expected_calibration_error(trust.captions):.3f} for a caption",
-        f"the more confident half of the captions has CIDEr-D {half:.3f}, all have {whole:.3f}",
+        f"confidence by {judged}: off by {trust.word_error:.3f} in the mean for a word, by "
+        f"{trust.caption_error:.3f} for a caption",
+        f"the more confident half of the captions has CIDEr-D {trust.half:.3f}, all have {trust.coverage[-1]:.3f}",
     ]

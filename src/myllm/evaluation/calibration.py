@@ -46,15 +46,36 @@ class Trust:
     is_cross_fitted: bool
     """Whether each fifth of the pictures was judged by a calibration of the other four."""
 
+    @property
+    def word_error(self) -> float:
+        """The expected calibration error of words."""
+        return expected_calibration_error(self.words)
+
+    @property
+    def caption_error(self) -> float:
+        """The same of captions."""
+        return expected_calibration_error(self.captions)
+
+    @property
+    def half(self) -> float:
+        """The mean figure of the more confident half of the captions."""
+        return self.coverage[SHARES.index(0.5)]
+
     def as_json(self) -> dict[str, Any]:
         """What metrics.json holds."""
         return {
-            "word_calibration_error": expected_calibration_error(self.words),
-            "caption_calibration_error": expected_calibration_error(self.captions),
+            "word_calibration_error": self.word_error,
+            "caption_calibration_error": self.caption_error,
             "coverage": dict(zip(map("{:.0%}".format, SHARES), self.coverage, strict=True)),
             "cross_fitted": self.is_cross_fitted,
             "words": [asdict(one) for one in self.words], "captions": [asdict(one) for one in self.captions],
         }  # fmt: skip
+
+
+def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoding options that are not the standard."""
+    standard = asdict(DecodeConfig())
+    return {name: value for name, value in decode.items() if value != standard[name]}
 
 
 def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +83,7 @@ def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
     Decoding as far as it is not the standard.
     """
-    standard = asdict(DecodeConfig())
-    changed = {name: value for name, value in protocol["decode"].items() if value != standard[name]}
+    changed = changed_options(protocol["decode"])
     return {
         "data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"],
         "hash": protocol["data"],

@@ -6,15 +6,14 @@ The page needs nothing beside it, neither the network nor the pictures' own file
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from myllm.config import DecodeConfig
-from myllm.evaluation.calibration import Trust, expected_calibration_error
+from myllm.evaluation.calibration import Trust, changed_options
 from myllm.evaluation.compare import CHANCE, Comparison
 from myllm.evaluation.evaluate import Evaluation, told_search
 from myllm.evaluation.gallery import EACH, Look, Order, Said, Shown, hang, orders_of_one, orders_of_two
@@ -190,9 +189,7 @@ def comparison_report(
 ) -> Report:
     """Of two captioners. looks: heat maps of each."""
     both = comparison.a, comparison.b
-    a, b = (
-        Said(one.captions, one.judgement.per_image[MAIN], look=look) for one, look in zip(both, looks, strict=True)
-    )
+    a, b = (Said(one.captions, one.judgement.per_image[MAIN], look=look) for one, look in zip(both, looks, strict=True))
     orders = orders_of_two(a, b)
     return Report(
         title=" and ".join(one.name for one in both),
@@ -227,11 +224,11 @@ def calibration_section(trust: Trust | None) -> Section | None:
     if trust is None:
         return None
     judged = "by a calibration of other pictures" if trust.is_cross_fitted else "by the captioner’s own calibration"
-    offs = [expected_calibration_error(bins) for bins in (trust.words, trust.captions)]
-    half, whole = trust.coverage[4], trust.coverage[-1]
+    off = trust.word_error, trust.caption_error
     told = {
-        "reliability": f"confidence is off by {offs[0]:.3f} in the mean for a word, by {offs[1]:.3f} for a caption",
-        "coverage": f"the more confident half of the captions has CIDEr-D {half:.2f}, all have {whole:.2f}",
+        "reliability": f"confidence is off by {off[0]:.3f} in the mean for a word, by {off[1]:.3f} for a caption",
+        "coverage": f"the more confident half of the captions has CIDEr-D {trust.half:.2f}, "
+        f"all have {trust.coverage[-1]:.2f}",
     }
     return Section(
         (f"How far confidence, {judged}, can be trusted. On the dashed line words said with a confidence of 80 % are "
@@ -341,14 +338,9 @@ def _told_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
         "CIDEr-D’s word frequencies": str(protocol["CIDEr-D frequencies"]),
     }
     if "decode" in protocol:
-        defaults = asdict(DecodeConfig())
-        changed = {
-            name: value for name, value in protocol["decode"].items()
-            if name not in ("beams", "do_sample") and value != defaults.get(name)
-        }  # fmt: skip
-        told["Decoding"] = ", ".join(
-            [told_search(protocol["decode"]), *(f"{name} {value}" for name, value in changed.items())]
-        )
+        changed = changed_options(protocol["decode"]).items()
+        options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
+        told["Decoding"] = ", ".join([told_search(protocol["decode"]), *options])
     return told | {label: str(protocol[key]) for key, label in PROTOCOL.items() if protocol.get(key) is not None}
 
 

@@ -88,11 +88,12 @@ def score_words(
 ) -> dict[str, Figure]:
     """The figures of `score_captions`, of captions that are words already."""
     figures: dict[str, Figure] = {}
-    missing = absent()
-    chosen = [name for name in METRICS if name not in missing] if metrics is None else metrics
-    for done, name in enumerate(chosen, 1):
+    if metrics is None:
+        missing = absent()
+        metrics = [name for name in METRICS if name not in missing]
+    for done, name in enumerate(metrics, 1):
         figures |= METRICS[name](candidates, references)
-        progress("scoring", done, len(chosen))
+        progress("scoring", done, len(metrics))
     return figures
 
 
