@@ -9,7 +9,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from myllm.apps.seed import main  # noqa: E402 - the package is found beside this file where it is not installed
+from myllm.apps.original import main  # noqa: E402 - the package is found beside this file where it is not installed
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], REPOSITORY))

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from myllm.attribution import METHODS
-from myllm.captioner import Captioner
+from myllm.attribution.methods import METHODS
 from myllm.data.images import load_image
 from myllm.data.records import read_records
 from myllm.data.scenes import read_things
 from myllm.data.splits import split_records
 from myllm.evaluation.deletion import Curves, judge_words
 from myllm.evaluation.pointing import CENTRE, CHANCE, mean_pointing, point_words
+from myllm.inference.captioner import Captioner
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "runs/demo"
@@ -94,7 +94,7 @@ def timed(captioner: Captioner, paths: Sequence[Path], methods: Sequence[str]) -
     for method in methods:
         began = time.perf_counter()
         for path, caption in zip(paths, captions, strict=True):
-            captioner.look(path, caption, method=method)
+            captioner.attention_maps(path, caption, method=method)
         seconds[method] = (time.perf_counter() - began) / len(paths)
     return seconds
 

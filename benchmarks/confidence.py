@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from myllm.caption import Caption
-from myllm.captioner import Captioner
 from myllm.data.records import Record, read_records
-from myllm.data.scenes import BOXES_FILE, Thing, named_groups, read_things
+from myllm.data.scenes import BOXES_FILE, Thing, read_things
 from myllm.data.splits import split_records
 from myllm.evaluation.calibration import (
     SHARES,
-    Trust,
+    ConfidenceReport,
     calibrate,
     cross_fitted,
     expected_calibration_error,
-    measure_trust,
+    measure_confidence,
     reliability,
     risk_coverage,
 )
 from myllm.evaluation.evaluate import caption_records
-from myllm.evaluation.plots import plot_trust
-from myllm.metrics.figure import Floats
+from myllm.evaluation.plots import plot_confidence
+from myllm.evaluation.scenes import named_groups
+from myllm.inference.captioner import Captioner
+from myllm.metrics.result import Floats
 from myllm.metrics.score import score_captions
 
 RAW: Mapping[str, Callable[[Caption], float]] = {
@@ -69,7 +70,7 @@ def main() -> None:
     if (arguments.data / BOXES_FILE).is_file():
         print_things(judged, read_things(arguments.data))
     if arguments.plots:
-        plot_trust(trust_of(next(iter(judged.values()))), arguments.plots)
+        plot_confidence(trust_of(next(iter(judged.values()))), arguments.plots)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def crossed(found: Captioned, learned_from: Captioned) -> Captioned:
     return replace(found, captions=[replace(one, calibration=judge.calibration) for one, judge in pairs])
 
 
-def trust_of(found: Captioned) -> Trust:
-    return measure_trust(found.captions, references_of(found), found.cider)
+def trust_of(found: Captioned) -> ConfidenceReport:
+    return measure_confidence(found.captions, references_of(found), found.cider)
 
 
 def print_raw(found: Captioned) -> None:

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
-from myllm.checkpoints.onnx_stepper import OnnxStepper, Precision
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
-from myllm.decoding.engine import Search
+from myllm.decoding.engine import SearchRequest
 from myllm.decoding.generate import generate
-from myllm.model.gpt import turned
+from myllm.inference.onnx_stepper import OnnxStepper, Precision
+from myllm.inference.torch_steppers import ModelStepper
+from myllm.model.gpt2_weights import transpose_conv1d
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.stepper import ModelStepper
 
 END, LENGTH = 50256, 32
 Route = Callable[[Tensor, int], list[list[int]]]
@@ -61,7 +61,7 @@ class Weights:
             CaptionerConfig(VisionConfig("vit_base_patch16_224", pretrained=False), GPTConfig(), "last")
         ).eval()
         ours.encoder.backbone.load_state_dict(timm_names(encoder.state_dict()))
-        ours.decoder.load_state_dict(turned(decoder.state_dict()))
+        ours.decoder.load_state_dict(transpose_conv1d(decoder.state_dict()))
         return cls(theirs, ours)
 
     @cached_property
@@ -84,7 +84,7 @@ def timm_names(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "embeddings.patch_embeddings.projection": "patch_embed.proj", "layers": "blocks",
         "layernorm_before": "norm1", "layernorm_after": "norm2", "o_proj": "proj", "attention": "attn",
         "layernorm": "norm",
-    }  # fmt: skip
+    }
     ours: dict[str, Tensor] = {}
     for name, value in theirs.items():
         for old, new in renamed.items():
@@ -101,7 +101,7 @@ def theirs_generate(model: Any) -> Route:
         found = model.generate(
             pixel_values=images, num_beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH, do_sample=False,
             decoder_start_token_id=END, eos_token_id=END, pad_token_id=END,
-        )  # fmt: skip
+        )
         return [row[1:] for row in found.tolist()]
 
     return route
@@ -110,7 +110,7 @@ def theirs_generate(model: Any) -> Route:
 def ours_generate(stepper: Any, encode: Callable[[Tensor], Any]) -> Route:
     def route(images: Tensor, beams: int) -> list[list[int]]:
         decode = DecodeConfig(beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH)
-        return [best[0].tokens for best in generate(Search(stepper, encode(images), len(images), END, decode))]
+        return [best[0].tokens for best in generate(SearchRequest(stepper, encode(images), len(images), END, decode))]
 
     return route
 
@@ -200,7 +200,7 @@ def weight_bytes(ours: VisionGPT2) -> int:
     read = {
         name: part for name, part in ours.decoder.named_modules()
         if isinstance(part, nn.Linear) and not name.endswith("crossattention.c_attn")
-    }  # fmt: skip
+    }
     return sum(4 * part.weight.numel() for part in read.values())
 
 

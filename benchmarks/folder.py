@@ -21,13 +21,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, VisionEnc
 from transformers.modeling_outputs import BaseModelOutput
 
 from myllm import Captioner
-from myllm.apps.folder import caption_files
+from myllm.apps.caption import caption_files
+from myllm.batched import batched
 from myllm.data.records import read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import decode_tokens, end_token
-from myllm.model.gpt import turned
+from myllm.model.gpt2_weights import transpose_conv1d
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import in_batches
 
 Route = Callable[[list[Path]], Iterator[str]]
 BATCH = 32
@@ -53,11 +53,11 @@ def in_transformers(ours: VisionGPT2) -> Any:
             vocab_size=text.vocab_size, n_positions=text.n_positions, n_embd=text.n_embd, n_layer=text.n_layer,
             n_head=text.n_head, layer_norm_epsilon=text.layer_norm_epsilon, add_cross_attention=True,
         )
-    )  # fmt: skip
+    )
     model = VisionEncoderDecoderModel(encoder=Encoder(ours), decoder=decoder).eval()
     # transformers begins with random weights, in what it was given too
     model.encoder.ours.load_state_dict(ours.state_dict())
-    decoder.load_state_dict(turned(ours.decoder.state_dict()))
+    decoder.load_state_dict(transpose_conv1d(ours.decoder.state_dict()))
     return model
 
 
@@ -66,12 +66,12 @@ def theirs(captioner: Captioner, beams: int) -> Route:
     longest = min(decode.max_new_tokens, captioner.model.config.text.n_positions)
 
     def route(paths: list[Path]) -> Iterator[str]:
-        for batch in in_batches(paths, BATCH):
+        for batch in batched(paths, BATCH):
             found = model.generate(
                 pixel_values=torch.stack([captioner.preprocess(path) for path in batch]), num_beams=beams,
                 max_new_tokens=longest, length_penalty=decode.length_penalty, early_stopping=decode.early_stopping,
                 do_sample=False, decoder_start_token_id=end, eos_token_id=end, pad_token_id=end,
-            )  # fmt: skip
+            )
             for path, row in zip(batch, found.tolist(), strict=True):
                 words = row[1 : row.index(end, 1)] if end in row[1:] else row[1:]
                 yield json.dumps({"image": str(path), "caption": decode_tokens(captioner.tokenizer, words).strip()})
@@ -83,7 +83,7 @@ def ours(captioner: Captioner, beams: int) -> Route:
     captioner.decode = captioner.decode_options(beams=beams)
 
     def route(paths: list[Path]) -> Iterator[str]:
-        for batch in in_batches(paths, BATCH):
+        for batch in batched(paths, BATCH):
             yield from (json.dumps(row) for row in caption_files(captioner, batch))
 
     return route

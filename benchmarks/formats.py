@@ -82,7 +82,7 @@ def runtimes(source: str) -> Callable[[Path], float]:
     def job(folder: Path) -> float:
         import torch
 
-        from myllm.checkpoints.onnx import OnnxCaptioner
+        from myllm.inference.onnx_captioner import OnnxCaptioner
 
         captioner = OnnxCaptioner.load(folder / source)
         past = {
@@ -107,7 +107,7 @@ def caption(source: str) -> Callable[[Path], float]:
     def job(folder: Path) -> float:
         from PIL import Image
 
-        from myllm.apps.folder import open_captioner
+        from myllm.apps.caption import open_captioner
 
         captioner = open_captioner(str(folder / source), "cpu", "auto")
         options = captioner.decode_options(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
@@ -157,7 +157,7 @@ def run(name: str, folder: Path) -> None:
     """One journey in this process, with what takes time before it, imports, left out."""
     import transformers
 
-    import myllm.captioner  # noqa: F401
+    import myllm.inference.captioner  # noqa: F401
 
     transformers.logging.set_verbosity_error()
     before, began = peak(), perf_counter()

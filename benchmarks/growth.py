@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from decode import END, processor, seconds
 
-from myllm.checkpoints.onnx_stepper import OnnxStepper
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
-from myllm.decoding.engine import Search
+from myllm.decoding.engine import SearchRequest
 from myllm.decoding.generate import generate
+from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 
 Job = Callable[[], object]
@@ -71,7 +71,7 @@ class Bench:
                 CaptionerConfig(VisionConfig(pretrained=False, image_size=size), GPTConfig(), "last")
             ).eval()
             for size in sizes
-        }  # fmt: skip
+        }
         self.stepper = OnnxStepper(self.models[224])
         for model in self.models.values():
             model.decoder = self.stepper.decoder
@@ -80,7 +80,7 @@ class Bench:
     def caption(self, pictures: int = 8, beams: int = 1, length: int = 32, size: int = 224) -> None:
         decode = DecodeConfig(beams=beams, min_new_tokens=length, max_new_tokens=length)
         image = self.models[size].encode(torch.zeros(pictures, 3, size, size))
-        generate(Search(self.stepper, image, pictures, END, decode))
+        generate(SearchRequest(self.stepper, image, pictures, END, decode))
 
     def curve(self, name: str, rest: str, over: str, at: Iterable[int], **fixed: int) -> Curve:
         return Curve(name, rest, {value: partial(self.caption, **{over: value}, **fixed) for value in at})

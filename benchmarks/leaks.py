@@ -92,7 +92,7 @@ def near_pairs(training: list[Record], judged: list[Record]) -> list[tuple[float
     straight, turned = (leaks.signs(np.stack(side)) @ known.T for side in (ours, [one[:, ::-1] for one in ours]))
     bits = ((known.shape[1] - np.maximum(straight, turned)) / 2).round().astype(int)
     pairs = []
-    for row, column in np.argwhere(bits <= leaks.MOST_DIFFERENT):
+    for row, column in np.argwhere(bits <= leaks.MAX_DIFFERENT):
         one = ours[row] if straight[row, column] >= turned[row, column] else ours[row][:, ::-1]
         best = leaks.correlation(leaks.windows(one), leaks.windows(theirs[column]))
         pairs.append((best, int(bits[row, column]), judged[row], training[column]))
@@ -118,7 +118,7 @@ def main() -> None:
     print(f"{len(training):,} training and {len(judged):,} judged pictures in {perf_counter() - start:.1f} s")
     print("\n".join(found.lines(shown=20)))
     pairs = near_pairs(training, judged)
-    print(f"\nOf {len(training) * len(judged):,} pairs {len(pairs):,} differ in at most {leaks.MOST_DIFFERENT} bits;")
+    print(f"\nOf {len(training) * len(judged):,} pairs {len(pairs):,} differ in at most {leaks.MAX_DIFFERENT} bits;")
     print("correlation of details, bits, and names of the nearest:")
     for index, (best, bits, first, second) in enumerate(pairs[:12]):
         print(f"{best:.3f}  {bits:2}  {first.name}  {second.name}")

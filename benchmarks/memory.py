@@ -23,16 +23,16 @@ def transformers_captions() -> Callable[[Tensor, int], object]:
     return lambda images, beams: model.generate(
         pixel_values=images, num_beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH, do_sample=False,
         decoder_start_token_id=END, eos_token_id=END, pad_token_id=END,
-    )  # fmt: skip
+    )
 
 
 def our_captions(precision: str) -> Callable[[Tensor, int], object]:
-    from myllm.checkpoints.onnx_stepper import OnnxStepper
     from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
-    from myllm.decoding.engine import Search
+    from myllm.decoding.engine import SearchRequest
     from myllm.decoding.generate import generate
+    from myllm.inference.onnx_stepper import OnnxStepper
+    from myllm.inference.torch_steppers import ModelStepper
     from myllm.model.vision_gpt2 import VisionGPT2
-    from myllm.stepper import ModelStepper
 
     vision = VisionConfig("vit_base_patch16_224", pretrained=False)
     model = VisionGPT2(CaptionerConfig(vision, GPTConfig(), "last")).eval()
@@ -41,7 +41,7 @@ def our_captions(precision: str) -> Callable[[Tensor, int], object]:
 
     def caption(images: Tensor, beams: int) -> object:
         decode = DecodeConfig(beams=beams, min_new_tokens=LENGTH, max_new_tokens=LENGTH)
-        return generate(Search(stepper, model.encode(images), len(images), END, decode))
+        return generate(SearchRequest(stepper, model.encode(images), len(images), END, decode))
 
     return caption
 

@@ -24,7 +24,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"do_sample": True, "temperature": 2.0, "typical_p": 0.5},
     {"do_sample": True, "num_return_sequences": 8, "rank_by": "score"},
     {"do_sample": True, "num_return_sequences": 8, "rank_by": "consensus"},
-    {"contrast": 1.0},
+    {"contrastive_weight": 1.0},
     {"repetition_penalty": 3.0},
     {"no_repeat_ngram_size": 2},
     {"min_new_tokens": 12},

@@ -21,7 +21,7 @@ from typing import Any
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+)
 
 
 def random_captioner(path: Path) -> None:

@@ -151,7 +151,7 @@ def tiny_checkpoint(tiny_model: "Callable[..., VisionGPT2]") -> "Checkpoint":
 
 BARE = {
     "width": 64, "depth": 2, "patch": 4, "grid": 3, "context": 20, "vocab": 300, "hidden": 256, "biases": True
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +202,7 @@ def bare_state() -> "Callable[..., dict[str, Tensor]]":
         words, places, blocks, last, head = (
             ("tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head") if is_seed else
             ("transformer.wte", "transformer.wpe", "transformer.h", "transformer.ln_f", "lm_head")
-        )  # fmt: skip
+        )
         norm_names = ("scale", "shift") if is_seed else ("weight", "bias")
         add("cls_token", 1, 1, width)
         add("pos_embed", 1, 1 + size["grid"] ** 2, width)

@@ -7,16 +7,16 @@ from myllm.config import VERSION as __version__
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 
 _HOMES = {
-    "Captioner": "myllm.captioner",
+    "Captioner": "myllm.inference.captioner",
     "VisionGPT2": "myllm.model.vision_gpt2",
     "GPT": "myllm.model.gpt",
 }
 __all__ = [
     "GPT", "Captioner", "CaptionerConfig", "DecodeConfig", "GPTConfig", "VisionConfig", "VisionGPT2", "__version__",
-]  # fmt: skip
+]
 
 if TYPE_CHECKING:
-    from myllm.captioner import Captioner
+    from myllm.inference.captioner import Captioner
     from myllm.model.gpt import GPT
     from myllm.model.vision_gpt2 import VisionGPT2
 

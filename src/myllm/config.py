@@ -14,7 +14,7 @@ from myllm.errors import ConfigError
 VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
-MOST_BEAMS = 1000
+MAX_BEAMS = 1000
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
@@ -85,7 +85,7 @@ class GPTConfig:
         _positive(
             "text.", vocab_size=self.vocab_size, n_positions=self.n_positions, n_layer=self.n_layer,
             n_head=self.n_head, n_embd=self.n_embd, layer_norm_epsilon=self.layer_norm_epsilon,
-        )  # fmt: skip
+        )
         _fraction("text.", dropout=self.dropout)
         if self.n_positions < 3:
             raise ConfigError(f"text.n_positions is {self.n_positions}; begin, a token and end need 3")
@@ -198,7 +198,7 @@ class DecodeConfig:
     """A regular expression that describes the whole caption."""
     stop_strings: tuple[str, ...] = ()
     """A caption ends after any of these."""
-    contrast: float = 0.0
+    contrastive_weight: float = 0.0
     """Above 0, what the model would say without seeing the picture counts against a token, by this weight."""
     num_return_sequences: int | None = None
     """Captions of each picture, best first: samples, or beams; all beams where not given."""
@@ -218,12 +218,12 @@ class DecodeConfig:
         _positive(
             "decode.", beams=self.beams, temperature=self.temperature, max_new_tokens=self.max_new_tokens,
             repetition_penalty=self.repetition_penalty,
-        )  # fmt: skip
+        )
         _fraction("decode.", min_p=self.min_p)
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f"decode.early_stopping is {self.early_stopping!r}; expected true, false or never")
-        if self.beams > MOST_BEAMS:
-            raise ConfigError(f"decode.beams is {self.beams}; at most {MOST_BEAMS}: captions rarely gain beyond 10")
+        if self.beams > MAX_BEAMS:
+            raise ConfigError(f"decode.beams is {self.beams}; at most {MAX_BEAMS}: captions rarely gain beyond 10")
         for name in ("top_k", "min_new_tokens", "no_repeat_ngram_size"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
@@ -249,7 +249,7 @@ class DecodeConfig:
         """How many captions, and how they differ."""
         many, groups = self.num_return_sequences, self.num_beam_groups
         _positive("decode.", num_return_sequences=many, num_beam_groups=groups)
-        for name in ("contrast", "diversity_penalty"):
+        for name in ("contrastive_weight", "diversity_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
         if many and many > self.beams and not self.do_sample:
@@ -332,7 +332,7 @@ class TrainConfig:
     """Decay of the backbone's matrices; weight_decay where not given."""
     schedule: Literal["onecycle", "cosine", "linear"] = "onecycle"
     """onecycle climbs from lr/25 for 30 % and falls as a cosine; cosine and linear warm up for 5 % and fall so."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Largest norm of the gradient."""
     stages: tuple[str, ...] = ("all",)
     """What trains in each epoch: new (what is not pretrained), text (and the decoder), all; the last one goes on."""
@@ -340,7 +340,7 @@ class TrainConfig:
     """Share of the target spread over all tokens."""
     word_dropout: float = 0.0
     """Share of input words hidden while training, so that the picture is looked at."""
-    presence: float = 0.0
+    word_presence_weight: float = 0.0
     """Weight of a second loss: which frequent words occur in any caption of the picture, told from its tokens alone."""
     augment: bool = True
     """Flip, shift and relight pictures while training, only where the captions stay true; not with vision.frozen."""
@@ -365,11 +365,13 @@ class TrainConfig:
         _positive(
             "", epochs=self.epochs, max_steps=self.max_steps, max_minutes=self.max_minutes, batch_size=self.batch_size,
             accumulate=self.accumulate, captions_per_image=self.captions_per_image, lr=self.lr, muon_lr=self.muon_lr,
-            clip=self.clip, patience=self.patience, val_images=self.val_images,
-        )  # fmt: skip
+            grad_clip=self.grad_clip, patience=self.patience, val_images=self.val_images,
+        )
         _fraction("", label_smoothing=self.label_smoothing, word_dropout=self.word_dropout)
-        if self.workers < 0 or self.presence < 0:
-            raise ConfigError(f"workers {self.workers} and presence {self.presence} must be at least 0")
+        if self.workers < 0 or self.word_presence_weight < 0:
+            raise ConfigError(
+                f"workers {self.workers} and word_presence_weight {self.word_presence_weight} must be at least 0"
+            )
         unknown = sorted(set(self.stages) - {"new", "text", "all"})
         if unknown or not self.stages:
             raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")

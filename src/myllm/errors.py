@@ -1,8 +1,17 @@
-"""What a user can cause. The command line prints these as one message, never as a traceback."""
+"""Errors that a user can cause. The command line prints each as one message, without a traceback.
+
+MyLLMError
+    ConfigError        an option, or a combination of options
+    DataError          pictures, captions or splits
+    CheckpointError    weights and the files around them
+"""
+
+import shlex
+import sys
 
 
 class MyLLMError(Exception):
-    """Base of every error that has a way out the user can take; the message names it."""
+    """Base class of all errors that a user can cause; the message says what to do."""
 
 
 class ConfigError(MyLLMError, ValueError):
@@ -10,7 +19,7 @@ class ConfigError(MyLLMError, ValueError):
 
 
 class DataError(MyLLMError):
-    """Pictures, captions or splits that are missing, broken or of another form than expected."""
+    """Pictures, captions or splits that are missing, broken or in an unexpected form."""
 
 
 class CheckpointError(MyLLMError):
@@ -18,5 +27,10 @@ class CheckpointError(MyLLMError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what another library said, or the kind of its error where it said nothing."""
+    """First line of an error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def install_command(*packages: str) -> str:
+    """Command that installs packages into the running Python, for messages: `/path/to/python -m pip install ...`."""
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.join(packages)}"

@@ -15,7 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "text": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": 48, "dropout": 0.0},
         "mode": "last", "augment": False, "captions": {"vocab_size": 512},
         "optimizer": "muon", "lr": 3e-3, "schedule": "linear", "weight_decay": 0.3,
-        "vision_weight_decay": 0.1, "word_dropout": 0.1, "presence": 8.0,
+        "vision_weight_decay": 0.1, "word_dropout": 0.1, "word_presence_weight": 8.0,
         "batch_size": 32, "captions_per_image": 1, "epochs": 100, "max_minutes": 8.0,
     },
     "photos-fast": {
@@ -34,4 +34,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 8, "batch_size": 32,
         "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
-}  # fmt: skip
+}

@@ -10,7 +10,7 @@ import pytest
 
 SOUND = {
     "__init__.py": "",
-    "runtime.py": "",
+    "files.py": "",
     "data/records.py": "from myllm.data.splits import split",
     "data/splits.py": "",
     "apps/cli.py": "import myllm.data.records",
@@ -48,12 +48,12 @@ def test_this_machine_may_be_reached(host: str) -> None:
     ("file", "source", "fault"),
     [
         ("config.py", "from myllm.data import records", "does not stand left of config"),
-        ("config.py", "import myllm.runtime", "does not stand left of config"),
+        ("config.py", "import myllm.files", "does not stand left of config"),
         ("metrics/bleu.py", "def late():\n    from myllm.apps import cli", "does not stand left of metrics"),
         ("data/records.py", "from myllm import Captioner", "imports __init__"),
         ("data/records.py", "from . import splits", "absolute imports only"),
         ("data/splits.py", "import myllm.data.records", "cycle: data.records -> data.splits -> data.records"),
-        ("data/images.py", "from timm.data import create_transform", "whose home is model/vision.py"),
+        ("data/images.py", "from timm.data import create_transform", "whose home is model/backbones.py"),
         ("data/utils.py", "", "a name that says nothing"),
         ("data/__init__.py", "from myllm.data.records import read", "not empty"),
         ("tools.py", "", "has no place in the order"),

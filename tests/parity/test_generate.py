@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from myllm.config import DecodeConfig, GPTConfig
-from myllm.data.words import Vocabulary
-from myllm.decoding.engine import Hypothesis, Search
+from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.engine import Hypothesis, SearchRequest
 from myllm.decoding.generate import generate
 from myllm.decoding.rules import Said, apply_rules
 from myllm.model.gpt import GPT
@@ -53,7 +53,7 @@ class Both:
         config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
         picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
-        return generate(Search(Decoder(self.ours), image, len(IMAGES), END, config, tuple(prefix), WORDS))
+        return generate(SearchRequest(Decoder(self.ours), image, len(IMAGES), END, config, tuple(prefix), WORDS))
 
     def generated(self, beams: int = 1, **options: object) -> tuple[list[list[int]], list[float]]:
         """Tokens and ranks of every beam of every image."""
@@ -61,20 +61,20 @@ class Both:
             IMAGES, num_beams=beams, num_return_sequences=beams, max_new_tokens=LONGEST, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
             decoder_start_token_id=END, eos_token_id=END, pad_token_id=END, **options,
-        )  # fmt: skip
+        )
         tokens = [[*row[1:], END][: [*row[1:], END].index(END)] for row in found.sequences.tolist()]
         return tokens, found.sequences_scores.tolist() if beams > 1 else []
 
 
 @pytest.fixture(scope="module")
-def both(random_gpt2, transposed):  # type: ignore[no-untyped-def]
+def both(random_gpt2, transposed):
     from transformers import VisionEncoderDecoderModel, ViTConfig, ViTModel
 
     def make(geometry: tuple[int, int, int], seed: int) -> Both:
         decoder = random_gpt2(*geometry, seed, vocab_size=VOCAB, eos_token_id=END, add_cross_attention=True)
         torch.manual_seed(seed)
         vision = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=30,
-                           image_size=12, patch_size=4)  # fmt: skip
+                           image_size=12, patch_size=4)
         theirs = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=decoder).eval()
         for parameter in [*theirs.encoder.parameters(), *theirs.enc_to_dec_proj.parameters()]:
             nn.init.normal_(parameter, std=0.3)
@@ -88,14 +88,14 @@ def both(random_gpt2, transposed):  # type: ignore[no-untyped-def]
 @torch.inference_mode()
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_greedy_tokens_are_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:  # type: ignore[no-untyped-def]
+def test_greedy_tokens_are_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:
     pair = both(geometry, seed)
     tokens, _ = pair.generated(beams=1)
     assert [one.tokens for [one] in pair.hypotheses()] == tokens
 
 
 @torch.inference_mode()
-def test_the_pictures_matter(both) -> None:  # type: ignore[no-untyped-def]
+def test_the_pictures_matter(both) -> None:
     tokens, _ = both(GEOMETRIES[0], seed=0).generated(beams=1)
     assert len({tuple(row) for row in tokens}) > 1
 
@@ -105,7 +105,7 @@ def test_the_pictures_matter(both) -> None:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_beams_are_transformers(  # type: ignore[no-untyped-def]
+def test_beams_are_transformers(
     both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
 ) -> None:
     pair = both(geometry, seed)
@@ -120,7 +120,7 @@ def test_beams_are_transformers(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("beams", [2, 3, 5])
-def test_the_three_senses_of_stopping_early_are_transformers(  # type: ignore[no-untyped-def]
+def test_the_three_senses_of_stopping_early_are_transformers(
     both, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
 ) -> None:
     pair = both(GEOMETRIES[seed], seed)
@@ -145,7 +145,7 @@ RULES = [
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: ",".join(rules))
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_rules_are_transformers(  # type: ignore[no-untyped-def]
+def test_rules_are_transformers(
     both, geometry: tuple[int, int, int], beams: int, rules: dict[str, float]
 ) -> None:
     pair = both(geometry, seed=1)
@@ -159,7 +159,7 @@ def test_rules_are_transformers(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("banned", [[[3]], [[2, 7], [5]], [[1, 1], [0, 4, 2], [8]]])
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_banned_words_are_transformers(  # type: ignore[no-untyped-def]
+def test_banned_words_are_transformers(
     both, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
 ) -> None:
     pair = both(geometry, seed=1)
@@ -173,7 +173,7 @@ def test_banned_words_are_transformers(  # type: ignore[no-untyped-def]
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 4}, {"no_repeat_ngram_size": 2}, {"length_penalty": 2.0}])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, options: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, options: dict[str, Any]) -> None:
     pair, prefix = both(GEOMETRIES[1], seed=2), [3, 7, 1]
     given = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
     tokens, ranks = pair.generated(beams, decoder_input_ids=given, **options)

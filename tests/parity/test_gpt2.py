@@ -11,7 +11,8 @@ from torch import Tensor
 
 from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError
-from myllm.model.gpt import GPT, fit_to_pretrained
+from myllm.model.gpt import GPT
+from myllm.model.gpt2_weights import fit_to_pretrained
 from myllm.model.kv_cache import ImageKV
 
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
@@ -24,7 +25,7 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
 
-def saved_as(folder: Path, theirs, form: str = FORMS[0], prefix: str = "transformer.") -> Path:  # type: ignore[no-untyped-def]
+def saved_as(folder: Path, theirs, form: str = FORMS[0], prefix: str = "transformer.") -> Path:
     """The model as save_pretrained writes it; then its tensors in another form, or under other names."""
     theirs.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -36,7 +37,7 @@ def saved_as(folder: Path, theirs, form: str = FORMS[0], prefix: str = "transfor
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_of_a_loaded_folder_equal_transformers(  # type: ignore[no-untyped-def]
+def test_logits_of_a_loaded_folder_equal_transformers(
     random_gpt2, tmp_path: Path, geometry: tuple[int, int, int], form: str, prefix: str
 ) -> None:
     theirs = random_gpt2(*geometry)
@@ -46,7 +47,7 @@ def test_logits_of_a_loaded_folder_equal_transformers(  # type: ignore[no-untype
         torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_the_file_as_transformers_writes_it_loads(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_file_as_transformers_writes_it_loads(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[0])
     theirs.save_pretrained(tmp_path)
     with torch.inference_mode():
@@ -54,7 +55,7 @@ def test_the_file_as_transformers_writes_it_loads(random_gpt2, tmp_path: Path) -
         torch.testing.assert_close(ours, theirs(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_the_exact_gelu_of_a_folder_is_followed(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_exact_gelu_of_a_folder_is_followed(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[0], activation_function="gelu")
     theirs.save_pretrained(tmp_path)
     asked = fit_to_pretrained(GPTConfig(vocab_size=59, pretrained=str(tmp_path)))
@@ -66,7 +67,7 @@ def test_the_exact_gelu_of_a_folder_is_followed(random_gpt2, tmp_path: Path) -> 
         GPT(replace(asked, gelu="tanh")).load_text_weights(captioner)
 
 
-def test_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[1])
     ours = GPT.from_pretrained(str(saved_as(tmp_path, theirs))).eval()
     ours(TOKENS).logsumexp(-1).mean().backward()
@@ -77,7 +78,7 @@ def test_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:  # t
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_cross_attention_equals_transformers(  # type: ignore[no-untyped-def]
+def test_cross_attention_equals_transformers(
     random_gpt2, transposed, geometry: tuple[int, int, int]
 ) -> None:
     theirs = random_gpt2(*geometry, add_cross_attention=True)
@@ -91,13 +92,13 @@ def test_cross_attention_equals_transformers(  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("has_cross_attention", [False, True])
-def test_state_dict_keys_are_gpt2s(random_gpt2, has_cross_attention: bool) -> None:  # type: ignore[no-untyped-def]
+def test_state_dict_keys_are_gpt2s(random_gpt2, has_cross_attention: bool) -> None:
     theirs = random_gpt2(*GEOMETRIES[1], add_cross_attention=has_cross_attention)
     ours = GPT(config_of(GEOMETRIES[1]), cross_attention=has_cross_attention)
     assert sorted(ours.state_dict()) == sorted(theirs.state_dict())
 
 
-def test_cached_steps_equal_transformers_full_pass(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_cached_steps_equal_transformers_full_pass(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[2])
     ours = GPT.from_pretrained(str(saved_as(tmp_path, theirs))).eval()
     cache = ours.new_cache(3)
@@ -106,7 +107,7 @@ def test_cached_steps_equal_transformers_full_pass(random_gpt2, tmp_path: Path) 
         torch.testing.assert_close(torch.cat(steps, 1), theirs(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[0])
     path = saved_as(tmp_path, theirs, prefix="") / "model.safetensors"
     save(load_file(path) | {"h.0.attn.bias": torch.ones(1, 1, 23, 23).tril()}, path)  # as in openai-community/gpt2
@@ -126,7 +127,7 @@ def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> No
         ("model.safetensors", b"short", "damaged, cut short"),
     ],
 )
-def test_a_damaged_folder_is_named(  # type: ignore[no-untyped-def]
+def test_a_damaged_folder_is_named(
     random_gpt2, tmp_path: Path, name: str, content: bytes | None, reason: str
 ) -> None:
     saved_as(tmp_path, random_gpt2(*GEOMETRIES[0]))
@@ -145,7 +146,7 @@ def test_a_damaged_folder_is_named(  # type: ignore[no-untyped-def]
         ({"vocab_size": 60}, r"wte.weight is of shape \(59, 36\); expected shape \(60, 36\)"),
     ],
 )
-def test_tensors_that_do_not_fit_the_configuration_are_named(  # type: ignore[no-untyped-def]
+def test_tensors_that_do_not_fit_the_configuration_are_named(
     random_gpt2, tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     facts = json.loads((saved_as(tmp_path, random_gpt2(*GEOMETRIES[0])) / "config.json").read_text())
@@ -154,7 +155,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(  # type: ignore[no
         GPT.from_pretrained(str(tmp_path))
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(random_gpt2, hostile, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_hostile_pickle_is_refused_and_not_run(random_gpt2, hostile, tmp_path: Path) -> None:
     saved_as(tmp_path, random_gpt2(*GEOMETRIES[0]), form=FORMS[1])
     torch.save(hostile(tmp_path / "was-run"), tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError):

@@ -14,21 +14,21 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs ../shared")
 
 
 @pytest.fixture(scope="module")
-def both():  # type: ignore[no-untyped-def]
+def both():
     from transformers import GPT2Tokenizer
 
     theirs = GPT2Tokenizer.from_pretrained(str(FOLDER))
     return gpt2_tokenizer(str(FOLDER)), theirs
 
 
-def test_the_end_token_is_gpt2s(both) -> None:  # type: ignore[no-untyped-def]
+def test_the_end_token_is_gpt2s(both) -> None:
     assert end_token(both[0]) == both[1].eos_token_id == 50256
     assert both[0].get_vocab_size() == 50257
 
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_has_the_same_ids_and_comes_back(both, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_any_text_has_the_same_ids_and_comes_back(both, text: str) -> None:
     ours, theirs = both
     [ids] = encode_captions(ours, [text], n_positions=10_000)
     assert ids[1:-1] == theirs(text)["input_ids"]
@@ -36,7 +36,7 @@ def test_any_text_has_the_same_ids_and_comes_back(both, text: str) -> None:  # t
 
 
 @pytest.mark.skipif(not FLICKR8K.is_file(), reason="needs ../shared")
-def test_captions_of_photographs_have_the_same_ids(both) -> None:  # type: ignore[no-untyped-def]
+def test_captions_of_photographs_have_the_same_ids(both) -> None:
     ours, theirs = both
     captions = [line.split("|")[2].strip() for line in FLICKR8K.read_text(encoding="utf-8").splitlines()[1:2001]]
     assert [ids[1:-1] for ids in encode_captions(ours, captions, 1024)] == theirs(captions)["input_ids"]

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from myllm.captioner import Captioner
 from myllm.checkpoints import hf_gpt2
 from myllm.checkpoints import hf_vision_encoder_decoder as hf
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import train_tokenizer
 from myllm.errors import CheckpointError, ConfigError
+from myllm.inference.captioner import Captioner
 from myllm.model.gpt import GPT
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
                       "window_size": 4, "mlp_ratio": 2.0}),
     "swin without biases": ("Swin", {"image_size": 32, "patch_size": 4, "embed_dim": 10, "depths": [2, 2],
                                     "num_heads": [2, 5], "window_size": 4, "qkv_bias": False}),
-}  # fmt: skip
+}
 Made = Callable[..., tuple[Any, Path]]
 
 
@@ -262,7 +262,7 @@ def test_the_language_alone_is_a_gpt2_of_transformers(made: Made, tmp_path: Path
 
 
 HALF, IMAGENET = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"image_mean": [0.485, 0.456, 0.406],
-                                                                   "image_std": [0.229, 0.224, 0.225]}  # fmt: skip
+                                                                   "image_std": [0.229, 0.224, 0.225]}
 PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2, **HALF},
     "vit-gpt2's, of its time": {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, **HALF},
@@ -272,7 +272,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
              "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, **IMAGENET},
     "swin's, not normalised": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32},
                                "resample": 3, "do_normalize": False, **IMAGENET},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
@@ -292,7 +292,7 @@ def test_pictures_become_what_their_processor_makes_of_them(
     picture = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
     expected = transformers.ViTImageProcessor.from_pretrained(folder) if "vit" in name else (
         transformers.AutoImageProcessor.from_pretrained(folder)
-    )  # fmt: skip
+    )
     pixels = expected(picture, return_tensors="pt").pixel_values[0]
     found = Captioner(hf.from_folder(folder), torch.device("cpu")).preprocess(picture)
     # transformers resizes tensors, we pictures: they round at other places; it also cuts an odd margin the other way
@@ -332,7 +332,7 @@ def test_a_processor_that_is_not_known_here_is_named(
          {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}),
         ({"temperature": 0.7, "top_k": 50, "num_beams": 1, "min_length": 0}, {}),  # without sampling they say nothing
     ],
-)  # fmt: skip
+)
 def test_defaults_of_generation_come_along(
     made: Made, tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]
 ) -> None:

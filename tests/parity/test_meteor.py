@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.meteor import meteor as wrapper
 
-from myllm.metrics.figure import Figure
 from myllm.metrics.meteor import meteor
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.result import MetricResult
 
 RECORDED = Path(__file__).parents[1] / "fixtures/meteor.tsv"
 FILES = Path(wrapper.__file__).parent
@@ -121,7 +121,7 @@ def jar(program: Callable[[str], str]) -> Iterator[Jar]:
     scorer.meteor_p.wait()
 
 
-def ours(judged: list[Picture]) -> Figure:
+def ours(judged: list[Picture]) -> MetricResult:
     return meteor([candidate for candidate, _ in judged], [captions for _, captions in judged])["METEOR"]
 
 

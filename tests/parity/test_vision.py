@@ -18,7 +18,8 @@ from torch import Tensor
 
 from myllm.config import VisionConfig
 from myllm.errors import CheckpointError, ConfigError
-from myllm.model.vision import PACKAGED, ImageEncoder, pick_evenly
+from myllm.model.backbones import PACKAGED
+from myllm.model.vision import ImageEncoder, pick_evenly
 
 # name, image_size, prefix tokens, grid
 TRANSFORMERS = [

@@ -15,7 +15,7 @@ import pytest
 CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+)
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
     "--vision.name=vit_mini_conv8_64",
@@ -88,7 +88,7 @@ def seed_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     return subprocess.run(
         [sys.executable, str(script), *options],
         cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "myllm", *words],
             cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        )
         processes.append(process)
         deadline = time.monotonic() + 200
         while not when() and process.poll() is None and time.monotonic() < deadline:

@@ -82,7 +82,7 @@ DATA: list[tuple[Callable[[Path], object], str, str]] = [
 def test_data_that_cannot_be_used_is_named(
     train: Train, tiny_picture_folder: Path, tmp_path: Path, capsys: Capture,
     damage: Callable[[Path], object], found: str, way_out: str,
-) -> None:  # fmt: skip
+) -> None:
     damage(tiny_picture_folder)
     assert train(tmp_path / "run", "--quiet", data=tiny_picture_folder) == 1
     message = told(capsys).replace(str(tiny_picture_folder), "DATA")
@@ -196,7 +196,7 @@ def missing(file: Path, _: Make) -> None:
 def test_a_checkpoint_that_is_not_one_is_named_and_not_run(
     tiny_captioner_file: Path, scenes: Path, capsys: Capture, hostile: Make,
     verb: str, damage: Callable[[Path, Make], None], found: str,
-) -> None:  # fmt: skip
+) -> None:
     damage(tiny_captioner_file, hostile)
     of_verb = {"caption": [str(scenes)], "evaluate": ["--data", str(scenes)]}[verb]
     out = tiny_captioner_file.parents[1] / "out"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.data.images import load_image
 from myllm.evaluation.heatmaps import draw_words
+from myllm.inference.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
 Jsonl = Callable[[Path], list[dict[str, object]]]
@@ -63,7 +63,7 @@ def test_a_folder_is_searched_to_its_bottom_and_other_files_are_passed_over(
     assert caption(tiny_run, tmp_path / "in", "--out", tmp_path / "out.jsonl") == 0
     assert [row["image"] for row in jsonl(tmp_path / "out.jsonl")] == [
         f"{tmp_path}/in/a.png", f"{tmp_path}/in/deep/b.PNG",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_glob_is_searched_and_a_name_that_looks_like_one_is_a_name(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
+from myllm.inference.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.checkpoints import native
+from myllm.inference.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, VisionConfig
 from myllm.data.tokenizer import train_tokenizer
 from myllm.errors import CheckpointError
+from myllm.inference.captioner import Captioner
 from myllm.model.vision_gpt2 import VisionGPT2
 
 Capture = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ def test_the_language_alone_is_written(theirs: Path, tmp_path: Path) -> None:
 def test_a_bare_state_dict_is_recognised_and_its_fault_told(
     bare_state: Callable[..., dict[str, torch.Tensor]], tmp_path: Path, kind: str, capfd: Capture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "captioner").mkdir()
     torch.save(bare_state(kind), tmp_path / "captioner/captioner.pt")
     # the folder, as the seed's script leaves it, or the file
@@ -83,7 +83,7 @@ def test_a_bare_state_dict_is_recognised_and_its_fault_told(
     torch.save(small, tmp_path / "bare.pt")
     assert Captioner.load(tmp_path / "bare.pt").caption(
         torch.zeros(3, *captioner.model.encoder.preprocess.image_size), max_new_tokens=4
-    ).tokens  # fmt: skip
+    ).tokens
 
 
 def test_a_backbone_that_transformers_has_no_words_for_is_named(tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
@@ -106,7 +106,7 @@ def test_a_backbone_that_transformers_has_no_words_for_is_named(tiny_run: Path, 
 def test_what_stands_in_the_way_is_told(
     theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture, words: list[str], code: int,
     told: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert main(words) == code

@@ -11,13 +11,13 @@ import pytest
 from myllm.apps.cli import main
 from myllm.apps.demo import demo_config
 from myllm.apps.options import DemoOptions
-from myllm.captioner import Captioner
+from myllm.inference.captioner import Captioner
 
 SMALL = ["--count=40", "--minutes=0.05", "--judged=4"]
 FILES = (
     "captioner.pt", "last.pt", "metrics.csv", "metrics.json", "loss.png", "perplexity.png", "samples.png",
     "report.html",
-)  # fmt: skip
+)
 
 
 def demo(out: Path, *options: str) -> int:
@@ -43,7 +43,7 @@ def test_the_report_judges_seen_and_held_out_pairs(finished: Path) -> None:
     for figures in report.values():
         assert figures.keys() - {"placed"} == {
             "true", "complete", "invented", "miscoloured", "miscounted", "CIDEr-D", "CIDEr-D_shuffled"
-        }  # fmt: skip
+        }
         assert 0 <= figures["complete"] <= figures["true"] <= 1
 
 

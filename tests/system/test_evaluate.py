@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
-from myllm.data.scenes import judge, read_things
+from myllm.data.scenes import read_things
+from myllm.evaluation.scenes import judge_scene_caption
+from myllm.inference.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
 
@@ -45,7 +46,7 @@ def test_scenes_are_judged_by_what_was_drawn(tiny_run: Path, scenes: Path, capfd
     things = read_things(scenes)
     names = [name for name in things if name.startswith("train")]
     captions = Captioner.load(tiny_run).caption_batch(scenes / "flickr30k_images" / name for name in names)
-    verdicts = [judge(caption.text, things[name]) for caption, name in zip(captions, names, strict=True)]
+    verdicts = [judge_scene_caption(caption.text, things[name]) for caption, name in zip(captions, names, strict=True)]
     assert figures["true"] == sum(verdict.true for verdict in verdicts) / len(names)
     assert figures["complete"] == sum(verdict.complete for verdict in verdicts) / len(names)
 

@@ -28,7 +28,7 @@ def test_a_run_tells_what_it_is_and_how_it_came_to_be(tiny_run: Path, capfd: Cap
         f"{tiny_run / 'captioner.pt'}: captioner.pt, format 1,", "vit_mini_conv8_64 at 64 x 64 pixels",
         "mode last; GPT of 1 blocks, 2 heads, width 32, context 48", "stored in   float32",
         "decoding    max_new_tokens 12", "data.folder scenes", "validation.CIDEr-D ", "suspicious ",
-    ):  # fmt: skip
+    ):
         assert part in told, told
 
 

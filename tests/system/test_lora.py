@@ -15,13 +15,13 @@ import yaml
 from safetensors.torch import load_file
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.formats import load
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, VisionConfig
+from myllm.inference.captioner import Captioner
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.weights import weights_hash
+from myllm.model.weight_files import weights_hash
 
 Capture = pytest.CaptureFixture[str]
 Main = Callable[..., int]
@@ -122,7 +122,7 @@ def test_info_tells_what_the_adapter_is_and_on_what_it_stands(lora_run: Path, ti
     for part in (
         f"{lora_run / 'adapter'}: a low-rank adapter on a captioner, ", "of rank 4, scaled by 2, on 7 layers",
         f"stands on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
-    ):  # fmt: skip
+    ):
         assert part in told, told
     assert main(["info", str(lora_run), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
+from myllm.inference.captioner import Captioner
 
 REPOSITORY = Path(__file__).parents[2]
 JAVASCRIPT = REPOSITORY / "tests/javascript"
@@ -37,7 +37,7 @@ sys.meta_path.insert(0, Bare())
 """
 CAPTION = WITHOUT_TORCH + """
 import json
-from myllm.checkpoints.onnx import OnnxCaptioner
+from myllm.inference.onnx_captioner import OnnxCaptioner
 
 captioner = OnnxCaptioner.load(sys.argv[1])
 print(json.dumps([captioner.caption(picture, beams=beams).tokens for beams in (1, 3) for picture in sys.argv[2:]]))
@@ -92,7 +92,7 @@ def test_the_command_line_captions_without_torch(random: Path, exported: Path, p
 
 def test_without_torch_nothing_else_works(random: Path) -> None:
     """The guard guards: what needs torch fails there."""
-    told = python(WITHOUT_TORCH + "import myllm.captioner", random)
+    told = python(WITHOUT_TORCH + "import myllm.inference.captioner", random)
     assert "torch is not installed here" in told.stderr
 
 
@@ -145,7 +145,7 @@ def test_what_rounding_costs_is_told(tiny_run: Path, scenes: Path, tmp_path: Pat
 def test_what_stands_in_the_way_is_told(
     random: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture, words: list[str], code: int,
     told: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(random)
     Image.new("RGB", (64, 64)).save("cube.png")
     before = sorted(random.iterdir())
@@ -170,7 +170,7 @@ def test_transformers_js_captions_with_it(
         found: list[dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
         captioner: Any = Captioner.load(model)
         if precision != "fp32":  # rounded by the same numbers, computed by another build of the runtime
-            from myllm.checkpoints.onnx import OnnxCaptioner
+            from myllm.inference.onnx_captioner import OnnxCaptioner
 
             captioner = OnnxCaptioner.load(tmp_path / name)
         for one, picture in zip(found, pictures, strict=True):

@@ -16,7 +16,7 @@ from myllm.data.records import Record
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.compare import compare
 from myllm.evaluation.evaluate import Evaluation
-from myllm.evaluation.gallery import EACH, Word
+from myllm.evaluation.gallery import EACH, WordMap
 from myllm.evaluation.judge import judge_captions
 from myllm.evaluation.plots import Row
 from myllm.evaluation.report import Report, Section, comparison_report, evaluation_report, write_report
@@ -58,9 +58,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def one(judged: Evaluation) -> Report:
-    def look(place: int) -> list[Word]:
+    def look(place: int) -> list[WordMap]:
         words = judged.captions[place].text.split()
-        return [Word(word, seen(place, at), 0.5) for at, word in enumerate(words)]
+        return [WordMap(word, seen(place, at), 0.5) for at, word in enumerate(words)]
 
     report = evaluation_report("a run", {"Seed": "7"}, judged, HISTORY, look)
     assert report.training is not None
@@ -187,7 +187,7 @@ def test_each_button_sorts_as_it_says(opened: Callable[..., Any], judged: Evalua
     orders: dict[str, Callable[[int], float]] = {
         "Best": lambda at: -cider_d[at], "Worst": lambda at: cider_d[at],
         "Most confident": lambda at: -score[at], "Least confident": lambda at: score[at],
-    }  # fmt: skip
+    }
     for label, value in orders.items():
         page.get_by_role("button", name=label, exact=True).click()
         found = names(page)
@@ -265,7 +265,7 @@ def test_nothing_is_wider_than_the_screen(opened: Callable[..., Any], name: str,
     assert page.locator("p, li, dd, h1, img, svg, button").evaluate_all(
         "all => all.filter(one => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1)"
         ".map(one => one.outerHTML)"
-    ) == []  # fmt: skip
+    ) == []
 
 
 @pytest.mark.parametrize("name", ["one", "two"])

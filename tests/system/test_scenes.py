@@ -9,8 +9,9 @@ import pytest
 from myllm.apps.cli import main
 from myllm.config import CaptionsConfig
 from myllm.data.records import read_records
-from myllm.data.scenes import HELD_OUT, draw_scene, named_groups, read_things
+from myllm.data.scenes import HELD_OUT, draw_scene, read_things
 from myllm.data.splits import split_records
+from myllm.evaluation.scenes import named_groups
 
 
 def digest(folder: Path) -> dict[str, str]:

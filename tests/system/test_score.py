@@ -20,7 +20,7 @@ REFERENCES = {
     ],
 }
 SAID = [{"image_id": number, "caption": f"A {thing} on the grass."}
-        for number, thing in enumerate(["red dog", "black cat", "small boat", "green ball"])]  # fmt: skip
+        for number, thing in enumerate(["red dog", "black cat", "small boat", "green ball"])]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
+from myllm.inference.captioner import Captioner
 from myllm.presets import PRESETS
 
 Train = Callable[..., int]
@@ -25,7 +25,7 @@ WRITTEN = (
     "captioner.pt", "last.pt", "config.yaml", "metrics.csv", "metrics.json", "loss.png", "perplexity.png",
     "loss.svg", "perplexity.svg", "lengths.png", "lengths.svg", "words.png", "words.svg",
     "samples.png", "samples.jsonl", "report.html",
-)  # fmt: skip
+)
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -271,7 +271,13 @@ def test_a_long_caption_is_cut_and_reported(train: Train, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     "options",
     [
-        ["--optimizer=muon", "--presence=1", "--word_dropout=0.2", "--label_smoothing=0.1", "--schedule=linear"],
+        [
+            "--optimizer=muon",
+            "--word_presence_weight=1",
+            "--word_dropout=0.2",
+            "--label_smoothing=0.1",
+            "--schedule=linear",
+        ],
         ["--mode=layerwise", "--stages=[new,text,all]", "--accumulate=2", "--schedule=cosine"],
         ["--augment=true", "--workers=0", "--precision=bf16", "--decode.do_sample=true"],
     ],

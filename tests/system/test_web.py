@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
-from myllm.captioner import Captioner
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import PreprocessConfig
 from myllm.data.images import Preprocess
+from myllm.inference.captioner import Captioner
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity, pytest.mark.timeout(600)]
 RNG = np.random.default_rng(0)
@@ -117,7 +117,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"beams": 1, "repetition_penalty": 2.5, "no_repeat_ngram_size": 2, "max_new_tokens": 20},
     {"beams": 2, "no_repeat_ngram_size": 1, "max_new_tokens": 9},
     {"beams": 5, "max_new_tokens": 1},
-]  # fmt: skip
+]
 
 
 def test_every_search_gives_the_tokens_of_torch(page: Any, random: Path) -> None:

@@ -20,7 +20,7 @@ from myllm.presets import PRESETS
 
 GROUPS = {
     "vision": VisionConfig, "text": GPTConfig, "captions": CaptionsConfig, "lora": LoraConfig, "decode": DecodeConfig,
-}  # fmt: skip
+}
 
 
 def built(preset: str) -> TrainConfig:
@@ -37,11 +37,11 @@ def test_the_seeds_preset_is_the_seeds_recipe() -> None:
     seed = built("seed")
     assert (seed.vision.name, seed.mode, seed.epochs, seed.batch_size, seed.lr, seed.stages) == (
         "vit_base_patch16_224", "layerwise", 10, 32, 1e-4, ("new", "text", "all"),
-    )  # fmt: skip
+    )
     text = seed.text
     assert (text.vocab_size, text.n_embd, text.n_head, text.n_layer, text.n_positions, text.dropout) == (
         50257, 768, 12, 12, 1024, 0.1,
-    )  # fmt: skip
+    )
     assert seed.decode.max_new_tokens == 50 and seed.captions.lowercase and seed.schedule == "onecycle"
 
 
@@ -85,8 +85,8 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (DecodeConfig, "top_p", 1.1),
         (DecodeConfig, "temperature", 0.5),
         (DecodeConfig, "max_new_tokens", 0),
-        (DecodeConfig, "contrast", -1.0),
-        (DecodeConfig, "contrast", math.nan),
+        (DecodeConfig, "contrastive_weight", -1.0),
+        (DecodeConfig, "contrastive_weight", math.nan),
         (DecodeConfig, "num_return_sequences", 0),
         (DecodeConfig, "num_return_sequences", 2),
         (DecodeConfig, "num_beam_groups", 2),
@@ -105,7 +105,7 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (TrainConfig, "label_smoothing", 1.0),
         (TrainConfig, "word_dropout", 1.0),
         (TrainConfig, "workers", -1),
-        (TrainConfig, "presence", -1.0),
+        (TrainConfig, "word_presence_weight", -1.0),
         (TrainConfig, "lora", LoraConfig(rank=8)),
         (TrainConfig, "stages", ()),
         (TrainConfig, "stages", ("new", "vision")),

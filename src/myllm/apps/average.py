@@ -7,14 +7,14 @@ from typing import Any
 
 from myllm.apps.console import Display
 from myllm.apps.convert import unused
-from myllm.apps.evaluate import caption_shown, data_of
+from myllm.apps.evaluate import caption_with_progress, load_split
 from myllm.apps.options import AverageOptions
-from myllm.captioner import Captioner
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.average import average
 from myllm.data.records import Record
+from myllm.device import choose_device
+from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions
-from myllm.runtime import choose_device
 
 SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 
@@ -25,7 +25,7 @@ def average_models(models: Sequence[str], options: AverageOptions, decode: Mappi
     checkpoints = [formats.load(model) for model in models]
     records: Sequence[Record] = ()
     if options.data is not None:
-        records = data_of(Path(options.data), options.split, checkpoints[0].captions, display).records
+        records = load_split(Path(options.data), options.split, checkpoints[0].captions, display).records
         display.say(f"{'':<30} {'  '.join(f'{name:>8}' for name in SHOWN)}   on {options.split}")
         for path, checkpoint in zip(paths, checkpoints, strict=True):
             judge(str(path), checkpoint, records, options, display)
@@ -44,7 +44,7 @@ def judge(
 ) -> dict[str, float]:
     """Print a row of figures, and return them all."""
     captioner = Captioner(checkpoint, choose_device(options.devices))
-    said = caption_shown(name, captioner, records, display, captioner.decode)
+    said = caption_with_progress(name, captioner, records, display, captioner.decode)
     texts, references = [caption.text for caption in said.captions], [record.captions for record in said.records]
     figures = score_captions(texts, references, ("BLEU", "ROUGE-L", "CIDEr")).corpus
     display.say(f"{name[-30:]:<30} {'  '.join(f'{figures[figure]:8.4f}' for figure in SHOWN)}")

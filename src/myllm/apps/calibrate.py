@@ -5,7 +5,7 @@ from pathlib import Path
 from myllm.apps.options import EvaluateOptions
 from myllm.checkpoints import formats, hub, native
 from myllm.errors import ConfigError
-from myllm.evaluation.calibration import Trust, calibrate, described
+from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation
 
 
@@ -29,7 +29,7 @@ def calibrate_model(model: Path, evaluation: Evaluation) -> None:
     native.write_calibration(calibrate(evaluation.captions, references, described(evaluation.protocol)), model)
 
 
-def told_trust(trust: Trust) -> list[str]:
+def describe_confidence(trust: ConfidenceReport) -> list[str]:
     """What confidence is worth, for people to read."""
     judged = "a calibration of other pictures" if trust.is_cross_fitted else "the captioner's own calibration"
     return [

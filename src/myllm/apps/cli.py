@@ -36,7 +36,7 @@ VERBS: Mapping[str, Verb] = {
     "scenes": Verb("write drawn pictures with captions", "myllm.apps.demo:scenes", "myllm.apps.options:ScenesOptions"),
     "train": Verb("train a captioner, or resume", "myllm.apps.train:train", "myllm.apps.options:RunOptions"),
     "caption": Verb(
-        "caption pictures and folders", "myllm.apps.folder:caption", "myllm.apps.options:CaptionOptions",
+        "caption pictures and folders", "myllm.apps.caption:caption", "myllm.apps.options:CaptionOptions",
         "Pictures, folders and globs to caption.",
     ),
     "evaluate": Verb(
@@ -71,7 +71,7 @@ VERBS: Mapping[str, Verb] = {
         "tell what is in a captioner", "myllm.apps.info:info", "myllm.apps.options:InfoOptions", "Captioners to open."
     ),
     "diagram": Verb("draw the architecture", "myllm.apps.diagram:diagram", "myllm.apps.options:DiagramOptions"),
-}  # fmt: skip
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +144,7 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, dict[type, Any], dict[s
         parser.add_class_arguments(one)
     if name == "train":
         check_yaml(_config_files(words), _known_keys(parser))
-        parser.set_defaults(_flat(PRESETS.get(given_value(words, "preset") or "", {})))
+        parser.set_defaults(_flatten(PRESETS.get(given_value(words, "preset") or "", {})))
     try:
         parsed = parser.parse_args(words)
     except ArgumentError as error:
@@ -229,11 +229,11 @@ def _known_keys(parser: "ArgumentParser") -> list[str]:
     return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'text': {'n_layer': 2}} -> {'text.n_layer': 2}."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 

@@ -6,22 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from myllm.apps.caption import open_captioner
 from myllm.apps.console import Display
-from myllm.apps.evaluate import caption_shown, data_of
-from myllm.apps.folder import open_captioner
+from myllm.apps.evaluate import caption_with_progress, load_split
 from myllm.apps.options import CompareOptions
-from myllm.apps.train import REPORT_FILE, told_now, write_text
+from myllm.apps.train import REPORT_FILE, current_time, write_text
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import References, match, read_predictions
 from myllm.data.records import Record, counted
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
-from myllm.evaluation.evaluate import data_hash, told_search
-from myllm.evaluation.gallery import Look
-from myllm.evaluation.heatmaps import word_maps
+from myllm.evaluation.evaluate import data_hash, describe_search
+from myllm.evaluation.gallery import WordMapsOf
+from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.plots import plot_words
 from myllm.evaluation.report import comparison_report, write_report
-from myllm.runtime import json_text
+from myllm.files import json_text
 
 FILE = "comparison.json"
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -37,10 +37,10 @@ class _Side:
     """How they were made."""
     protocol: Mapping[str, Any]
     """The same for programs."""
-    look: Look | None = None
+    look: WordMapsOf | None = None
     """Heat maps of a picture's words, by its place among `captions`."""
 
-    def look_of(self, records: Sequence[Record]) -> Look | None:
+    def look_of(self, records: Sequence[Record]) -> WordMapsOf | None:
         """The same by a picture's place among `records`."""
         look, places = self.look, {name: place for place, name in enumerate(self.captions)}
         return None if look is None else lambda place: look(places[records[place].name])
@@ -54,7 +54,7 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     out = None if options.out is None else Path(options.out)
     if out is not None and not options.overwrite and (out / FILE).exists():
         raise ConfigError(f"--out {out} holds {FILE} already; replace it by --overwrite, or give another folder")
-    records = data_of(Path(options.data), options.split, CaptionsConfig(), display).records[: options.limit]
+    records = load_split(Path(options.data), options.split, CaptionsConfig(), display).records[: options.limit]
     sides = [_captions_of(path, records, options, decode, display) for path in paths]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
     if not common:
@@ -69,7 +69,7 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     if out is not None:
         write_text(out / FILE, json_text(comparison.as_json()))
         plot_words(comparison.words, out)
-        facts = {"Written": told_now(), "Data": Path(options.data).resolve().name}
+        facts = {"Written": current_time(), "Data": Path(options.data).resolve().name}
         facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
         looks = sides[0].look_of(common), sides[1].look_of(common)
         write_report(out / REPORT_FILE, comparison_report(facts, comparison, looks))
@@ -96,11 +96,11 @@ def _captions_of(
         return _Side(dict(zip(matched.names, matched.captions, strict=True)), "captions from a file", {})
     captioner = open_captioner(path, options.devices, options.precision)
     chosen = captioner.decode_options(**decode)
-    said = caption_shown(path, captioner, records, display, chosen, options.batch_size)
+    said = caption_with_progress(path, captioner, records, display, chosen, options.batch_size)
     captions = {record.name: caption.text for record, caption in zip(said.records, said.captions, strict=True)}
-    how = told_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
+    how = describe_search({"beams": chosen.beams, "do_sample": chosen.do_sample})
     protocol = {"model": captioner.weights_hash(), "decode": asdict(chosen)}
-    return _Side(captions, how, protocol, word_maps(captioner, said.records, said.captions))
+    return _Side(captions, how, protocol, make_word_maps(captioner, said.records, said.captions))
 
 
 def _lines(comparison: Comparison, told: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 if TYPE_CHECKING:  # captioning an export brings no torch
-    from myllm.training.trainer import Sample, StepReport
+    from myllm.caption import Sample
+    from myllm.training.trainer import StepReport
 
 SHOWN_SAMPLES = 3
 LOG_SECONDS = 30.0
@@ -41,7 +42,7 @@ class Display:
             yield self._logged
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                   TimeRemainingColumn())  # fmt: skip
+                   TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as bars:
             tasks: dict[str, TaskID] = {}
 
@@ -71,7 +72,7 @@ class TrainingDisplay:
         self.display = display
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
                    TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} pictures/s"),
-                   TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
+                   TimeRemainingColumn(elapsed_when_finished=True))
         self.moves = display.console.is_terminal and not display.quiet
         self.bars = Progress(*columns, console=display.console, transient=True, disable=not self.moves)
         self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)

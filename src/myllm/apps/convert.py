@@ -1,6 +1,6 @@
 """`myllm import`, `export`, `pull` and `push`: captioners of other programs as ours, ours as theirs, and a hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,22 +8,28 @@ from typing import Any
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.evaluate import caption_shown, data_of
+from myllm.apps.evaluate import caption_with_progress, load_split
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
-from myllm.captioner import Captioner
-from myllm.checkpoints import hub, native, web
-from myllm.checkpoints.formats import RUNNABLE, WRITERS, load, recognise
-from myllm.checkpoints.onnx import OnnxCaptioner
-from myllm.checkpoints.onnx_search import check
+from myllm.checkpoints import hub, native
+from myllm.checkpoints.formats import WRITERS, load, recognise
 from myllm.data.records import Record
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import told_search
+from myllm.evaluation.evaluate import describe_search
+from myllm.export import onnx_export, web
+from myllm.inference.captioner import Captioner
+from myllm.inference.onnx_captioner import OnnxCaptioner
+from myllm.inference.onnx_search import check
 from myllm.metrics.score import score_captions
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
     "folder with vocab.json and merges.txt, and import again"
 )
+# captioners that run without torch, in a precision
+RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, onnx_export.Progress], None]] = {
+    "onnx": onnx_export.to_folder,
+    "web": web.to_folder,
+}
 # None keeps the numbers as they are
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,7 +73,7 @@ def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOpti
     records: Sequence[Record] = ()
     if options.data is not None:  # what would be in the way later is told before anything is written
         check(checkpoint.decode)
-        records = data_of(Path(options.data), options.split, checkpoint.captions, display).records[: options.limit]
+        records = load_split(Path(options.data), options.split, checkpoint.captions, display).records[: options.limit]
     else:
         try:
             check(checkpoint.decode)
@@ -99,8 +105,8 @@ def _compare(
 ) -> None:
     """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
     captioner, decode = Captioner(checkpoint, torch.device("cpu")), checkpoint.decode
-    first = caption_shown("the captioner", captioner, records, display, decode)
-    second = caption_shown("its export", exported, records, display, decode)
+    first = caption_with_progress("the captioner", captioner, records, display, decode)
+    second = caption_with_progress("its export", exported, records, display, decode)
     references = [record.captions for record in first.records]
     before, after = (
         score_captions([caption.text for caption in said.captions], references, ("BLEU", "CIDEr")).corpus
@@ -110,7 +116,7 @@ def _compare(
         difference = 100 * (after[figure] - before[figure])
         display.say(f"{figure} {before[figure]:.4f} exported {after[figure]:.4f}, {difference:+.2f} points")
     same = sum(one.text == other.text for one, other in zip(first.captions, second.captions, strict=True))
-    search = told_search(asdict(decode))
+    search = describe_search(asdict(decode))
     display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {split}, {search}")
 
 

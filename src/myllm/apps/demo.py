@@ -9,10 +9,10 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.apps.options import DemoOptions, RunOptions, ScenesOptions
 from myllm.apps.train import REPORT_FILE, check_run_folder, describe, run_training, write_text
-from myllm.captioner import Captioner
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene, write_scenes
-from myllm.evaluation.evaluate import JUDGEMENT, judge_scenes, told_judgement
+from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions
+from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
 from myllm.presets import PRESETS
 from myllm.training import run_state
@@ -29,7 +29,7 @@ def scenes(options: ScenesOptions) -> int:
         for done in write_scenes(Path(options.out), options.count, options.seed):
             progress("drawing scenes", done, options.count)
     display.console.print(f"Wrote {options.count:,} scenes to {options.out}. Train on them with: "
-                          f"myllm train --preset scenes --data {options.out} --out captioner")  # fmt: skip
+                          f"myllm train --preset scenes --data {options.out} --out captioner")
     return 0
 
 
@@ -77,7 +77,7 @@ def demo_config(options: DemoOptions, data: str) -> TrainConfig:
             "data": data, "out": options.out, "seed": options.seed, "max_steps": options.max_steps,
             "max_minutes": None if options.max_steps else options.minutes,
         })
-    )  # fmt: skip
+    )
 
 
 def _render(data: Path, options: DemoOptions, display: Display) -> None:
@@ -106,7 +106,7 @@ def _judge(options: DemoOptions, display: Display) -> dict[str, dict[str, float]
                 progress(f"drawing fresh {name}", number + 1, options.judged)
             texts = [caption.text for caption in captioner.caption_batch(images, batch_size=100)]
             references = [scene.captions for scene in drawn]
-            report[name] = judge_scenes(texts, [scene.things for scene in drawn])
+            report[name] = score_scene_captions(texts, [scene.things for scene in drawn])
             for figure, said in (("CIDEr-D", texts), ("CIDEr-D_shuffled", shuffled(texts))):
                 report[name][figure] = score_captions(said, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
     return report
@@ -116,7 +116,7 @@ def _told(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
     lines = [f"{options.judged:,} fresh scenes each, captions by greedy search:"]
     for name, figures in report.items():
         lines.append(
-            f"  {name + ':':<15} {told_judgement(figures)}   "
+            f"  {name + ':':<15} {describe_scene_figures(figures)}   "
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
         )
     lines.append(JUDGEMENT)

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.calibrate import calibrate_model, check_calibratable
+from myllm.apps.caption import open_captioner
 from myllm.apps.console import Display
-from myllm.apps.folder import open_captioner
 from myllm.apps.options import EvaluateOptions
-from myllm.apps.train import METRICS_FILE, REPORT_FILE, describe, told_now, write_evaluation, write_text
-from myllm.caption import Describer
+from myllm.apps.train import METRICS_FILE, REPORT_FILE, current_time, describe, write_evaluation, write_text
+from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import read_things
 from myllm.data.splits import one_split, split_records
+from myllm.device import choose_device
 from myllm.errors import ConfigError
 from myllm.evaluation.clipscore import clip_scores
-from myllm.evaluation.evaluate import JUDGEMENT, Data, Evaluation, Said, caption_records, evaluate, told_judgement
-from myllm.evaluation.heatmaps import word_maps
+from myllm.evaluation.evaluate import CaptionedSplit, Data, Evaluation, caption_records, evaluate
+from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.report import evaluation_report, write_report
-from myllm.runtime import choose_device
+from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures
 
 
 def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
@@ -35,7 +36,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     if options.calibrate:
         check_calibratable(options)
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    data = data_of(Path(options.data), options.split, captioner.captions, display, options.training)
+    data = load_split(Path(options.data), options.split, captioner.captions, display, options.training)
     data = replace(data, records=data.records[: options.limit])
     with display.counting() as progress:
         evaluation = evaluate(captioner, data, captioner.decode_options(**decode), options.batch_size, progress)
@@ -45,7 +46,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 options.clip, [record.image for record in evaluation.records], texts,
                 [record.captions for record in evaluation.records], choose_device(options.devices),
                 partial(progress, "looking with CLIP"),
-            )  # fmt: skip
+            )
             evaluation.judgement.add(figures, clip=options.clip)
     if options.calibrate:
         calibrate_model(Path(options.model), evaluation)
@@ -54,33 +55,33 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     if options.out is not None:
         write_evaluation(evaluation, Path(options.out))
         write_text(Path(options.out) / "captions.jsonl", captions_jsonl(evaluation))
-        facts = {"Written": told_now(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
+        facts = {"Written": current_time(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
         title = Path(options.model).resolve().name
-        look = word_maps(captioner, evaluation.records, evaluation.captions)
+        look = make_word_maps(captioner, evaluation.records, evaluation.captions)
         write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, look=look))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:
         display.console.print(describe(evaluation))
         if evaluation.truth:
-            display.console.print(f"  {told_judgement(evaluation.truth)}\n{JUDGEMENT}")
+            display.console.print(f"  {describe_scene_figures(evaluation.truth)}\n{JUDGEMENT}")
     return 0
 
 
-def caption_shown(
+def caption_with_progress(
     name: str,
-    captioner: Describer,
+    captioner: CaptionerProtocol,
     records: Sequence[Record],
     display: Display,
     decode: DecodeConfig,
     batch_size: int = 32,
-) -> Said:
+) -> CaptionedSplit:
     """`caption_records`, with a bar that says who captions: `name`; what could not be read is told."""
     with display.counting() as progress:
         said = caption_records(
             captioner, records, decode, batch_size,
             lambda done, total: progress(f"captioning with {name}", done, total),
-        )  # fmt: skip
+        )
     for reason in said.broken:
         display.warn(f"left out: {reason}")
     return said
@@ -96,7 +97,9 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def data_of(folder: Path, split: str, captions: CaptionsConfig, display: Display, training: str | None = None) -> Data:
+def load_split(
+    folder: Path, split: str, captions: CaptionsConfig, display: Display, training: str | None = None
+) -> Data:
     """The pictures of a split with their captions, read as `captions` says, and what to look for leaks in.
 
     training: another data folder, whose pictures all count as trained on; else the folder's own split `train`.

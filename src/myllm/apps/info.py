@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from myllm.apps.options import InfoOptions
+from myllm.caption import describe_calibration
 from myllm.checkpoints import lora, native
-from myllm.checkpoints.building import TIED
-from myllm.checkpoints.card import flat
+from myllm.checkpoints.build import TIED
+from myllm.checkpoints.card import flatten
 from myllm.checkpoints.formats import ADAPTER, OURS, recognise
 from myllm.checkpoints.native import Checkpoint
-from myllm.confidence import told_calibration
 from myllm.config import DecodeConfig
 
 PARTS = {"encoder": "encoder.", "projection": "enc_to_dec_proj.", "decoder": "decoder."}
@@ -65,11 +65,11 @@ def facts_of(source: str) -> dict[str, Any]:
         "decode": {name: value for name, value in _plain(asdict(checkpoint.decode)).items()
                    if value != _plain(standard[name])},
         "calibration": checkpoint.calibration and _plain(checkpoint.calibration.as_json()),
-        "confidence": told_calibration(checkpoint.calibration),
+        "confidence": describe_calibration(checkpoint.calibration),
         "provenance": _plain(checkpoint.provenance),
         "suspicious": list(suspicions(checkpoint)),
         **({"adapter": adapter_facts(lora.read(place))} if form is ADAPTER else {}),
-    }  # fmt: skip
+    }
 
 
 def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
         "ranks": sorted({len(one.a) for one in layers}), "scales": sorted({one.scale for one in layers}),
         "parameters": sum(one.a.numel() + one.b.numel() for one in layers), "layers": list(adapter.layers),
         "base": adapter.base, "base_hash": adapter.base_hash,
-    }  # fmt: skip
+    }
 
 
 def suspicions(checkpoint: Checkpoint) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _told_fields(fields: Mapping[str, Any]) -> str:
 
 def _told_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line for each value, those of a group within its name: 'data.train 6000'."""
-    return [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in flat(facts, ".")]
+    return [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in flatten(facts, ".")]
 
 
 def _plain(value: Any) -> Any:

@@ -14,10 +14,10 @@ from myllm.apps.console import Display
 from myllm.apps.options import ScoreOptions
 from myllm.data.predictions import Matched, match, read_predictions, read_references
 from myllm.data.records import counted
+from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, judge_captions
-from myllm.runtime import choose_device
 
 # What a picture and its captions take in memory while they are scored, measured with five references each.
 BYTES_A_PICTURE = 10_000
@@ -48,13 +48,13 @@ def score(options: ScoreOptions) -> int:
             figures = clip_scores(
                 options.clip, [folder / name for name in matched.names], matched.captions, matched.references,
                 choose_device("auto"), partial(progress, "looking with CLIP"),
-            )  # fmt: skip
+            )
         judgement.add(figures, clip=options.clip)
     judgement.protocol.update(
         predictions=options.predictions, references_file=options.references, split=options.split,
         missing=len(matched.missing), unknown=len(matched.unknown), data=_hash([matched.names, matched.references]),
         captions=_hash(matched.captions),
-    )  # fmt: skip
+    )
     if options.json:
         _print_json(judgement, matched, options)
     elif options.csv:

@@ -15,25 +15,27 @@ from typing import Any
 import yaml
 from tensorboardX import SummaryWriter
 
-from myllm.apps.calibrate import calibrate_model, told_trust
+from myllm.apps.calibrate import calibrate_model, describe_confidence
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import RunOptions
-from myllm.captioner import Captioner
+from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.scenes import read_things
+from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
-from myllm.evaluation.evaluate import Data, Evaluation, evaluate, told_search
-from myllm.evaluation.heatmaps import word_maps
+from myllm.evaluation.evaluate import Data, Evaluation, describe_search, evaluate
+from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.judge import MAIN
-from myllm.evaluation.plots import plot_curves, plot_samples, plot_trust, plot_words
+from myllm.evaluation.plots import plot_confidence, plot_curves, plot_samples, plot_words
 from myllm.evaluation.report import evaluation_report, write_report
+from myllm.files import atomic_write
+from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
-from myllm.runtime import atomic_write, choose_device, choose_precision
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.run_state import RunState
-from myllm.training.trainer import SAMPLES, Sample, Trainer
+from myllm.training.trainer import SAMPLES, Trainer
 
 CONFIG_FILE = "config.yaml"
 WEAKEST = 3  # slices that are told
@@ -156,7 +158,10 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
             calibrate_model(out, evaluation)
         except DataError as error:
             display.say(f"Confidence is not calibrated: {error}")
-    facts, look = report_facts(config, prepared, state), word_maps(captioner, evaluation.records, evaluation.captions)
+    facts, look = (
+        report_facts(config, prepared, state),
+        make_word_maps(captioner, evaluation.records, evaluation.captions),
+    )
     write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history, look))
     return evaluation
 
@@ -165,7 +170,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """When the run was, and what was trained on what."""
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     return {
-        "Finished": told_now(),
+        "Finished": current_time(),
         "Data": Path(config.data).resolve().name,
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
@@ -178,7 +183,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     }
 
 
-def told_now() -> str:
+def current_time() -> str:
     """Day, hour and time zone, for facts of a report."""
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
@@ -194,7 +199,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     plot_samples(samples, out / "samples.png")
     plot_words(evaluation.words, out)
     if evaluation.trust is not None:
-        plot_trust(evaluation.trust, out)
+        plot_confidence(evaluation.trust, out)
 
 
 def write_samples(samples: Sequence[Sample], out: Path) -> None:
@@ -215,7 +220,7 @@ def write_text(path: Path, text: str) -> None:
 def describe(evaluation: Evaluation) -> str:
     """The figures in a few lines, with what they were measured by."""
     protocol = evaluation.protocol
-    search = told_search(protocol["decode"])
+    search = describe_search(protocol["decode"])
     first = (
         f"Split {protocol['split']}, {protocol['pictures']:,} pictures, {search}, tokenizer {protocol['tokenizer']}:"
     )
@@ -224,8 +229,8 @@ def describe(evaluation: Evaluation) -> str:
         f"{part.kind}: {part.label}"
         for part in evaluation.slices[:WEAKEST]
     ]
-    sure = [] if evaluation.trust is None else told_trust(evaluation.trust)
-    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.told_leaks(), *weak, *sure])
+    sure = [] if evaluation.trust is None else describe_confidence(evaluation.trust)
+    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.describe_leaks(), *weak, *sure])
 
 
 class _Recorder:

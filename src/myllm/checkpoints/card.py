@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from myllm.confidence import Calibration
+from myllm.caption import Calibration
 from myllm.config import DecodeConfig
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -19,7 +19,7 @@ FIGURES_OF_RUN = ("validation", "captioned")
 def model_card(
     model: VisionGPT2, decode: DecodeConfig, provenance: Mapping[str, Any], name: str,
     calibration: Calibration | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """README.md of a captioner, with the metadata that the hub reads at its beginning."""
     data = provenance.get("data") if isinstance(provenance.get("data"), dict) else {}
     figures = _figures(provenance)
@@ -31,11 +31,11 @@ def model_card(
         )
         for own, hub in FIGURES.items()
         if hub is not None and own in figures
-    ]  # fmt: skip
+    ]
     front = ModelCardData(
         library_name="myllm", pipeline_tag="image-to-text", tags=["image-captioning", "image-to-text"],
         model_name=name, eval_results=results or None,
-    ).to_yaml()  # fmt: skip
+    ).to_yaml()
     sections = {
         "What it is": _geometry(model),
         "What it was trained on": _origin(provenance),
@@ -97,7 +97,7 @@ def _geometry(model: VisionGPT2) -> str:
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
-    rows = list(flat({key: value for key, value in provenance.items() if key not in FIGURES_OF_RUN}, ", "))
+    rows = list(flatten({key: value for key, value in provenance.items() if key not in FIGURES_OF_RUN}, ", "))
     if not rows:
         return "The checkpoint does not say. Ask whoever gave it to you before you rely on it."
     table = "\n".join(f"| {_line(name)} | {_line(str(value))} |" for name, value in rows)
@@ -127,11 +127,11 @@ def _figures(provenance: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in known.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def flat(facts: Mapping[str, Any], joint: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(facts: Mapping[str, Any], joint: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value with its name behind those of the groups that it is in: 'data, train' where joint is ', '."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            yield from flat(value, joint, f"{prefix}{name}{joint}")
+            yield from flatten(value, joint, f"{prefix}{name}{joint}")
         else:
             yield f"{prefix}{name}", value
 

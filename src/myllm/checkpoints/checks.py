@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
@@ -14,7 +15,12 @@ Options = TypeVar("Options", PreprocessConfig, CaptionsConfig, DecodeConfig)
 KINDS: Mapping[type, Any] = {bool: bool, int: int, float: int | float, str: str, tuple: list | tuple}
 
 
-def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
+def is_onnx_export(path: Path) -> bool:
+    """Whether this looks like a folder that `myllm export --to onnx` wrote."""
+    return any((path / "onnx").glob("encoder_model*.onnx"))
+
+
+def dataclass_from_dict(kind: type[Options], values: Mapping[str, Any]) -> Options:
     """The options that a file holds. Raises CheckpointError for one of another kind than its default is."""
     for name, default in asdict(kind()).items():
         value = values.get(name, default)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, onnx, onnx_export, seed, web
+from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, original
+from myllm.checkpoints.checks import is_onnx_export
 from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
-from myllm.checkpoints.onnx_export import Precision, Progress
 from myllm.errors import CheckpointError
-from myllm.weights import read_tensors, weights_hash
+from myllm.model.weight_files import read_tensors, weights_hash
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Format:
 
 def _is_bare(path: Path) -> bool:
     try:
-        return seed.recognises(read_tensors(_file(path))) is not None
+        return original.recognises(read_tensors(_file(path))) is not None
     except CheckpointError:  # our own reader says more
         return False
 
 
 def _read_bare(path: Path) -> Checkpoint:
-    return seed.from_state(read_tensors(_file(path)), path)
+    return original.from_state(read_tensors(_file(path)), path)
 
 
 def _refuse_export(path: Path) -> Checkpoint:
     raise CheckpointError(
         f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
-        "`myllm evaluate` take it, and myllm.checkpoints.onnx; for all else take what it was exported from"
+        "`myllm evaluate` take it, and myllm.inference.onnx_captioner; for all else take what it was exported from"
     )
 
 
@@ -60,15 +60,15 @@ def _read_merged(path: Path) -> Checkpoint:
     return lora.merged(adapter, base)
 
 
-ADAPTER = Format("a low-rank adapter on a captioner", lora.is_one, _read_merged)
+ADAPTER = Format("a low-rank adapter on a captioner", lora.matches, _read_merged)
 OURS = Format("a captioner of myllm", lambda path: True, native.load)
 # tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
 READERS = (
-    Format("an ONNX export", onnx.is_one, _refuse_export),
+    Format("an ONNX export", is_onnx_export, _refuse_export),
     ADAPTER,
     Format(
         "a VisionEncoderDecoder folder of transformers",
-        hf_vision_encoder_decoder.is_one,
+        hf_vision_encoder_decoder.matches,
         hf_vision_encoder_decoder.from_folder,
     ),
     Format("a bare state dict of the seed, or of a relative of it", _is_bare, _read_bare),
@@ -78,11 +78,6 @@ WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
     "safetensors": native.save_folder,
     "hf": hf_vision_encoder_decoder.to_folder,
     "gpt2": hf_gpt2.to_folder,
-}
-# for programs that run it without torch, in a precision
-RUNNABLE: Mapping[str, Callable[[Checkpoint, Path, Precision, Progress], None]] = {
-    "onnx": onnx_export.to_folder,
-    "web": web.to_folder,
 }
 
 

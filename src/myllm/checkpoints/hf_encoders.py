@@ -49,7 +49,7 @@ NAMES = {
     "encoder.layers.#.downsample.reduction": "layers.#.downsample.reduction",
     "layernorm": "norm",
     "pooler.layernorm": "fc_norm",
-}  # fmt: skip
+}
 # what transformers computes beside the image tokens, and what it can compute itself
 NOT_NEEDED = re.compile(r"pooler\.dense\.|.*relative_position_index$|embeddings\.mask_token$")
 QV = {"q": "query", "v": "value"}
@@ -74,7 +74,7 @@ def _of_vit(facts: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": facts["hidden_size"], "depth": facts["num_hidden_layers"],
         "num_heads": facts["num_attention_heads"], "mlp_ratio": facts["intermediate_size"] / facts["hidden_size"],
         "qkv_bias": facts.get("qkv_bias", True),
-    }  # fmt: skip
+    }
 
 
 def _of_beit(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _of_swin(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "embed_dim": facts["embed_dim"], "depths": list(facts["depths"]), "num_heads": list(facts["num_heads"]),
         "window_size": facts["window_size"], "mlp_ratio": facts["mlp_ratio"], "qkv_bias": facts.get("qkv_bias", True),
-    }  # fmt: skip
+    }
 
 
 FAMILIES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
@@ -135,7 +135,7 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
     """transformers' configuration of the encoder, read off the modules."""
     backbone: Any = encoder.backbone
     family = {"VisionTransformer": "vit", "VisionTransformerDistilled": "deit", "Beit": "beit",
-              "SwinTransformer": "swin"}.get(type(backbone).__name__)  # fmt: skip
+              "SwinTransformer": "swin"}.get(type(backbone).__name__)
     if family is None:
         raise _not_said(timm_name, f"it has no counterpart of timm's {type(backbone).__name__}")
     blocks = list(backbone.blocks) if family != "swin" else list(backbone.layers[0].blocks)
@@ -149,7 +149,7 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
         "model_type": family, "image_size": encoder.preprocess.image_size[0],
         "patch_size": backbone.patch_embed.patch_size[0], "num_channels": 3, "hidden_act": "gelu",
         "layer_norm_eps": first.norm1.eps, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
+    }
     if family == "swin":
         return facts | {
             "embed_dim": width, "depths": [len(stage.blocks) for stage in backbone.layers],
@@ -157,13 +157,13 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
             "window_size": first.window_size[0],
             "mlp_ratio": first.mlp.fc1.out_features / width, "qkv_bias": first.attn.qkv.bias is not None,
             "hidden_size": encoder.width, "drop_path_rate": 0.0,
-        }  # fmt: skip
+        }
     if not isinstance(backbone.norm, nn.LayerNorm) and family != "beit":
         raise _not_said(timm_name, "its tokens are not normalised at the end")
     facts |= {
         "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": first.attn.num_heads,
         "intermediate_size": first.mlp.fc1.out_features, "qkv_bias": first.attn.qkv.bias is not None,
-    }  # fmt: skip
+    }
     if family == "beit":
         facts |= {
             "use_relative_position_bias": first.attn.relative_position_bias_table is not None,
@@ -171,7 +171,7 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
             "use_absolute_position_embeddings": backbone.pos_embed is not None,
             "use_mean_pooling": not isinstance(backbone.norm, nn.LayerNorm), "drop_path_rate": 0.0,
             "layer_scale_init_value": 0.1 if first.gamma_1 is not None else 0.0,
-        }  # fmt: skip
+        }
     return facts
 
 

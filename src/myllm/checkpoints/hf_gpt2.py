@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import END_OF_TEXT, GPTConfig
 from myllm.data.tokenizer import end_token
-from myllm.model.gpt import turned
-from myllm.runtime import atomic_folder, write_json
-from myllm.weights import write_tensors
+from myllm.files import atomic_folder, write_json
+from myllm.model.gpt2_weights import transpose_conv1d
+from myllm.model.weight_files import write_tensors
 
 
 def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
         "attn_pdrop": text.dropout,
         "layer_norm_epsilon": text.layer_norm_epsilon, "vocab_size": text.vocab_size,
         "n_positions": text.n_positions, "n_layer": text.n_layer, "n_head": text.n_head, "n_embd": text.n_embd,
-    }  # fmt: skip
+    }
 
 
 def write_tokenizer(tokenizer: Tokenizer, n_positions: int, folder: Path) -> None:
@@ -41,9 +41,9 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
     text = {
         name: value for name, value in decoder.state_dict().items()
         if "crossattention." not in name and "ln_cross_attn." not in name and name != "lm_head.weight"  # tied
-    }  # fmt: skip
+    }
     facts = {"architectures": ["GPT2LMHeadModel"], **gpt2_facts(decoder.config, end_token(checkpoint.tokenizer))}
     with atomic_folder(folder) as out:
-        write_tensors(turned(text), out / "model.safetensors")
+        write_tensors(transpose_conv1d(text), out / "model.safetensors")
         write_json(facts, out / "config.json")
         write_tokenizer(checkpoint.tokenizer, decoder.config.n_positions, out)

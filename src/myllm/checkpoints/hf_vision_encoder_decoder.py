@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import build
-from myllm.checkpoints.checks import check_tokenizer, options_from
+from myllm.checkpoints.build import build_model
+from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict
 from myllm.checkpoints.hf_encoders import from_timm, square, to_timm, vision_config
 from myllm.checkpoints.hf_gpt2 import gpt2_facts, write_tokenizer
 from myllm.checkpoints.native import Checkpoint
@@ -21,17 +21,17 @@ from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, Preproce
 from myllm.data.images import INTERPOLATIONS
 from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
-from myllm.model.gpt import gpt_config, turned
+from myllm.files import atomic_folder, read_json, write_json
+from myllm.model.gpt2_weights import gpt_config, transpose_conv1d
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_folder, read_json, write_json
-from myllm.weights import read_tensors, write_tensors
+from myllm.model.weight_files import read_tensors, write_tensors
 
 MODEL_TYPE = "vision-encoder-decoder"
 # by the numbers that image processors write
 RESAMPLES = {int(one): name for name, one in INTERPOLATIONS.items()}
 
 
-def is_one(path: Path) -> bool:
+def matches(path: Path) -> bool:
     """Whether this is a folder of transformers; of which model, `from_folder` checks."""
     place = path / "config.json"
     return place.is_file() and "model_type" in read_json(place)
@@ -54,7 +54,7 @@ def from_folder(folder: Path) -> Checkpoint:
     tokenizer = gpt2_tokenizer(str(folder))
     try:
         config = CaptionerConfig(vision_config(encoder, place), gpt_config(decoder, place), "last")
-        model = build(config, _ours(read_tensors(folder), encoder))
+        model = build_model(config, _ours(read_tensors(folder), encoder))
         check_tokenizer(tokenizer, config.text.vocab_size)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {str(error).removeprefix(f'{place}: ')}") from error
@@ -64,7 +64,7 @@ def from_folder(folder: Path) -> Checkpoint:
         model, tokenizer, _preprocess(folder, model.encoder.preprocess), CaptionsConfig(),
         _decode_defaults(folder, facts, tokenizer, config.text.n_positions),
         {"imported from": f"{MODEL_TYPE}: {encoder['model_type']} and {decoder['model_type']}"},
-    )  # fmt: skip
+    )
 
 
 def _ours(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -81,10 +81,10 @@ def _ours(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, 
         name: value for name, value in tensors.items()
         # masks, which older versions kept
         if not name.startswith("encoder.") and not name.endswith((".attn.bias", ".masked_bias", "attention.bias"))
-    }  # fmt: skip
+    }
     if unknown:
         raise CheckpointError(f"encoder.{unknown[0]} has no counterpart here ({len(unknown)} tensors in all)")
-    return {f"encoder.backbone.{name}": value for name, value in timm.items()} | turned(others)
+    return {f"encoder.backbone.{name}": value for name, value in timm.items()} | transpose_conv1d(others)
 
 
 def _preprocess(folder: Path, own: PreprocessConfig) -> PreprocessConfig:
@@ -113,7 +113,7 @@ def _preprocess(folder: Path, own: PreprocessConfig) -> PreprocessConfig:
         return PreprocessConfig(
             own.image_size, tuple(facts["image_mean"]), tuple(facts["image_std"]),
             RESAMPLES[facts.get("resample", 2)], side / scaled, mode,
-        )  # fmt: skip
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: no image processor that is known here ({reason(error)})") from error
 
@@ -130,7 +130,7 @@ def _decode_defaults(folder: Path, facts: Mapping[str, Any], tokenizer: Tokenize
     same = (
         "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping", "do_sample", "temperature",
         "top_p", "top_k", "max_new_tokens", "min_new_tokens",
-    )  # fmt: skip
+    )
     chosen = {name: given[name] for name in same if given.get(name) is not None}
     if given.get("num_beams"):
         chosen["beams"] = given["num_beams"]
@@ -142,7 +142,7 @@ def _decode_defaults(folder: Path, facts: Mapping[str, Any], tokenizer: Tokenize
     if isinstance(chosen.get("max_new_tokens"), int):
         chosen["max_new_tokens"] = min(chosen["max_new_tokens"], n_positions)
     try:
-        return options_from(DecodeConfig, chosen)
+        return dataclass_from_dict(DecodeConfig, chosen)
     except (ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{place}: {error}") from error
 
@@ -173,8 +173,8 @@ def _theirs(model: VisionGPT2, encoder: Mapping[str, Tensor]) -> dict[str, Tenso
     others = {
         name: value for name, value in model.state_dict().items()
         if not name.startswith("encoder.") and name != "decoder.lm_head.weight"  # tied
-    }  # fmt: skip
-    return found | turned(others)
+    }
+    return found | transpose_conv1d(others)
 
 
 def json_facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -185,7 +185,7 @@ def json_facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, 
         "architectures": ["VisionEncoderDecoderModel"], "model_type": MODEL_TYPE, "is_encoder_decoder": True,
         "decoder_start_token_id": end, "eos_token_id": end, "pad_token_id": end, "tie_word_embeddings": False,
         "encoder": dict(encoder), "decoder": decoder,
-    }  # fmt: skip
+    }
     decode, ids = checkpoint.decode, {"decoder_start_token_id": end, "eos_token_id": end, "pad_token_id": end}
     same = ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping")
     drawn = ("temperature", "top_k", "top_p") if decode.do_sample else ()
@@ -194,7 +194,7 @@ def json_facts(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, 
     return {
         "config": config, "generation_config": generation,
         "preprocessor_config": _processor_facts(checkpoint.preprocess),
-    }  # fmt: skip
+    }
 
 
 def _processor_facts(own: PreprocessConfig) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _processor_facts(own: PreprocessConfig) -> dict[str, Any]:
     facts = {
         "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "resample": resample,
         "image_mean": list(own.mean), "image_std": list(own.std),
-    }  # fmt: skip
+    }
     if own.crop_mode == "squash" and scaled == side:
         return facts | {"image_processor_type": "ViTImageProcessor", "size": {"height": side, "width": side}}
     size = {"height": scaled, "width": scaled} if own.crop_mode == "squash" else {"shortest_edge": scaled}

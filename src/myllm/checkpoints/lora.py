@@ -18,15 +18,15 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from myllm.checkpoints import hub, native
-from myllm.checkpoints.building import is_finite
-from myllm.checkpoints.checks import options_from
+from myllm.checkpoints.build import is_finite
+from myllm.checkpoints.checks import dataclass_from_dict
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
+from myllm.files import atomic_write, json_text, read_json
 from myllm.model.lora import LowRank, adapted_layers, linear_layers, merge
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_write, json_text, read_json
-from myllm.weights import read_tensors
+from myllm.model.weight_files import read_tensors
 
 FOLDER = "adapter"
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -36,13 +36,13 @@ NO_HASH = "the adapter does not say which weights it was trained on; on others t
 # what PEFT's configuration may say of them; the first is taken where it says nothing
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-}  # fmt: skip
+}
 # what would make them compute something else
 UNSUPPORTED = (
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
     "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
     "use_qalora",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
         "base_model_name_or_path": base if hub.is_id(base) else str(Path(base).resolve()),
         "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
         "target_modules": list(layers), "bias": "none", "fan_in_fan_out": False,
-    }  # fmt: skip
+    }
     tensors = {
         f"{PREFIX}{name}.{part}.weight": getattr(layer, part).weight.detach().cpu().contiguous()
         for name, layer in layers.items()
@@ -81,7 +81,7 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
     notes = {
         "base_hash": base_hash, "captions": asdict(checkpoint.captions), "decode": asdict(checkpoint.decode),
         "provenance": checkpoint.provenance,
-    }  # fmt: skip
+    }
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json_text(facts).encode())
     with atomic_write(folder / TENSORS_NAME) as file:
@@ -95,7 +95,7 @@ def locate(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / CONFIG_NAME).is_file()), None)
 
 
-def is_one(path: Path) -> bool:
+def matches(path: Path) -> bool:
     return locate(path) is not None
 
 
@@ -159,8 +159,8 @@ def _notes(path: Path) -> dict[str, Any]:
         return {}
     return {
         "base_hash": str(notes["base_hash"]),
-        "captions": options_from(CaptionsConfig, notes["captions"]),
-        "decode": options_from(DecodeConfig, notes["decode"]),
+        "captions": dataclass_from_dict(CaptionsConfig, notes["captions"]),
+        "decode": dataclass_from_dict(DecodeConfig, notes["decode"]),
         "provenance": dict(notes["provenance"]),
     }
 

@@ -14,10 +14,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from myllm.checkpoints.building import TIED, build
+from myllm.caption import Calibration
+from myllm.checkpoints.build import TIED, build_model
 from myllm.checkpoints.card import model_card
-from myllm.checkpoints.checks import check_tokenizer, options_from
-from myllm.confidence import Calibration
+from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict
 from myllm.config import (
     FORMAT_VERSION,
     CaptionerConfig,
@@ -29,9 +29,9 @@ from myllm.config import (
 )
 from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, reason
+from myllm.files import atomic_folder, atomic_write, json_text, read_json, write_json
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import atomic_folder, atomic_write, json_text, read_json, write_json
-from myllm.weights import read_tensors, refuse_compressed, write_tensors
+from myllm.model.weight_files import read_tensors, refuse_compressed, write_tensors
 
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
@@ -210,9 +210,12 @@ def _assemble(content: Mapping[str, Any]) -> Checkpoint:
     json_text({"provenance": provenance, CALIBRATION: content.get(CALIBRATION)})
     tokenizer = Tokenizer.from_str(content["tokenizer"])
     check_tokenizer(tokenizer, config.text.vocab_size)
-    preprocess = options_from(PreprocessConfig, content["preprocess"])
-    captions, decode = options_from(CaptionsConfig, content["captions"]), options_from(DecodeConfig, content["decode"])
-    model = build(config, content["model"])
+    preprocess = dataclass_from_dict(PreprocessConfig, content["preprocess"])
+    captions, decode = (
+        dataclass_from_dict(CaptionsConfig, content["captions"]),
+        dataclass_from_dict(DecodeConfig, content["decode"]),
+    )
+    model = build_model(config, content["model"])
     _check_preprocess(preprocess, model.encoder.preprocess)
     calibration = None if content.get(CALIBRATION) is None else Calibration.from_json(content[CALIBRATION])
     return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance, calibration)

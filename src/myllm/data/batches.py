@@ -96,7 +96,7 @@ class BatchPlan:
 def check_pictures(
     records: Sequence[Record], preprocess: Preprocess, findings: Findings,
     progress: Progress | None = None, known: Container[Path] = (), memory_bytes: int = MEMORY_BYTES,
-) -> tuple[list[Record], Tensor | None]:  # fmt: skip
+) -> tuple[list[Record], Tensor | None]:
     """The records whose pictures are whole, with all their pixels (N, 3, H, W) uint8 where these fit into memory.
 
     Each picture is decoded once; broken ones are left out and reported. progress: called with (pictures done, in all).
@@ -134,7 +134,7 @@ def check_pictures(
 def make_source(
     records: Sequence[Record], pixels: Tensor | None, preprocess: Preprocess,
     tokenizer: Tokenizer, n_positions: int, findings: Findings,
-) -> CaptionSource:  # fmt: skip
+) -> CaptionSource:
     """What `check_pictures` gave, with the captions as ids; those too long for `n_positions` are cut and reported."""
     texts = list(dict.fromkeys(caption for record in records for caption in record.captions))
     ids = dict(zip(texts, encode_captions(tokenizer, texts, n_positions, findings), strict=True))
@@ -172,7 +172,7 @@ class Batches:
             self._loader = DataLoader(
                 self._dataset, batch_size=None, sampler=self._keys, num_workers=plan.workers,
                 persistent_workers=True, prefetch_factor=4,
-            )  # fmt: skip
+            )
 
     def __len__(self) -> int:
         return -(-len(self.source.records) // self.plan.batch_size)

@@ -22,7 +22,7 @@ from torch import Tensor
 from myllm.data.records import Findings
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError, MyLLMError
-from myllm.runtime import atomic_write
+from myllm.files import atomic_write
 
 # The index is written this often (in batches): at most so much work is lost when extraction is interrupted.
 BATCHES_A_SAVE = 20
@@ -57,7 +57,7 @@ class FeatureCache:
     def features(
         self, pictures: Sequence[Path], images: Callable[[Sequence[int]], Tensor], encode: Encode, findings: Findings,
         batch_size: int = 16, progress: Callable[[int, int], None] | None = None,
-    ) -> Features:  # fmt: skip
+    ) -> Features:
         """Features of all `pictures`; those that are not on disk are computed.
 
         images: positions -> (B, 3, H, W), prepared beside the encoding of the batch before.
@@ -108,7 +108,7 @@ class FeatureCache:
         self, missing: Sequence[int], digests: Sequence[str], index: "_Index",
         images: Callable[[Sequence[int]], Tensor], encode: Encode, batch_size: int,
         progress: Callable[[int, int], None] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         batches = [missing[at : at + batch_size] for at in range(0, len(missing), batch_size)]
         if not batches:
             return

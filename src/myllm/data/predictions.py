@@ -17,7 +17,7 @@ from myllm.data.records import SEPARATOR, Findings, counted, decode_text, read_r
 from myllm.data.splits import one_split, split_records
 from myllm.errors import DataError
 
-MOST_CHARACTERS = 100_000
+MAX_CHARACTERS = 100_000
 PICTURE_KEYS = ("image", "image_id", "file_name", "filename")
 CAPTION = "caption"
 KNOWN_PREDICTIONS = (
@@ -189,7 +189,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
 
 PREDICTIONS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any, Any]]]] = {
     "coco": _coco_results, "jsonl": _jsonl, "csv": _csv,
-}  # fmt: skip
+}
 
 
 def _entry(path: Path, place: str, entry: Any) -> tuple[str, Any, Any]:
@@ -214,10 +214,10 @@ def _caption(path: Path, place: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
         told = "null" if value is None else f"{value!r}"[:50]
         raise DataError(f"{path}: {place}, picture {name}: the caption is {told}; expected text, which may be empty")
-    if len(value) > MOST_CHARACTERS:
+    if len(value) > MAX_CHARACTERS:
         raise DataError(
             f"{path}: {place}, picture {name}: the caption has {len(value):,} characters; a caption has at most "
-            f"{MOST_CHARACTERS:,}, so mend or remove it"
+            f"{MAX_CHARACTERS:,}, so mend or remove it"
         )
     return value
 
@@ -257,7 +257,7 @@ REFERENCES: dict[
     "karpathy": (
         lambda content: bool(content.get("images")) and "sentences" in content["images"][0], _karpathy
     ),
-}  # fmt: skip
+}
 
 
 def _of_folder(folder: Path, split: str | None, captions: CaptionsConfig) -> References:

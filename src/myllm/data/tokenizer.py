@@ -29,7 +29,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
-    )  # fmt: skip
+    )
     # sorted: what is learned depends on the captions, not on their order
     tokenizer.train_from_iterator(sorted(captions), trainer)
     return tokenizer

@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from myllm.data.words import Required, prepared
-from myllm.decoding.engine import Choice, Ending, Hypothesis, Open, Search
+from myllm.decoding.constraints import Required, prepared
+from myllm.decoding.engine import Choice, Ending, Hypothesis, OpenCaptions, SearchRequest
 from myllm.decoding.rules import NEVER, nothing_left
 
 
@@ -46,7 +46,7 @@ class Beams:
 
     sums_logprobs: ClassVar[bool] = True
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: SearchRequest) -> None:
         self.search, self.config = search, search.config
         self.captions, self.groups = self.config.beams, self.config.num_beam_groups
         self.width = self.captions // self.groups
@@ -57,7 +57,7 @@ class Beams:
         words = self.config.force_words
         self.required = prepared(Required, words, search.vocabulary) if words and search.vocabulary else None
 
-    def choose(self, now: Open) -> Choice:
+    def choose(self, now: OpenCaptions) -> Choice:
         """Each group in turn; an image leaves once the search is over in all of its groups."""
         kept: list[_Candidates] = []
         for group in range(self.groups):
@@ -76,7 +76,7 @@ class Beams:
         """Of each image, what has ended in any group, best first."""
         return [best_first([one for part in parts for one in part.ended]) for parts in self.parts]
 
-    def _candidates(self, scores: Tensor, group: int, now: Open) -> _Candidates:
+    def _candidates(self, scores: Tensor, group: int, now: OpenCaptions) -> _Candidates:
         """scores: (B, width, vocab_size). Twice as many as beams: if every beam ends now, as many open ones remain."""
         vocab_size, first = scores.shape[-1], group * self.width
         totals = self.totals[:, first : first + self.width, None]
@@ -110,7 +110,7 @@ class Beams:
         turns = [(turn, -bank, place) for bank, own in banks.items() for turn, place in enumerate(own)]
         return torch.tensor([place for _, _, place in sorted(turns)[:count]])
 
-    def _advance(self, found: _Candidates, group: int, now: Open) -> _Candidates:
+    def _advance(self, found: _Candidates, group: int, now: OpenCaptions) -> _Candidates:
         """Put aside what ends among the best, and keep as many as beams of what goes on."""
         length = now.logprobs.shape[-1] + 1
         kept = torch.zeros(len(now.images), self.width, dtype=torch.int64)
@@ -137,7 +137,9 @@ class Beams:
                     part.add(self._hypothesis(now, row, candidates[place], "length"), self.width)
         return _Candidates(totals, found.origin.gather(1, kept), found.tokens.gather(1, kept))
 
-    def _hypothesis(self, now: Open, row: int, candidate: tuple[float, int, int], ended_by: Ending) -> Hypothesis:
+    def _hypothesis(
+        self, now: OpenCaptions, row: int, candidate: tuple[float, int, int], ended_by: Ending
+    ) -> Hypothesis:
         """A candidate (total, origin, token) as a caption."""
         total, origin, token = candidate
         told = [*now.said[row, origin, 1:].tolist(), *([] if ended_by == "end" else [token])]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.data.words import Vocabulary
+from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.rules import NEVER, Said, apply_rules
 from myllm.errors import MyLLMError
 
@@ -46,7 +46,7 @@ class Stepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchRequest:
     """What is to be searched, and how."""
 
     stepper: Stepper
@@ -62,7 +62,7 @@ class Search:
     vocabulary: Vocabulary | None = None
     """What the tokens say; needed by options that speak of words."""
     blind: Any = None
-    """What the stepper starts from where it is to see no picture; needed by `contrast`."""
+    """What the stepper starts from where it is to see no picture; needed by `contrastive_weight`."""
     seeds: Sequence[int] = ()
     """Of what is drawn, one for each image; needed by `do_sample`."""
 
@@ -100,7 +100,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenCaptions:
     """Captions that are being said: G of each of B images."""
 
     images: Tensor
@@ -120,26 +120,26 @@ class Choice:
     """What is gone on with. No rows: all is said."""
 
     rows: Tensor
-    """(B',) int64, the images of `Open` that stay."""
+    """(B',) int64, the images of `OpenCaptions` that stay."""
     origin: Tensor
     """(B', G') int64, which of its image's captions each goes on from."""
     tokens: Tensor
     """(B', G') int64."""
 
 
-class Chooser(Protocol):
+class SearchStrategy(Protocol):
     """A search: how many captions of an image are kept, and which token each goes on with."""
 
     captions: int
     sums_logprobs: ClassVar[bool]
     """Whether the rules are to change log-probabilities, as transformers' do in beam search, or logits."""
 
-    def choose(self, now: Open) -> Choice: ...
+    def choose(self, now: OpenCaptions) -> Choice: ...
 
     def found(self) -> list[list[Hypothesis]]: ...
 
 
-def walk(search: Search, chooser: Chooser) -> Iterator[None]:
+def run_search(search: SearchRequest, chooser: SearchStrategy) -> Iterator[None]:
     """Choose until every caption has ended or has max_new_tokens; yields after each choice.
 
     Raises MyLLMError where the model's scores are no numbers, and ConfigError where the rules leave nothing to say.
@@ -149,7 +149,7 @@ def walk(search: Search, chooser: Chooser) -> Iterator[None]:
     said = torch.tensor([search.end, *search.prefix]).expand(search.batch, chooser.captions, given)
     logprobs = torch.empty(search.batch, chooser.captions, 0)
     newest, rows = said, images[:, None].expand(said.shape[:2])
-    starts = [search.images, search.blind] if config.contrast else [search.images]
+    starts = [search.images, search.blind] if config.contrastive_weight else [search.images]
     states = [search.stepper.start(start) for start in starts]
     for chosen in range(config.max_new_tokens):
         seen = []
@@ -158,19 +158,19 @@ def walk(search: Search, chooser: Chooser) -> Iterator[None]:
             seen.append(logits.float())
         own = _log_softmax(seen[0], chosen).cpu()
         scores = own if chooser.sums_logprobs else seen[0]
-        if config.contrast:
-            scores = contrasted(own, _log_softmax(seen[1], chosen).cpu(), config.contrast)
+        if config.contrastive_weight:
+            scores = contrasted(own, _log_softmax(seen[1], chosen).cpu(), config.contrastive_weight)
         told = Said(said.flatten(0, 1), search.end, given, search.vocabulary)
         scores = apply_rules(scores.flatten(0, 1).cpu(), told, config).view_as(own)
-        choice = chooser.choose(Open(images, said, logprobs, own, scores))
+        choice = chooser.choose(OpenCaptions(images, said, logprobs, own, scores))
         yield
         if not len(choice.rows):
             return
         images, origin, newest = images[choice.rows], choice.origin, choice.tokens[..., None]
         rows = origin + said.shape[1] * choice.rows[:, None]
-        told_now = own[choice.rows[:, None], origin, choice.tokens]
+        current_time = own[choice.rows[:, None], origin, choice.tokens]
         said = torch.cat([said[choice.rows[:, None], origin], newest], dim=-1)
-        logprobs = torch.cat([logprobs[choice.rows[:, None], origin], told_now[..., None]], dim=-1)
+        logprobs = torch.cat([logprobs[choice.rows[:, None], origin], current_time[..., None]], dim=-1)
 
 
 def contrasted(own: Tensor, blind: Tensor, weight: float) -> Tensor:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from myllm.decoding.beam import Beams
-from myllm.decoding.engine import Chooser, Hypothesis, Search, walk
-from myllm.decoding.search import OneByOne
+from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
+from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
 
-def generate(search: Search) -> list[list[Hypothesis]]:
-    """Captions of each image, best first: all beams', or num_return_sequences of them. Raises as `walk`."""
+def generate(search: SearchRequest) -> list[list[Hypothesis]]:
+    """Captions of each image, best first: all beams', or num_return_sequences of them. Raises as `run_search`."""
     config = search.config
-    chooser: Chooser = Beams(search) if config.beams > 1 else OneByOne(search)
-    for _ in walk(search, chooser):
+    chooser: SearchStrategy = Beams(search) if config.beams > 1 else GreedyOrSampling(search)
+    for _ in run_search(search, chooser):
         pass
     found = chooser.found()
     if config.rank_by == "consensus":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.data.words import Banned, Constraint, Pattern, Required, Vocabulary, only_these, prepared
+from myllm.decoding.constraints import Banned, Constraint, Pattern, Required, Vocabulary, only_these, prepared
 from myllm.errors import ConfigError
 
 NEVER = float("-inf")

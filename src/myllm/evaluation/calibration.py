@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.caption import Caption
-from myllm.confidence import Calibration, spelled
+from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
 from myllm.errors import DataError
 
 Floats = NDArray[np.float64]
 # a word in the references of a greater share of pictures tells little of one
 COMMON_SHARE = 1 / 3
-FEWEST_WORDS = 100
+MIN_WORDS = 100
 FOLDS = 5
 BINS = 10
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
@@ -34,7 +33,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Trust:
+class ConfidenceReport:
     """What confidence is worth on pictures with references."""
 
     words: tuple[Bin, ...]
@@ -69,7 +68,7 @@ class Trust:
             "coverage": dict(zip(map("{:.0%}".format, SHARES), self.coverage, strict=True)),
             "cross_fitted": self.is_cross_fitted,
             "words": [asdict(one) for one in self.words], "captions": [asdict(one) for one in self.captions],
-        }  # fmt: skip
+        }
 
 
 def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
         "data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"],
         "hash": protocol["data"],
         "decode": {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()},
-    }  # fmt: skip
+    }
 
 
 def calibrate(
@@ -102,15 +101,15 @@ def calibrate(
     pictures = Counter(word for words in used for word in words)
     common = sorted(word for word, count in pictures.items() if word and count > COMMON_SHARE * len(used))
     words = [
-        (spelled(word.text), word.logprob, caption.score, own)
+        (normalize_word(word.text), word.logprob, caption.score, own)
         for caption, own in zip(captions, used, strict=True)
         for word in caption.words
         if word.logprob is not None
     ]
     telling = sum(bool(word) and word not in common for word, *_ in words)
-    if telling < FEWEST_WORDS:
+    if telling < MIN_WORDS:
         raise DataError(
-            f"{telling} words of {len(captions)} captions tell one picture from another; at least {FEWEST_WORDS} are "
+            f"{telling} words of {len(captions)} captions tell one picture from another; at least {MIN_WORDS} are "
             "needed to learn from how often they are right: take more pictures"
         )
     known, place = np.unique([word for word, *_ in words], return_inverse=True)
@@ -172,10 +171,10 @@ def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]
     return [replace(caption, calibration=fitted[part]) for caption, part in zip(captions, fold, strict=True)]
 
 
-def measure_trust(
+def measure_confidence(
     captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: Sequence[float] | Floats,
     on: Mapping[str, Any] | None = None,
-) -> Trust:  # fmt: skip
+) -> ConfidenceReport:
     """Hold the captions' confidence against references, and against a figure of each caption, as CIDEr-D.
 
     Where they are not calibrated, or on pictures of which `described` tells the same as `on`, what is judged is a
@@ -192,7 +191,7 @@ def measure_trust(
         assert caption.calibration is not None
         everyone.append(caption.confidence)
         telling = [
-            (word.confidence, spelled(word.text) in used)
+            (word.confidence, normalize_word(word.text) in used)
             for word in caption.words
             if word.confidence is not None and caption.calibration.is_telling(word)
         ]
@@ -202,7 +201,7 @@ def measure_trust(
             captions_sure.append(caption.confidence)
             captions_right.append(sum(right for _, right in telling) / len(telling))
     bins = reliability(words_sure, words_right), reliability(captions_sure, captions_right)
-    return Trust(*bins, risk_coverage(everyone, figures), is_cross_fitted)
+    return ConfidenceReport(*bins, risk_coverage(everyone, figures), is_cross_fitted)
 
 
 def reliability(
@@ -231,8 +230,8 @@ def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float]
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether a picture may be in both: the same pictures, or the same split of the same data, if only a part of it."""
     return any(all(name in one and one[name] == other.get(name) for name in names)
-               for names in (("hash",), ("data", "split")))  # fmt: skip
+               for names in (("hash",), ("data", "split")))
 
 
 def _words_used(references: Sequence[Sequence[str]]) -> list[set[str]]:
-    return [{spelled(word) for text in texts for word in text.split()} for texts in references]
+    return [{normalize_word(word) for text in texts for word in text.split()} for texts in references]

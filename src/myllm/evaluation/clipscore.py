@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from myllm.batched import batched
 from myllm.data.images import load_image
 from myllm.errors import ConfigError, reason
-from myllm.metrics.figure import Figure, Floats, mean_of
-from myllm.runtime import in_batches
+from myllm.metrics.result import Floats, MetricResult, mean_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def clip_scores(
     references: Sequence[Sequence[str]],
     device: "torch.device | str" = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Figure]:
+) -> dict[str, MetricResult]:
     """CLIPScore and RefCLIPScore by name, of one caption and at least one reference of each picture.
 
     CLIPScore:    2.5 max(cos(picture, caption), 0): what the caption says of the picture; no reference is read.
@@ -55,7 +55,7 @@ def clip_scores(
     of_pictures: list[Floats] = []
     of_references: list[Floats] = []
     done = 0
-    for rows in in_batches(zip(pictures, captions, references, strict=True), BATCH_SIZE):
+    for rows in batched(zip(pictures, captions, references, strict=True), BATCH_SIZE):
         shown = _unit(clip.embed_pictures([load_image(path) for path, _, _ in rows]))
         said = _embed(clip, [caption for _, caption, _ in rows])
         heard = _embed(clip, [reference for _, _, group in rows for reference in group])
@@ -159,7 +159,7 @@ LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
 
 def _embed(clip: Clip, texts: Sequence[str]) -> Floats:
     """(N, D) unit vectors."""
-    batches = in_batches((PROMPT + text for text in texts), BATCH_SIZE)
+    batches = batched((PROMPT + text for text in texts), BATCH_SIZE)
     return np.concatenate([_unit(clip.embed_texts(batch)) for batch in batches])
 
 

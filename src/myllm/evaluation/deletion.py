@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from myllm.attribution import read
-from myllm.captioner import Captioner, Picture
-from myllm.confidence import Word, spelled
+from myllm.attribution.methods import logprobs_and_attention
+from myllm.caption import Word, normalize_word
 from myllm.data.tokenizer import end_token
 from myllm.evaluation.pointing import CENTRE, centre
+from myllm.inference.captioner import Captioner, Picture
 
 RANDOM = "random"
 STEPS = 8
@@ -44,7 +44,7 @@ def judge_words(
         image = captioner.preprocess(picture)
         caption = captioner.caption(image)
         rng = random.Random(f"{seed}/{number}")
-        maps = {method: captioner.look(image, caption, method=method) for method in methods}
+        maps = {method: captioner.attention_maps(image, caption, method=method) for method in methods}
         content = list(filter(is_content, caption.words))
         for word in rng.sample(content, min(words, len(content))):
             heats = {method: own[word.tokens].mean(0) for method, own in maps.items()}
@@ -57,7 +57,7 @@ def judge_words(
 
 def is_content(word: Word) -> bool:
     """Whether a word tells of this picture: letters, and no function word."""
-    text = spelled(word.text)
+    text = normalize_word(word.text)
     is_word = word.logprob is not None and text.isalpha() and len(text) > 1
     return is_word and not FUNCTION_WORDS.fullmatch(text)
 
@@ -66,14 +66,14 @@ def is_content(word: Word) -> bool:
 def draw_curves(captioner: Captioner, image: Tensor, tokens: Sequence[int], word: Word, heat: Tensor) -> Curves:
     """image: (3, H, W), preprocessed; heat: (H, W). The word's chance is given the words before it."""
     told = torch.tensor([end_token(captioner.tokenizer), *tokens[: word.tokens.stop]], device=captioner.device)
-    images = torch.cat(taken_away(image, heat)).to(captioner.device)
-    logprobs = read(captioner.model, captioner.model.encode(images), told)[0]
+    images = torch.cat(removal_order(image, heat)).to(captioner.device)
+    logprobs = logprobs_and_attention(captioner.model, captioner.model.encode(images), told)[0]
     chances = logprobs[:, word.tokens].sum(-1).exp().cpu()
     area = [float(torch.trapezoid(half, dx=1 / STEPS)) for half in chances.chunk(2)]
     return Curves(*area)
 
 
-def taken_away(image: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
+def removal_order(image: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
     """(STEPS + 1, 3, H, W) each: pixels deleted, and pixels inserted into a blur, the hottest first, by equal parts."""
     height, width = heat.shape
     rank = heat.flatten().argsort(descending=True, stable=True).argsort().view(height, width)

@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
 from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
 from myllm.errors import ConfigError
-from myllm.runtime import atomic_write
+from myllm.files import atomic_write
 
 INK, FAINT, LINE = "#1b1f27", "#667085", "#8a94a6"
 # fill and edge of what carries the picture, of what carries the text, and of norms
@@ -93,7 +93,7 @@ class Canvas:
         shape = FancyBboxPatch(
             (box.left, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.8",
             facecolor=fill, edgecolor=edge, linewidth=1.1,
-        )  # fmt: skip
+        )
         self.axes.add_patch(shape)
         self.text(box.x, box.middle + (0.95 if below else 0), label)
         self.text(box.x, box.middle - 1.15, below, 7.2, FAINT)
@@ -109,7 +109,7 @@ class Canvas:
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str = LINE) -> None:
         style = {"arrowstyle": "-|>,head_width=0.2,head_length=0.4", "color": colour, "linewidth": 1.2,
-                 "shrinkA": 0, "shrinkB": 0}  # fmt: skip
+                 "shrinkA": 0, "shrinkB": 0}
         self.axes.annotate("", end, start, arrowprops=style)
 
     def chain(self, *boxes: Box) -> None:

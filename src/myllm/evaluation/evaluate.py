@@ -7,22 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from myllm.caption import Caption, Describer
+from myllm.batched import batched
+from myllm.caption import Caption, CaptionerProtocol
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
-from myllm.data.scenes import Thing, judge
+from myllm.data.scenes import Thing
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
-from myllm.evaluation.calibration import Trust, cross_fitted, described, measure_trust
+from myllm.evaluation.calibration import ConfidenceReport, cross_fitted, described, measure_confidence
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
+from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
 from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
-from myllm.metrics.figure import Floats
 from myllm.metrics.ngrams import Words
-from myllm.metrics.score import tokenized, untold
-from myllm.runtime import in_batches
+from myllm.metrics.result import Floats
+from myllm.metrics.score import no_progress, tokenized
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Evaluation:
     broken: Sequence[str]
     """Pictures that could not be read, with the reason; they are in no figure."""
     truth: dict[str, float] = field(default_factory=dict)
-    """Of scenes, whose truth is known: what `judge_scenes` found."""
+    """Of scenes, whose truth is known: what `score_scene_captions` found."""
     leaks: Leaks | None = None
     """What was judged and in training too; None where training is not known."""
     slices: Sequence[Slice] = ()
     """Of CIDEr-D, the worst first."""
-    trust: Trust | None = None
+    trust: ConfidenceReport | None = None
     """What the captions' confidence is worth; None where there are too few words to say."""
 
     @property
@@ -60,7 +61,7 @@ class Evaluation:
         references = (caption for record in self.records for caption in record.captions)
         return {
             "captions": tokenized(caption.text for caption in self.captions), "references": tokenized(references)
-        }  # fmt: skip
+        }
 
     @property
     def per_image(self) -> dict[str, Floats]:
@@ -88,7 +89,7 @@ class Evaluation:
             if mask.any() and not mask.all()
         }
 
-    def told_leaks(self) -> list[str]:
+    def describe_leaks(self) -> list[str]:
         """Sentences on what is in training too, and on CIDEr-D without it; none where training is not known."""
         if self.leaks is None:
             return []
@@ -113,7 +114,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Said:
+class CaptionedSplit:
     """A caption for each picture that could be read."""
 
     records: list[Record]
@@ -123,16 +124,16 @@ class Said:
 
 
 def caption_records(
-    captioner: Describer,
+    captioner: CaptionerProtocol,
     records: Sequence[Record],
     decode: DecodeConfig,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
-) -> Said:
+) -> CaptionedSplit:
     """Caption the pictures of `records`. Raises DataError where none of them can be read."""
-    said = Said([], [], [])
+    said = CaptionedSplit([], [], [])
     done = 0
-    for batch in in_batches(records, batch_size):
+    for batch in batched(records, batch_size):
         readable = []
         for record in batch:
             try:
@@ -142,7 +143,7 @@ def caption_records(
         if readable:
             captions = captioner.caption_tensors([image for _, image in readable], decode)
             # not at hand any more: each would hold its picture, and a split has thousands
-            said.captions.extend(replace(caption, look=None) for caption in captions)
+            said.captions.extend(replace(caption, compute_attention=None) for caption in captions)
             said.records.extend(record for record, _ in readable)
         done += len(batch)
         if progress is not None:
@@ -167,11 +168,11 @@ class Data:
 
 
 def evaluate(
-    captioner: Describer,
+    captioner: CaptionerProtocol,
     data: Data,
     decode: DecodeConfig,
     batch_size: int = 32,
-    progress: Callable[[str, int, int], None] = untold,
+    progress: Callable[[str, int, int], None] = no_progress,
 ) -> Evaluation:
     """Caption the pictures and score the captions against the pictures' own. Raises DataError as `caption_records`."""
     said = caption_records(captioner, data.records, decode, batch_size, partial(progress, "captioning"))
@@ -185,7 +186,7 @@ def evaluate(
     judgement.protocol.update(
         dataset=data.name, split=data.split, data=data_hash(said.records), model=captioner.weights_hash(),
         decode=asdict(decode), blind=None if blind is None else blind.text,
-    )  # fmt: skip
+    )
     groups = [[caption.text, *caption.alternatives] for caption in said.captions]
     if all(len(group) > 1 for group in groups):
         judgement.add({"self-CIDEr": self_cider(groups, [record.captions for record in said.records])})
@@ -193,21 +194,21 @@ def evaluate(
     return Evaluation(
         judgement, said.records, captions, said.broken, _truth(texts, said.records, data.things), leaks,
         _slices(said.records, learned, data.things, judgement), trust,
-    )  # fmt: skip
+    )
 
 
 def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str, Sequence[Thing]]) -> dict[str, float]:
     # pictures that someone put beside the scenes have no boxes
     if not all(record.name in things for record in records):
         return {}
-    return judge_scenes(texts, [things[record.name] for record in records])
+    return score_scene_captions(texts, [things[record.name] for record in records])
 
 
-def _trusted(said: Said, judgement: Judgement) -> tuple[list[Caption], Trust | None]:
+def _trusted(said: CaptionedSplit, judgement: Judgement) -> tuple[list[Caption], ConfidenceReport | None]:
     """The captions with a confidence that other pictures calibrated, where their own is not to be judged by these."""
     references = [record.captions for record in said.records]
     try:
-        trust = measure_trust(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
+        trust = measure_confidence(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
     except DataError:  # too few words to learn from
         return said.captions, None
     return cross_fitted(said.captions, references) if trust.is_cross_fitted else said.captions, trust
@@ -222,7 +223,7 @@ def _slices(
     found, _ = worst_first(
         slice_pictures(records, learned, things or None), judgement.figures[MAIN],
         lambda part: intervals({MAIN: part}, draws=2_000)[MAIN],
-    )  # fmt: skip
+    )
     return found
 
 
@@ -234,29 +235,6 @@ def data_hash(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def told_search(decode: Mapping[str, Any]) -> str:
+def describe_search(decode: Mapping[str, Any]) -> str:
     """How captions are searched by the options of a protocol: greedy, sampled, or by a beam of so many."""
     return f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
-
-
-def judge_scenes(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:
-    """Shares of captions of scenes that are true, complete, rightly placed, or wrong; see `data.scenes.judge`.
-
-    `placed` is a share of the captions that say how things lie to each other, and absent where none does.
-    """
-    verdicts = [judge(text, own) for text, own in zip(texts, things, strict=True)]
-    placed = [verdict.placed for verdict in verdicts if verdict.placed is not None]
-    claims = ("true", "complete", "invented", "miscoloured", "miscounted")
-    figures = {claim: sum(getattr(verdict, claim) for verdict in verdicts) / len(verdicts) for claim in claims}
-    return figures | ({"placed": sum(placed) / len(placed)} if placed else {})
-
-
-def told_judgement(figures: Mapping[str, float]) -> str:
-    """What `judge_scenes` found, on one line."""
-    return "   ".join(f"{name} {figures[name]:6.1%}" for name in ("true", "complete", "placed") if name in figures)
-
-
-JUDGEMENT = (
-    "true: every thing and colour named is in the picture; complete: all are named, no other, rightly counted; "
-    "placed: of captions that say left, right, above or below, those where it is so."
-)

@@ -22,7 +22,7 @@ QUALITIES = (82, 65, 45, 25)
 MAP_SIDE = 32
 # bytes in all, before base64 makes four of three; a page is to stay under 5 MB, whatever is in it
 THUMBNAIL_BYTES, MAP_BYTES = 2_000_000, 1_000_000
-MOST_REFERENCES = 10
+MAX_REFERENCES = 10
 PLACES = (
     ("at the upper left", "at the top", "at the upper right"),
     ("on the left", "in the middle", "on the right"),
@@ -33,7 +33,7 @@ Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Word:
+class WordMap:
     """A word of a caption as it stands there, or a punctuation mark."""
 
     text: str
@@ -42,7 +42,7 @@ class Word:
     confidence: float | None = None
 
 
-Look = Callable[[int], Sequence[Word]]
+WordMapsOf = Callable[[int], Sequence[WordMap]]
 """From the place of a picture among those judged to the words of its caption in order; asked for those shown alone."""
 
 
@@ -71,7 +71,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WordSpan:
     """A stretch of a caption."""
 
     text: str
@@ -82,43 +82,43 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Said:
+class GalleryCaptions:
     """What one captioner says of N pictures."""
 
     captions: Sequence[str]
     cider_d: Sequence[float] | Floats
     scores: Sequence[float] | None = None
     confidence: Sequence[float] | None = None
-    look: Look | None = None
+    look: WordMapsOf | None = None
 
 
 @dataclass(frozen=True)
-class Spoken:
+class PictureCaption:
     """A caption in the gallery."""
 
     text: str
-    pieces: Sequence[Piece]
+    pieces: Sequence[WordSpan]
     cider_d: float
     score: float | None
     confidence: float | None
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryPicture:
     """A picture in the gallery."""
 
     name: str
     thumbnail: Thumbnail | None
     """None where the picture cannot be read any more."""
-    spoken: Sequence[Spoken]
+    spoken: Sequence[PictureCaption]
     references: Sequence[str]
     left_out: int
-    """References beyond `MOST_REFERENCES`."""
+    """References beyond `MAX_REFERENCES`."""
     ranks: dict[str, int]
     """Its place in each order."""
 
 
-def orders_of_one(said: Said, seed: int = 0) -> list[Order]:
+def gallery_orders(said: GalleryCaptions, seed: int = 0) -> list[Order]:
     """Random first: what is seen before anyone sorts is not picked."""
     worst = np.argsort(np.asarray(said.cider_d), kind="stable")
     best = np.argsort(-np.asarray(said.cider_d), kind="stable")
@@ -130,18 +130,20 @@ def orders_of_one(said: Said, seed: int = 0) -> list[Order]:
     return orders
 
 
-def orders_of_two(a: Said, b: Said, seed: int = 0) -> list[Order]:
+def comparison_orders(a: GalleryCaptions, b: GalleryCaptions, seed: int = 0) -> list[Order]:
     """Where either is ahead, and where both do well or badly."""
     ours, theirs = np.asarray(a.cider_d), np.asarray(b.cider_d)
     keys = {
         "ahead": ("B ahead", ours - theirs), "behind": ("A ahead", theirs - ours),
         "best": ("Both good", -(ours + theirs)), "worst": ("Both poor", ours + theirs),
-    }  # fmt: skip
+    }
     found = [Order(key, label, np.argsort(by, kind="stable").tolist()) for key, (label, by) in keys.items()]
     return [_random(len(ours), seed), *found]
 
 
-def hang(records: Sequence[Record], sides: Sequence[Said], orders: Sequence[Order]) -> list[Shown]:
+def build_gallery(
+    records: Sequence[Record], sides: Sequence[GalleryCaptions], orders: Sequence[Order]
+) -> list[GalleryPicture]:
     """The gallery: the first `EACH` pictures of each order, in the first order. Each of `sides` speaks of `records`."""
     chosen = {place for order in orders for place in order.places[:EACH]}
     ranked = {order.key: [place for place in order.places if place in chosen] for order in orders}
@@ -154,19 +156,19 @@ def hang(records: Sequence[Record], sides: Sequence[Said], orders: Sequence[Orde
     for at, place in enumerate(places):
         record = records[place]
         spoken = [
-            _spoken(side, place, words_of[at], map_side) for side, words_of in zip(sides, words, strict=True)
-        ]  # fmt: skip
+            _spoken(side, place, split_words[at], map_side) for side, split_words in zip(sides, words, strict=True)
+        ]
         shown.append(
-            Shown(
+            GalleryPicture(
                 record.name, _thumbnail(record.image, THUMBNAIL_BYTES // len(places)), spoken,
-                record.captions[:MOST_REFERENCES], max(0, len(record.captions) - MOST_REFERENCES),
+                record.captions[:MAX_REFERENCES], max(0, len(record.captions) - MAX_REFERENCES),
                 {key: own[place] for key, own in ranks.items()},
             )
-        )  # fmt: skip
+        )
     return shown
 
 
-def told_place(seen: Floats) -> str:
+def describe_position(seen: Floats) -> str:
     """Where most of a map (H, W) lies, in words, by the ninths of the picture: `mostly at the top` and so on."""
     # by the middles of its places, as a map of one row lies in the middle
     rows, columns = (((np.arange(side) + 0.5) * 3 / side).astype(int) for side in seen.shape)
@@ -182,11 +184,11 @@ def _random(count: int, seed: int) -> Order:
     return Order("random", "Random", np.random.default_rng(seed).permutation(count).tolist())
 
 
-def _words(said: Said, place: int) -> list[Word]:
+def _words(said: GalleryCaptions, place: int) -> list[WordMap]:
     """Its words with maps that are small already, so that those of a whole gallery fit in memory."""
     if said.look is None:
         return []
-    return [Word(word.text, _shrunk(word.map, MAP_SIDE), word.confidence) for word in said.look(place)]
+    return [WordMap(word.text, _shrunk(word.map, MAP_SIDE), word.confidence) for word in said.look(place)]
 
 
 def _shrunk(seen: Floats | None, side: int) -> Floats | None:
@@ -200,16 +202,16 @@ def _shrunk(seen: Floats | None, side: int) -> Floats | None:
     return np.asarray(small, np.float32).clip(min=0)
 
 
-def _spoken(said: Said, place: int, words: Sequence[Word], map_side: int) -> Spoken:
+def _spoken(said: GalleryCaptions, place: int, words: Sequence[WordMap], map_side: int) -> PictureCaption:
     text = said.captions[place]
-    return Spoken(
+    return PictureCaption(
         text, _pieces(text, words, map_side), float(said.cider_d[place]),
         None if said.scores is None else said.scores[place],
         None if said.confidence is None else said.confidence[place],
-    )  # fmt: skip
+    )
 
 
-def _pieces(text: str, words: Sequence[Word], map_side: int) -> list[Piece]:
+def _pieces(text: str, words: Sequence[WordMap], map_side: int) -> list[WordSpan]:
     """The whole text, cut so that each word with a map is a piece."""
     pieces, end = [], 0
     for word in words:
@@ -217,9 +219,9 @@ def _pieces(text: str, words: Sequence[Word], map_side: int) -> list[Piece]:
         seen = _shrunk(word.map, map_side)
         if start < 0 or seen is None:
             continue
-        pieces += [Piece(text[end:start]), Piece(word.text, _packed(seen), _told(word, seen))]
+        pieces += [WordSpan(text[end:start]), WordSpan(word.text, _packed(seen), _told(word, seen))]
         end = start + len(word.text)
-    return [piece for piece in [*pieces, Piece(text[end:])] if piece.text]
+    return [piece for piece in [*pieces, WordSpan(text[end:])] if piece.text]
 
 
 def _packed(seen: Floats) -> str:
@@ -230,9 +232,9 @@ def _packed(seen: Floats) -> str:
     return f"{width},{height},{base64.b64encode(values.tobytes()).decode()}"
 
 
-def _told(word: Word, seen: Floats) -> str:
+def _told(word: WordMap, seen: Floats) -> str:
     sure = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
-    return f"“{word.text}”: looked {told_place(seen)}{sure}"
+    return f"“{word.text}”: looked {describe_position(seen)}{sure}"
 
 
 def _thumbnail(path: Path, most_bytes: int) -> Thumbnail | None:

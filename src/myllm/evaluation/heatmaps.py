@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from myllm.caption import Caption, Describer
-from myllm.captioner import Captioner
-from myllm.confidence import Word, spelled
+from myllm.caption import Caption, CaptionerProtocol, Word, normalize_word
 from myllm.data.records import Record
 from myllm.errors import DataError
 from myllm.evaluation import gallery
-from myllm.evaluation.gallery import Look
+from myllm.evaluation.gallery import WordMapsOf
 from myllm.evaluation.plots import FAINT, INK
+from myllm.inference.captioner import Captioner
 
 COLOURS = "cividis"
 COLUMNS = 5
@@ -43,7 +42,7 @@ def draw_words(picture: Image.Image, words: Sequence[Word], maps: Tensor, title:
 
     maps: (T, H, W), of each of the caption's tokens.
     """
-    told = [word for word in words if spelled(word.text)]  # without punctuation
+    told = [word for word in words if normalize_word(word.text)]  # without punctuation
     rows = -(-(len(told) + 1) // COLUMNS)
     side = 1.9
     tall = side * picture.height / picture.width if picture.width >= picture.height else side
@@ -70,7 +69,9 @@ def draw_words(picture: Image.Image, words: Sequence[Word], maps: Tensor, title:
     return Image.open(buffer).convert("RGB")
 
 
-def word_maps(captioner: Describer, records: Sequence[Record], captions: Sequence[Caption]) -> Look | None:
+def make_word_maps(
+    captioner: CaptionerProtocol, records: Sequence[Record], captions: Sequence[Caption]
+) -> WordMapsOf | None:
     """For a report: what was looked at for the words of a picture's caption, by its place among `records`.
 
     None where the captioner, being an export, can't tell.
@@ -78,13 +79,13 @@ def word_maps(captioner: Describer, records: Sequence[Record], captions: Sequenc
     if not isinstance(captioner, Captioner):
         return None
 
-    def look(place: int) -> list[gallery.Word]:
+    def look(place: int) -> list[gallery.WordMap]:
         try:
-            maps = captioner.look(records[place].image, captions[place])
+            maps = captioner.attention_maps(records[place].image, captions[place])
         except DataError:  # gone since it was captioned
             return []
         return [
-            gallery.Word(word.text, maps[word.tokens].mean(0).numpy(), word.confidence)
+            gallery.WordMap(word.text, maps[word.tokens].mean(0).numpy(), word.confidence)
             for word in captions[place].words
         ]
 

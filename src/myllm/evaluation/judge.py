@@ -7,19 +7,19 @@ from typing import Any
 
 from myllm.metrics.bootstrap import draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
-from myllm.metrics.figure import Figure, Floats, mean_of
 from myllm.metrics.hallucination import LESS_IS_BETTER
-from myllm.metrics.not_offered import NOT_OFFERED
+from myllm.metrics.not_offered import UNSUPPORTED_METRICS
+from myllm.metrics.result import Floats, MetricResult, mean_of
 from myllm.metrics.score import (
-    MOST_PICTURES,
+    MAX_PICTURES,
     absent,
     check,
+    no_progress,
     people_agree,
     protocol_of,
     score_words,
     shuffled,
     tokenized,
-    untold,
 )
 
 MAIN = "CIDEr-D"
@@ -32,7 +32,7 @@ TOLD |= {name: f"{name} (less is better)" for name in LESS_IS_BETTER}
 class Judgement:
     """What captions of N pictures are worth."""
 
-    figures: dict[str, Figure]
+    figures: dict[str, MetricResult]
     """Quality by name, and the controls of CIDEr-D: `_shuffled`, `_blind` where known, and `grounding_gap`."""
     diversity: Diversity
     people: dict[str, tuple[float, float]]
@@ -45,7 +45,7 @@ class Judgement:
         """95 % by the bootstrap over pictures, of each figure."""
         return intervals(self.figures)
 
-    def add(self, figures: Mapping[str, Figure], **protocol: Any) -> None:
+    def add(self, figures: Mapping[str, MetricResult], **protocol: Any) -> None:
         """Take figures that were measured elsewhere, and by what."""
         self.figures.update(figures)
         self.protocol.update(protocol)
@@ -93,7 +93,7 @@ def judge_captions(
     references: Sequence[Sequence[str]],
     training: Collection[str] = (),
     blind: str | None = None,
-    progress: Callable[[str, int, int], None] = untold,
+    progress: Callable[[str, int, int], None] = no_progress,
 ) -> Judgement:
     """A caption and the references of each picture, in the same order.
 
@@ -111,9 +111,9 @@ def judge_captions(
     figures = {name: found[name] for name in names[:place]} | controls | {"grounding_gap": mean_of(gap)} | found
     protocol = {
         **protocol_of(references),
-        "absent": absent() | NOT_OFFERED,
+        "absent": absent() | UNSUPPORTED_METRICS,
         "CIDEr-D frequencies": "these references",
-        "people": f"each reference against its picture's others; of more than {MOST_PICTURES:,} pictures a spread",
+        "people": f"each reference against its picture's others; of more than {MAX_PICTURES:,} pictures a spread",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }
     return Judgement(figures, measure_diversity(captions, training), people_agree(words, told), protocol)

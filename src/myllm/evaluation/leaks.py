@@ -12,28 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from myllm.batched import batched
 from myllm.data.images import grey_thumbnail
 from myllm.data.records import Record
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
 from myllm.metrics.ptb import ptb_tokenize
-from myllm.runtime import in_batches
 
 Mask = NDArray[np.bool_]
 Signs = NDArray[np.float32]
-Thumbnail = NDArray[np.uint8]
+GreyImage = NDArray[np.uint8]
 Windows = NDArray[np.float32]
 
 SIDE = 48
 # Both limits were measured by benchmarks/leaks.py on copies and on 6 million pairs of different photographs.
 WAVES = 10  # WAVES**2 - 1 bits of hash
-MOST_DIFFERENT = 30  # bits
-LEAST_CORRELATION = 0.9
+MAX_DIFFERENT = 30  # bits
+MIN_CORRELATION = 0.9
 CONFIRMED = 10  # nearest pictures by hash
 WINDOWS = [(1.0, 0.0, 0.0)]  # the whole; then what a crop leaves: its share of a side, and where it lies
 WINDOWS += [(zoom, x, y) for zoom in (0.975, 0.95, 0.925, 0.9) for x, y in product((0, 0.5, 1), repeat=2)]
 WINDOW_SIDE = 24
-LEAST_DETAIL = 1.0  # grey levels; clear sky and blank pages have less, and all look alike
+MIN_DETAIL = 1.0  # grey levels; clear sky and blank pages have less, and all look alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def find_leaks(
 
 def _looked(
     records: Sequence[Record], progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, Thumbnail] | None]:
+) -> Iterator[tuple[str, GreyImage] | None]:
     """Each picture's digest and thumbnail; None for those that can't be read."""
     with ThreadPoolExecutor() as pool:
         for done, look in enumerate(pool.map(_look, records), start=1):
@@ -121,26 +121,26 @@ def _looked(
             yield look
 
 
-def _look(record: Record) -> tuple[str, Thumbnail] | None:
+def _look(record: Record) -> tuple[str, GreyImage] | None:
     try:
         return picture_digest(record.image), grey_thumbnail(record.image, SIDE)
     except (DataError, OSError):
         return None
 
 
-def _copies(judged: dict[int, Thumbnail], training: dict[int, Thumbnail]) -> Iterator[tuple[int, int]]:
+def _copies(judged: dict[int, GreyImage], training: dict[int, GreyImage]) -> Iterator[tuple[int, int]]:
     """Places of judged pictures that have a copy in training, each with the place of its nearest."""
     if not judged or not training:
         return
     places, known = list(training), signs(np.stack(list(training.values())))
     # mirroring a picture turns the waves around that have an odd number of half periods across it
     mirror = (-1.0) ** np.tile(np.arange(WAVES), WAVES)[1:].astype(np.float32)
-    for batch in in_batches(judged, 64):
+    for batch in batched(judged, 64):
         own = signs(np.stack([judged[place] for place in batch]))
         agreement = np.stack([own @ known.T, (own * mirror) @ known.T])  # (2, batch, training)
         for row, place in enumerate(batch):
             best = agreement[:, row].max(axis=0)
-            near = np.flatnonzero(best >= known.shape[1] - 2 * MOST_DIFFERENT)
+            near = np.flatnonzero(best >= known.shape[1] - 2 * MAX_DIFFERENT)
             near = near[np.argsort(-best[near], kind="stable")][:CONFIRMED]
             candidates = [(bool(agreement[:, row, column].argmax()), places[column]) for column in near]
             source = _first_copy(judged[place], candidates, training)
@@ -149,19 +149,19 @@ def _copies(judged: dict[int, Thumbnail], training: dict[int, Thumbnail]) -> Ite
 
 
 def _first_copy(
-    picture: Thumbnail, candidates: Sequence[tuple[bool, int]], training: dict[int, Thumbnail]
+    picture: GreyImage, candidates: Sequence[tuple[bool, int]], training: dict[int, GreyImage]
 ) -> int | None:
     """The first of the candidates, places with whether to mirror, whose details are the picture's."""
     ours: dict[bool, Windows] = {}
     for is_mirrored, place in candidates:
         if is_mirrored not in ours:
             ours[is_mirrored] = windows(picture[:, ::-1] if is_mirrored else picture)
-        if correlation(ours[is_mirrored], windows(training[place])) >= LEAST_CORRELATION:
+        if correlation(ours[is_mirrored], windows(training[place])) >= MIN_CORRELATION:
             return place
     return None
 
 
-def signs(thumbnails: Thumbnail) -> Signs:
+def signs(thumbnails: GreyImage) -> Signs:
     """Perceptual hashes: the signs (N, WAVES**2 - 1) of the lowest waves of the discrete cosine transform.
 
     thumbnails: (N, SIDE, SIDE). The constant wave, brightness, is left out. After pHash (Zauner, 2010), which
@@ -177,7 +177,7 @@ def correlation(ours: Windows, theirs: Windows) -> float:
     return float(max((ours @ theirs[0]).max(), (theirs @ ours[0]).max()))
 
 
-def windows(thumbnail: Thumbnail) -> Windows:
+def windows(thumbnail: GreyImage) -> Windows:
     """Details of a picture, then of its parts that cropping may leave: (windows, values), each of norm 1 or 0.
 
     Details are what blurring takes away: skies and slopes of light, which many pictures share, are not among them.
@@ -193,7 +193,7 @@ def windows(thumbnail: Thumbnail) -> Windows:
     values = np.stack(parts)
     values = values - values.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.where(lengths >= LEAST_DETAIL * WINDOW_SIDE, values / np.maximum(lengths, 1e-9), 0)
+    return np.where(lengths >= MIN_DETAIL * WINDOW_SIDE, values / np.maximum(lengths, 1e-9), 0)
 
 
 def _repeated(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:

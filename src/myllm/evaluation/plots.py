@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 
+from myllm.caption import Sample
 from myllm.data.images import load_image
 from myllm.errors import DataError
-from myllm.evaluation.calibration import SHARES, Trust
-from myllm.runtime import atomic_write
-from myllm.training.trainer import Sample
+from myllm.evaluation.calibration import SHARES, ConfidenceReport
+from myllm.files import atomic_write
 
 # Blue and vermilion as Okabe and Ito chose them, to be told apart without red or green (https://jfly.uni-koeln.de/color);
 # what is compared differs in its marks and lines too.
@@ -29,7 +29,7 @@ LOOKS = ((VAL, "o", "-"), (MARK, "s", "-"), (TRAIN, "D", "--"))
 """Colour, mark and line of what is compared, the last of references."""
 CURVES = {"loss": ("Loss", "nats a token"), "perplexity": ("Perplexity", "exp(loss a token)")}
 FORMATS = (".png", ".svg")
-MOST_WORDS = 25
+MAX_WORDS = 25
 LONGEST = 30  # words of a caption; those of longer ones are counted with it
 Row = dict[str, float | str]
 Words = Sequence[str]
@@ -50,7 +50,7 @@ def curve_svg(history: Sequence[Row], name: str) -> str:
     return _svg(figure)
 
 
-def plot_trust(trust: Trust, out: Path) -> None:
+def plot_confidence(trust: ConfidenceReport, out: Path) -> None:
     """The pictures of `TRUST` in a folder, as .png and .svg."""
     for name, (title, draw) in TRUST.items():
         figure, axes = _titled(title, (6, 4.5))
@@ -58,7 +58,7 @@ def plot_trust(trust: Trust, out: Path) -> None:
         _save_forms(figure, out / name)
 
 
-def trust_svg(trust: Trust, name: str) -> str:
+def confidence_svg(trust: ConfidenceReport, name: str) -> str:
     """A picture of `TRUST` as an SVG element of a page, as `curve_svg`."""
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")
     TRUST[name][1](figure.subplots(), trust)
@@ -97,7 +97,7 @@ def frequent_words(said: Mapping[str, Sequence[Words]]) -> dict[str, list[float]
     # a control character, as an untrained model may say, has no place in an SVG
     known = {word for counts in used for word in counts if any(map(str.isalnum, word)) and word.isprintable()}
     shares = {word: [counts[word] / size for counts, size in zip(used, sizes, strict=True)] for word in known}
-    most = sorted(shares, key=lambda word: (-max(shares[word]), word))[:MOST_WORDS]
+    most = sorted(shares, key=lambda word: (-max(shares[word]), word))[:MAX_WORDS]
     return {word: shares[word] for word in sorted(most, key=lambda word: (-shares[word][-1], word))}
 
 
@@ -133,7 +133,7 @@ def _words(axes: Axes, said: Mapping[str, Sequence[Words]]) -> None:
         axes.plot(
             [100 * shares[at] for shares in words.values()], rows, color=colour, marker=mark, linestyle="none",
             markersize=5.5, markerfacecolor=fill, markeredgewidth=1.4, label=name, clip_on=False,
-        )  # fmt: skip
+        )
     labels = [word if len(word) <= 18 else f"{word[:17]}…" for word in words]
     axes.set_yticks(rows, labels, parse_math=False)  # '$' would begin a formula
     axes.set(ylim=(len(words) - 0.4, -0.6), xlim=(0, None))
@@ -160,7 +160,7 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
         axes.annotate(
             f"{label} {values[-1]:.2f}", (epochs[-1], values[-1]), xytext=(8, shift), textcoords="offset points",
             va="center", color=colour, fontsize=11, annotation_clip=False,
-        )  # fmt: skip
+        )
     losses = [float(row["val_loss"]) for row in history]
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = float(history[best][f"val_{name}"])
@@ -193,7 +193,7 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.tick_params(which="both", colors=FAINT)
 
 
-def _reliability(axes: Axes, trust: Trust) -> None:
+def _reliability(axes: Axes, trust: ConfidenceReport) -> None:
     """Bins of words and of captions about the line on which a captioner is as often right as it is sure."""
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")
     # marks of two forms: colour alone does not tell them apart for everyone
@@ -205,7 +205,7 @@ def _reliability(axes: Axes, trust: Trust) -> None:
     _finish(axes, "confidence", "share that references use")
 
 
-def _coverage(axes: Axes, trust: Trust) -> None:
+def _coverage(axes: Axes, trust: ConfidenceReport) -> None:
     """CIDEr-D of the most confident captions, beside that of all."""
     shares, whole = [100 * share for share in SHARES], trust.coverage[-1]
     axes.axhline(whole, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
@@ -214,12 +214,12 @@ def _coverage(axes: Axes, trust: Trust) -> None:
         axes.annotate(
             f"{trust.coverage[at]:.2f}", (shares[at], trust.coverage[at]), xytext=(0, 7), textcoords="offset points",
             ha="center", color=VAL, fontsize=11, annotation_clip=False,
-        )  # fmt: skip
+        )
     axes.set_ylim(0, 1.15 * max(*trust.coverage, 1e-9))
     _finish(axes, "most confident captions, %", "CIDEr-D")
 
 
-TRUST: dict[str, tuple[str, Callable[[Axes, Trust], None]]] = {
+TRUST: dict[str, tuple[str, Callable[[Axes, ConfidenceReport], None]]] = {
     "reliability": ("Is it right as often as it is sure?", _reliability),
     "coverage": ("How good are the captions it is most sure of?", _coverage),
 }

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from myllm.captioner import Captioner
-from myllm.data.scenes import Thing, find_named
+from myllm.data.scenes import Thing
+from myllm.evaluation.scenes import find_named
+from myllm.inference.captioner import Captioner
 
 CHANCE, CENTRE = "chance", "centre"
 
@@ -33,7 +34,7 @@ def point_words(
         named = find_named(caption.text, drawn)
         if not named:
             continue
-        maps = {method: captioner.look(image, caption, method=method) for method in methods}
+        maps = {method: captioner.attention_maps(image, caption, method=method) for method in methods}
         for (_, end), meant in named:
             word = caption.words[len(caption.text[:end].split()) - 1]
             inside = in_boxes([thing.box for thing in meant], image.size)

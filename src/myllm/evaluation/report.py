@@ -13,10 +13,19 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from myllm.evaluation.calibration import Trust, changed_options
+from myllm.evaluation.calibration import ConfidenceReport, changed_options
 from myllm.evaluation.compare import CHANCE, Comparison
-from myllm.evaluation.evaluate import Evaluation, told_search
-from myllm.evaluation.gallery import EACH, Look, Order, Said, Shown, hang, orders_of_one, orders_of_two
+from myllm.evaluation.evaluate import Evaluation, describe_search
+from myllm.evaluation.gallery import (
+    EACH,
+    GalleryCaptions,
+    GalleryPicture,
+    Order,
+    WordMapsOf,
+    build_gallery,
+    comparison_orders,
+    gallery_orders,
+)
 from myllm.evaluation.judge import MAIN, Judgement
 from myllm.evaluation.plots import (
     CURVES,
@@ -24,13 +33,13 @@ from myllm.evaluation.plots import (
     WORD_PLOTS,
     Row,
     Words,
+    confidence_svg,
     curve_svg,
     frequent_words,
-    trust_svg,
     words_svg,
 )
 from myllm.evaluation.slices import Slice
-from myllm.runtime import atomic_write
+from myllm.files import atomic_write
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"  # beside this file
 
@@ -66,7 +75,7 @@ FIGURES = {
 
 PROTOCOL = {
     "intervals": "Intervals",
-    "blind": "Said with no picture",
+    "blind": "GalleryCaptions with no picture",
     "model": "Hash of the weights",
     "data": "Hash of the data",
     "clip": "CLIP",
@@ -74,7 +83,7 @@ PROTOCOL = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Plot:
     """A plot."""
 
     title: str
@@ -90,7 +99,7 @@ class Section:
 
     told: Sequence[str]
     """Paragraphs of plain text."""
-    plots: Sequence[Drawn]
+    plots: Sequence[Plot]
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Report:
     """How many are judged."""
     table: Table
     protocol: Mapping[str, str]
-    gallery: Sequence[Shown]
+    gallery: Sequence[GalleryPicture]
     orders: Sequence[Order]
     words: Section
     absent: Mapping[str, str]
@@ -153,15 +162,19 @@ class Report:
 
 
 def evaluation_report(
-    title: str, facts: Mapping[str, str], evaluation: Evaluation, history: Sequence[Row] = (), look: Look | None = None
+    title: str,
+    facts: Mapping[str, str],
+    evaluation: Evaluation,
+    history: Sequence[Row] = (),
+    look: WordMapsOf | None = None,
 ) -> Report:
     """Of one captioner. facts: where it is from, name by name. history: a row an epoch, of a run. look: heat maps."""
-    said = Said(
+    said = GalleryCaptions(
         [caption.text for caption in evaluation.captions], evaluation.per_image[MAIN],
         [caption.score for caption in evaluation.captions], [caption.confidence for caption in evaluation.captions],
         look,
-    )  # fmt: skip
-    judgement, orders = evaluation.judgement, orders_of_one(said)
+    )
+    judgement, orders = evaluation.judgement, gallery_orders(said)
     return Report(
         title=title,
         opening="An image captioner, and what it says of pictures that it is judged on.",
@@ -173,24 +186,27 @@ def evaluation_report(
         table=_figures_of_one(evaluation),
         protocol=_told_protocol(evaluation.protocol),
         absent=evaluation.protocol.get("absent", {}),
-        gallery=hang(evaluation.records, [said], orders),
+        gallery=build_gallery(evaluation.records, [said], orders),
         orders=orders,
         words=words_section(evaluation.words),
         broken=evaluation.broken,
         training=training_section(history) if history else None,
         slices=evaluation.slices,
-        leaks=evaluation.told_leaks(),
+        leaks=evaluation.describe_leaks(),
         calibration=calibration_section(evaluation.trust),
-    )  # fmt: skip
+    )
 
 
 def comparison_report(
-    facts: Mapping[str, str], comparison: Comparison, looks: tuple[Look | None, Look | None] = (None, None)
+    facts: Mapping[str, str], comparison: Comparison, looks: tuple[WordMapsOf | None, WordMapsOf | None] = (None, None)
 ) -> Report:
     """Of two captioners. looks: heat maps of each."""
     both = comparison.a, comparison.b
-    a, b = (Said(one.captions, one.judgement.per_image[MAIN], look=look) for one, look in zip(both, looks, strict=True))
-    orders = orders_of_two(a, b)
+    a, b = (
+        GalleryCaptions(one.captions, one.judgement.per_image[MAIN], look=look)
+        for one, look in zip(both, looks, strict=True)
+    )
+    orders = comparison_orders(a, b)
     return Report(
         title=" and ".join(one.name for one in both),
         opening="Two captioners side by side on the same pictures.",
@@ -202,7 +218,7 @@ def comparison_report(
         table=_figures_of_two(comparison),
         protocol=_told_protocol(comparison.protocol),
         absent=comparison.a.judgement.protocol.get("absent", {}),
-        gallery=hang(comparison.records, [a, b], orders),
+        gallery=build_gallery(comparison.records, [a, b], orders),
         orders=orders,
         words=words_section(comparison.words),
     )
@@ -213,13 +229,13 @@ def training_section(history: Sequence[Row]) -> Section:
     return Section(
         ("The star is the epoch of the lowest validation loss.",),
         [
-            Drawn(f"{label} by epoch", curve_svg(history, name), _told_curve(history, name))
+            Plot(f"{label} by epoch", curve_svg(history, name), _told_curve(history, name))
             for name, (label, _) in CURVES.items()
         ],
     )
 
 
-def calibration_section(trust: Trust | None) -> Section | None:
+def calibration_section(trust: ConfidenceReport | None) -> Section | None:
     """What confidence is worth; None where that was not measured."""
     if trust is None:
         return None
@@ -234,8 +250,8 @@ def calibration_section(trust: Trust | None) -> Section | None:
         (f"How far confidence, {judged}, can be trusted. On the dashed line words said with a confidence of 80 % are "
          "in the references of 80 of 100 pictures; below it the captioner is surer than it is right. The other plot "
          "shows what is won by keeping only the captions that it is surest of.",),
-        [Drawn(title, trust_svg(trust, name), told[name]) for name, (title, _) in TRUST.items()],
-    )  # fmt: skip
+        [Plot(title, confidence_svg(trust, name), told[name]) for name, (title, _) in TRUST.items()],
+    )
 
 
 def words_section(words: Mapping[str, Sequence[Words]]) -> Section:
@@ -244,8 +260,8 @@ def words_section(words: Mapping[str, Sequence[Words]]) -> Section:
     return Section(
         ("Whoever says short, safe things of every picture has a narrow peak on the left, and uses a few words far "
          "more often than people do.",),
-        [Drawn(title, words_svg(words, name), told[name]) for name, (title, _, _) in WORD_PLOTS.items()],
-    )  # fmt: skip
+        [Plot(title, words_svg(words, name), told[name]) for name, (title, _, _) in WORD_PLOTS.items()],
+    )
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -254,7 +270,7 @@ def write_report(path: Path, report: Report) -> None:
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    )
     script = (folder / SCRIPT).read_text(encoding="utf-8")
     page = environment.get_template(TEMPLATE).render(
         report=report,
@@ -272,7 +288,7 @@ def _headline(judgement: Judgement) -> list[tuple[str, Cell]]:
     labels = {
         MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
         "grounding_gap": "the gap: what is seen",
-    }  # fmt: skip
+    }
     return [
         (label, Cell(f"{judgement.figures[name].corpus:.2f}", _range(judgement.intervals[name], ".2f")))
         for name, label in labels.items()
@@ -340,7 +356,7 @@ def _told_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     if "decode" in protocol:
         changed = changed_options(protocol["decode"]).items()
         options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
-        told["Decoding"] = ", ".join([told_search(protocol["decode"]), *options])
+        told["Decoding"] = ", ".join([describe_search(protocol["decode"]), *options])
     return told | {label: str(protocol[key]) for key, label in PROTOCOL.items() if protocol.get(key) is not None}
 
 

@@ -13,8 +13,8 @@ from myllm.data.images import grey_thumbnail
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
-from myllm.metrics.figure import Figure
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.result import MetricResult
 
 Mask = NDArray[np.bool_]
 Slices = dict[str, dict[str, Mask]]
@@ -102,7 +102,7 @@ def slice_pictures(
 
 
 def worst_first(
-    slices: Slices, figure: Figure, interval: Callable[[Figure], tuple[float, float]], least: int = LEAST
+    slices: Slices, figure: MetricResult, interval: Callable[[MetricResult], tuple[float, float]], least: int = LEAST
 ) -> tuple[list[Slice], int]:
     """Slices by their value of a figure, the worst first, and how many were left out for fewer than `least` pictures.
 
@@ -113,7 +113,7 @@ def worst_first(
     for kind, label, mask in masks:
         count = int(mask.sum())
         if count >= max(1, least):
-            part = Figure(figure.per_image[mask], figure.sums[mask], figure.of_sums)
+            part = MetricResult(figure.per_image[mask], figure.sums[mask], figure.of_sums)
             difference = part.corpus - figure.corpus
             rows.append(Slice(kind, label, count, part.corpus, difference, interval(part)))
     return sorted(rows, key=lambda row: row.value), len(masks) - len(rows)

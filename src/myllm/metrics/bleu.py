@@ -6,19 +6,19 @@ from functools import partial
 
 import numpy as np
 
-from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.ngrams import Ngram, Words, ngrams
+from myllm.metrics.result import Floats, MetricResult
 
 # pycocoevalcap's, so that figures compare: an order without a match or without an n-gram is nearly, not quite, 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4) -> dict[str, Figure]:
+def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4) -> dict[str, MetricResult]:
     """BLEU-1 to BLEU-max_n by name. A corpus's is of its sums, not the mean of its pictures'."""
     tallies = [_tally(words, captions, max_n) for words, captions in zip(candidates, references, strict=True)]
     sums = np.array(tallies, dtype=np.float64)
     of_orders = [partial(_bleu, n=n, max_n=max_n) for n in range(1, max_n + 1)]
-    return {f"BLEU-{n}": Figure(of_sums(sums), sums, of_sums) for n, of_sums in enumerate(of_orders, 1)}
+    return {f"BLEU-{n}": MetricResult(of_sums(sums), sums, of_sums) for n, of_sums in enumerate(of_orders, 1)}
 
 
 def _tally(words: Words, captions: Sequence[Words], max_n: int) -> list[int]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from myllm.metrics.figure import Figure, Floats
+from myllm.metrics.result import Floats, MetricResult
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -24,7 +24,7 @@ def draws_for(pictures: int, draws: int = DRAWS) -> int:
     return min(draws, max(_IN_ALL // pictures, _LEAST_DRAWS))
 
 
-def resample(figures: Mapping[str, Figure], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
+def resample(figures: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
     """Each figure (draws,) of the same pictures drawn anew; all figures are of the same N pictures."""
     pictures = len(next(iter(figures.values())).per_image)
     draws = draws_for(pictures, draws)
@@ -51,7 +51,7 @@ def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def intervals(figures: Mapping[str, Figure], draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(figures: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each figure."""
     return {name: interval(values) for name, values in resample(figures, draws, seed).items()}
 
@@ -75,12 +75,12 @@ class Difference:
 
 
 def differences(
-    a: Mapping[str, Figure], b: Mapping[str, Figure], draws: int = DRAWS, seed: int = 0
+    a: Mapping[str, MetricResult], b: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Difference]:
     """B beside A by each figure that both have, of the same N pictures in the same order."""
     shared = [name for name in a if name in b]
     drawn = resample({**{f"a {name}": a[name] for name in shared}, **{f"b {name}": b[name] for name in shared}},
-                     draws, seed)  # fmt: skip
+                     draws, seed)
     found = {}
     for name in shared:
         gains = drawn[f"b {name}"] - drawn[f"a {name}"]

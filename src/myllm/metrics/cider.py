@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ngrams import Words
+from myllm.metrics.result import MetricResult, mean_of
 
 # pictures, which bounds the memory for the n-grams of many
 _AT_ONCE = 20_000
@@ -153,7 +153,7 @@ def _matches(vectors: _Vectors, picture: _Ints, n_candidates: int) -> tuple[_Int
     return np.repeat(ours, matches), theirs[position]
 
 
-def cider(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+def cider(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
     """CIDEr-D with document frequencies of these references, the mean over pictures, under both of its names.
 
     What COCO's scorer, and so nearly every paper, prints as "CIDEr" is CIDEr-D: the figures are one.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from myllm.errors import DataError
-from myllm.metrics.figure import Figure, Floats, mean_of
 from myllm.metrics.ngrams import Ngram, Words, ngrams
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.result import Floats, MetricResult, mean_of
 
 _ORDERS = 4  # of n-grams in CIDEr
 
@@ -72,7 +72,7 @@ def _distinct(tokenized: Sequence[Words], n: int) -> float:
     return len(set(found)) / max(1, len(found))
 
 
-def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] = ()) -> Figure:
+def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] = ()) -> MetricResult:
     """How differently the captions of one picture describe it (Wang & Chan 2019, https://arxiv.org/abs/1903.12020).
 
     groups: of each picture at least two captions, samples or alternatives.

@@ -11,9 +11,9 @@ from itertools import chain
 
 import numpy as np
 
-from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.lexicon import Mention, colours, things
 from myllm.metrics.ngrams import Words
+from myllm.metrics.result import Floats, MetricResult
 
 # "one" is a pronoun more often than a number: "one dog chases another".
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
@@ -64,7 +64,7 @@ def compare_names(words: Words, references: Sequence[Words]) -> Named:
     )
 
 
-def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
     """Five figures by name, from 0 to 1, lower is better; a caption that names nothing invents nothing.
 
     CHAIRi:         things named that no reference names, over things named.
@@ -83,9 +83,9 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
     }
 
 
-def _share(pairs: Sequence[tuple[int, int]]) -> Figure:
+def _share(pairs: Sequence[tuple[int, int]]) -> MetricResult:
     sums = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return Figure(_ratio(sums), sums, _ratio)
+    return MetricResult(_ratio(sums), sums, _ratio)
 
 
 def _ratio(sums: Floats) -> Floats:

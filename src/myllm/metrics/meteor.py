@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.meteor_align import STAGES, Match, align, count_chunks, phrases
 from myllm.metrics.meteor_data import English, missing_data, read_paraphrases
 from myllm.metrics.meteor_normalize import normalize
 from myllm.metrics.ngrams import Words
+from myllm.metrics.result import Floats, MetricResult
 
 __all__ = ["meteor", "missing_data"]
 
@@ -26,7 +26,7 @@ _WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the same word, its stem, a synonym, a para
 _CHUNKS = 4 * (1 + len(STAGES))
 
 
-def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
     """METEOR by name: a picture's is that with the reference that gives most; the corpus's is of their summed counts.
 
     Reading the paraphrases takes some 3 seconds, however many the captions. DataError where `missing_data` says so.
@@ -43,7 +43,7 @@ def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -
             for reference in others
         ]
         sums[picture] = tallies[int(_of_sums(np.array(tallies)).argmax())]  # of equal ones the first
-    return {"METEOR": Figure(_of_sums(sums), sums, _of_sums)}
+    return {"METEOR": MetricResult(_of_sums(sums), sums, _of_sums)}
 
 
 def _tally(candidate: Words, reference: Words, matches: Sequence[Match], english: English) -> list[float]:

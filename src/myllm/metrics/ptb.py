@@ -139,14 +139,14 @@ _RULES = [
 
 _QUOTES = {"‘": "`", "’": "'", "“": "``", "”": "''", "«": "``", "»": "''", "‹": "`", "›": "'"} | {
     "\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''", "`": "`"
-}  # fmt: skip
+}
 _PRINTED = {
     "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$", "¤": "$", "₠": "$", "\x80": "$",
     "¢": "cents", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", '"': "''", "…": "...", "\x85": "...",
     "....": "...", ".....": "...", "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'",
     "&nbsp;": " ", "&mdash;": "--", "&ndash;": "--", "–": "--", "—": "--", "―": "--", "\x96": "--", "\x97": "--",
     "---": "--", "----": "--", "‐": "-", "‑": "-",
-}  # fmt: skip
+}
 _PRINTED |= _QUOTES | {first + second: _QUOTES[first] + _QUOTES[second] for first in _QUOTES for second in _QUOTES}
 _PRINTED |= {f"{quote}{rest}": f"'{rest}" for quote in "’\x92" for rest in ("s", "d", "m", "re", "ve", "ll")}
 _PRINTED |= {f"n{quote}t": f"n{plain}t" for quote, plain in _QUOTES.items() if len(plain) == 1}

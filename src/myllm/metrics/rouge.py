@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ngrams import Words
+from myllm.metrics.result import MetricResult, mean_of
 
 _BETA = 1.2  # how much recall outweighs precision; the value of the COCO evaluation
 
 
-def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, Figure]:
+def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
     """ROUGE-L by name, the mean over pictures."""
     pairs = zip(candidates, references, strict=True)
     return {"ROUGE-L": mean_of([_rouge_l(words, captions) for words, captions in pairs])}

@@ -9,16 +9,17 @@ from typing import TypeVar
 from myllm.errors import DataError
 from myllm.metrics.bleu import bleu
 from myllm.metrics.cider import cider
-from myllm.metrics.figure import Figure, Floats
 from myllm.metrics.hallucination import hallucination
-from myllm.metrics.meteor import meteor, missing_data
+from myllm.metrics.meteor import meteor
+from myllm.metrics.meteor_data import missing_data
 from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.rouge import rouge_l
 
 Said = TypeVar("Said")
 # From tokenized candidates and references, one entry a picture, to figures by name.
-Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, Figure]]
+Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, MetricResult]]
 
 METRICS: dict[str, Metric] = {
     "BLEU": bleu,
@@ -30,14 +31,14 @@ METRICS: dict[str, Metric] = {
 TOKENIZER = "PTB 3.4.1"
 # What people are held against each other by, and on how many pictures at most: it is ten times the work of one figure.
 PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
-MOST_PICTURES = 5_000
+MAX_PICTURES = 5_000
 
 
 @dataclass(frozen=True)
 class Scores:
     """Figures by name, as fractions (CIDEr: 0 to 10), and what they were measured with."""
 
-    figures: dict[str, Figure]
+    figures: dict[str, MetricResult]
     protocol: dict[str, str | int]
     """The tokenizer's name and the numbers of pictures and references."""
 
@@ -52,7 +53,7 @@ class Scores:
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
-def untold(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Where nobody asks how far a job is."""
 
 
@@ -84,10 +85,10 @@ def score_words(
     candidates: Sequence[Words],
     references: Sequence[Sequence[Words]],
     metrics: Sequence[str] | None = None,
-    progress: Callable[[str, int, int], None] = untold,
-) -> dict[str, Figure]:
+    progress: Callable[[str, int, int], None] = no_progress,
+) -> dict[str, MetricResult]:
     """The figures of `score_captions`, of captions that are words already."""
-    figures: dict[str, Figure] = {}
+    figures: dict[str, MetricResult] = {}
     if metrics is None:
         missing = absent()
         metrics = [name for name in METRICS if name not in missing]
@@ -112,7 +113,7 @@ def people_agree(
     none, nothing is told.
     """
     several = [at for at, group in enumerate(references) if len(group) > 1]
-    several = several[:: max(1, len(several) // MOST_PICTURES)][:MOST_PICTURES]
+    several = several[:: max(1, len(several) // MAX_PICTURES)][:MAX_PICTURES]
     groups, own = [references[at] for at in several], [captions[at] for at in several]
     found: dict[str, list[tuple[float, float]]] = {}
     for round_ in range(max(map(len, groups), default=0)):

@@ -17,7 +17,7 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-class MultiHeadAttention(nn.Module):
+class CausalSelfAttention(nn.Module):
     """Causal self-attention with fused query, key and value projections (Vaswani et al. 2017; names as in GPT-2)."""
 
     def __init__(self, config: GPTConfig) -> None:

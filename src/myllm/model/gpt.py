@@ -4,28 +4,17 @@ State-dict keys are GPT-2's own, so that loading its weights is a transpose and 
 """
 
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from myllm.config import GPTConfig
-from myllm.errors import CheckpointError, ConfigError, reason
-from myllm.model.attention import CrossAttention, MultiHeadAttention
+from myllm.errors import ConfigError
+from myllm.model.attention import CausalSelfAttention, CrossAttention
+from myllm.model.gpt2_weights import check_same_geometry, gpt2_config, gpt2_folder, read_gpt2_state
 from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
-from myllm.runtime import read_json
-from myllm.weights import read_tensors
-
-GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
-# what transformers keeps as (in, out), and torch as (out, in)
-TURNED = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 
 class LayerNorm(nn.Module):
@@ -63,7 +52,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, cross_attention: bool) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config)
-        self.attn = MultiHeadAttention(config)
+        self.attn = CausalSelfAttention(config)
         if cross_attention:
             self.ln_cross_attn = LayerNorm(config)
             self.crossattention = CrossAttention(config)
@@ -163,111 +152,19 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | bool = True) -> "GPT":
-        """GPT-2 from a folder or a hub id in Hugging Face's layout; True means HF_GPT2_REPO, or openai-community/gpt2.
+        """GPT-2 from a folder or a hub id in Hugging Face's layout; True means HF_GPT2_REPO or openai-community/gpt2.
 
-        Raises CheckpointError where it can't be had, is damaged, or is another model.
+        Raises CheckpointError if it cannot be found, is damaged, or is another model.
         """
         folder = gpt2_folder(source)
-        model = cls(gpt_config(read_json(folder / "config.json"), folder / "config.json"))
-        tensors = {
-            name if name.startswith("transformer.") else f"transformer.{name}": value
-            for name, value in turned(read_tensors(folder)).items()
-        }
-        wanted = model.state_dict()
-        state = {}
-        for name, own in wanted.items():
-            tensor = tensors.get("transformer.wte.weight" if name == "lm_head.weight" else name)
-            if tensor is None or tensor.shape != own.shape:
-                found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-                raise CheckpointError(f"{folder}: {name} is {found}; expected shape {tuple(own.shape)}")
-            state[name] = tensor
-        model.load_state_dict(state)
+        model = cls(gpt2_config(folder))
+        model.load_state_dict(read_gpt2_state(folder, model.state_dict()))
         return model
 
     def load_text_weights(self, text: "GPT") -> None:
-        """Take a text-only model's weights; what this one has beside it, cross-attention, stays as it is.
+        """Copy a text-only model's weights; cross-attention, which that model lacks, keeps its own.
 
-        Raises ConfigError where the geometries differ.
+        Raises ConfigError if the geometries differ.
         """
-        for name in ("vocab_size", *GEOMETRY, "gelu"):
-            own, other = getattr(self.config, name), getattr(text.config, name)
-            if own != other:
-                raise ConfigError(_other_geometry(name, own, other))
+        check_same_geometry(self.config, text.config)
         self.load_state_dict(text.state_dict(), strict=False)
-
-
-def _other_geometry(name: str, own: object, other: object) -> str:
-    return f"text.{name} is {own}, but the pretrained GPT-2 has {other}; set --text.{name} {other}"
-
-
-def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
-    """`config` with the geometry of the weights that it asks for: what was left at the default follows them.
-
-    Raises ConfigError where something else was set, and CheckpointError as `GPT.from_pretrained`.
-    """
-    if not config.pretrained:
-        return config
-    place, default = gpt2_folder(config.pretrained) / "config.json", GPTConfig()
-    found = gpt_config(read_json(place), place)
-    geometry = {name: getattr(found, name) for name in (*GEOMETRY, "layer_norm_epsilon", "gelu")}
-    for name, value in geometry.items():
-        if getattr(config, name) not in (value, getattr(default, name)):
-            raise ConfigError(_other_geometry(name, getattr(config, name), value))
-    return replace(config, **geometry)
-
-
-def named_gpt2() -> str | None:
-    """What HF_GPT2_REPO names, a hub id or a folder; None where it is not set."""
-    return os.environ.get("HF_GPT2_REPO") or None
-
-
-def gpt2_folder(source: str | bool) -> Path:
-    """The local folder of a GPT-2: `source` itself, or the hub's files of that id, from the cache where they are there.
-
-    Raises CheckpointError where there is neither folder, cache nor network.
-    """
-    repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
-    if Path(repo).is_dir():
-        return Path(repo)
-    wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer.json"]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
-    except (OSError, HFValidationError, ValueError) as error:
-        raise CheckpointError(
-            f"GPT-2 {repo!r}: no such folder, not in the Hugging Face cache, and the hub did not give it "
-            f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
-            "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
-        ) from error
-
-
-def turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a GPT-2 in the other library's layout, from either to either."""
-    return {
-        name: value.T.contiguous() if name.endswith(TURNED) and value.dim() == 2 else value
-        for name, value in tensors.items()
-    }
-
-
-def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
-    """The geometry that transformers' configuration of a GPT-2 gives; `place` is where it stands.
-
-    Raises CheckpointError where it is incomplete, or describes what our GPT would compute otherwise.
-    """
-    width = facts.get("n_embd", 0)
-    expected = {
-        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
-        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
-        "n_inner": (None, 4 * width if isinstance(width, int) else 0),
-    }  # fmt: skip
-    for name, allowed in expected.items():
-        if facts.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{place}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
-    try:
-        return GPTConfig(
-            vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
-            n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
-            layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
-            gelu="none" if facts.get("activation_function") == "gelu" else "tanh",
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{place}: not the configuration of a GPT-2 ({error})") from error

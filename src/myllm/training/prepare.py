@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.checkpoints import formats
-from myllm.checkpoints.card import flat
+from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
 from myllm.data.batches import CaptionSource, check_pictures, make_source
@@ -20,12 +20,13 @@ from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record, read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
+from myllm.device import choose_device
 from myllm.errors import ConfigError
-from myllm.model.gpt import fit_to_pretrained, gpt2_folder
+from myllm.files import cache_folder
+from myllm.model.gpt2_weights import fit_to_pretrained, gpt2_folder
 from myllm.model.lora import adapted_layers, add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.runtime import cache_folder, choose_device
-from myllm.weights import weights_hash
+from myllm.model.weight_files import weights_hash
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
@@ -98,7 +99,7 @@ def fit_to_base(config: TrainConfig, base: Checkpoint) -> TrainConfig:
     Raises ConfigError where it asks for another geometry.
     """
     own = base.model.config
-    given, found, default = (dict(flat(asdict(one), ".")) for one in (config.captioner, own, CaptionerConfig()))
+    given, found, default = (dict(flatten(asdict(one), ".")) for one in (config.captioner, own, CaptionerConfig()))
     for name, value in given.items():
         # whether a part was pretrained before, and whether it trains now, is no geometry
         if value not in (found.get(name), default.get(name)) and not name.endswith((".pretrained", ".frozen")):

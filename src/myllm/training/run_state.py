@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from myllm.errors import CheckpointError, reason
-from myllm.runtime import atomic_write
+from myllm.files import atomic_write
 
 FILE_NAME = "last.pt"
 

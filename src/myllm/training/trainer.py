@@ -14,15 +14,16 @@ from typing import Any, Protocol
 
 import torch
 
-from myllm.captioner import start_search, vocabulary_of, write_captions
+from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, Batches, evaluation_batches, training_batches
+from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import MyLLMError
+from myllm.inference.generate import generate_captions, make_search, make_vocabulary
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
 from myllm.model.lora import adapted_layers
-from myllm.runtime import autocast, choose_device, choose_precision
 from myllm.training import run_state
 from myllm.training.loss import Objective, WordPresence, word_occurrences
 from myllm.training.optim import build_optimizers, rate_factor, set_rates
@@ -33,15 +34,6 @@ from myllm.training.stages import set_stage, set_train_mode, stage_of
 SAVE_SECONDS = 600.0
 COLLAPSED_SHARE = 0.2
 SAMPLES = 20
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A validation picture, its caption and its references."""
-
-    image: Path
-    caption: str
-    references: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -77,10 +69,15 @@ class Trainer:
         self.device = choose_device(config.devices)
         self.precision = choose_precision(config.precision, self.device)
         self.end = prepared.train.end
-        self.vocabulary = vocabulary_of(prepared.tokenizer)
+        self.vocabulary = make_vocabulary(prepared.tokenizer)
         self.model = prepared.model.to(self.device)
         self.objective = Objective(
-            self.model, self.end, config.label_smoothing, config.word_dropout, self._presence(), config.presence
+            self.model,
+            self.end,
+            config.label_smoothing,
+            config.word_dropout,
+            self._presence(),
+            config.word_presence_weight,
         ).to(self.device)
         self.optimizers = build_optimizers(self.objective, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -144,7 +141,7 @@ class Trainer:
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def _presence(self) -> WordPresence | None:
-        if not self.config.presence:
+        if not self.config.word_presence_weight:
             return None
         text, source = self.model.config.text, self.prepared.train
         captions = [[source.ids[caption] for caption in record.captions] for record in source.records]
@@ -194,7 +191,7 @@ class Trainer:
             self._warn_of_idle_adapters()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip)
+        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
@@ -227,7 +224,7 @@ class Trainer:
             "train_perplexity": math.exp(min(train_loss, 50.0)), "val_loss": val_loss,
             "val_perplexity": math.exp(min(val_loss, 50.0)), "CIDEr-D": cider, "CIDEr-D_shuffled": control,
             "distinct_captions": measure_diversity(captions).distinct_share,
-        }  # fmt: skip
+        }
         state.history.append(row)
         value = -val_loss if config.best_by == "loss" else cider
         if state.best is None or value > state.best:
@@ -250,8 +247,8 @@ class Trainer:
                 image = model.image_kv(model.image_tokens(features))
                 # a picture is drawn for alike in each epoch
                 seeds = batch.index.tolist()
-                search = start_search(model, self.vocabulary, image, self.config.decode, seeds)
-                written = write_captions(search, self.prepared.tokenizer)
+                search = make_search(model, self.vocabulary, image, self.config.decode, seeds)
+                written = generate_captions(search, self.prepared.tokenizer)
             for position, caption in zip(batch.index.tolist(), written, strict=True):
                 record = self.prepared.val.records[position]
                 samples.append(Sample(record.image, caption.text, record.captions))
@@ -274,7 +271,7 @@ class Trainer:
                      "train": len(prepared.train.records), "val": len(prepared.val.records)},
             "validation": dict(row), "captioned": min(config.val_images, len(prepared.val.records)),
             "seed": config.seed, "torch": str(torch.__version__),
-        }  # fmt: skip
+        }
         if config.base is not None:
             provenance["base"] = config.base
         return native.Checkpoint(

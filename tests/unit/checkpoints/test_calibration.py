@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from myllm.captioner import Captioner
+from myllm.caption import Calibration
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.average import average
 from myllm.checkpoints.native import Checkpoint
-from myllm.confidence import Calibration
 from myllm.errors import CheckpointError, MyLLMError
+from myllm.inference.captioner import Captioner
 
 LEARNED = Calibration(0.5, 2.0, 1.5, {"ball": 1.0, "a": 3.0}, ("a",), {"data": "birds", "pictures": 9, "decode": {}})
 FORMS = pytest.mark.parametrize("save", [native.save, native.save_folder])

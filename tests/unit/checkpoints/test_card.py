@@ -21,7 +21,7 @@ Models = Callable[..., VisionGPT2]
 def test_a_run_tells_its_data_and_its_figures_with_their_protocol(tiny_model: Models) -> None:
     card = model_card(tiny_model(), DecodeConfig(beams=5), RUN, "birds-captioner")
     for told in ("`vit_mini_conv8_64` at 64 x 64", "| data, train | 6000 |", "| CIDEr-D | 0.5123 |",
-                 "| CIDEr-D_shuffled | 0.1 |", "the first 500 of them, found by a beam of 5"):  # fmt: skip
+                 "| CIDEr-D_shuffled | 0.1 |", "the first 500 of them, found by a beam of 5"):
         assert told in card
 
 

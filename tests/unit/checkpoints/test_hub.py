@@ -19,7 +19,7 @@ from myllm.checkpoints import hub, lora, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import LoraConfig
 from myllm.model.lora import add_adapters
-from myllm.weights import weights_hash
+from myllm.model.weight_files import weights_hash
 
 REPO, COMMIT, OLDER = "someone/captioner", "0123456789abcdef0123456789abcdef01234567", "f" * 40
 TOKEN = "hf_secretsecretsecret"
@@ -59,7 +59,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(json.dumps(listed | {"sha": OLDER if revision == "v1" else COMMIT}))
         if re.fullmatch(rf"/api/models/{REPO}/tree/\w+", place):
             tree = [{"type": "file", "path": one, "size": path.stat().st_size, "oid": git_hash(path.read_bytes())}
-                    for one, path in files.items()]  # fmt: skip
+                    for one, path in files.items()]
             return self.answer(json.dumps(tree))
         if re.fullmatch(rf"/{REPO}/resolve/\w+/{re.escape(name)}", place) and name in files:
             return self.answer(files[name].read_bytes())
@@ -82,11 +82,11 @@ class Hub(BaseHTTPRequestHandler):
         if place == f"/api/models/{REPO}/preupload/main":
             files = [{"path": one["path"], "shouldIgnore": False,
                       "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular"}
-                     for one in json.loads(body)["files"]]  # fmt: skip
+                     for one in json.loads(body)["files"]]
             return self.answer(json.dumps({"files": files}))
         if place == f"/{REPO}.git/info/lfs/objects/batch":
             objects = [one | {"actions": {"upload": {"href": f"{here}/put/{one['oid']}"}}}
-                       for one in json.loads(body)["objects"]]  # fmt: skip
+                       for one in json.loads(body)["objects"]]
             return self.answer(json.dumps({"transfer": "basic", "objects": objects}))
         assert place == f"/api/models/{REPO}/commit/main"
         for line in map(json.loads, body.splitlines()):
@@ -167,7 +167,7 @@ def printed(server: ThreadingHTTPServer, home: Path, words: list[str], **environ
     process = subprocess.run(
         [sys.executable, *words], cwd=home, capture_output=True, text=True, timeout=120,
         env=os.environ | address | {"HF_HUB_DISABLE_XET": "1"} | environment,
-    )  # fmt: skip
+    )
     assert process.returncode in (0, 1), process.stderr
     assert TOKEN not in process.stdout + process.stderr
     return process.stdout.strip() or process.stderr.strip()
@@ -249,7 +249,7 @@ def test_what_cannot_be_pushed_is_told(
     native.save(tiny_checkpoint, tmp_path / "mine.pt")
     assert message in subprocess.run(
         [sys.executable, "-m", "myllm", "push", *words], cwd=tmp_path, capture_output=True, text=True
-    ).stderr  # fmt: skip
+    ).stderr
     wrong(server, token="another", status=403)
     if len(words) == 2:
         refused = printed(server, tmp_path, ["-m", "myllm", "push", "mine.pt", REPO], HF_TOKEN=TOKEN)

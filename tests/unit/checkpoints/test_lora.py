@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from myllm.captioner import Captioner
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.formats import load
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig
 from myllm.errors import CheckpointError, ConfigError, MyLLMError
+from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers, add_adapters
-from myllm.weights import weights_hash
+from myllm.model.weight_files import weights_hash
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[[0, 5, 7], [0, 9, 2]]] * 2)
@@ -31,7 +31,7 @@ LAYER = "base_model.model.decoder.transformer.h.0.mlp.c_fc"
 OPTIONS = {
     "captions": CaptionsConfig(lowercase=False), "decode": DecodeConfig(beams=2, max_new_tokens=5),
     "provenance": {"data": {"folder": "birds"}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from myllm.captioner import Captioner
 from myllm.checkpoints import hf_gpt2, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import FORMAT_VERSION
 from myllm.errors import CheckpointError, ConfigError, MyLLMError
+from myllm.inference.captioner import Captioner
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[[0, 5, 7], [0, 9, 2]]] * 2)
@@ -273,11 +273,11 @@ def test_a_folder_that_is_there_is_not_written_into(tiny_checkpoint: Checkpoint,
 def test_a_full_disk_leaves_no_folder(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     write: Callable[[Checkpoint, Path], None],
-) -> None:  # fmt: skip
+) -> None:
     def full(_: object, path: Path, metadata: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("myllm.weights.save_file", full)
+    monkeypatch.setattr("myllm.model.weight_files.save_file", full)
     with pytest.raises(MyLLMError, match=r"cannot write .*model: I/O error: No space left on device.*Make room"):
         write(tiny_checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

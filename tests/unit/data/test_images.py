@@ -183,7 +183,7 @@ def test_sides_are_swapped_in_mirrored_captions(caption: str, mirrored: str) -> 
         "player number 7", 'it says "go"', "un chien à gauche", "the cat is to the left and has left",
         "a man turns clockwise", "all that is left of the wall",
     ],
-)  # fmt: skip
+)
 def test_a_caption_that_might_turn_false_is_not_mirrored(caption: str) -> None:
     assert mirrored_captions(["a dog", caption]) is None
 
@@ -256,7 +256,7 @@ def test_a_thumbnail_of_what_is_no_picture_is_refused_by_name(tmp_path: Path) ->
     ("center", 0.5, (90, 30), (37.5, 7.5, 52.5, 22.5)),
     ("border", 1.0, (90, 30), (0, -30, 90, 60)),
     ("center", 1.0, (9000, 2), (4499, 0, 4501, 2)),
-])  # fmt: skip
+])
 def test_the_window_is_what_the_backbone_sees(
     crop_mode: str, crop_pct: float, size: tuple[int, int], window: tuple[float, ...]
 ) -> None:

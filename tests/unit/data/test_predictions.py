@@ -51,7 +51,7 @@ def test_predictions_are_read_in_each_form_numbers_and_text_alike(tmp_path: Path
         ({"images": [], "annotations": []}, "one JSON object with images, annotations, no predictions"),
         ([{"image_id": 1, "caption": "x" * 10_000_000}], "10,000,000 characters; a caption has at most 100,000"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_prediction_is_named(tmp_path: Path, content: Any, message: str) -> None:
     path = written(tmp_path / "file", content)
     with pytest.raises(DataError) as told:
@@ -73,7 +73,7 @@ COCO = {
         {"image_id": 391895, "id": 1, "caption": "a man"}, {"image_id": 7, "id": 2, "caption": "a cat"},
         {"image_id": 391895, "id": 3, "caption": "a person"},
     ],
-}  # fmt: skip
+}
 KARPATHY = {
     "dataset": "x",
     "images": [
@@ -97,7 +97,7 @@ def test_coco_annotations_are_found_by_number_by_name_and_by_what_ends_it(tmp_pa
     found = references(written(tmp_path / "annotations.json", COCO))
     assert found.captions == {"COCO_val2014_000000391895.jpg": ["a man", "a person"], "b/7.jpg": ["a cat"]}
     for name in ("391895", "COCO_val2014_000000391895.jpg", "any/where/COCO_val2014_000000391895.jpg",
-                 "COCO_val2014_000000391895", "C:\\pictures\\COCO_val2014_000000391895.jpg"):  # fmt: skip
+                 "COCO_val2014_000000391895", "C:\\pictures\\COCO_val2014_000000391895.jpg"):
         assert match({name: "said"}, found).names == ["COCO_val2014_000000391895.jpg"], name
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from myllm.data.scenes import COLOURS, HELD_OUT, KINDS, PICTURE_SIZE, Scene, Thing, draw_scene, judge
+from myllm.data.scenes import COLOURS, HELD_OUT, KINDS, PICTURE_SIZE, Scene, Thing, draw_scene
+from myllm.evaluation.scenes import judge_scene_caption
 
 DRAWN = [draw_scene(7, part, number) for part in ("train", "val", "heldout") for number in range(170)]
 SCENES = [scene for _, scene in DRAWN]
@@ -35,7 +36,7 @@ def test_every_caption_is_true_and_complete() -> None:
     for scene in SCENES:
         assert len(scene.captions) == 5
         for caption in scene.captions:
-            verdict = judge(caption, scene.things)
+            verdict = judge_scene_caption(caption, scene.things)
             assert verdict.true and verdict.complete and verdict.placed is not False, (caption, scene.groups)
 
 
@@ -101,7 +102,7 @@ def test_relations_are_as_the_boxes_lie() -> None:
     ],
 )
 def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: bool) -> None:
-    verdict = judge(caption, things((1, "red", "ball"), (2, "blue", "cube")))
+    verdict = judge_scene_caption(caption, things((1, "red", "ball"), (2, "blue", "cube")))
     assert (verdict.true, verdict.complete) == (is_true, is_complete)
 
 
@@ -120,13 +121,13 @@ def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: b
 def test_what_is_false_is_invented_miscoloured_or_miscounted(
     caption: str, invented: bool, miscoloured: bool, miscounted: bool
 ) -> None:
-    verdict = judge(caption, things((1, "red", "ball"), (2, "blue", "cube")))
+    verdict = judge_scene_caption(caption, things((1, "red", "ball"), (2, "blue", "cube")))
     assert (verdict.invented, verdict.miscoloured, verdict.miscounted) == (invented, miscoloured, miscounted)
 
 
 def test_a_caption_of_another_scene_is_true_where_nothing_is_invented_or_miscoloured() -> None:
     for scene, other in itertools.pairwise(SCENES):
-        verdict = judge(other.captions[0], scene.things)
+        verdict = judge_scene_caption(other.captions[0], scene.things)
         assert verdict.true == (not verdict.invented and not verdict.miscoloured)
 
 
@@ -148,18 +149,18 @@ def test_a_caption_of_another_scene_is_true_where_nothing_is_invented_or_miscolo
 def test_what_lies_the_other_way_round_is_caught(caption: str, is_placed: bool | None) -> None:
     drawn = [Thing("ball", "red", "small", (5, 40, 15, 50)), *(
         Thing("cube", "blue", "small", (left, 10, left + 10, 20)) for left in (2, 40)
-    )]  # fmt: skip
-    assert judge(caption, drawn).placed is is_placed
+    )]
+    assert judge_scene_caption(caption, drawn).placed is is_placed
 
 
 def test_of_the_mirrored_picture_left_and_right_are_false() -> None:
     said = [(caption, scene) for scene in SCENES for caption in scene.captions if re.search("left|right", caption)]
     for caption, scene in said:
         turned = [replace(one, box=(-one.box[2], one.box[1], -one.box[0], one.box[3])) for one in scene.things]
-        assert judge(caption, turned).placed is False
+        assert judge_scene_caption(caption, turned).placed is False
 
 
 def test_a_caption_is_false_of_the_same_picture_in_other_colours() -> None:
     for scene in SCENES[:100]:
         turned = [replace(thing, colour="teal") for thing in scene.things]
-        assert not any(judge(caption, turned).true for caption in scene.captions)
+        assert not any(judge_scene_caption(caption, turned).true for caption in scene.captions)

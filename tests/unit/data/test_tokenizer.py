@@ -53,7 +53,7 @@ def test_a_caption_longer_than_the_context_is_cut_without_an_end_and_reported_lo
     assert rows[0][-1] != 0 and rows[2][-1] == 0
     assert findings.cut_captions == [
         f"32 tokens, the context has 6: '{'y' * 30}'", "10 tokens, the context has 6: 'xxxxxxxx'",
-    ]  # fmt: skip
+    ]
 
 
 def test_decoding_stops_at_the_end_token() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.data.words import Vocabulary
-from myllm.decoding.engine import Hypothesis, Search
+from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.engine import Hypothesis, SearchRequest
 from myllm.decoding.generate import generate
 from myllm.errors import ConfigError
 
@@ -41,7 +41,7 @@ class Bigrams:
 
     def search(self, images: int = 1, **decode: object) -> list[list[Hypothesis]]:
         config = DecodeConfig(**decode)  # type: ignore[arg-type]
-        return generate(Search(self, images, images, END, config, vocabulary=VOCABULARY))
+        return generate(SearchRequest(self, images, images, END, config, vocabulary=VOCABULARY))
 
     def logprob(self, sentence: Sentence) -> float:
         told = self.table.double().log_softmax(-1)
@@ -67,7 +67,7 @@ def diverse(toy: Bigrams, groups: int, width: int, penalty: float, longest: int)
             grown = [
                 (total + float(told[place, (END, *one)[-1], token]) - penalty * taken[token], (*one, token))
                 for total, one in beams[group] for token in range(END)
-            ]  # fmt: skip
+            ]
             beams[group] = sorted(grown, reverse=True)[:width]
             taken.update(one[-1] for _, one in beams[group])
     return [[one for _, one in sorted(group, reverse=True)] for group in beams]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.data.words import Vocabulary
 from myllm.decoding import rules
+from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.rules import ALWAYS, NEVER, SAMPLING, Said, apply_rules, nothing_left
 
 END = 4
@@ -93,7 +93,7 @@ def test_a_rule_is_an_option_and_leaves_its_scores_alone(name: str) -> None:
     values = {
         "top_k": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "temperature": 2.0, "repetition_penalty": 2.0,
         "bad_words": ("cat",), "only_words": ("a", "dog"), "force_words": ("dog",), "regex": "(a| )*",
-    }  # fmt: skip
+    }
     beams = 2 if name == "force_words" else 1
     config = DecodeConfig(do_sample=name in SAMPLING, beams=beams, **{name: values.get(name, 0.5)})  # type: ignore[arg-type]
     scores, told = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0]]), torch.tensor([[END, 1, 2, 1]])
@@ -115,7 +115,7 @@ def test_every_rule_is_an_option_and_told_on_its_page() -> None:
     page = (Path(__file__).parents[3] / "docs/decoding.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page.partition("## Rules")[2].partition("##")[0], re.MULTILINE) == [
         *ALWAYS, *SAMPLING
-    ]  # fmt: skip
+    ]
     assert {*ALWAYS, *SAMPLING} <= {field.name for field in fields(DecodeConfig)}
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.data.words import Vocabulary
-from myllm.decoding.engine import Hypothesis, Search
+from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.engine import Hypothesis, SearchRequest
 from myllm.decoding.generate import by_consensus, generate
 from myllm.decoding.rules import NEVER
-from myllm.decoding.search import draw
+from myllm.decoding.sampling import draw
 from myllm.errors import ConfigError, MyLLMError
 from myllm.metrics.cider import CiderD
 
@@ -59,7 +59,7 @@ class Toy:
         config = DecodeConfig(**decode)  # type: ignore[arg-type]
         images = torch.arange(len(self.table))
         own = seeds[: len(images)]
-        return generate(Search(self, images, len(images), END, config, vocabulary=LETTERS, seeds=own))
+        return generate(SearchRequest(self, images, len(images), END, config, vocabulary=LETTERS, seeds=own))
 
 
 def toys(images: int = 1) -> st.SearchStrategy[Toy]:
@@ -274,8 +274,8 @@ def test_consensus_puts_first_what_is_most_like_the_others(told: list[list[int]]
 
 @given(toy=toys(images=2), weight=st.sampled_from([0.5, 1.0, 4.0]))
 def test_contrast_says_what_the_picture_alone_explains(toy: Toy, weight: float) -> None:
-    config = DecodeConfig(max_new_tokens=1, contrast=weight)
-    [[found]] = generate(Search(toy, torch.tensor([0]), 1, END, config, blind=torch.tensor([1])))
+    config = DecodeConfig(max_new_tokens=1, contrastive_weight=weight)
+    [[found]] = generate(SearchRequest(toy, torch.tensor([0]), 1, END, config, blind=torch.tensor([1])))
     seen, blind = toy.table[:, END, END].double().log_softmax(-1)
     plausible = [token for token in range(VOCAB) if seen[token] >= seen.max() + math.log(0.1)]
     gains = {token: float((1 + weight) * seen[token] - weight * blind[token]) for token in plausible}

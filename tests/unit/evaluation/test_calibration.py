@@ -15,7 +15,7 @@ from myllm.evaluation.calibration import (
     cross_fitted,
     expected_calibration_error,
     fit_log_odds,
-    measure_trust,
+    measure_confidence,
     reliability,
     risk_coverage,
 )
@@ -119,7 +119,7 @@ def test_a_model_that_over_or_understates_is_set_right_on_other_pictures(sharpne
     pairs = zip(captions, references, strict=True)
     right = [word.text in own[1].split() for one, own in pairs for word in one.words[1:]]
     before = expected_calibration_error(reliability(raw, right))
-    trust = measure_trust([replace(one, calibration=learned) for one in captions], references, [0.0] * 800)
+    trust = measure_confidence([replace(one, calibration=learned) for one in captions], references, [0.0] * 800)
     assert not trust.is_cross_fitted and before > 0.2
     assert expected_calibration_error(trust.words) < before / 2 and expected_calibration_error(trust.captions) < 0.07
 
@@ -166,8 +166,8 @@ def test_pictures_that_were_learned_from_are_judged_by_what_others_teach(
     captions, references = world(400)
     calibration = calibrate(captions, references, ON)
     learned = [replace(one, calibration=calibration) for one in captions]
-    assert measure_trust(learned, references, FIGURES, asked).is_cross_fitted == is_cross_fitted
-    assert measure_trust(captions, references, FIGURES, asked).is_cross_fitted
+    assert measure_confidence(learned, references, FIGURES, asked).is_cross_fitted == is_cross_fitted
+    assert measure_confidence(captions, references, FIGURES, asked).is_cross_fitted
 
 
 def test_the_most_confident_come_first_in_coverage_and_all_last() -> None:
@@ -177,7 +177,7 @@ def test_the_most_confident_come_first_in_coverage_and_all_last() -> None:
         return sum(word.text in own[1].split() for word in caption.words[1:]) / 2
 
     figures = [share_right(one, own) for one, own in zip(captions, references, strict=True)]
-    trust = measure_trust(captions, references, figures)
+    trust = measure_confidence(captions, references, figures)
     assert trust.coverage[0] > trust.coverage[4] > trust.coverage[-1] == pytest.approx(np.mean(figures))
     told = trust.as_json()
     assert told["coverage"]["50%"] == trust.coverage[4] and told["cross_fitted"] is True

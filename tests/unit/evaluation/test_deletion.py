@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from myllm.captioner import Captioner
+from myllm.caption import Word
 from myllm.checkpoints.native import Checkpoint
-from myllm.confidence import Word
 from myllm.data.scenes import draw_scene
-from myllm.evaluation.deletion import STEPS, draw_curves, is_content, judge_words, taken_away
+from myllm.evaluation.deletion import STEPS, draw_curves, is_content, judge_words, removal_order
+from myllm.inference.captioner import Captioner
 
 IMAGE = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -21,7 +21,7 @@ def word(text: str, logprob: float | None = -1.0, tokens: slice = slice(0, 1)) -
 
 def test_the_picture_goes_and_comes_by_equal_parts_the_hottest_first() -> None:
     heat = torch.rand(64, 64, generator=torch.Generator().manual_seed(1))
-    deleted, inserted = taken_away(IMAGE, heat)
+    deleted, inserted = removal_order(IMAGE, heat)
     assert torch.equal(deleted[0], IMAGE) and deleted[-1].abs().max() == 0
     assert torch.equal(inserted[-1], IMAGE) and not torch.isclose(inserted[0], IMAGE).all(0).any()
     for step in range(STEPS + 1):
@@ -37,7 +37,7 @@ def test_areas_are_those_of_the_chances_one_by_one(captioner: Captioner) -> None
     tokens, said = [20, 33, 41, 9], word("x", tokens=slice(1, 3))
     begin = captioner.tokenizer.token_to_id("<|endoftext|>")
     areas = []
-    for pictures in taken_away(IMAGE, heat):
+    for pictures in removal_order(IMAGE, heat):
         chances = []
         for picture in pictures:
             chance = 1.0

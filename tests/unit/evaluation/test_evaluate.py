@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from myllm.captioner import Captioner
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
-from myllm.evaluation.evaluate import Data, Evaluation, evaluate, judge_scenes
+from myllm.evaluation.evaluate import Data, Evaluation, evaluate
 from myllm.evaluation.judge import judge_captions
+from myllm.evaluation.scenes import score_scene_captions
+from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions
 
 DECODE = DecodeConfig(max_new_tokens=7)
@@ -144,9 +145,9 @@ def test_a_spread_reaches_over_the_split_in_even_steps(pictures: int, count: int
 def test_scenes_are_judged_in_shares() -> None:
     ball = [Thing("ball", "red", "big", (0, 0, 9, 9))]
     said = ["a red ball", "two red balls", "a blue ball", ""]
-    assert judge_scenes(said, [ball] * 4) == {
+    assert score_scene_captions(said, [ball] * 4) == {
         "true": 0.5, "complete": 0.25, "invented": 0, "miscoloured": 0.25, "miscounted": 0.25
-    }  # fmt: skip
+    }
     cube = Thing("cube", "blue", "big", (20, 0, 29, 9))
     said = ["a red ball left of a blue cube", "a red ball right of a blue cube", "a red ball", ""]
-    assert judge_scenes(said, [[*ball, cube]] * 4)["placed"] == 0.5
+    assert score_scene_captions(said, [[*ball, cube]] * 4)["placed"] == 0.5

@@ -6,12 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from myllm.caption import Describer
-from myllm.captioner import Captioner
+from myllm.caption import CaptionerProtocol, Word
 from myllm.checkpoints.native import Checkpoint
-from myllm.confidence import Word
 from myllm.data.records import Record
-from myllm.evaluation.heatmaps import draw_words, overlay, word_maps
+from myllm.evaluation.heatmaps import draw_words, make_word_maps, overlay
+from myllm.inference.captioner import Captioner
 
 PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
 
@@ -72,7 +71,7 @@ def test_a_report_is_told_what_was_looked_at_for_each_word(tiny_checkpoint: Chec
     PICTURE.save(tmp_path / "there.png")
     records = [Record(tmp_path / name, ("a dog",)) for name in ("gone.png", "there.png")]
     captions = [captioner.caption(PICTURE)] * 2
-    look = word_maps(captioner, records, captions)
+    look = make_word_maps(captioner, records, captions)
     assert look is not None and look(0) == []
     words, own = look(1), captions[1].words
     assert [word.text for word in words] == [word.text for word in own] != []
@@ -83,4 +82,4 @@ def test_a_report_is_told_what_was_looked_at_for_each_word(tiny_checkpoint: Chec
 
 
 def test_what_cannot_tell_has_no_maps() -> None:
-    assert word_maps(cast(Describer, object()), [], []) is None
+    assert make_word_maps(cast(CaptionerProtocol, object()), [], []) is None

@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from myllm.evaluation.calibration import Bin, Trust
+from myllm.caption import Sample
+from myllm.evaluation.calibration import Bin, ConfidenceReport
 from myllm.evaluation.plots import (
     CURVES,
     LONGEST,
-    MOST_WORDS,
+    MAX_WORDS,
     PAGE_COLOURS,
     TRUST,
     WORD_PLOTS,
     Row,
     Words,
+    confidence_svg,
     curve_svg,
     frequent_words,
     lengths_of,
+    plot_confidence,
     plot_curves,
     plot_samples,
-    plot_trust,
     plot_words,
-    trust_svg,
     words_svg,
 )
-from myllm.training.trainer import Sample
 
 MARK, VAL = (213, 94, 0), (0, 114, 178)  # vermilion and blue of Okabe and Ito
 
@@ -106,16 +106,16 @@ def test_the_ends_of_the_curves_do_not_write_over_each_other(losses: tuple[float
     assert abs(heights[0] - heights[1]) > 11  # points, the size of the letters
 
 
-SURE = Trust(
+SURE = ConfidenceReport(
     (Bin(9, 0.2, 0.2), Bin(9, 0.9, 0.5)), (Bin(9, 0.3, 0.3), Bin(9, 1.0, 0.4)),
     tuple(1 - tenth / 20 for tenth in range(10)), is_cross_fitted=True,
-)  # fmt: skip
-NOTHING = Trust((Bin(1, 0.5, 0.0),), (), (0.0,) * 10, is_cross_fitted=False)
+)
+NOTHING = ConfidenceReport((Bin(1, 0.5, 0.0),), (), (0.0,) * 10, is_cross_fitted=False)
 
 
 def test_what_confidence_is_worth_is_drawn(tmp_path: Path) -> None:
     for trust in (NOTHING, SURE):
-        plot_trust(trust, tmp_path)
+        plot_confidence(trust, tmp_path)
     for name in TRUST:
         assert len(columns_of(tmp_path / f"{name}.png", VAL))
     assert columns_of(tmp_path / "reliability.png", MARK).max() > 0.9  # the surest bin stands at the right end
@@ -123,11 +123,11 @@ def test_what_confidence_is_worth_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRUST)
 def test_it_is_drawn_for_a_page_in_the_pages_colours_and_with_no_id_twice(name: str) -> None:
-    svg = trust_svg(SURE, name)
+    svg = confidence_svg(SURE, name)
     assert not re.search(r"#[0-9a-f]{6}\b", svg) and "var(--val)" in svg
     words = {"".join(one.itertext()) for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
     assert words > ({"words", "captions", "confidence"} if name == "reliability" else {"CIDEr-D", "0.80", "0.55"})
-    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(trust_svg(SURE, one) for one in TRUST)))
+    ids = Counter(re.findall(r'\bid="([^"]+)"', "".join(confidence_svg(SURE, one) for one in TRUST)))
     assert set(ids.values()) <= {1}
 
 
@@ -140,9 +140,9 @@ def test_frequent_words_are_those_of_anyone_by_the_captions_that_have_them() -> 
     assert frequent_words(SAID) == {
         "dog": [0.5, 0.0, 1.0], "and": [0.0, 0.0, 0.75], "runs": [0.0, 0.0, 0.75], "the": [0.0, 0.0, 0.75],
         "a": [1.0, 0.0, 0.25], "cat": [0.5, 0.0, 0.0], "dogs": [0.0, 0.5, 0.0], "two": [0.0, 0.5, 0.0],
-    }  # fmt: skip
+    }
     many = {"captions": [[f"word{number}"] for number in range(99)], "references": [["rare"], *[["word7"]] * 3]}
-    assert len(frequent_words(many)) == MOST_WORDS and list(frequent_words(many))[:2] == ["word7", "rare"]
+    assert len(frequent_words(many)) == MAX_WORDS and list(frequent_words(many))[:2] == ["word7", "rare"]
 
 
 @pytest.mark.parametrize("name", WORD_PLOTS)

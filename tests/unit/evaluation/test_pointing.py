@@ -3,16 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from myllm.attribution import METHODS
-from myllm.captioner import Captioner
+from myllm.attribution.methods import METHODS
 from myllm.checkpoints.native import Checkpoint
-from myllm.data.scenes import Thing, draw_scene, find_named
+from myllm.data.scenes import Thing, draw_scene
 from myllm.evaluation.pointing import Pointing, centre, in_boxes, mean_pointing, point, point_words
+from myllm.evaluation.scenes import find_named
+from myllm.inference.captioner import Captioner
 
 RED, BLUE, OTHER = (
     Thing("star", "red", "small", (2, 4, 12, 14)), Thing("star", "blue", "big", (30, 30, 50, 50)),
     Thing("star", "red", "small", (40, 0, 50, 10)),
-)  # fmt: skip
+)
 
 
 def test_a_peak_in_any_of_the_boxes_is_a_hit() -> None:
@@ -42,7 +43,7 @@ def test_words_mean_what_is_there_of_their_kind_and_colour() -> None:
     spans = find_named(caption, [RED, BLUE, OTHER])
     assert [(caption[begin:end], things) for (begin, end), things in spans] == [
         ("stars", [RED, OTHER]), ("star", [BLUE]),
-    ]  # fmt: skip
+    ]
 
 
 def test_each_word_that_names_something_is_pointed_by_each_method(tiny_checkpoint: Checkpoint) -> None:

@@ -20,24 +20,25 @@ from PIL import Image
 from myllm.caption import Caption
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
-from myllm.evaluation.calibration import Bin, Trust
+from myllm.evaluation.calibration import Bin, ConfidenceReport
 from myllm.evaluation.compare import compare
-from myllm.evaluation.evaluate import Evaluation, judge_scenes
-from myllm.evaluation.gallery import EACH, Look, Word
+from myllm.evaluation.evaluate import Evaluation
+from myllm.evaluation.gallery import EACH, WordMap, WordMapsOf
 from myllm.evaluation.judge import Judgement, judge_captions
 from myllm.evaluation.plots import MARK, TRAIN, VAL, Row
 from myllm.evaluation.report import FIGURES as FIGURES_OF_PAGE
 from myllm.evaluation.report import (
-    Drawn,
+    Plot,
     Section,
     calibration_section,
     comparison_report,
     evaluation_report,
     write_report,
 )
+from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice
 from myllm.metrics.diversity import measure_diversity
-from myllm.metrics.figure import mean_of
+from myllm.metrics.result import mean_of
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onclick='x", "{{ 7 * 7 }}", "&lt;b&gt;"]
 HISTORY: list[Row] = [
@@ -92,7 +93,7 @@ def evaluation(
     protocol = {
         "tokenizer": "PTB 3.4.1", "pictures": 1234, "references": 6000, "split": "val",
         "decode": asdict(DecodeConfig(beams=5, length_penalty=0.5)), "CIDEr-D frequencies": "these references",
-    }  # fmt: skip
+    }
     said = [Caption(text, -0.125, [], [], True) for text in captions]
     records = [Record(picture, tuple(references)) for picture in pictures]
     figures = {name: mean_of([value] * len(records)) for name, value in FIGURES.items()}
@@ -105,7 +106,7 @@ def report(
     judged: Evaluation,
     title: str = "a run",
     facts: dict[str, str] | None = None,
-    look: Look | None = None,
+    look: WordMapsOf | None = None,
     **sections: Any,
 ) -> Page:
     made = evaluation_report(title, facts or {"Seed": "7"}, judged, HISTORY, look)
@@ -132,9 +133,9 @@ def test_whatever_a_text_says_it_stays_text(tmp_path: Path, picture: Path, text:
     def page_of(text: str) -> Page:
         return report(
             tmp_path, evaluation(pictures, [text, text], [text], [text]), text, {text: text},
-            lambda place: [Word(text, np.eye(3))] * (place == 0), slices=[part(text, text)], leaks=[text],
-            calibration=Section([text], [Drawn(text, "<svg></svg>", text)]),
-        )  # fmt: skip
+            lambda place: [WordMap(text, np.eye(3))] * (place == 0), slices=[part(text, text)], leaks=[text],
+            calibration=Section([text], [Plot(text, "<svg></svg>", text)]),
+        )
 
     plain, page = page_of("x"), page_of(text)
     assert Counter(tag for tag, _ in page.elements) == Counter(tag for tag, _ in plain.elements)
@@ -207,12 +208,12 @@ def test_every_figure_has_its_row_an_unknown_one_too(tmp_path: Path, picture: Pa
     cells = report(tmp_path, judged).text("td")
     assert [cell for cell in cells if re.fullmatch(r"[\d.]+%?", cell)] == [
         "0.250", "1.500", "0.250", "1.250", "100.0%", "2.0", "0.124"
-    ]  # fmt: skip
+    ]
 
 
 def test_every_figure_there_is_has_a_label_and_a_meaning() -> None:
     judged = judge_captions(["a dog", "a cat"], [["a dog"], ["a cat"]], blind="a dog")
-    scenes = judge_scenes(["a red ball left of a blue cube"], [[]])
+    scenes = score_scene_captions(["a red ball left of a blue cube"], [[]])
     there = {*judged.figures, *judged.as_json(), *scenes} - {"CIDEr"}
     told = {name for name in there if isinstance((judged.as_json() | scenes)[name], int | float)}
     assert len(told) > 15 and told <= FIGURES_OF_PAGE.keys()
@@ -247,7 +248,7 @@ def test_the_page_stays_under_five_megabytes(tmp_path: Path) -> None:
     judged.judgement.figures["CIDEr-D"] = mean_of(values)
     for caption, confidence in zip(judged.captions, rng.random(300), strict=True):
         caption.score = float(np.log(confidence))
-    page = report(tmp_path, judged, look=lambda _: [Word("word", rng.random((600, 600)))] * 30)
+    page = report(tmp_path, judged, look=lambda _: [WordMap("word", rng.random((600, 600)))] * 30)
     assert len(page.all("img")) > 4 * EACH
     assert len([one for one in page.all("span") if "data-map" in one]) == 30 * len(page.all("img"))
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
@@ -344,7 +345,9 @@ def test_what_a_report_lacks_is_left_out(tmp_path: Path, picture: Path) -> None:
 
 def test_what_confidence_is_worth_is_drawn_and_told(tmp_path: Path, picture: Path) -> None:
     coverage = (2.5, 2.25, 2.0, 1.75, 1.5, 1.5, 1.5, 1.5, 1.5, 1.25)
-    trust = Trust((Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),), coverage, is_cross_fitted=True)
+    trust = ConfidenceReport(
+        (Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),), coverage, is_cross_fitted=True
+    )
     section = calibration_section(trust)
     assert section is not None and calibration_section(None) is None
     report(tmp_path, evaluation([picture], ["a caption"]), calibration=section)

@@ -11,8 +11,8 @@ from PIL import Image
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.evaluation.slices import Slices, count_people, slice_pictures, worst_first
-from myllm.metrics.figure import Figure, mean_of
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.metrics.result import MetricResult, mean_of
 
 
 def said(*captions: str) -> Record:
@@ -31,7 +31,7 @@ def test_captions_are_parted_into_thirds_by_their_mean_length() -> None:
     assert members(slices, "caption length") == {"short": [1, 3], "medium": [2, 5], "long": [0, 4]}
     assert list(slices["caption length"]) == [
         "short (to 3.0 words)", "medium", "long (from 9.0 words)"
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_no_picture_is_in_two_slices_of_a_kind(captions: list[list[str]]) -> Non
         assert all(mask.any() for mask in own.values())
 
 
-def extremes(figure: Figure) -> tuple[float, float]:
+def extremes(figure: MetricResult) -> tuple[float, float]:
     return float(figure.per_image.min()), float(figure.per_image.max())
 
 
@@ -137,7 +137,7 @@ def test_slices_come_worst_first_with_their_difference_to_the_whole() -> None:
     assert left_out == 0
     assert [(row.kind, row.label, row.pictures) for row in rows] == [
         ("light", "dark", 2), ("people", "one", 3), ("light", "bright", 2)
-    ]  # fmt: skip
+    ]
     assert [row.value for row in rows] == pytest.approx([0.25, 1 / 3, 0.75])
     assert [row.difference for row in rows] == pytest.approx([-0.25, -1 / 6, 0.25])
     assert [row.interval for row in rows] == [(0.25, 0.25), (0.25, 0.5), (0.5, 1.0)]
@@ -154,7 +154,7 @@ def test_slices_of_few_pictures_are_counted_and_left_out() -> None:
 def test_a_slice_has_the_value_of_its_pictures_alone(pictures: Sequence[tuple[int, int, int]]) -> None:
     """For a figure that is a ratio of sums, as BLEU's are, and no mean."""
     sums = np.array([picture[:2] for picture in pictures], dtype=np.float64)
-    figure = Figure(sums[:, 0] / sums[:, 1], sums, lambda of: np.asarray(of[..., 0] / of[..., 1]))
+    figure = MetricResult(sums[:, 0] / sums[:, 1], sums, lambda of: np.asarray(of[..., 0] / of[..., 1]))
     labels = np.array([picture[2] for picture in pictures])
     rows, _ = worst_first({"third": {str(at): labels == at for at in range(3)}}, figure, extremes, least=1)
     for row in rows:

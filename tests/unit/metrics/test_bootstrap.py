@@ -5,7 +5,7 @@ import pytest
 
 from myllm.metrics.bleu import bleu
 from myllm.metrics.bootstrap import LEVEL, differences, draws_for, interval, intervals, resample
-from myllm.metrics.figure import mean_of
+from myllm.metrics.result import mean_of
 
 
 def drawn(count: int, seed: int, mean: float = 0.0) -> np.ndarray:

@@ -58,12 +58,12 @@ def test_shares_are_fractions_and_know_no_order(captions: list[str]) -> None:
     found = measure_diversity(captions)
     shares = (
         found.distinct_share, found.repeated_share, found.distinct_1, found.distinct_2, found.distinct_3
-    )  # fmt: skip
+    )
     assert all(0 <= share <= 1 for share in shares)
     again = measure_diversity(captions[::-1])
     assert shares == (
         again.distinct_share, again.repeated_share, again.distinct_1, again.distinct_2, again.distinct_3
-    )  # fmt: skip
+    )
 
 
 GROUPS = [

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.data.scenes import draw_scene, judge, named_groups
+from myllm.data.scenes import draw_scene
+from myllm.evaluation.scenes import judge_scene_caption, named_groups
 from myllm.metrics.hallucination import Named, compare_names, hallucination
 
 REFERENCES = [
@@ -104,7 +105,7 @@ def test_figures_are_shares_of_what_is_named() -> None:
     figures = hallucination([c.split() for c in captions], [[r.split() for r in group] for group in references])
     assert {name: figure.corpus for name, figure in figures.items()} == {
         "CHAIRi": 1 / 3, "CHAIRs": 1 / 3, "places_wrong": 0, "colours_wrong": 1, "counts_wrong": 1
-    }  # fmt: skip
+    }
     assert figures["CHAIRi"].per_image.tolist() == [1 / 2, 0, 0]
     assert figures["CHAIRi"].of([1, 2]) == 0
 
@@ -132,7 +133,7 @@ def test_on_scenes_references_tell_of_inventions_what_was_drawn_tells() -> None:
         caption = other.captions[0].removesuffix(f" on {other.ground}")
         words = caption.split()
         found = compare_names(words, [reference.split() for reference in scene.captions])
-        assert bool(found.invented_things) == judge(caption, scene.things).invented
+        assert bool(found.invented_things) == judge_scene_caption(caption, scene.things).invented
         drawn = {thing.colour for thing in scene.things}
         assert bool(found.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
         verdicts.add((bool(found.invented_things), bool(found.invented_colours)))

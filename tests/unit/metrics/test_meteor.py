@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import DataError
-from myllm.metrics.figure import Figure
-from myllm.metrics.meteor import meteor, missing_data
+from myllm.metrics.meteor import meteor
 from myllm.metrics.meteor_align import Match, align, count_chunks
-from myllm.metrics.meteor_data import English, read_paraphrases
+from myllm.metrics.meteor_data import English, missing_data, read_paraphrases
 from myllm.metrics.meteor_normalize import normalize
+from myllm.metrics.result import MetricResult
 
 words = st.lists(st.sampled_from(["a", "the", "dog", "dogs", "running", "ran", "man", "person", "zorb"]), max_size=9)
 
@@ -22,7 +22,7 @@ def english() -> English:
     return English()
 
 
-def figure(*pictures: tuple[str, list[str]]) -> Figure:
+def figure(*pictures: tuple[str, list[str]]) -> MetricResult:
     candidates = [candidate.split() for candidate, _ in pictures]
     return meteor(candidates, [[reference.split() for reference in references] for _, references in pictures])["METEOR"]
 
@@ -52,7 +52,7 @@ CLOSED_FORMS = {
     "a paraphrase": ("a picture", "an image", 0.6),
     "a word with two ways to match, outside of a chunk": ("dogs", "dog", 0),
     "a word with two ways to match, in a chunk": ("red dogs run", "red dog run", (1 + 0.6 + 1) / 3),
-}  # fmt: skip
+}
 
 
 def test_scores_are_the_formulas() -> None:

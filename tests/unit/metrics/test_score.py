@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import DataError
-from myllm.metrics.figure import mean_of
 from myllm.metrics.hallucination import LESS_IS_BETTER
+from myllm.metrics.result import mean_of
 from myllm.metrics.score import METRICS, absent, people_agree, score_captions, shuffled, tokenized
 
 captions = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "red"]), max_size=7).map(" ".join)

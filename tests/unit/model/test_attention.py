@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from myllm.config import GPTConfig
-from myllm.model.attention import CrossAttention, MultiHeadAttention, merge_heads, split_heads
+from myllm.model.attention import CausalSelfAttention, CrossAttention, merge_heads, split_heads
 
 CONFIG = GPTConfig(vocab_size=7, n_positions=9, n_layer=1, n_head=3, n_embd=12, dropout=0.5)
 
@@ -33,7 +33,7 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tenso
 
 
 def test_self_attention_is_the_formula() -> None:
-    attention, x = MultiHeadAttention(CONFIG).eval(), torch.randn(2, 5, 12)
+    attention, x = CausalSelfAttention(CONFIG).eval(), torch.randn(2, 5, 12)
     expected = attention.c_proj(by_hand(*attention.c_attn(x).split(12, dim=-1), is_causal=True))
     torch.testing.assert_close(attention(x), expected)
 
@@ -51,8 +51,8 @@ def test_heads_are_split_and_merged_without_loss() -> None:
     assert torch.equal(merge_heads(split_heads(x, 3)), x)
 
 
-@pytest.mark.parametrize("kind", [MultiHeadAttention, CrossAttention])
-def test_dropout_acts_in_training_alone(kind: type[MultiHeadAttention] | type[CrossAttention]) -> None:
+@pytest.mark.parametrize("kind", [CausalSelfAttention, CrossAttention])
+def test_dropout_acts_in_training_alone(kind: type[CausalSelfAttention] | type[CrossAttention]) -> None:
     attention, x = kind(CONFIG), torch.randn(2, 5, 12)
     inputs = (x, attention.key_value(x)) if isinstance(attention, CrossAttention) else (x,)
     assert not torch.equal(attention.train()(*inputs), attention(*inputs))

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from myllm.config import GPTConfig
 from myllm.errors import ConfigError
-from myllm.model.gpt import GPT, fit_to_pretrained
+from myllm.model.gpt import GPT
+from myllm.model.gpt2_weights import fit_to_pretrained
 
 REPO = "someone/gpt2-tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": one} for one in files]}))
         elif place == f"/api/models/{REPO}/tree/{COMMIT}":
             tree = [{"type": "file", "path": one, "size": path.stat().st_size, "oid": oid(path.read_bytes())}
-                    for one, path in files.items()]  # fmt: skip
+                    for one, path in files.items()]
             self.answer(json.dumps(tree))
         elif place == f"/{REPO}/resolve/{COMMIT}/{name}" and name in files:
             self.answer(files[name].read_bytes())
@@ -107,7 +108,7 @@ def loaded(home: Path, **environment: str) -> str:
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | environment,
         capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
 

@@ -13,7 +13,7 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 IMAGES, TOKENS = torch.randn(2, 3, 64, 64), torch.randint(0, 61, (2, 3, 5))
 BLOCK = ("attn.c_attn", "attn.c_proj", "crossattention.q_attn", "crossattention.c_attn", "crossattention.c_proj",
-         "mlp.c_fc", "mlp.c_proj")  # fmt: skip
+         "mlp.c_fc", "mlp.c_proj")
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from myllm.attribution.receptive_field import _shift, _watched_strides
 from myllm.config import VisionConfig
-from myllm.model.vision import ImageEncoder, _shift, _watched_strides
+from myllm.model.vision import ImageEncoder
 
 
 def stem(*layers: tuple[int, int, int]) -> nn.Sequential:
@@ -41,7 +42,7 @@ def test_the_shift_of_places_is_that_of_what_they_see(layers: list[tuple[int, in
     ("name", "size", "shift"),
     [("vit_mini_conv8_64", 64, -3.5), ("vit_tiny_patch16_224", 64, 0.0), ("resnet18", 64, -15.5),
      ("tf_efficientnet_lite0", 64, 15.5), ("swin_tiny_patch4_window7_224", None, 0.0)],
-)  # fmt: skip
+)
 def test_backbones_look_where_their_padding_lets_them(name: str, size: int | None, shift: float) -> None:
     encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=size))
     assert encoder.place_shift == (shift, shift)

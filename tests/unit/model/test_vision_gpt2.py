@@ -100,7 +100,7 @@ def test_two_requests_share_no_state(model: VisionGPT2) -> None:
     image, caches = model.encode(IMAGES), [model.decoder.new_cache(rows=6) for _ in range(2)]
     texts = (TOKENS, TOKENS.flip(-1))
     steps = [[model.decode(text[..., at, None], image, cache) for text, cache in zip(texts, caches, strict=True)]
-             for at in range(LENGTH)]  # fmt: skip
+             for at in range(LENGTH)]
     for text, logits in zip(texts, zip(*steps, strict=True), strict=True):
         assert_close(torch.cat(logits, dim=2), model(IMAGES, text))
 

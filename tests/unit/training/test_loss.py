@@ -85,7 +85,7 @@ def test_parts_hold_every_caption_once_from_short_to_long(lengths: list[int]) ->
 
 def test_captions_in_parts_lose_what_they_lose_together(model: VisionGPT2) -> None:
     many = batch_of([[2 + (at + group) % (LENGTH - 1) for group in range(30)] for at in range(4)],
-                    torch.randint(VOCAB - 1, (4, 30, LENGTH), generator=GENERATOR))  # fmt: skip
+                    torch.randint(VOCAB - 1, (4, 30, LENGTH), generator=GENERATOR))
     assert len(by_length(many.mask.sum(-1).flatten())) > 2
     losses = Objective(model, END).eval()(many)
     assert float(losses.caption_sum) == pytest.approx(sum(by_hand(model, many)), rel=1e-5)
@@ -196,7 +196,7 @@ def test_smoothing_and_hidden_words_go_on_after_the_first_validation(tiny_pictur
         data=str(tiny_picture_folder), out=str(tmp_path / "run"), vision=VisionConfig("vit_mini_conv8_64", False),
         text=GPTConfig(n_positions=48, n_layer=2, n_head=4, n_embd=32), mode="last", epochs=2, batch_size=12,
         captions=CaptionsConfig(vocab_size=300), devices="cpu", augment=False, workers=0, label_smoothing=0.1,
-    )  # fmt: skip
+    )
     watcher = Watcher()
     watcher.trainer = Trainer(config, prepare(config), watcher)
     watcher.trainer.train()

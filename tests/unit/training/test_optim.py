@@ -76,7 +76,7 @@ def groups_of(model: nn.Module, config: TrainConfig) -> dict[str, dict[str, Any]
     return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
 
 
-def test_every_parameter_is_optimised_once(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_every_parameter_is_optimised_once(tiny_model) -> None:
     model = tiny_model()
     for optimizer in ("adamw", "muon"):
         built = build_optimizers(model, TrainConfig(optimizer=optimizer))
@@ -93,7 +93,7 @@ def test_tables_of_positions_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_norms_biases_and_embeddings_do_not_decay(tiny_model, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+def test_norms_biases_and_embeddings_do_not_decay(tiny_model, optimizer: str) -> None:
     groups = groups_of(tiny_model(), TrainConfig(optimizer=optimizer, weight_decay=0.3))
     spared = ("bias", "wte.weight", "wpe.weight", "pos_embed", "ln_1.weight", "ln_f.weight", "bn.weight")
     for name, group in groups.items():
@@ -104,7 +104,7 @@ def test_norms_biases_and_embeddings_do_not_decay(tiny_model, optimizer: str) ->
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_backbone_may_decay_by_a_rate_of_its_own(tiny_model, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_backbone_may_decay_by_a_rate_of_its_own(tiny_model, optimizer: str) -> None:
     config = TrainConfig(optimizer=optimizer, weight_decay=0.3, vision_weight_decay=0.1)
     decays = {name: group["weight_decay"] for name, group in groups_of(tiny_model(), config).items()}
     of_vision = {decay for name, decay in decays.items() if name.startswith("encoder.")}
@@ -112,7 +112,7 @@ def test_the_backbone_may_decay_by_a_rate_of_its_own(tiny_model, optimizer: str)
     assert (of_vision, of_text) == ({0.0, 0.1}, {0.0, 0.3})
 
 
-def test_muon_takes_matrices_and_convolutions_and_leaves_the_rest(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_muon_takes_matrices_and_convolutions_and_leaves_the_rest(tiny_model) -> None:
     model, config = tiny_model(), TrainConfig(optimizer="muon", lr=1e-3, muon_lr=0.05)
     sizes = {name: parameter.dim() for name, parameter in model.named_parameters()}
     muons = {name for name, group in groups_of(model, config).items() if group["peak_lr"] == 0.05}
@@ -140,7 +140,7 @@ def test_rates_climb_to_the_peak_and_fall_to_nothing(schedule: str) -> None:
     assert rate_factor(1.5, schedule) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_every_group_keeps_its_share_of_its_own_peak(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_every_group_keeps_its_share_of_its_own_peak(tiny_model) -> None:
     optimizers = build_optimizers(tiny_model(), replace(TrainConfig(optimizer="muon"), lr=1e-3, muon_lr=0.02))
     set_rates(optimizers, 0.25)
     rates = {group["lr"] for optimizer in optimizers for group in optimizer.param_groups}

@@ -34,14 +34,14 @@ def trained_parts(model: VisionGPT2) -> set[str]:
     ("stage", "parts"),
     [("new", {"new"}), ("text", {"new", "text"}), ("all", {"new", "text", "vision"}), ("new", {"new"})],
 )
-def test_of_pretrained_parts_those_of_the_stage_train(tiny_model, stage: str, parts: set[str]) -> None:  # type: ignore[no-untyped-def]
+def test_of_pretrained_parts_those_of_the_stage_train(tiny_model, stage: str, parts: set[str]) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained=True))
     assert trained_parts(model) == parts
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained=False))
     assert trained_parts(model) == {"new", "text", "vision"}
@@ -49,20 +49,20 @@ def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:  # typ
 
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_a_frozen_backbone_never_trains(tiny_model, stage: str, pretrained: bool) -> None:  # type: ignore[no-untyped-def]
+def test_a_frozen_backbone_never_trains(tiny_model, stage: str, pretrained: bool) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained, frozen=True))
     assert "vision" not in trained_parts(model)
 
 
-def test_a_backbone_from_a_local_file_is_no_new_one(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_a_backbone_from_a_local_file_is_no_new_one(tiny_model) -> None:
     model, config = tiny_model(), run(pretrained=False)
     set_stage(model, "new", replace(config, vision=replace(config.vision, weights="weights.safetensors")))
     assert "vision" not in trained_parts(model)
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_what_comes_from_a_base_is_no_new_one(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_comes_from_a_base_is_no_new_one(tiny_model, stage: str) -> None:
     found, expected = tiny_model(), tiny_model()
     set_stage(found, stage, replace(run(pretrained=False), base="captioner.pt"))
     set_stage(expected, stage, run(pretrained=True))
@@ -70,7 +70,7 @@ def test_what_comes_from_a_base_is_no_new_one(tiny_model, stage: str) -> None:  
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> None:  # type: ignore[no-untyped-def]
+def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> None:
     model, lora = tiny_model(), LoraConfig(rank=2, targets=("c_attn", "qkv"))
     base = {id(parameter) for parameter in model.parameters()}
     add_adapters(model, lora)
@@ -79,7 +79,7 @@ def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> No
     assert len(trained) == 2 * 5 and not base & {id(parameter) for parameter in trained}
 
 
-def test_adapters_of_a_backbone_drop_while_the_backbone_does_not(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_adapters_of_a_backbone_drop_while_the_backbone_does_not(tiny_model) -> None:
     model, lora = tiny_model(), LoraConfig(rank=2, targets=("qkv",))
     add_adapters(model, lora)
     set_stage(model, "all", replace(run(pretrained=False), base="captioner.pt", lora=lora))
@@ -88,7 +88,7 @@ def test_adapters_of_a_backbone_drop_while_the_backbone_does_not(tiny_model) -> 
     assert training and all("attn.qkv" in name for name in training)
 
 
-def test_a_later_stage_lets_earlier_parts_train_on(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_a_later_stage_lets_earlier_parts_train_on(tiny_model) -> None:
     model = tiny_model()
     for stage in ("new", "all", "new"):
         set_stage(model, stage, run(pretrained=True))
@@ -101,7 +101,7 @@ def test_there_is_a_stage_an_epoch_and_the_last_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("frozen", "moves"), [(True, False), (False, True)])
-def test_batch_statistics_of_a_frozen_backbone_stay(tiny_model, frozen: bool, moves: bool) -> None:  # type: ignore[no-untyped-def]
+def test_batch_statistics_of_a_frozen_backbone_stay(tiny_model, frozen: bool, moves: bool) -> None:
     model = tiny_model()
     set_stage(model, "all", run(pretrained=False, frozen=frozen))
     set_train_mode(model)

@@ -1,0 +1,129 @@
+"""Published GPT-2 weights: where they are, their geometry, and their tensors as our GPT names and lays them out."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor
+
+from myllm.config import GPTConfig
+from myllm.errors import CheckpointError, ConfigError, reason
+from myllm.files import read_json
+from myllm.model.weight_files import read_tensors
+
+GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
+# transformers' Conv1D keeps these as (in, out); torch's Linear keeps (out, in)
+CONV1D_WEIGHTS = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight")
+
+
+def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a GPT-2 folder in Hugging Face's layout, as the state dict of our GPT.
+
+    expected: that GPT's state dict, which gives names and shapes. Raises CheckpointError if a tensor is missing or has
+    another shape.
+    """
+    tensors = {
+        name if name.startswith("transformer.") else f"transformer.{name}": value
+        for name, value in transpose_conv1d(read_tensors(folder)).items()
+    }
+    state = {}
+    for name, parameter in expected.items():
+        tensor = tensors.get("transformer.wte.weight" if name == "lm_head.weight" else name)
+        if tensor is None or tensor.shape != parameter.shape:
+            problem = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise CheckpointError(f"{folder}: {name} is {problem}; expected shape {tuple(parameter.shape)}")
+        state[name] = tensor
+    return state
+
+
+def check_same_geometry(config: GPTConfig, pretrained: GPTConfig) -> None:
+    """Raises ConfigError if the decoder's geometry differs from that of the pretrained GPT-2."""
+    for name in ("vocab_size", *GEOMETRY, "gelu"):
+        if getattr(config, name) != getattr(pretrained, name):
+            raise ConfigError(_geometry_message(name, getattr(config, name), getattr(pretrained, name)))
+
+
+def _geometry_message(name: str, value: object, pretrained: object) -> str:
+    return f"text.{name} is {value}, but the pretrained GPT-2 has {pretrained}; set --text.{name} {pretrained}"
+
+
+def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
+    """`config` with the geometry of the weights that it asks for: what was left at the default follows them.
+
+    Raises ConfigError where something else was set, and CheckpointError as `GPT.from_pretrained`.
+    """
+    if not config.pretrained:
+        return config
+    default, pretrained = GPTConfig(), gpt2_config(gpt2_folder(config.pretrained))
+    geometry = {name: getattr(pretrained, name) for name in (*GEOMETRY, "layer_norm_epsilon", "gelu")}
+    for name, value in geometry.items():
+        if getattr(config, name) not in (value, getattr(default, name)):
+            raise ConfigError(_geometry_message(name, getattr(config, name), value))
+    return replace(config, **geometry)
+
+
+def named_gpt2() -> str | None:
+    """What HF_GPT2_REPO names, a hub id or a folder; None where it is not set."""
+    return os.environ.get("HF_GPT2_REPO") or None
+
+
+def gpt2_folder(source: str | bool) -> Path:
+    """The local folder of a GPT-2: `source` itself, or the hub's files of that id, from the cache where they are there.
+
+    Raises CheckpointError where there is neither folder, cache nor network.
+    """
+    repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
+    if Path(repo).is_dir():
+        return Path(repo)
+    wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer.json"]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+    except (OSError, HFValidationError, ValueError) as error:
+        raise CheckpointError(
+            f"GPT-2 {repo!r}: no such folder, not in the Hugging Face cache, and the hub did not give it "
+            f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
+            "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
+        ) from error
+
+
+def transpose_conv1d(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a GPT-2 in the other library's layout, from either to either."""
+    return {
+        name: value.T.contiguous() if name.endswith(CONV1D_WEIGHTS) and value.dim() == 2 else value
+        for name, value in tensors.items()
+    }
+
+
+def gpt2_config(folder: Path) -> GPTConfig:
+    """Configuration of the GPT-2 in a folder in Hugging Face's layout. Raises CheckpointError as `gpt_config`."""
+    path = folder / "config.json"
+    return gpt_config(read_json(path), path)
+
+
+def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
+    """The geometry that transformers' configuration of a GPT-2 gives; `place` is where it stands.
+
+    Raises CheckpointError where it is incomplete, or describes what our GPT would compute otherwise.
+    """
+    width = facts.get("n_embd", 0)
+    expected = {
+        "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+        "n_inner": (None, 4 * width if isinstance(width, int) else 0),
+    }
+    for name, allowed in expected.items():
+        if facts.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{place}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
+    try:
+        return GPTConfig(
+            vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
+            n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
+            layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
+            gelu="none" if facts.get("activation_function") == "gelu" else "tanh",
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{place}: not the configuration of a GPT-2 ({error})") from error

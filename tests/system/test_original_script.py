@@ -1,0 +1,105 @@
+"""The seed's own command: from any directory, with every option of `myllm train`, sample captions at its end."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from myllm.apps.original import find_data, main
+from myllm.inference.captioner import Captioner
+from myllm.presets import PRESETS
+
+SCRIPT = Path(__file__).parents[2] / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
+Finished = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of width 32 as transformers saves it, with a vocabulary of bytes and a few words."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["a red ball left of two blue cubes on grass"], 280, special_tokens=["<|endoftext|>"])
+    tokenizer.save_model(str(folder))
+    geometry = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 80}
+    GPT2LMHeadModel(GPT2Config(vocab_size=tokenizer.get_vocab_size(), **geometry)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_it_trains_from_another_directory_and_prints_sample_captions(seed_script_run: Finished, scenes: Path) -> None:
+    assert seed_script_run.returncode == 0, seed_script_run.stderr
+    told = seed_script_run.stdout
+    for name in (scenes / "splits/val.txt").read_text().split():
+        assert f"{name}\n   caption:   " in told
+    assert told.count("\n   reference: ") == 3
+    assert told.rstrip().endswith("The pictures with their captions: run/samples.png")
+
+
+def test_hf_gpt2_repo_is_honoured_by_the_whole_command(
+    tiny_gpt2: Path, tiny: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [option for option in tiny if not option.startswith("--text.")]
+    options += ["--mode=layerwise", "--max-steps=1", "--quiet"]
+    monkeypatch.setenv("HF_GPT2_REPO", str(tiny_gpt2))
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "--data", str(scenes), "--out", str(tmp_path / "run"), *options])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(SystemExit) as finished:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert finished.value.code == 0
+    from transformers import GPT2LMHeadModel
+
+    # stage new: the decoder's own weights wait, so they are still the folder's
+    theirs = GPT2LMHeadModel.from_pretrained(tiny_gpt2).state_dict()
+    ours = Captioner.load(tmp_path / "run").model.decoder.state_dict()
+    assert torch.equal(ours["transformer.wte.weight"], theirs["transformer.wte.weight"])
+    assert torch.equal(ours["transformer.h.0.mlp.c_fc.weight"], theirs["transformer.h.0.mlp.c_fc.weight"].T)
+
+
+def test_the_preset_is_the_seeds_unless_another_is_given(tiny: list[str], scenes: Path, tmp_path: Path) -> None:
+    words = [*tiny, "--data", str(scenes), "--max-steps=1", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "a")], tmp_path) == 0
+    assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["stages"] == list(PRESETS["seed"]["stages"])
+    assert main([*words, "--out", str(tmp_path / "b"), "--preset=photos"], tmp_path) == 0
+    assert yaml.safe_load((tmp_path / "b/config.yaml").read_text())["best_by"] == "CIDEr-D"
+
+
+def test_a_configuration_files_data_and_run_folder_are_not_overruled(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text()) | {"out": str(tmp_path / "run"), "max_steps": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--config", str(tmp_path / "config.yaml"), "--quiet"], tmp_path / "repository") == 0
+    assert f"{tmp_path}/run/samples.png" in capsys.readouterr().out
+    Image.open(tmp_path / "run/samples.png").verify()
+    assert not (tmp_path / "repository").exists()
+
+
+def test_data_is_the_repositorys_then_the_working_directorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "work/data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_data(tmp_path / "repository") == tmp_path / "work/data"
+    (tmp_path / "repository/data").mkdir()
+    assert find_data(tmp_path / "repository") == tmp_path / "repository/data"
+
+
+def test_without_data_the_message_names_the_repositorys_place(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(tiny, tmp_path / "repository") == 1
+    assert f"{tmp_path}/repository/data: no such folder" in capsys.readouterr().err
+
+
+def test_help_tells_the_options_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], tmp_path) == 0
+    assert "--batch_size" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
