@@ -150,12 +150,14 @@ class Caption:
     """Without begin and end."""
     token_logprobs: list[float]
     """Of those of `tokens` that were chosen, not given as a prefix, and of the end where it was reached."""
-    ended_by: Literal["end", "stop", "length"]
-    """Its end token, one of stop_strings, or max_new_tokens."""
+    ended_by: Literal["end", "stop", "length", "failed"]
+    """The end token, one of stop_strings, max_new_tokens, or rules that left nothing to say."""
     missing: tuple[str, ...] = ()
     """Of force_words, those that did not find their place."""
     alternatives: list[str] = field(default_factory=list)
     """The other beams' or samples' captions, best first."""
+    error: str = ""
+    """Why there is no caption: rules that left nothing for this picture. Empty otherwise."""
     pieces: Sequence[bytes] = field(default=(), repr=False)
     """What each of `tokens` says; a character may be torn over several."""
     calibration: Calibration | None = field(default=None, repr=False)
@@ -168,6 +170,8 @@ class Caption:
 
         Where the captioner is not calibrated: the mean chance that it gave its tokens, a geometric mean.
         """
+        if self.error:
+            return 0.0
         return math.exp(self.score) if self.calibration is None else self.calibration.of_caption(self.words)
 
     @cached_property

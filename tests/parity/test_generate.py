@@ -1,18 +1,22 @@
-"""Our search against transformers.generate, over a captioner of transformers' with odd widths and random weights."""
+"""Our search against transformers.generate, over a captioner of transformers with odd widths and random weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from myllm.config import DecodeConfig, GPTConfig
+from myllm.decoding.arrays import to_numpy
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import Hypothesis, SearchRequest
-from myllm.decoding.generate import generate
-from myllm.decoding.rules import Said, apply_rules
+from myllm.decoding.history import History
+from myllm.decoding.rules import apply_rules
+from myllm.decoding.search import generate
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV, SelfKV
 
@@ -25,21 +29,31 @@ IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 @dataclass
 class Decoder:
-    """Our decoder as the engine sees it."""
+    """Our decoder as the engine sees it, with logits of torch or numpy."""
 
     gpt: GPT
+    is_numpy: bool = False
 
     def start(self, images: ImageKV) -> tuple[ImageKV, SelfKV]:
         return images, self.gpt.new_cache(len(IMAGES))
 
-    def step(self, tokens: Tensor, state: tuple[ImageKV, SelfKV]) -> tuple[Tensor, tuple[ImageKV, SelfKV]]:
-        return self.gpt(tokens, *state)[:, :, -1], state
+    def step(self, tokens: NDArray[np.int64], state: tuple[ImageKV, SelfKV]) -> tuple[Any, tuple[ImageKV, SelfKV]]:
+        logits = self.gpt(torch.from_numpy(tokens), *state)[:, :, -1]
+        return to_numpy(logits) if self.is_numpy else logits, state
 
-    def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
+    def reorder(self, state: tuple[ImageKV, SelfKV], rows: NDArray[np.int64]) -> tuple[ImageKV, SelfKV]:
         image, cache = state
-        captions = cache.keys.shape[1] // len(image.layers[0][0])
-        cache.select(rows.flatten())
-        return image.select(rows[:, 0] // captions), cache
+        captions = torch.from_numpy(rows)
+        image = image.select(captions[:, 0] // (cache.keys.shape[1] // len(image.layers[0][0])))
+        cache.select(captions.flatten())
+        return image, cache
+
+    def release(self, state: object) -> None:
+        pass
+
+
+def tokens_of(results: list[list[Hypothesis]]) -> list[list[int]]:
+    return [hypothesis.tokens for hypotheses in results for hypothesis in hypotheses]
 
 
 @dataclass
@@ -53,7 +67,12 @@ class Both:
         config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
         picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
-        return generate(SearchRequest(Decoder(self.ours), image, len(IMAGES), END, config, tuple(prefix), WORDS))
+        in_torch, in_numpy = (
+            generate(SearchRequest(Decoder(self.ours, is_numpy), image, len(IMAGES), END, config, prefix, WORDS))
+            for is_numpy in (False, True)
+        )
+        assert tokens_of(in_torch) == tokens_of(in_numpy)
+        return in_torch
 
     def generated(self, beams: int = 1, **options: object) -> tuple[list[list[int]], list[float]]:
         """Tokens and ranks of every beam of every image."""
@@ -91,11 +110,11 @@ def both(random_gpt2, transposed):
 def test_greedy_tokens_are_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:
     pair = both(geometry, seed)
     tokens, _ = pair.generated(beams=1)
-    assert [one.tokens for [one] in pair.hypotheses()] == tokens
+    assert tokens_of(pair.hypotheses()) == tokens
 
 
 @torch.inference_mode()
-def test_the_pictures_matter(both) -> None:
+def test_captions_depend_on_the_pictures(both) -> None:
     tokens, _ = both(GEOMETRIES[0], seed=0).generated(beams=1)
     assert len({tuple(row) for row in tokens}) > 1
 
@@ -105,14 +124,15 @@ def test_the_pictures_matter(both) -> None:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_beams_are_transformers(
+def test_beam_search_is_transformers(
     both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
 ) -> None:
     pair = both(geometry, seed)
     tokens, ranks = pair.generated(beams, length_penalty=length_penalty)
-    found = [one for beam in pair.hypotheses(beams=beams, length_penalty=length_penalty) for one in beam]
-    assert [one.tokens for one in found] == tokens
-    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
+    results = pair.hypotheses(beams=beams, length_penalty=length_penalty)
+    found = [hypothesis for group in results for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in found] == tokens
+    assert [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -120,15 +140,15 @@ def test_beams_are_transformers(
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("beams", [2, 3, 5])
-def test_the_three_senses_of_stopping_early_are_transformers(
+def test_early_stopping_is_transformers(
     both, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
 ) -> None:
     pair = both(GEOMETRIES[seed], seed)
     options = {"early_stopping": early_stopping, "length_penalty": length_penalty}
     tokens, ranks = pair.generated(beams, **options)
-    found = [one for beam in pair.hypotheses(beams=beams, **options) for one in beam]
-    assert [one.tokens for one in found] == tokens
-    assert [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
+    found = [hypothesis for group in pair.hypotheses(beams=beams, **options) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in found] == tokens
+    assert [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
 
 
 RULES = [
@@ -150,37 +170,37 @@ def test_rules_are_transformers(
 ) -> None:
     pair = both(geometry, seed=1)
     tokens, ranks = pair.generated(beams, **rules)
-    found = [one for beam in pair.hypotheses(beams=beams, **rules) for one in beam]
-    assert [one.tokens for one in found] == tokens
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
+    found = [hypothesis for group in pair.hypotheses(beams=beams, **rules) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in found] == tokens
+    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("banned", [[[3]], [[2, 7], [5]], [[1, 1], [0, 4, 2], [8]]])
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_banned_words_are_transformers(
+def test_bad_words_are_transformers(
     both, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
 ) -> None:
     pair = both(geometry, seed=1)
     tokens, ranks = pair.generated(beams, bad_words_ids=banned)
     phrases = tuple(" ".join(f"Word{token}" for token in phrase) for phrase in banned)
-    found = [one for beam in pair.hypotheses(beams=beams, bad_words=phrases) for one in beam]
-    assert [one.tokens for one in found] == tokens
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
+    found = [hypothesis for group in pair.hypotheses(beams=beams, bad_words=phrases) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in found] == tokens
+    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 4}, {"no_repeat_ngram_size": 2}, {"length_penalty": 2.0}])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, options: dict[str, Any]) -> None:
+def test_captions_with_a_prefix_are_transformers(both, beams: int, options: dict[str, Any]) -> None:
     pair, prefix = both(GEOMETRIES[1], seed=2), [3, 7, 1]
     given = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
     tokens, ranks = pair.generated(beams, decoder_input_ids=given, **options)
-    found = [one for beam in pair.hypotheses(prefix, beams=beams, **options) for one in beam]
-    assert [one.tokens for one in found] == tokens
-    assert all(one.tokens[:3] == prefix for one in found)
-    assert not ranks or [one.rank for one in found] == pytest.approx(ranks, abs=1e-4)
+    found = [hypothesis for group in pair.hypotheses(prefix, beams=beams, **options) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in found] == tokens
+    assert all(hypothesis.tokens[:3] == prefix for hypothesis in found)
+    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -193,11 +213,12 @@ def test_captions_that_begin_as_told_go_on_as_transformers(both, beams: int, opt
         ("typical_p", "TypicalLogitsWarper", 0.6),
     ],
 )
-def test_what_may_be_drawn_is_what_transformers_would_draw(name: str, warper: str, value: float) -> None:
+def test_sampling_rules_are_transformers(name: str, warper: str, value: float) -> None:
     import transformers
 
     scores = 2 * torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
-    told = torch.full((300, 1), END)
-    expected = getattr(transformers, warper)(value)(told, scores)
-    found = apply_rules(scores, Said(told, END), DecodeConfig(do_sample=True, **{name: value}))  # type: ignore[arg-type]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    expected = getattr(transformers, warper)(value)(torch.full((300, 1), END), scores)
+    config = DecodeConfig(do_sample=True, **{name: value})  # type: ignore[arg-type]
+    for array in (scores, scores.numpy()):
+        changed = to_numpy(apply_rules(array[:, None], History.begin(300, 1, END), config))[:, 0]
+        np.testing.assert_allclose(changed, expected.numpy(), rtol=0, atol=1e-6)

@@ -122,6 +122,9 @@ def caption_files(
             row["error"] = str(error)
     if images:
         for row, result in zip(readable, captioner.caption_tensors(images, captioner.decode), strict=True):
+            if result.error:
+                row["error"] = result.error
+                continue
             row |= {"caption": result.text, "score": round(result.score, 6)}
             row |= {"confidence": round(result.confidence, 6), "alternatives": result.alternatives}
             if result.missing:

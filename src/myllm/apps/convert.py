@@ -18,7 +18,6 @@ from myllm.evaluation.evaluate import describe_search
 from myllm.export import onnx_export, web
 from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
-from myllm.inference.onnx_search import check
 from myllm.metrics.score import score_captions
 
 NO_TOKENIZER = (
@@ -71,14 +70,8 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
 def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOptions, display: Display) -> int:
     """Write what runs without torch; with --data, print what that changes."""
     records: Sequence[Record] = ()
-    if options.data is not None:  # what would be in the way later is told before anything is written
-        check(checkpoint.decode)
+    if options.data is not None:
         records = load_split(Path(options.data), options.split, checkpoint.captions, display).records[: options.limit]
-    else:
-        try:
-            check(checkpoint.decode)
-        except ConfigError as error:
-            display.warn(f"its defaults: {error}")
     is_web = options.to == "web"
     if is_web and not web.runtime_folder().is_dir():
         kept = web.runtime_folder()

@@ -1,30 +1,44 @@
-"""Beam search: the likeliest beginnings are kept, those that have ended wait aside until the search is over.
+"""Beam search: keep the likeliest unfinished captions, and set finished ones aside until the search is over.
 
-In the order of transformers, which also decides when it is over. Groups of beams may be told to differ (Vijayakumar et
-al. 2018), and beams be divided by how many required words they have said (Post and Vilar 2018).
+Order and stopping are those of transformers. Groups of beams may be made to differ (Vijayakumar et al. 2018), and
+beams be divided by how many required words they contain (Post and Vilar 2018).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
-from myllm.decoding.constraints import Required, prepared
-from myllm.decoding.engine import Choice, Ending, Hypothesis, OpenCaptions, SearchRequest
-from myllm.decoding.rules import NEVER, nothing_left
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, Ints, largest, pick, to_device_of, to_numpy
+from myllm.decoding.constraints import Required, prepare
+from myllm.decoding.engine import Ending, Hypothesis, NextTokens, SearchRequest
+from myllm.decoding.history import Choice, History
+from myllm.decoding.rules import no_token_message
 
 
 def best_first(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """By rank; before that, by how few required words are missing."""
-    return sorted(hypotheses, key=lambda one: (len(one.missing), -one.rank))
+    """Sort by the number of required words that are missing, then by rank."""
+    return sorted(hypotheses, key=lambda hypothesis: (len(hypothesis.missing), -hypothesis.rank))
+
+
+class _Candidate(NamedTuple):
+    """One token that may continue a beam."""
+
+    total: float
+    """Sum of the scores of the beam and the token."""
+    origin: int
+    """The beam, counted over all groups of the image."""
+    token: int
+    logprob: float
 
 
 @dataclass
-class _Part:
-    """The beams of one image in one group: what has ended, and whether the search goes on."""
+class _GroupSearch:
+    """Beam search of one group of one image."""
 
     ended: list[Hypothesis] = field(default_factory=list)
     is_over: bool = False
@@ -33,133 +47,178 @@ class _Part:
         self.ended = best_first([*self.ended, hypothesis])[:beams]
 
 
-class _Candidates(NamedTuple):
-    """What beams may go on to, best first: (B, K) each; `origin` is a beam of the image, all groups counted."""
-
-    totals: Tensor
-    origin: Tensor
-    tokens: Tensor
-
-
 class Beams:
-    """Beam search for `generate`."""
+    """Beam search, as a `SearchStrategy`."""
 
-    sums_logprobs: ClassVar[bool] = True
+    ranks_logprobs: ClassVar[bool] = True
 
-    def __init__(self, search: SearchRequest) -> None:
-        self.search, self.config = search, search.config
+    def __init__(self, request: SearchRequest) -> None:
+        self.request, self.config = request, request.config
         self.captions, self.groups = self.config.beams, self.config.num_beam_groups
         self.width = self.captions // self.groups
-        # all beams of a group begin alike, so only its first may be gone on from
-        self.totals = torch.full((search.batch, self.captions), NEVER)
+        # (B, beams) scores of the open beams. All beams of a group begin alike, so only its first may continue
+        self.totals = np.full((request.batch, self.captions), IMPOSSIBLE, np.float32)
         self.totals[:, :: self.width] = 0.0
-        self.parts = [[_Part() for _ in range(self.groups)] for _ in range(search.batch)]
+        self.searches = [[_GroupSearch() for _ in range(self.groups)] for _ in range(request.batch)]
+        self.errors = [""] * request.batch
         words = self.config.force_words
-        self.required = prepared(Required, words, search.vocabulary) if words and search.vocabulary else None
+        self.required = prepare(Required, words, request.vocabulary) if words and request.vocabulary else None
 
-    def choose(self, now: OpenCaptions) -> Choice:
-        """Each group in turn; an image leaves once the search is over in all of its groups."""
-        kept: list[_Candidates] = []
+    def choose(self, history: History, following: NextTokens) -> Choice:
+        """Advance one group after the other; an image leaves when the search is over in all its groups."""
+        kept = [[list[_Candidate]() for _ in range(self.groups)] for _ in history.images]
         for group in range(self.groups):
-            scores = now.scores[:, group * self.width : (group + 1) * self.width]
-            for before in kept:
-                for tokens in before.tokens.T:  # a beam of an earlier group, of each image
-                    index = tokens[:, None, None].expand(-1, self.width, 1)
-                    scores = scores.scatter_add(2, index, torch.full(index.shape, -self.config.diversity_penalty))
-            kept.append(self._advance(self._candidates(scores, group, now), group, now))
-        goes_on = [not all(part.is_over for part in self.parts[image]) for image in now.images.tolist()]
-        rows = torch.tensor(goes_on).nonzero()[:, 0]
-        self.totals, origin, tokens = (torch.cat(parts, dim=1)[rows] for parts in zip(*kept, strict=True))
-        return Choice(rows, origin, tokens)
+            beams = slice(group * self.width, (group + 1) * self.width)
+            scores = self._penalize(following.scores[:, beams], [groups[:group] for groups in kept])
+            candidates = self._candidates(history, scores, following.logprobs[:, beams], beams.start)
+            for row, image in enumerate(history.images.tolist()):
+                kept[row][group] = self._advance(self.searches[image][group], candidates[row], history, row)
+        rows = [
+            row for row, image in enumerate(history.images.tolist())
+            if not all(search.is_over for search in self.searches[image])
+        ]
+        beams_of = [self._fill_up(kept[row]) for row in rows]
 
-    def found(self) -> list[list[Hypothesis]]:
-        """Of each image, what has ended in any group, best first."""
-        return [best_first([one for part in parts for one in part.ended]) for parts in self.parts]
+        def column(name: str, dtype: type) -> NDArray[Any]:
+            values = [[getattr(beam, name) for beam in beams] for beams in beams_of]
+            return np.array(values, dtype).reshape(len(rows), self.captions)
 
-    def _candidates(self, scores: Tensor, group: int, now: OpenCaptions) -> _Candidates:
-        """scores: (B, width, vocab_size). Twice as many as beams: if every beam ends now, as many open ones remain."""
-        vocab_size, first = scores.shape[-1], group * self.width
-        totals = self.totals[:, first : first + self.width, None]
+        self.totals = column("total", np.float32)
+        origin, tokens, logprobs = column("origin", np.int64), column("token", np.int64), column("logprob", np.float32)
+        return Choice(np.array(rows, np.int64), origin, tokens, logprobs)
+
+    def results(self) -> list[list[Hypothesis]]:
+        """Return the finished captions of all groups of each image, best first."""
+        return [
+            best_first([hypothesis for search in groups for hypothesis in search.ended])
+            or [Hypothesis([], ended_by="failed", error=error)]
+            for groups, error in zip(self.searches, self.errors, strict=True)
+        ]
+
+    def _fill_up(self, groups: Sequence[list[_Candidate]]) -> list[_Candidate]:
+        """The beams of all groups of an image; impossible ones replace those that a group has lost."""
+        idle = [[_Candidate(IMPOSSIBLE, group * self.width, 0, 0.0)] * self.width for group in range(self.groups)]
+        return [beam for beams, spare in zip(groups, idle, strict=True) for beam in (beams + spare)[: self.width]]
+
+    def _penalize(self, scores: Array, earlier: Sequence[Sequence[list[_Candidate]]]) -> Array:
+        """Lower the scores (B, width, vocab_size) of tokens with which earlier groups of the same image continue."""
+        counts = Counter((row, beam.token) for row, groups in enumerate(earlier) for beams in groups for beam in beams)
+        if not counts:
+            return scores
+        rows, tokens = (to_device_of(index, scores) for index in np.array(list(counts)).T)
+        penalties = self.config.diversity_penalty * np.array(list(counts.values()), np.float32)
+        scores = array_namespace(scores).asarray(scores, copy=True)
+        scores[rows, :, tokens] -= to_device_of(penalties[:, None], scores)
+        return scores
+
+    def _candidates(self, history: History, scores: Array, logprobs: Array, first: int) -> list[list[_Candidate]]:
+        """Return the best continuations of a group's beams for each image, best first.
+
+        scores, logprobs: (B, width, vocab_size); first: number of the group's first beam. There are twice as many as
+        beams: if every beam ends now, as many open ones remain.
+        """
+        vocab_size = scores.shape[-1]
         count = min(2 * self.width, self.width * vocab_size)
-        if self.required is None:
-            # the best of all beams are among the best of each, which are found without adding up the whole vocabulary
-            best, tokens = scores.topk(min(count, vocab_size))
-            totals, places = (totals + best).flatten(1).topk(count)
-            return _Candidates(totals, first + places // best.shape[-1], tokens.flatten(1).gather(1, places))
-        sums = totals + scores
-        places = torch.stack([self._by_banks(own, said, count) for own, said in zip(sums, now.said, strict=True)])
-        return _Candidates(sums.flatten(1).gather(1, places), first + places // vocab_size, places % vocab_size)
+        # the best of all beams are among the best of each, which are found without adding up the whole vocabulary
+        best, tokens = largest(scores, min(count, vocab_size))
+        width = tokens.shape[-1]
+        if self.required is not None:
+            leading = to_device_of(self._leading_tokens(history), scores)
+            tokens = array_namespace(tokens).concat([tokens, leading], axis=-1)
+            best = pick(scores, tokens)
+        best, logprobs, tokens = map(to_numpy, (best, pick(logprobs, tokens), tokens))
+        totals = self.totals[:, first : first + self.width, None] + best
+        order = np.argsort(-totals[..., :width].reshape(len(totals), -1), axis=-1, kind="stable")[:, :count]
+        results = []
+        for row, places in enumerate(order):
+            beams, columns = np.divmod(places, width)
+            if self.required is not None:
+                beams, columns = self._by_banks(history.tokens[row], beams, columns, totals[row], tokens[row])
+            index = row, beams, columns
+            fields = [array.tolist() for array in (totals[index], first + beams, tokens[index], logprobs[index])]
+            results.append(list(map(_Candidate, *fields)))
+        return results
 
-    def _by_banks(self, sums: Tensor, said: Tensor, count: int) -> Tensor:
-        """(width, vocab_size) sums of an image, (width, T) said -> (count,) places, those of all banks taking turns.
+    def _leading_tokens(self, history: History) -> Ints:
+        """(B, beams, K) tokens that lead to required words, filled up with the end token."""
+        assert self.required is not None
+        rows = [[self.required.progress(tuple(tokens[1:]))[1] for tokens in image] for image in history.tokens.tolist()]
+        longest = max(len(leading) for image in rows for leading in image)
+        end = [self.request.end] * longest
+        filled = [[[*leading, *end][:longest] for leading in image] for image in rows]
+        return np.array(filled, np.int64).reshape(*history.tokens.shape[:2], longest)
 
-        A bank holds candidates that have said as many tokens of required words: they compete with their like.
+    def _by_banks(self, history: Ints, beams: Ints, columns: Ints, totals: Floats, tokens: Ints) -> tuple[Ints, Ints]:
+        """Return the beams and columns of an image's best candidates, taking one of each bank in turn.
+
+        A bank holds the candidates that contain the same number of tokens of required words, so that they compete with
+        each other only. history: (width, T); beams, columns: the best of `totals` (width, K); tokens: (width, K).
         """
         assert self.required is not None
-        vocab_size, told = sums.shape[-1], [tuple(row[1:]) for row in said.tolist()]
-        places = set(sums.flatten().topk(count).indices.tolist())
-        for beam, tokens in enumerate(told):
-            # the best that each beam can do, and what leads it on
-            coming = (int(sums[beam].argmax()), *self.required.lead(tokens)[1])
-            places |= {beam * vocab_size + token for token in coming}
-        banks: dict[int, list[int]] = defaultdict(list)
-        for place in sorted(places, key=lambda place: -float(sums.flatten()[place])):
-            beam, token = divmod(place, vocab_size)
-            words = told[beam] if token == self.search.end else (*told[beam], token)
-            banks[self.required.lead(words)[0]].append(place)
-        turns = [(turn, -bank, place) for bank, own in banks.items() for turn, place in enumerate(own)]
-        return torch.tensor([place for _, _, place in sorted(turns)[:count]])
+        captions = [tuple(row[1:]) for row in history.tolist()]
+        best = zip(beams.tolist(), columns.tolist(), strict=True)
+        pool = {(beam, int(tokens[beam, column])): column for beam, column in best}
+        for beam, caption in enumerate(captions):
+            leading = self.required.progress(caption)[1]
+            for column, token in enumerate(tokens[beam].tolist()):
+                if column == 0 or token in leading:  # the best of each beam, and what leads to a required word
+                    pool[beam, token] = column
+        banks: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for beam, token in sorted(pool, key=lambda place: (-totals[place[0], pool[place]], place)):
+            caption = captions[beam] if token == self.request.end else (*captions[beam], token)
+            banks[self.required.progress(caption)[0]].append((beam, token))
+        turns = [(turn, -bank, place) for bank, places in banks.items() for turn, place in enumerate(places)]
+        chosen = [(place[0], pool[place]) for _, _, place in sorted(turns)[: len(beams)]]
+        beams, columns = np.array(chosen).T
+        return beams, columns
 
-    def _advance(self, found: _Candidates, group: int, now: OpenCaptions) -> _Candidates:
-        """Put aside what ends among the best, and keep as many as beams of what goes on."""
-        length = now.logprobs.shape[-1] + 1
-        kept = torch.zeros(len(now.images), self.width, dtype=torch.int64)
-        totals = torch.full(kept.shape, NEVER)
-        listed = zip(found.totals.tolist(), found.origin.tolist(), found.tokens.tolist(), strict=True)
-        for row, (image, columns) in enumerate(zip(now.images.tolist(), listed, strict=True)):
-            part, goes_on = self.parts[image][group], list[int]()
-            candidates = list(zip(*columns, strict=True))
-            for place, (total, origin, token) in enumerate(candidates):
-                if total == NEVER or part.is_over or len(goes_on) == self.width:
-                    continue
-                ended_by = self.search.ended_by(now.said[row, origin], token)
-                if ended_by == "length":
-                    goes_on.append(place)
-                elif place < self.width:
-                    part.add(self._hypothesis(now, row, candidates[place], ended_by), self.width)
-            kept[row, : len(goes_on)] = torch.tensor(goes_on, dtype=torch.int64)
-            totals[row, : len(goes_on)] = found.totals[row, goes_on]
-            part.is_over = part.is_over or self._is_over(part, float(totals[row].max()), length)
-            if part.is_over and not part.ended:
-                raise nothing_left(self.config, length - 1)
-            if length == self.config.max_new_tokens and not part.is_over:  # what is still open counts as it is
-                for place in goes_on:
-                    part.add(self._hypothesis(now, row, candidates[place], "length"), self.width)
-        return _Candidates(totals, found.origin.gather(1, kept), found.tokens.gather(1, kept))
+    def _advance(
+        self, search: _GroupSearch, candidates: Sequence[_Candidate], history: History, row: int
+    ) -> list[_Candidate]:
+        """Set aside what ends among the best candidates, and return those that continue: at most as many as beams."""
+        if search.is_over:
+            return []
+        length, kept = history.chosen + 1, list[_Candidate]()
+        for position, candidate in enumerate(candidates):
+            if candidate.total == IMPOSSIBLE or len(kept) == self.width:
+                continue
+            ended_by = self.request.ended_by(history, row, candidate.origin, candidate.token)
+            if ended_by == "length":
+                kept.append(candidate)
+            elif position < self.width:
+                search.add(self._hypothesis(history, row, candidate, ended_by), self.width)
+        search.is_over = self._is_over(search, max((beam.total for beam in kept), default=IMPOSSIBLE), length)
+        if search.is_over:
+            if not search.ended:
+                self.errors[history.images[row]] = no_token_message(self.config, history.chosen)
+            return []
+        if length == self.config.max_new_tokens:  # unfinished captions count as they are
+            for candidate in kept:
+                search.add(self._hypothesis(history, row, candidate, "length"), self.width)
+        return kept
 
-    def _hypothesis(
-        self, now: OpenCaptions, row: int, candidate: tuple[float, int, int], ended_by: Ending
-    ) -> Hypothesis:
-        """A candidate (total, origin, token) as a caption."""
-        total, origin, token = candidate
-        told = [*now.said[row, origin, 1:].tolist(), *([] if ended_by == "end" else [token])]
-        logprobs = [*now.logprobs[row, origin].tolist(), float(now.own[row, origin, token])]
-        missing = self.required.missing(tuple(told)) if self.required is not None else ()
-        return Hypothesis(told, logprobs, ended_by, total / len(logprobs) ** self.config.length_penalty, missing)
+    def _hypothesis(self, history: History, row: int, candidate: _Candidate, ended_by: Ending) -> Hypothesis:
+        tokens = history.tokens[row, candidate.origin, 1:].tolist()
+        if ended_by != "end":
+            tokens.append(candidate.token)
+        logprobs = [*history.logprobs[row, candidate.origin].tolist(), candidate.logprob]
+        missing = self.required.missing(tuple(tokens)) if self.required is not None else ()
+        rank = candidate.total / len(logprobs) ** self.config.length_penalty
+        return Hypothesis(tokens, logprobs, ended_by, rank, missing)
 
-    def _is_over(self, part: _Part, best_open: float, length: int) -> bool:
-        """Whether a search ends: `best_open` is the sum of log-probabilities of its best open beam.
+    def _is_over(self, search: _GroupSearch, best_open: float, length: int) -> bool:
+        """Whether a search ends; `best_open` is the sum of log-probabilities of its best open beam.
 
-        Where as many captions as beams have ended: at once if early_stopping is true; if it is false, when the best
-        open beam at its present length falls behind them all; if it is never, when it would even at the longest,
+        Once as many captions as beams have ended: at once if early_stopping is true; if it is false, when the best open
+        beam at its present length ranks behind them all; if it is never, when it would even at the longest length,
         which a positive length penalty favours. As in transformers.
         """
-        if best_open == NEVER:
+        if best_open == IMPOSSIBLE:
             return True
-        if len(part.ended) < self.width:
+        if len(search.ended) < self.width:
             return False
         if self.config.early_stopping is True:
             return True
         if self.config.early_stopping == "never" and self.config.length_penalty > 0:
             length = self.config.max_new_tokens
-        return part.ended[-1].rank >= best_open / length**self.config.length_penalty
+        return search.ended[-1].rank >= best_open / length**self.config.length_penalty

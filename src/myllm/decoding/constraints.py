@@ -1,161 +1,222 @@
-"""What options that speak of words make of tokens: automata over bytes, so that no spelling in tokens slips through."""
+"""Constraints on words, as automata over the bytes of tokens, so that they hold however a text is cut into tokens."""
 
 import re
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache, cached_property, lru_cache
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from myllm.decoding.arrays import Bools
 from myllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 T = TypeVar("T")
 BLANK = ord(" ")
-# What may stand between the words of `only_words`
-MARK = "[ ,.-]"
-# So many beginnings of captions are remembered: those of a batch, while a process that captions for days stays small
-KEPT = 4096
+# characters that may stand between the words of `only_words`
+SEPARATORS = "[ ,.-]"
+# captions whose required words are remembered: those of a batch
+MAX_CACHED_CAPTIONS = 4096
+# masks over the vocabulary that are remembered: 50 KB each with GPT-2's
+MAX_CACHED_MASKS = 512
 Tokens = tuple[int, ...]
 
 
 class Vocabulary:
-    """What tokens say. Equal only to itself, so that automata are kept with it."""
+    """The text of each token. Equal only to itself, so that constraints are cached with it."""
 
     def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]], end: int) -> None:
-        """tokens: the bytes of each token, none for the end; encode: text to the tokens it is usually written in."""
+        """tokens: bytes of each token, empty for the end token; encode: text to its usual tokens."""
         self.tokens, self.encode, self.end = tokens, encode, end
 
     @cached_property
-    def guided(self) -> LLTokenizer:
-        """The tokens as llguidance takes them; seconds to make for 50,000."""
+    def guided(self) -> "LLTokenizer":
+        """The tokens in llguidance's form; takes seconds to build for 50,000."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         facts = {"tokens": self.tokens, "eos_token_id": self.end, "bos_token_id": None, "special_token_ids": [self.end]}
         return LLTokenizer(TokenizerWrapper(SimpleNamespace(**facts)), slices=[])
 
-    def text(self, tokens: Sequence[int]) -> bytes:
-        """What these tokens say."""
-        return b"".join(self.tokens[token] for token in tokens)
+    def text(self, tokens: Iterable[int]) -> bytes:
+        """Bytes of a sequence of tokens; a row of the embedding that has no token adds none."""
+        return b"".join(self.tokens[token] for token in tokens if token < len(self.tokens))
 
 
 class Constraint(Protocol):
-    """Which tokens may follow."""
+    """A rule about words that decides which tokens may come next."""
 
-    def allowed_after(self, tokens: Sequence[int]) -> Tensor:
-        """(vocab_size,) bool: what may follow a caption of these tokens."""
+    def allowed_after(self, tokens: Sequence[int]) -> Bools:
+        """(tokens of the vocabulary,) bool: which tokens may follow a caption that consists of `tokens`."""
         ...
 
 
 class Banned:
-    """No phrase as whole words, in no casing. A token that completes one never comes, even if the word might go on.
+    """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even if the word goes on.
 
-    An automaton whose state is the longest end of the text, in plain bytes, that one of the phrases begins with.
+    An automaton of Aho and Corasick (1975) over normalized bytes: a state is the longest end of the text with which
+    one of the phrases begins. It reads all tokens of the vocabulary at once, byte by byte.
     """
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        # characters beyond ASCII have no case as bytes, so they are given one here
-        self.phrases = {_words(form.encode()) for phrase in phrases for form in _casings(phrase)}
-        self.allowed, self.after = cache(self._allowed), cache(self._after)
+        # casings are listed because characters beyond ASCII have none as bytes
+        forms = {form for phrase in phrases for form in _casings(phrase)}
+        self._next, self._is_match = _automaton({_words(form.encode()) for form in forms})
+        self._dead = len(self._next) - 1
+        self._start = int(self._next[0, BLANK])
+        self._tokens = [token.translate(NORMALIZED) for token in vocabulary.tokens]
+        lengths = np.array([len(token) for token in self._tokens])
+        self._longest_first = np.argsort(-lengths, kind="stable")
+        joined = np.frombuffer(b"".join(self._tokens), np.uint8)
+        starts = (np.cumsum(lengths) - lengths)[self._longest_first]
+        # for each position, its byte in the tokens that are long enough: they come first
+        counts = [np.count_nonzero(lengths > position) for position in range(lengths.max(initial=0))]
+        self._columns = [joined[starts[:count] + position] for position, count in enumerate(counts)]
+        self.mask = lru_cache(maxsize=MAX_CACHED_MASKS)(self._mask)
+        self.state_after = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._state_after)
 
-    def allowed_after(self, tokens: Sequence[int]) -> Tensor:
+    def allowed_after(self, tokens: Sequence[int]) -> Bools:
         """As `Constraint`."""
-        state: bytes | None = b" "
+        state = self._start
         for token in tokens:
-            state = None if state is None else self.after(state, token)
-        return self.allowed(state)
+            state = self.state_after(state, token)
+        return self.mask(state)
 
-    def _allowed(self, state: bytes | None) -> Tensor:
-        tokens = range(len(self.vocabulary.tokens))
-        return torch.tensor([state is not None and self._after(state, token) is not None for token in tokens])
+    def _mask(self, state: int) -> Bools:
+        states = np.full(len(self._tokens), state)
+        for column in self._columns:
+            states[: len(column)] = self._next[states[: len(column)], column]
+        allowed = np.empty(len(self._tokens), bool)
+        allowed[self._longest_first] = ~self._is_match[states]
+        return allowed
 
-    def _after(self, state: bytes, token: int) -> bytes | None:
-        for byte in map(_plain, self.vocabulary.tokens[token]):
-            if byte == BLANK and state in self.phrases:
-                return None
-            if not (byte == BLANK and state.endswith(b" ")):
-                state += bytes([byte])
-            while not any(phrase.startswith(state) for phrase in self.phrases):
-                state = state[1:]
-        return None if state in self.phrases else state
+    def _state_after(self, state: int, token: int) -> int:
+        for byte in self._tokens[token] if token < len(self._tokens) else b"":
+            state = int(self._next[state, byte])
+        return self._dead if self._is_match[state] else state
 
 
 class Pattern:
-    """Captions that a regular expression describes as a whole; by llguidance."""
+    """Allows captions that match a regular expression as a whole (by llguidance)."""
 
     def __init__(self, pattern: str, vocabulary: Vocabulary) -> None:
-        """Raises ConfigError for what is no regular expression."""
+        """Raises ConfigError for an invalid regular expression."""
+        from llguidance import LLMatcher, regex_to_lark
+
         grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'  # tokens in any spelling
+        self.size = len(vocabulary.tokens)
         self.matcher = LLMatcher(vocabulary.guided, grammar, log_level=0)
         if self.matcher.is_error():
-            told = re.search("^error: (.+)", self.matcher.get_error(), re.MULTILINE)
-            raise ConfigError(f"decode.regex {pattern!r}: {told[1] if told else self.matcher.get_error()}")
+            message = re.search("^error: (.+)", self.matcher.get_error(), re.MULTILINE)
+            raise ConfigError(f"decode.regex {pattern!r}: {message[1] if message else self.matcher.get_error()}")
 
-    def allowed_after(self, tokens: Sequence[int]) -> Tensor:
+    def allowed_after(self, tokens: Sequence[int]) -> Bools:
         """As `Constraint`."""
         matcher = self.matcher.deep_copy()
-        is_alive = matcher.consume_tokens(list(tokens))
-        allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8).bool()
-        return allowed if is_alive else torch.zeros_like(allowed)
+        if not matcher.consume_tokens(list(tokens)):
+            return np.zeros(self.size, bool)
+        return np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: self.size] > 0
 
 
 def only_these(words: Sequence[str], vocabulary: Vocabulary) -> Pattern:
-    """These words alone, in any order, with blanks, commas, full stops and hyphens between them."""
-    word = f"({'|'.join(sorted(re.escape(form) for one in words for form in _casings(one)))})"
-    return Pattern(f"{MARK}*({word}({MARK}+{word})*{MARK}*)?", vocabulary)
+    """Allow only these words, in any order, with blanks, commas, full stops and hyphens between them."""
+    word = f"({'|'.join(sorted(re.escape(form) for word in words for form in _casings(word)))})"
+    return Pattern(f"{SEPARATORS}*({word}({SEPARATORS}+{word})*{SEPARATORS}*)?", vocabulary)
 
 
 class Required:
-    """Phrases that a caption must say as whole words, and the tokens that lead there."""
+    """Phrases that a caption must contain as whole words, and the tokens that lead to them."""
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
-        """Raises ConfigError for a phrase that has no spelling in these tokens."""
+        """Raises ConfigError for a phrase that the tokens cannot spell."""
         self.vocabulary, self.phrases = vocabulary, phrases
-        self.spelled = [tuple(vocabulary.encode(f" {phrase}")) for phrase in phrases]
-        self.spelled_first = [tuple(vocabulary.encode(phrase)) for phrase in phrases]
-        for phrase, *spelled in zip(phrases, self.spelled, self.spelled_first, strict=True):
-            if any(_words(vocabulary.text(tokens)) != _words(phrase.encode()) for tokens in spelled):
-                raise ConfigError(f"decode.force_words {phrase!r}: the model's tokens cannot say it; leave it out")
-        self.missing = lru_cache(maxsize=KEPT)(self._missing)
-        self.lead = lru_cache(maxsize=KEPT)(self._lead)
+        self.spellings = [tuple(vocabulary.encode(f" {phrase}")) for phrase in phrases]
+        self.initial_spellings = [tuple(vocabulary.encode(phrase)) for phrase in phrases]
+        for phrase, *spellings in zip(phrases, self.spellings, self.initial_spellings, strict=True):
+            if any(_words(vocabulary.text(tokens)) != _words(phrase.encode()) for tokens in spellings):
+                raise ConfigError(f"decode.force_words {phrase!r}: the model's tokens cannot spell it; leave it out")
+        self.missing = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._missing)
+        self.progress = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._progress)
 
     def _missing(self, tokens: Tokens) -> tuple[str, ...]:
-        """The phrases that a caption of these tokens does not say."""
-        said = _words(self.vocabulary.text(tokens)) + b" "
-        return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in said)
+        """The phrases that a caption of these tokens does not contain."""
+        text = _words(self.vocabulary.text(tokens)) + b" "
+        return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in text)
 
-    def _lead(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
-        """How many tokens of phrases a caption has said, a begun one included, and those that would be one more."""
-        missing, said, begun, coming = self.missing(tokens), 0, 0, set[int]()
-        for phrase, later, first in zip(self.phrases, self.spelled, self.spelled_first, strict=True):
+    def _progress(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
+        """How many tokens of phrases a caption contains, an unfinished phrase included, and the tokens that add one."""
+        missing, finished, begun, leading = self.missing(tokens), 0, 0, set[int]()
+        for phrase, later, initial in zip(self.phrases, self.spellings, self.initial_spellings, strict=True):
             if phrase not in missing:
-                said += len(later)
+                finished += len(later)
                 continue
-            for spelled in (later, first):
-                for length in range(len(spelled)):
-                    at_start = length == len(tokens)
-                    if tokens[len(tokens) - length :] == spelled[:length] and at_start == (spelled is first):
+            for spelling in (later, initial):
+                for length in range(len(spelling)):
+                    is_whole = length == len(tokens)
+                    if tokens[len(tokens) - length :] == spelling[:length] and is_whole == (spelling is initial):
                         begun = max(begun, length)
-                        coming.add(spelled[length])
-        return said + begun, frozenset(coming)
+                        leading.add(spelling[length])
+        return finished + begun, frozenset(leading)
 
 
 @lru_cache(maxsize=32)
-def prepared(kind: Callable[[Any, Vocabulary], T], value: Hashable, vocabulary: Vocabulary) -> T:
-    """`kind` made once for a value of its option, and kept with all that it has worked out."""
+def prepare(kind: Callable[[Any, Vocabulary], T], value: Hashable, vocabulary: Vocabulary) -> T:
+    """Return `kind(value, vocabulary)`, built once for each value of its option and kept with its caches."""
     return kind(value, vocabulary)
 
 
-def _plain(byte: int) -> int:
-    """Letters and digits in lower case, bytes of longer characters as they are, all else a blank."""
+def _automaton(phrases: set[bytes]) -> tuple[NDArray[np.int32], Bools]:
+    """Next state by (state, normalized byte), and whether a state ends with a phrase: the last state, a dead end, does.
+
+    A phrase is followed by a blank inside a token: dead. Runs of blanks count as one.
+    """
+    children: list[dict[int, int]] = [{}]
+    is_match = [False]
+    for phrase in phrases:
+        state = 0
+        for byte in phrase:
+            if byte not in children[state]:
+                children[state][byte] = len(children)
+                children.append({})
+                is_match.append(False)
+            state = children[state][byte]
+        is_match[state] = True
+    dead = len(children)
+    is_match.append(True)
+    following = np.zeros((dead + 1, 256), np.int32)
+    following[dead] = dead
+    queue = deque([(0, 0, 0)])
+    while queue:  # breadth first, so that the shorter end of a text, `fallback`, is complete
+        state, fallback, last_byte = queue.popleft()
+        is_match[state] |= state > 0 and is_match[fallback]
+        fallbacks = following[fallback].copy()
+        following[state] = fallbacks
+        for byte, child in children[state].items():
+            queue.append((child, int(fallbacks[byte]) if state else 0, byte))
+            following[state, byte] = child
+        if last_byte == BLANK:
+            following[state, BLANK] = state
+        elif is_match[state]:
+            following[state, BLANK] = dead
+    return following, np.array(is_match)
+
+
+def _normalized(byte: int) -> int:
+    """Letters and digits in lower case, bytes of longer characters unchanged, all else a blank."""
     is_word = byte >= 0x80 or chr(byte).isalnum() or byte == ord("'")
     return ord(chr(byte).lower()) if is_word and byte < 0x80 else byte if is_word else BLANK
 
 
+NORMALIZED = bytes(map(_normalized, range(256)))
+
+
 def _words(text: bytes) -> bytes:
     """' hot dog' of 'Hot-Dog'."""
-    return b" " + b" ".join(bytes(map(_plain, text)).split())
+    return b" " + b" ".join(text.translate(NORMALIZED).split())
 
 
 def _casings(phrase: str) -> set[str]:

@@ -1,78 +1,85 @@
-"""The engine: from a model's scores of next tokens to captions, a step at a time.
+"""The search loop: from a model's scores of next tokens to captions, one token at a time.
 
-Sees a `Stepper` alone: nothing of our model, its tokenizer or pictures. What may be said is up to the rules, which of
-it is said to a chooser (`search.py`, `beam.py`). Captions that have ended leave the batch.
+It knows a `Stepper` only, nothing of our model, its tokenizer or pictures. Rules (`rules.py`) decide which tokens are
+possible, a `SearchStrategy` (`sampling.py`, `beam.py`) which of them are chosen. Finished captions leave the batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from array_api_compat import array_namespace
 
 from myllm.config import DecodeConfig
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Ints, log_softmax, to_numpy
 from myllm.decoding.constraints import Vocabulary
-from myllm.decoding.rules import NEVER, Said, apply_rules
+from myllm.decoding.history import Choice, History
+from myllm.decoding.rules import apply_rules
 from myllm.errors import MyLLMError
 
-# Li et al. 2023: what the model itself finds this much less likely than the likeliest is never said for its contrast
+# Li et al. 2023: contrast never chooses a token that the model finds this much less likely than the likeliest
 PLAUSIBLE = 0.1
-Ending = Literal["end", "stop", "length"]
+Ending = Literal["end", "stop", "length", "failed"]
 
 
 class Stepper(Protocol):
-    """What a language model must offer to be searched. State is whatever it likes, handed through unopened."""
+    """A language model that can be searched. The search passes its state on without looking into it."""
 
     def start(self, images: Any) -> Any:
-        """The state of one caption for each image, with nothing said yet."""
+        """Return the state of one empty caption for each image."""
         ...
 
-    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The newest tokens (B, G, T) int64 -> logits of those after them (B, G, vocab_size), and the state after.
+    def step(self, tokens: Ints, state: Any) -> tuple[Array, Any]:
+        """Return the logits (B, G, vocab_size) after the newest tokens (B, G, T), and the new state.
 
-        T is 1 but in the first step, which takes all words that a caption is to begin with.
+        T is 1 except in the first step, which takes the begin token and the prefix of one caption for each image.
+        Logits may be of numpy or torch, on any device.
         """
         ...
 
-    def reorder(self, state: Any, rows: Tensor) -> Any:
-        """The state in which caption (i, j) goes on from what was caption rows[i, j].
+    def reorder(self, state: Any, rows: Ints) -> Any:
+        """Return the state in which caption (i, j) continues what was caption rows[i, j].
 
-        rows: (B', G') int64, counting the B * G captions in a row; all G' of a row are of one image. Images that are
-        left out have ended.
+        rows: (B', G') numbers of the B * G captions of `state`; all G' of a row are of one image. Images that are left
+        out have finished. `state` itself is not used again.
         """
+        ...
+
+    def release(self, state: Any) -> None:
+        """Take back what a state holds, once its search has ended or was given up."""
         ...
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What is to be searched, and how."""
+    """Images to caption, and how."""
 
     stepper: Stepper
     images: Any
-    """What the stepper starts from."""
+    """Argument of `stepper.start`."""
     batch: int
-    """How many images these are."""
+    """Number of images."""
     end: int
     """The token that begins and ends a caption."""
     config: DecodeConfig
-    prefix: tuple[int, ...] = ()
+    prefix: Sequence[int] = ()
     """Tokens that every caption begins with."""
     vocabulary: Vocabulary | None = None
-    """What the tokens say; needed by options that speak of words."""
+    """The text of each token; needed by options about words."""
     blind: Any = None
-    """What the stepper starts from where it is to see no picture; needed by `contrastive_weight`."""
+    """Argument of `stepper.start` for as many grey pictures; needed by `contrastive_weight`."""
     seeds: Sequence[int] = ()
-    """Of what is drawn, one for each image; needed by `do_sample`."""
+    """A random seed for each image; needed by `do_sample`."""
 
-    def ended_by(self, said: Tensor, token: int) -> Ending:
-        """What ends a caption that said (T,) and now says `token`; length where nothing does, but for that."""
+    def ended_by(self, history: History, row: int, caption: int, token: int) -> Ending:
+        """What ends a caption of `history` that continues with `token`; "length" if nothing but its length does."""
         if token == self.end:
             return "end"
         if not self.config.stop_strings or self.vocabulary is None:
             return "length"
-        before = self.vocabulary.text(said[1 + len(self.prefix) :].tolist())
+        before = history.text(row, caption)
         text = before + self.vocabulary.text([token])
         stops = [stop.encode() for stop in self.config.stop_strings]
         return "stop" if any(stop in text[max(0, len(before) - len(stop) + 1) :] for stop in stops) else "length"
@@ -80,112 +87,119 @@ class SearchRequest:
 
 @dataclass
 class Hypothesis:
-    """One caption as tokens: without begin and end."""
+    """One caption as tokens, without begin and end token."""
 
     tokens: list[int]
-    """The words it was to begin with among them."""
+    """Prefix and chosen tokens."""
     logprobs: list[float] = field(default_factory=list)
-    """Of the tokens that were chosen, the end included where it was reached: the model's own, before the rules."""
+    """The model's log-probability of each chosen token, before the rules; of the end token too if it was chosen."""
     ended_by: Ending = "length"
-    """Its end token, a stop string, or max_new_tokens."""
+    """The end token, a stop string, max_new_tokens, or rules that left nothing."""
     rank: float = 0.0
-    """What beam search orders by: log-probability, after the rules, / length ** length_penalty."""
+    """Order in beam search: log-probability, after the rules, / length ** length_penalty."""
     missing: tuple[str, ...] = ()
-    """Of force_words, those that did not find their place."""
+    """The force_words that it does not contain."""
+    error: str = ""
+    """Why the image has no caption; empty otherwise."""
 
     @property
     def score(self) -> float:
-        """Mean log-probability of a token, the end included."""
+        """Mean log-probability of a chosen token."""
         return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 @dataclass(frozen=True)
-class OpenCaptions:
-    """Captions that are being said: G of each of B images."""
+class NextTokens:
+    """Scores of the next token of each caption, in the array library and on the device of the stepper."""
 
-    images: Tensor
-    """(B,) int64, which of the search's images."""
-    said: Tensor
-    """(B, G, T) int64: begin, prefix, and what was chosen."""
-    logprobs: Tensor
-    """(B, G, chosen): the model's own, of what was chosen."""
-    own: Tensor
-    """(B, G, vocab_size): the model's log-probabilities of what comes next."""
-    scores: Tensor
-    """(B, G, vocab_size): what the rules make of them."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is gone on with. No rows: all is said."""
-
-    rows: Tensor
-    """(B',) int64, the images of `OpenCaptions` that stay."""
-    origin: Tensor
-    """(B', G') int64, which of its image's captions each goes on from."""
-    tokens: Tensor
-    """(B', G') int64."""
+    logprobs: Array
+    """(B, G, vocab_size): the model's log-probabilities."""
+    scores: Array
+    """(B, G, vocab_size): log-probabilities or logits after the rules."""
+    is_nan: Array
+    """(B, G) or (B, 1): whether the model's logits are NaN or all minus infinity."""
 
 
 class SearchStrategy(Protocol):
-    """A search: how many captions of an image are kept, and which token each goes on with."""
+    """Decides which captions of an image are kept, and with which tokens they continue."""
 
     captions: int
-    sums_logprobs: ClassVar[bool]
-    """Whether the rules are to change log-probabilities, as transformers' do in beam search, or logits."""
+    """Captions of each image that are searched at a time."""
+    ranks_logprobs: ClassVar[bool]
+    """Whether rules change log-probabilities, as in transformers' beam search, or logits."""
 
-    def choose(self, now: OpenCaptions) -> Choice: ...
+    def choose(self, history: History, following: NextTokens) -> Choice:
+        """Return how the captions of `history` continue, and keep those that have ended."""
+        ...
 
-    def found(self) -> list[list[Hypothesis]]: ...
+    def results(self) -> list[list[Hypothesis]]:
+        """Return the captions of each image so far, best first; a single one with `error` if the image has failed."""
+        ...
 
 
-def run_search(search: SearchRequest, chooser: SearchStrategy) -> Iterator[None]:
-    """Choose until every caption has ended or has max_new_tokens; yields after each choice.
+def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[None]:
+    """Choose tokens until every caption has ended or has max_new_tokens; yield after each choice.
 
-    Raises MyLLMError where the model's scores are no numbers, and ConfigError where the rules leave nothing to say.
+    Close the iterator if the search is given up. Raises MyLLMError if the model's scores are NaN.
     """
-    config, given = search.config, 1 + len(search.prefix)
-    images = torch.arange(search.batch)
-    said = torch.tensor([search.end, *search.prefix]).expand(search.batch, chooser.captions, given)
-    logprobs = torch.empty(search.batch, chooser.captions, 0)
-    newest, rows = said, images[:, None].expand(said.shape[:2])
-    starts = [search.images, search.blind] if config.contrastive_weight else [search.images]
-    states = [search.stepper.start(start) for start in starts]
-    for chosen in range(config.max_new_tokens):
-        seen = []
-        for number, state in enumerate(states):
-            logits, states[number] = search.stepper.step(newest, search.stepper.reorder(state, rows))
-            seen.append(logits.float())
-        own = _log_softmax(seen[0], chosen).cpu()
-        scores = own if chooser.sums_logprobs else seen[0]
+    stepper, config = request.stepper, request.config
+    history = History.begin(request.batch, strategy.captions, request.end, request.prefix, request.vocabulary)
+    # the captions of an image begin alike, so the first step computes one of them
+    newest, rows = history.tokens[:, :1], history.images[:, None]
+    states = [stepper.start(request.images)]
+    try:
         if config.contrastive_weight:
-            scores = contrasted(own, _log_softmax(seen[1], chosen).cpu(), config.contrastive_weight)
-        told = Said(said.flatten(0, 1), search.end, given, search.vocabulary)
-        scores = apply_rules(scores.flatten(0, 1).cpu(), told, config).view_as(own)
-        choice = chooser.choose(OpenCaptions(images, said, logprobs, own, scores))
-        yield
-        if not len(choice.rows):
-            return
-        images, origin, newest = images[choice.rows], choice.origin, choice.tokens[..., None]
-        rows = origin + said.shape[1] * choice.rows[:, None]
-        current_time = own[choice.rows[:, None], origin, choice.tokens]
-        said = torch.cat([said[choice.rows[:, None], origin], newest], dim=-1)
-        logprobs = torch.cat([logprobs[choice.rows[:, None], origin], current_time[..., None]], dim=-1)
+            states.append(stepper.start(request.blind))
+        for _ in range(config.max_new_tokens):
+            logits = []
+            for index, state in enumerate(states):
+                states[index] = stepper.reorder(state, rows)
+                scores, states[index] = stepper.step(newest, states[index])
+                logits.append(scores)
+            following = next_tokens(logits, history, config, strategy.ranks_logprobs)
+            choice = strategy.choose(history, following)
+            if to_numpy(following.is_nan).any():  # read after the choice, so that a GPU is waited for once
+                raise MyLLMError(
+                    f"the model's logits for token {history.chosen + 1} are NaN or all minus infinity; its weights are "
+                    "damaged, or its numbers overflow"
+                )
+            yield
+            if not len(choice.rows):
+                return
+            rows = newest.shape[1] * choice.rows[:, None] + np.minimum(choice.origin, newest.shape[1] - 1)
+            newest = choice.tokens[..., None]
+            history = history.extend(choice)
+    finally:
+        for state in states:
+            stepper.release(state)
 
 
-def contrasted(own: Tensor, blind: Tensor, weight: float) -> Tensor:
-    """Log-probabilities of "what only the picture explains": (1 + weight) * own - weight * blind, normalised again.
+def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig, ranks_logprobs: bool) -> NextTokens:
+    """Return the scores of the captions' next tokens.
 
-    own, blind: (..., vocab_size) log-probabilities with and without the picture. Contrastive decoding (Li et al. 2023),
-    in the form of Leng et al. 2024; implausible tokens never come.
+    logits: (B, G, vocab_size) of the captions, or (B, 1, vocab_size) if they are all alike; with `contrastive_weight`,
+    those of the captions of grey pictures follow.
     """
-    scores = ((1 + weight) * own - weight * blind).log_softmax(-1)
-    return scores.masked_fill(own < own.amax(-1, keepdim=True) + math.log(PLAUSIBLE), NEVER)
+    xp = array_namespace(logits[0])
+    logits = [xp.astype(values, xp.float32, copy=False) for values in logits]
+    logprobs = log_softmax(logits[0])
+    scores = logprobs if ranks_logprobs else logits[0]
+    if config.contrastive_weight:
+        scores = contrast(logprobs, log_softmax(logits[1]), config.contrastive_weight)
+    is_nan = xp.isnan(logprobs[..., 0])  # one NaN among the logits makes a whole row NaN
+    shape = (*history.tokens.shape[:2], logprobs.shape[-1])
+    logprobs, scores = xp.broadcast_to(logprobs, shape), xp.broadcast_to(scores, shape)
+    return NextTokens(logprobs, apply_rules(scores, history, config), is_nan)
 
 
-def _log_softmax(logits: Tensor, chosen: int) -> Tensor:
-    logprobs = logits.log_softmax(-1)
-    if logprobs[..., 0].isnan().any():  # one score that is no number makes the whole row so
-        told = f"the model's scores of token {chosen + 1} are no numbers, or all of them minus infinity"
-        raise MyLLMError(f"{told}; its weights are damaged, or overflow")
-    return logprobs
+def contrast(logprobs: Array, blind: Array, weight: float) -> Array:
+    """Log-probabilities of what only the picture explains: (1 + weight) * logprobs - weight * blind, normalized.
+
+    logprobs, blind: (..., vocab_size) log-probabilities with the picture and with a grey one. Contrastive decoding (Li
+    et al. 2023) in the form of Leng et al. 2024; implausible tokens become impossible.
+    """
+    xp = array_namespace(logprobs)
+    scores = log_softmax((1 + weight) * logprobs - weight * blind)
+    least = xp.max(logprobs, axis=-1, keepdims=True) + math.log(PLAUSIBLE)
+    return xp.where(logprobs < least, IMPOSSIBLE, scores)
+

@@ -1,61 +1,85 @@
-"""Greedy search and sampling: the likeliest token each time, or one drawn as often as it is likely."""
+"""Greedy search and sampling: take the likeliest token each time, or draw one by its probability."""
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from array_api_compat import array_namespace
 
-from myllm.decoding.engine import Choice, Hypothesis, OpenCaptions, SearchRequest
-from myllm.decoding.rules import NEVER, nothing_left
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, pick, softmax, to_device_of, to_numpy
+from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
+from myllm.decoding.history import Choice, History
+from myllm.decoding.rules import no_token_message
 
-ENDED = -1
+FINISHED = -1
 
 
 class GreedyOrSampling:
-    """A token at a time for each caption; several captions of an image share its picture, and are drawn apart."""
+    """Extends each caption by one token at a time; several captions of an image are sampled independently."""
 
-    sums_logprobs: ClassVar[bool] = False
+    ranks_logprobs: ClassVar[bool] = False
 
-    def __init__(self, search: SearchRequest) -> None:
-        self.search, config = search, search.config
+    def __init__(self, request: SearchRequest) -> None:
+        self.request, config = request, request.config
         self.captions = config.num_return_sequences or 1
-        self.slots = torch.arange(self.captions).repeat(search.batch, 1)
-        self._found = [[Hypothesis(list(search.prefix)) for _ in range(self.captions)] for _ in range(search.batch)]
-        # image by image: what one draws does not depend on those beside it
-        shape, generator = (self.captions, config.max_new_tokens), torch.Generator()
-        drawn = [torch.rand(shape, generator=generator.manual_seed(seed)) for seed in search.seeds]
-        self.luck = torch.stack(drawn) if config.do_sample else None
+        # (B, G) which sample of its image each open caption is
+        self.samples = np.tile(np.arange(self.captions), (request.batch, 1))
+        self.hypotheses = [
+            [Hypothesis(list(request.prefix)) for _ in range(self.captions)] for _ in range(request.batch)
+        ]
+        # image by image, so that what one draws does not depend on the others
+        shape = self.captions, config.max_new_tokens
+        self.uniforms = np.stack([draw_uniforms(seed, shape) for seed in request.seeds]) if config.do_sample else None
 
-    def choose(self, now: OpenCaptions) -> Choice:
-        """Captions that have ended leave; where another of the same image goes on, they keep a place beside it."""
-        is_open = self.slots != ENDED
-        chosen = now.scores.argmax(-1)
-        if not (now.scores.gather(-1, chosen[..., None])[..., 0] > NEVER)[is_open].all():
-            raise nothing_left(self.search.config, now.logprobs.shape[-1])
-        if self.luck is not None:
-            luck = self.luck[now.images[:, None], self.slots, now.logprobs.shape[-1]]
-            chosen = draw(now.scores.flatten(0, 1), luck.flatten()).view_as(chosen)
-        for row, place in is_open.nonzero().tolist():
-            one = self._found[int(now.images[row])][int(self.slots[row, place])]
-            token = int(chosen[row, place])
-            one.logprobs.append(float(now.own[row, place, token]))
-            one.ended_by = self.search.ended_by(now.said[row, place], token)
-            if one.ended_by != "end":
-                one.tokens.append(token)
-            is_open[row, place] = one.ended_by == "length"
-        rows = is_open.any(1).nonzero()[:, 0]
+    def choose(self, history: History, following: NextTokens) -> Choice:
+        """Extend every open caption. Images leave when all their captions have ended."""
+        xp, scores = array_namespace(following.scores), following.scores
+        if self.uniforms is None:
+            chosen = xp.argmax(scores, axis=-1)
+        else:
+            uniforms = self.uniforms[history.images[:, None], self.samples, history.chosen]
+            chosen = draw(scores, to_device_of(uniforms, scores))
+        logprobs = pick(following.logprobs, chosen[..., None])[..., 0]
+        best, logprobs, tokens = map(to_numpy, (xp.max(scores, axis=-1), logprobs, chosen))
+        is_open = self.samples != FINISHED
+        for row, caption in np.argwhere(is_open).tolist():
+            hypothesis = self.hypotheses[history.images[row]][self.samples[row, caption]]
+            if best[row, caption] == IMPOSSIBLE:
+                hypothesis.ended_by = "failed"
+                hypothesis.error = no_token_message(self.request.config, history.chosen)
+            else:
+                token = int(tokens[row, caption])
+                hypothesis.logprobs.append(float(logprobs[row, caption]))
+                hypothesis.ended_by = self.request.ended_by(history, row, caption, token)
+                if hypothesis.ended_by != "end":
+                    hypothesis.tokens.append(token)
+            is_open[row, caption] = hypothesis.ended_by == "length"
+        rows = np.flatnonzero(is_open.any(1))
+        # open captions first; images with fewer of them carry finished ones along
         width = int(is_open.sum(1).max())
-        origin = is_open[rows].int().sort(dim=1, descending=True, stable=True).indices[:, :width]
-        self.slots = torch.where(is_open[rows], self.slots[rows], ENDED).gather(1, origin)
-        return Choice(rows, origin, chosen[rows].gather(1, origin))
+        origin = np.argsort(~is_open[rows], axis=1, kind="stable")[:, :width]
+        self.samples = np.take_along_axis(np.where(is_open, self.samples, FINISHED)[rows], origin, 1)
+        continued = rows[:, None], origin
+        return Choice(rows, origin, tokens[continued], logprobs[continued])
 
-    def found(self) -> list[list[Hypothesis]]:
-        """Of each image, the likeliest a token first."""
-        return [sorted(one, key=lambda hypothesis: -hypothesis.score) for one in self._found]
+    def results(self) -> list[list[Hypothesis]]:
+        """Return the captions of each image, most probable per token first."""
+        return [
+            sorted([one for one in samples if not one.error], key=lambda one: -one.score) or samples[:1]
+            for samples in self.hypotheses
+        ]
 
 
-def draw(scores: Tensor, luck: Tensor) -> Tensor:
-    """(N, vocab_size) scores and (N,) numbers drawn evenly from 0..1 -> (N,) tokens, each as often as it is likely."""
-    held = scores.double().softmax(-1).cumsum(-1)
-    place = torch.searchsorted(held, luck.to(held)[:, None] * held[:, -1:], right=True)
-    return place[:, 0].clamp(max=scores.shape[-1] - 1)
+def draw_uniforms(seed: int, shape: tuple[int, int]) -> Floats:
+    """Draw numbers from 0 to 1, the same as `torch.rand(shape, generator=torch.Generator().manual_seed(seed))`."""
+    words = np.frombuffer(np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * shape[0] * shape[1]), "<u4")
+    uniforms: Floats = ((words & 0xFFFFFF) * np.float32(2**-24)).astype(np.float32).reshape(shape)
+    return uniforms
+
+
+def draw(scores: Array, uniforms: Array) -> Array:
+    """Draw a token for each caption: scores (B, G, vocab_size), uniforms (B, G) from 0 to 1 -> (B, G)."""
+    xp = array_namespace(scores)
+    cumulative = xp.cumulative_sum(softmax(xp.astype(scores, xp.float64)), axis=-1)
+    threshold = xp.astype(uniforms, xp.float64)[..., None] * cumulative[..., -1:]
+    tokens = xp.sum(xp.astype(cumulative <= threshold, xp.int64), axis=-1)
+    return xp.clip(tokens, max=scores.shape[-1] - 1)

@@ -1,8 +1,7 @@
 """Captioner: pictures in, captions with scores and attention out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,25 @@ from myllm.caption import Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import DecodeConfig
 from myllm.data.images import Preprocess, load_image
-from myllm.data.tokenizer import decode_tokens, end_token
+from myllm.data.tokenizer import end_token
 from myllm.decoding.constraints import Vocabulary
-from myllm.decoding.engine import SearchRequest, run_search
-from myllm.decoding.sampling import GreedyOrSampling
+from myllm.decoding.engine import SearchRequest, Stepper
 from myllm.device import autocast, choose_device
 from myllm.errors import ConfigError
-from myllm.inference.generate import draw_seeds, generate_captions, make_search, make_vocabulary
+from myllm.inference.generate import (
+    check_streamable,
+    generate_captions,
+    make_vocabulary,
+    override_options,
+    stream_text,
+)
 from myllm.inference.onnx_stepper import OnnxStepper
-from myllm.inference.torch_steppers import RecordedStepper
+from myllm.inference.torch_steppers import RecordedStepper, make_search
 from myllm.model.kv_cache import ImageKV
 from myllm.model.lora import merge
 from myllm.model.weight_files import weights_hash
 
 Picture = Path | str | bytes | Image.Image | Tensor
-
-# what the tokenizer shows of a character whose bytes are not all there yet
-TORN = "\ufffd"
 
 
 class Captioner:
@@ -121,7 +122,10 @@ class Captioner:
 
         Raises DataError where the picture can't be read and ConfigError for an unknown option.
         """
-        return self.caption_batch([image], generator=generator, **decode)[0]
+        [caption] = self.caption_batch([image], generator=generator, **decode)
+        if caption.error:
+            raise ConfigError(caption.error)
+        return caption
 
     def caption_batch(
         self,
@@ -151,16 +155,7 @@ class Captioner:
 
     def decode_options(self, **decode: Any) -> DecodeConfig:
         """The model's decoding defaults with some of them replaced. Raises ConfigError for an unknown name."""
-        unknown = sorted(decode.keys() - self.decode.__dataclass_fields__.keys())
-        if unknown:
-            known = ", ".join(self.decode.__dataclass_fields__)
-            raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
-        context = self.model.config.text.n_positions
-        if decode.get("max_new_tokens", 0) > context:
-            raise ConfigError(
-                f"decode.max_new_tokens {decode['max_new_tokens']} is more than the model's context of {context} tokens"
-            )
-        return replace(self.decode, **decode)
+        return override_options(self.decode, self.model.config.text.n_positions, decode)
 
     def stream(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Iterator[str]:
         """The caption of one picture in pieces as they are found, never half a character; together they are its text.
@@ -168,25 +163,16 @@ class Captioner:
         Raises as `caption`, and ConfigError with beams, whose best is known only at the end.
         """
         options = self.decode_options(**decode)
-        if options.beams > 1 or (options.num_return_sequences or 1) > 1:
-            raise ConfigError(
-                "stream: the best of several captions is known only at the end; "
-                "take beams 1 and num_return_sequences 1, or `caption`"
-            )
-        with torch.inference_mode(), self._autocast():
+        check_streamable(options)
+        with self._modes():
             kv = self.model.encode(self.preprocess(image)[None].to(self.device))
             search = self._search(kv, options, draw_seeds(1, generator))
-        chooser = GreedyOrSampling(search)
-        steps, told, goes_on = run_search(search, chooser), "", True
-        while goes_on:
-            # between the pieces the caller's own code runs, in its own modes
-            with torch.inference_mode(), self._autocast():
-                goes_on = next(steps, self) is None
-            [[one]] = chooser.found()
-            text = decode_tokens(self.tokenizer, one.tokens).strip()
-            if len(text) > len(told) and not (goes_on and text.endswith(TORN)):
-                yield text[len(told) :]
-                told = text
+        return stream_text(search, self.tokenizer, self._modes)
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        with torch.inference_mode(), self._autocast():
+            yield
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast("bf16" if self.precision == "bf16" else "fp32", self.device)
@@ -200,7 +186,7 @@ class Captioner:
         return make_vocabulary(self.tokenizer)
 
     @cached_property
-    def _stepper(self) -> OnnxStepper | RecordedStepper | None:
+    def _stepper(self) -> Stepper | None:
         """What computes the steps, faster than the model itself; None where that does. Made for the first caption."""
         if self.device.type == "cuda":
             return RecordedStepper(self.model)
@@ -266,3 +252,9 @@ class Captioner:
         # what was found on the picture itself lies where it was found
         shift = (0.0, 0.0) if (method or DEFAULT) in OF_PIXELS else receptive_field_shift(self.model.encoder)
         return project_to_image(maps, shown, longest, shift)
+
+
+def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
+    """Draw a seed for each picture, so that its samples do not depend on the pictures beside it."""
+    device = None if generator is None else generator.device
+    return torch.randint(2**62, (count,), generator=generator, device=device).tolist()

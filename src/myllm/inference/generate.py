@@ -1,64 +1,108 @@
-"""From a model and its image keys and values to captions: what the decoding engine is given, and what comes of it."""
+"""From search requests to captions. No torch, so that exports are captioned by the same lines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.constraints import Vocabulary
-from myllm.decoding.engine import Hypothesis, SearchRequest, Stepper
-from myllm.decoding.generate import generate
-from myllm.inference.torch_steppers import ModelStepper
-from myllm.model.kv_cache import ImageKV
-from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.decoding.engine import Hypothesis, SearchRequest, run_search
+from myllm.decoding.sampling import GreedyOrSampling
+from myllm.decoding.search import generate
+from myllm.errors import ConfigError
 
-
-def make_search(
-    model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = (),
-    stepper: Stepper | None = None,
-) -> SearchRequest:
-    """What the engine is to search: captions of the images, with what they begin with.
-
-    seeds: one for each image, needed by `do_sample`. stepper: what computes the steps, instead of the model itself.
-    Raises ConfigError where the prefix leaves no room for a word.
-    """
-    batch, context = len(image.layers[0][0]), model.config.text.n_positions
-    prefix = vocabulary.encode(decode.prefix) if decode.prefix else []
-    decode = fit_to_context(decode, len(prefix), context)
-    blind = None
-    if decode.contrastive_weight:
-        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
-        blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
-    stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
-    return SearchRequest(stepper, image, batch, vocabulary.end, decode, tuple(prefix), vocabulary, blind, seeds)
+# the tokenizer's sign for a character whose bytes are incomplete
+INCOMPLETE = "\ufffd"
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """The tokenizer as the engine sees it."""
+    """The tokenizer in the form that the search uses."""
     return Vocabulary(token_bytes(tokenizer), partial(encode_text, tokenizer), end_token(tokenizer))
 
 
-@torch.inference_mode()
-def generate_captions(search: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
-    """The best caption of each image with its alternatives; the model is used as it is, so put it into eval mode."""
-    said = search.vocabulary.tokens if search.vocabulary else ()
-    return [_caption(hypotheses, tokenizer, said) for hypotheses in generate(search)]
+def override_options(defaults: DecodeConfig, context: int, changes: Mapping[str, Any]) -> DecodeConfig:
+    """Return the defaults with some options replaced.
+
+    Raises ConfigError for an unknown name, and for more tokens than the model's context has.
+    """
+    unknown = sorted(changes.keys() - DecodeConfig.__dataclass_fields__.keys())
+    if unknown:
+        known = ", ".join(DecodeConfig.__dataclass_fields__)
+        raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
+    if changes.get("max_new_tokens", 0) > context:
+        raise ConfigError(
+            f"decode.max_new_tokens {changes['max_new_tokens']} is more than the model's context of {context} tokens"
+        )
+    return replace(defaults, **changes)
 
 
-def _caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, said: Sequence[bytes]) -> Caption:
-    """said: the bytes of each token."""
+def check_streamable(decode: DecodeConfig) -> None:
+    """Raises ConfigError for a search of several captions."""
+    if decode.beams > 1 or (decode.num_return_sequences or 1) > 1:
+        raise ConfigError(
+            "stream: the best of several captions is known only at the end; take beams 1 and num_return_sequences 1, "
+            "or `caption`"
+        )
+
+
+def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tuple[DecodeConfig, list[int]]:
+    """Return the options, limited to the model's context, and the tokens of their prefix.
+
+    Blanks at the end of the prefix are dropped: the next token brings its own. Raises ConfigError if the prefix leaves
+    no room for a word.
+    """
+    prefix = vocabulary.encode(decode.prefix.rstrip())
+    return fit_to_context(decode, len(prefix), context), prefix
+
+
+def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
+    """Return the best caption of each image with its alternatives; one with `error` if the rules left nothing."""
+    pieces = request.vocabulary.tokens if request.vocabulary else ()
+    return [_to_caption(hypotheses, tokenizer, pieces) for hypotheses in generate(request)]
+
+
+def stream_text(
+    request: SearchRequest,
+    tokenizer: Tokenizer,
+    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[str]:
+    """Yield the caption of a single image in pieces as they are found, each of whole characters.
+
+    context: what each step is computed in; between the pieces, the caller's code runs outside of it.
+    Raises ConfigError if the rules leave nothing.
+    """
+    strategy, text, continues = GreedyOrSampling(request), "", True
+    with closing(run_search(request, strategy)) as steps:
+        while continues:
+            with context():
+                continues = next(steps, steps) is None
+            [[hypothesis]] = strategy.results()
+            if hypothesis.error:
+                raise ConfigError(hypothesis.error)
+            longer = caption_text(tokenizer, hypothesis.tokens)
+            if len(longer) > len(text):
+                yield longer[len(text) :]
+                text = longer
+
+
+def caption_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Text of a caption; a last character whose bytes are not all there is left out."""
+    return decode_tokens(tokenizer, tokens).rstrip(INCOMPLETE).strip()
+
+
+def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, pieces: Sequence[bytes]) -> Caption:
+    """pieces: bytes of each token; the embedding may have more rows than the tokenizer has tokens."""
     best = hypotheses[0]
-    texts = [decode_tokens(tokenizer, one.tokens).strip() for one in hypotheses]
-    # an embedding may have more rows than the tokenizer has tokens; those say nothing
-    pieces = [said[token] if token < len(said) else b"" for token in best.tokens]
-    return Caption(texts[0], best.score, best.tokens, best.logprobs, best.ended_by, best.missing, texts[1:], pieces)
-
-
-def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
-    """A seed a picture: each draws its own way, whatever is drawn beside it."""
-    device = None if generator is None else generator.device
-    return torch.randint(2**62, (count,), generator=generator, device=device).tolist()
+    if best.error:
+        return Caption("", 0.0, [], [], "failed", error=best.error)
+    return Caption(
+        caption_text(tokenizer, best.tokens), best.score, best.tokens, best.logprobs, best.ended_by, best.missing,
+        alternatives=[caption_text(tokenizer, hypothesis.tokens) for hypothesis in hypotheses[1:]],
+        pieces=[pieces[token] if token < len(pieces) else b"" for token in best.tokens],
+    )

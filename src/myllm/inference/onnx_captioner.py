@@ -1,4 +1,4 @@
-"""Captions without torch: what `myllm export --to onnx` wrote, on ONNX Runtime, tokenizers, Pillow and numpy alone.
+"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy.
 
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
@@ -7,8 +7,8 @@ print(captioner.caption("dog.jpg", beams=4).text)
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,26 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from myllm.batched import batched
-from myllm.caption import Calibration, Caption, encode_text, fit_to_context, token_bytes
+from myllm.caption import Calibration, Caption
 from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
+from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.engine import SearchRequest
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
-from myllm.inference.onnx_search import KNOWN, Found, check, search
+from myllm.inference.generate import (
+    check_streamable,
+    fit_prefix,
+    generate_captions,
+    make_vocabulary,
+    override_options,
+    stream_text,
+)
 
 Picture = Path | str | bytes | Image.Image | NDArray[np.float32]
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
+PAST = "past_key_values"
 
 
 class OnnxCaptioner:
@@ -79,7 +89,7 @@ class OnnxCaptioner:
         return opened
 
     def preprocess(self, image: Picture) -> NDArray[np.float32]:
-        """(3, H, W) float32. An array of that shape is taken as preprocessed already. Raises DataError."""
+        """Return (3, H, W) float32. An array of that shape counts as preprocessed. Raises DataError."""
         if isinstance(image, np.ndarray):
             expected = (3, *self._preprocess.size)
             if image.shape != expected:
@@ -87,40 +97,81 @@ class OnnxCaptioner:
             return image.astype(np.float32)
         return self._preprocess(load_image(image))
 
-    def caption(self, image: Picture, **decode: Any) -> Caption:
+    def caption(self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any) -> Caption:
         """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
 
-        Raises DataError where the picture can't be read and ConfigError for an option that is unknown or needs torch.
+        Raises DataError if the picture cannot be read, ConfigError for an unknown option or if the rules leave nothing.
         """
-        return self.caption_batch([image], **decode)[0]
+        [caption] = self.caption_batch([image], generator=generator, **decode)
+        if caption.error:
+            raise ConfigError(caption.error)
+        return caption
 
-    def caption_batch(self, images: Iterable[Picture], batch_size: int = 32, **decode: Any) -> list[Caption]:
-        """One caption for each picture, in their order; many at once."""
-        options, captions = self.decode_options(**decode), list[Caption]()
+    def caption_batch(
+        self,
+        images: Iterable[Picture],
+        *,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        batch_size: int = 32,
+        generator: np.random.Generator | None = None,
+        **decode: Any,
+    ) -> list[Caption]:
+        """Return one caption for each picture, in their order, the same that `caption` returns; many at once.
+
+        each: options of each picture, where they differ; they override those of `decode`. A picture for which the rules
+        leave nothing gets a caption with `error`.
+        """
+        shared, captions = self.decode_options(**decode), list[Caption]()
+        options = None if each is None else [self.decode_options(**{**decode, **changes}) for changes in each]
         for batch in batched(images, batch_size):
-            captions += self.caption_tensors([self.preprocess(picture) for picture in batch], options)
+            pictures, first = [self.preprocess(picture) for picture in batch], len(captions)
+            chosen = [shared] * len(pictures) if options is None else options[first : first + len(pictures)]
+            if len(chosen) < len(pictures):
+                raise ConfigError(f"caption_batch: `each` has options for {len(each or ())} pictures; there are more")
+            captions += self.caption_tensors(pictures, chosen, self._draw_seeds(len(pictures), generator))
+        if options is not None and len(options) > len(captions):
+            raise ConfigError(f"caption_batch: `each` has {len(options)} options for {len(captions)} pictures")
         return captions
 
-    def decode_options(self, **decode: Any) -> DecodeConfig:
-        """The model's decoding defaults with some of them replaced. Raises ConfigError as `caption`."""
-        unknown = sorted(decode.keys() - DecodeConfig.__dataclass_fields__.keys())
-        if unknown:
-            raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
-        options = replace(self.decode, **decode)
-        check(options)
-        return options
+    def stream(
+        self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any
+    ) -> Iterator[str]:
+        """Yield the caption of one picture in pieces as they are found, each of whole characters.
 
-    def caption_tensors(self, images: Sequence[NDArray[np.float32]], decode: DecodeConfig) -> list[Caption]:
-        """images: (B, 3, H, W) float32, preprocessed -> a caption for each."""
-        check(decode)
-        prefix = encode_text(self.tokenizer, decode.prefix)
-        decode = fit_to_context(decode, len(prefix), self._n_positions)
-        (seen,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
-        found = search(_Decoder(self.decoder, seen), len(images), [self._end, *prefix], decode)
-        return [self._caption(one) for one in found]
+        Raises as `caption`, and ConfigError with beams or several samples, whose best is known only at the end.
+        """
+        options = self.decode_options(**decode)
+        check_streamable(options)
+        images = self._encode(self.preprocess(image)[None])
+        return stream_text(self._request(images, options, self._draw_seeds(1, generator)), self.tokenizer)
+
+    def decode_options(self, **decode: Any) -> DecodeConfig:
+        """Return the model's decoding defaults with some of them replaced. Raises ConfigError for an unknown name."""
+        return override_options(self.decode, self._n_positions, decode)
+
+    def caption_tensors(
+        self,
+        images: Sequence[NDArray[np.float32]],
+        decode: DecodeConfig | Sequence[DecodeConfig],
+        seeds: Sequence[int] | None = None,
+    ) -> list[Caption]:
+        """images: (B, 3, H, W) float32, preprocessed -> a caption for each, by options for all or of each.
+
+        seeds: a random seed for each picture; drawn if there are none. In fp32, seeds draw the captions that the
+        exported captioner draws.
+        """
+        options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
+        seeds = self._draw_seeds(len(images), None) if seeds is None else seeds
+        encoded = self._encode(np.stack(images))
+        captions: dict[int, Caption] = {}
+        for distinct in dict.fromkeys(options):
+            rows = [row for row, option in enumerate(options) if option == distinct]
+            request = self._request(encoded[rows], distinct, [seeds[row] for row in rows])
+            captions |= zip(rows, generate_captions(request, self.tokenizer), strict=True)
+        return [replace(captions[row], calibration=self.calibration) for row in range(len(images))]
 
     def blind_caption(self, decode: DecodeConfig) -> None:
-        """None: the exported encoder gives keys and values, behind which its image tokens are not to be reached."""
+        """None: the exported encoder returns keys and values, not the image tokens that would have to be zero."""
         return None
 
     def weights_hash(self) -> str:
@@ -130,42 +181,64 @@ class OnnxCaptioner:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
-    def _caption(self, found: Sequence[Found]) -> Caption:
-        texts = [self.tokenizer.decode(one.tokens, skip_special_tokens=False).strip() for one in found]
-        best = found[0]
-        pieces = [self._said[token] if token < len(self._said) else b"" for token in best.tokens]
-        return Caption(
-            texts[0], best.score, best.tokens, best.logprobs, best.ended_by,
-            alternatives=texts[1:], pieces=pieces, calibration=self.calibration,
-        )
+    def _encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 3, H, W) -> (B, 2 * n_layer * n_head * S, head_dim): keys and values for the decoder."""
+        (encoded,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": images})
+        return np.asarray(encoded)
+
+    def _request(self, images: NDArray[np.float32], decode: DecodeConfig, seeds: Sequence[int]) -> SearchRequest:
+        decode, prefix = fit_prefix(self._vocabulary, decode, self._n_positions)
+        blind = None
+        if decode.contrastive_weight:
+            grey = self._encode(np.zeros((1, 3, *self._preprocess.size), np.float32))
+            blind = np.repeat(grey, len(images), axis=0)
+        stepper, end = ExportStepper(self.decoder), self._vocabulary.end
+        return SearchRequest(stepper, images, len(images), end, decode, prefix, self._vocabulary, blind, seeds)
 
     @cached_property
-    def _said(self) -> list[bytes]:
-        """The bytes of each token."""
-        return token_bytes(self.tokenizer)
+    def _vocabulary(self) -> Vocabulary:
+        return make_vocabulary(self.tokenizer)
+
+    def _draw_seeds(self, count: int, generator: np.random.Generator | None) -> list[int]:
+        return [int(seed) for seed in (generator or np.random.default_rng()).integers(2**62, size=count)]
 
 
-class _Decoder:
-    """The exported decoding step with its cache, as `search` sees it."""
+@dataclass(frozen=True)
+class _ExportState:
+    """G unfinished captions of each of B pictures."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, seen: NDArray[np.float32]) -> None:
-        self.session, self.seen = session, seen
-        shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past_key_values")}
-        self.past: dict[str, NDArray[np.float32]] = {
-            name: np.zeros((len(seen), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()
-        }
+    images: NDArray[np.float32]
+    """(B, 2 * n_layer * n_head * S, head_dim)."""
+    past: Mapping[str, NDArray[np.float32]]
+    """(B * G, n_head, P, head_dim) keys and values of each block, by the names of the decoder's inputs."""
 
-    def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        fed = {"input_ids": tokens, "encoder_hidden_states": self.seen, **self.past}
-        names = ["logits", *(name.replace("past_key_values", "present") for name in self.past)]
-        logits, *present = _run(self.session, names, fed)
-        self.past = dict(zip(self.past, present, strict=True))
-        return np.asarray(logits[:, -1])
 
-    def select(self, rows: NDArray[np.int64], pictures: NDArray[np.int64]) -> None:
-        self.past = {name: value[rows] for name, value in self.past.items()}
-        if len(pictures) < len(self.seen):
-            self.seen = self.seen[pictures]
+class ExportStepper:
+    """The decoder of an export, step by step."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def start(self, images: NDArray[np.float32]) -> _ExportState:
+        shapes = {node.name: node.shape for node in self.session.get_inputs() if node.name.startswith(PAST)}
+        past = {name: np.zeros((len(images), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
+        return _ExportState(images, past)
+
+    def step(self, tokens: NDArray[np.int64], state: _ExportState) -> tuple[NDArray[np.float32], _ExportState]:
+        batch, captions, positions = tokens.shape
+        inputs = {"input_ids": tokens.reshape(-1, positions), "encoder_hidden_states": state.images, **state.past}
+        names = ["logits", *(name.replace(PAST, "present") for name in state.past)]
+        logits, *present = _run(self.session, names, inputs)
+        past = dict(zip(state.past, present, strict=True))
+        return np.asarray(logits[:, -1]).reshape(batch, captions, -1), _ExportState(state.images, past)
+
+    def reorder(self, state: _ExportState, rows: NDArray[np.int64]) -> _ExportState:
+        captions = len(next(iter(state.past.values()))) // len(state.images)
+        images = state.images if len(rows) == len(state.images) else state.images[rows[:, 0] // captions]
+        return _ExportState(images, {name: array[rows.ravel()] for name, array in state.past.items()})
+
+    def release(self, state: _ExportState) -> None:
+        """Nothing is kept."""
 
 
 def _run(session: onnxruntime.InferenceSession, names: Sequence[str], fed: Mapping[str, Any]) -> Sequence[Any]:

@@ -1,7 +1,7 @@
 """The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
 
-The graph is built where the model is loaded, in memory: ONNX Runtime takes the weights from torch's tensors, so there
-is no file to write, to keep in step with the checkpoint, or to find damaged.
+The graph is built in memory when the model is loaded, and ONNX Runtime reads the weights from torch's tensors: there is
+no file to write, to keep up to date with the checkpoint, or to find damaged.
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from myllm.config import GPTConfig
+from myllm.decoding.arrays import Floats, Ints
 from myllm.export.onnx_graph import BLOCK, MICROSOFT, Graph, model_of
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
@@ -26,12 +27,12 @@ Precision = Literal["fp32", "int8"]
 class _StepGraph(Graph):
     """One step of `GPT` over its own caches.
 
-    Q is the newest positions of all captions of an image, n the slots of its past, S its tokens; rows are Q * B. In:
-    tokens (Q, B), places (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of the past
-    (n, B, n_head, head_dim) and of the picture (B, n_head, S, head_dim).
-    Out: logits (N, vocab_size) of the rows asked for, and each block's new keys and values (Q * B, n_embd).
+    Q is the number of newest positions of all captions of an image, n that of the slots of its past, S that of its
+    tokens; there are Q * B rows. Inputs: tokens (Q, B), positions (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for
+    each block the keys and values of the past (n, B, n_head, head_dim) and of the image (B, n_head, S, head_dim).
+    Outputs: logits (N, vocab_size) of the requested rows, and each block's new keys and values (Q * B, n_embd).
 
-    Slots stand first in the past, so it grows in place: what a step gives is written behind what it has read.
+    Slots are the first axis of the past, so that it grows in place: a step writes its keys behind those that it reads.
     """
 
     def __init__(self, decoder: GPT, precision: Precision) -> None:
@@ -43,10 +44,10 @@ class _StepGraph(Graph):
         self.past_and_newest = self.add("Concat", past, newest, axis=0)
         transformer = decoder.transformer
         words = self.add("Gather", self.weight("wte", transformer.wte.weight), "tokens")
-        places = self.add("Gather", self.weight("wpe", transformer.wpe.weight), "places")
-        x = self.transformer(self.add("Reshape", self.add("Add", words, places), self.as_rows), decoder)
-        asked = self.add("Gather", x, "rows")
-        self.linear(self.norm(asked, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
+        positions = self.add("Gather", self.weight("wpe", transformer.wpe.weight), "positions")
+        x = self.transformer(self.add("Reshape", self.add("Add", words, positions), self.as_rows), decoder)
+        last = self.add("Gather", x, "rows")
+        self.linear(self.norm(last, transformer.ln_f, "ln_f"), decoder.lm_head, "lm_head")
         self.nodes[-1].output[0] = "logits"
 
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
@@ -56,7 +57,7 @@ class _StepGraph(Graph):
         values, units = quantize_to_int8(module.weight.detach())
         weight = [self.weight(f"{name}.weight", values), self.weight(f"{name}.unit", units)]
         shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
-        # level 4: what is multiplied is rounded to 8 bits too, by blocks of its row, so that no caption sees another
+        # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
         level = {"accuracy_level": 4, "domain": MICROSOFT}
         return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
 
@@ -79,13 +80,13 @@ class _StepGraph(Graph):
         queries = self.queries(query)
         keys = f"past_key.{layer}", self.split_heads(key)
         values = f"past_value.{layer}", self.split_heads(value)
-        # past and newest are read where they are; only scores are put together
-        scores = [self.add("MatMul", queries, self.add("Transpose", one, perm=(1, 2, 3, 0))) for one in keys]
-        masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
-        weights = self.add("Softmax", masked, axis=-1)
-        parted = self.split([weights, self.past_and_newest], (f"to_past.{layer}", f"to_newest.{layer}"))
-        across = [self.add("Transpose", one, perm=(1, 2, 0, 3)) for one in values]
-        attended = [self.add("MatMul", *pair) for pair in zip(parted, across, strict=True)]
+        # past and newest keys are read in place; only their scores are concatenated
+        scores = [self.add("MatMul", queries, self.add("Transpose", part, perm=(1, 2, 3, 0))) for part in keys]
+        mrequested = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
+        weights = self.add("Softmax", mrequested, axis=-1)
+        weights_of = self.split([weights, self.past_and_newest], (f"to_past.{layer}", f"to_newest.{layer}"))
+        by_head = [self.add("Transpose", part, perm=(1, 2, 0, 3)) for part in values]
+        attended = [self.add("MatMul", *pair) for pair in zip(weights_of, by_head, strict=True)]
         return self.linear(self.merge_heads(self.add("Add", *attended)), module.c_proj, f"h.{layer}.attn.c_proj")
 
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
@@ -97,7 +98,7 @@ class _StepGraph(Graph):
 
 
 def quantize_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> (N, blocks, BLOCK) uint8 with 128 for zero, and (N, blocks) float32: what one step of each block is."""
+    """Round weights (N, K) to (N, blocks, BLOCK) uint8, 128 for zero, and the scale of each block, (N, blocks)."""
     blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
     return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
@@ -109,9 +110,9 @@ def _parts(config: GPTConfig) -> list[str]:
 
 def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     """Inputs and outputs of a step, by name, type and shape."""
-    make, whole, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
+    make, int64, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     heads, head_dim = config.n_head, config.n_embd // config.n_head
-    inputs = [make("tokens", whole, ["Q", "B"]), make("places", whole, ["Q", 1]), make("rows", whole, ["N"])]
+    inputs = [make("tokens", int64, ["Q", "B"]), make("positions", int64, ["Q", 1]), make("rows", int64, ["N"])]
     inputs.append(make("mask", real, ["B", 1, "Q", "n_and_Q"]))
     outputs = [make("logits", real, ["N", config.vocab_size])]
     for part in _parts(config):
@@ -125,7 +126,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # its threads would else keep the cores busy for a while after a step, and torch's wait for them
+    # else its threads keep the cores busy for a while after a step, and torch's wait for them
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -133,7 +134,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
             constants.append(numpy_helper.from_array(array, name))
             continue
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        # ONNX asks for a file's name; it is never opened, for the session is handed the memory
+        # ONNX asks for a file's name, but the file is never opened: the session gets the memory itself
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="memory")
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -145,104 +146,107 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True)
 class StepState:
-    """G captions of each of B images, as far as they are."""
+    """G unfinished captions of each of B images."""
 
-    image: tuple[Tensor, ...]
-    """Keys and values of the picture, (B, n_head, S, head_dim), in turn for each block."""
-    past: Tensor
+    image: tuple[Floats, ...]
+    """Keys and values of the images, (B, n_head, S, head_dim), in turn for each block."""
+    past: Floats
     """(2 * n_layer, room, B, n_head, head_dim): keys and values of each block; the first n of `room` slots are used."""
-    mask: Tensor
-    """(B, G, n): 0 where a caption goes on from the slot, -inf where that is of another."""
+    mask: Floats
+    """(B, G, n): 0 for slots that hold a caption's own past, -inf for those of others."""
     length: int
     """Tokens of each caption."""
 
 
 class OnnxStepper:
-    """`VisionGPT2` as the decoding engine sees it, its steps computed by ONNX Runtime on the CPU.
+    """`VisionGPT2` step by step, computed by ONNX Runtime on the CPU.
 
-    Beams move no cache: every caption's slots stay where they were written, and the mask says whose past they are.
+    Beams move no cache: the slots of a caption stay where they were written, and the mask says whose past they are.
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's own by default."""
+        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's number by default."""
         self.decoder, self.config = model.decoder, model.config.text
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
 
     def start(self, images: ImageKV) -> StepState:
-        """One caption for each image, with nothing said yet."""
-        parts = tuple(part.float().contiguous() for layer in images.layers for part in layer)
+        parts = tuple(part.float().contiguous().numpy() for layer in images.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
-        past = parts[0].new_empty(len(parts), 0, batch, heads, head_dim)
-        return StepState(parts, past, past.new_zeros(batch, 1, 0), 0)
+        past = np.empty((len(parts), 0, batch, heads, head_dim), np.float32)
+        return StepState(parts, past, np.zeros((batch, 1, 0), np.float32), 0)
 
-    def step(self, tokens: Tensor, state: StepState) -> tuple[Tensor, StepState]:
-        """The newest tokens (B, G, T) -> logits of those after them (B, G, vocab_size), and the state after."""
+    def step(self, tokens: Ints, state: StepState) -> tuple[Floats, StepState]:
         batch, captions, newest = tokens.shape
         used = state.mask.shape[-1]
-        ends, length = used + captions * newest, state.length + newest
+        needed, length = used + captions * newest, state.length + newest
         self.decoder.check_fits(length)
-        past = _with_room(state.past, used, ends)
-        mask = _extended(state.mask, newest)
-        places = torch.arange(state.length, length).repeat(captions)[:, None]
+        past = _with_room(state.past, used, needed)
+        mask = _extend(state.mask, newest)
+        positions = np.tile(np.arange(state.length, length), captions)[:, None]
         # row (caption, position, image) of the last position of each image's captions
-        rows = (torch.arange(captions) * newest + newest - 1) * batch + torch.arange(batch)[:, None]
-        logits = torch.empty(batch, captions, self.config.vocab_size)
-        told = tokens.flatten(1).T.contiguous()
+        rows = (np.arange(captions) * newest + newest - 1) * batch + np.arange(batch)[:, None]
+        logits = np.empty((batch, captions, self.config.vocab_size), np.float32)
+        by_position = np.ascontiguousarray(tokens.reshape(batch, -1).T)
         binding = self._session.io_binding()
-        for name, value in {"tokens": told, "places": places, "rows": rows.flatten(), "mask": mask[:, None]}.items():
-            _bind(binding.bind_input, name, tuple(value.shape), value.data_ptr(), value.dtype)
-        _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.data_ptr())
-        of_block, of_slot = (stride * past.element_size() for stride in past.stride()[:2])
-        slots, written = (used, *past.shape[2:]), ((ends - used) * batch, self.config.n_embd)
+        inputs = {"tokens": by_position, "positions": positions, "rows": rows.ravel(), "mask": mask[:, None]}
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array.shape, array.ctypes.data, array.dtype.type)
+        _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.ctypes.data)
+        address, block_bytes, slot_bytes = past.ctypes.data, *past.strides[:2]
+        slots, written = (used, *past.shape[2:]), ((needed - used) * batch, self.config.n_embd)
         for index, (image, part) in enumerate(zip(state.image, _parts(self.config), strict=True)):
-            address = past.data_ptr() + index * of_block
-            _bind(binding.bind_input, f"past_{part}", slots, address)
-            _bind(binding.bind_input, f"image_{part}", tuple(image.shape), image.data_ptr())
-            _bind(binding.bind_output, part, written, address + used * of_slot)
+            block = address + index * block_bytes
+            _bind(binding.bind_input, f"past_{part}", slots, block)
+            _bind(binding.bind_input, f"image_{part}", image.shape, image.ctypes.data)
+            _bind(binding.bind_output, part, written, block + used * slot_bytes)
         self._session.run_with_iobinding(binding)
-        return logits, StepState(state.image, past, mask.unflatten(1, (captions, newest))[:, :, -1], length)
+        newest_mask = mask.reshape(batch, captions, newest, needed)[:, :, -1]
+        return logits, StepState(state.image, past, newest_mask, length)
 
-    def reorder(self, state: StepState, rows: Tensor) -> StepState:
-        """New caption (i, j) goes on from caption rows[i, j] of the old ones counted in a row; rows (B', G')."""
-        batch, captions, _ = state.mask.shape
-        state = replace(state, mask=state.mask.flatten(0, 1)[rows])
+    def reorder(self, state: StepState, rows: Ints) -> StepState:
+        batch, captions, slots = state.mask.shape
+        state = replace(state, mask=state.mask.reshape(batch * captions, slots)[rows])
         images = rows[:, 0] // captions
-        if not torch.equal(images, torch.arange(batch)):
-            kept = tuple(part.index_select(0, images) for part in state.image)
-            state = replace(state, image=kept, past=state.past.index_select(2, images))
+        if not np.array_equal(images, np.arange(batch)):
+            kept = tuple(part[images] for part in state.image)
+            state = replace(state, image=kept, past=state.past.take(images, axis=2))
         return _without_dead_slots(state)
 
+    def release(self, state: StepState) -> None:
+        """Nothing is kept."""
 
-def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: torch.dtype = torch.float32) -> None:
-    bind(name, "cpu", 0, np.float32 if dtype is torch.float32 else np.int64, shape, address)
+
+def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any = np.float32) -> None:
+    bind(name, "cpu", 0, dtype, shape, address)
 
 
-def _with_room(past: Tensor, used: int, needed: int) -> Tensor:
-    """The cache with room for `needed` slots, its first `used` as they were; room doubles, so copies stay few."""
+def _with_room(past: Floats, used: int, needed: int) -> Floats:
+    """The cache with room for `needed` slots, its first `used` unchanged; room doubles, so that copies are few."""
     if needed <= past.shape[1]:
         return past
-    larger = past.new_empty(past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:])
+    larger = np.empty((past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:]), np.float32)
     larger[:, :used] = past[:, :used]
     return larger
 
 
-def _extended(mask: Tensor, newest: int) -> Tensor:
-    """(B, G, n) of what is past -> (B, G * newest, n + G * newest) of each newest position: a caption sees its own."""
+def _extend(mask: Floats, newest: int) -> Floats:
+    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees itself only."""
     batch, captions, _ = mask.shape
-    among = torch.kron(torch.eye(captions), torch.ones(newest, newest).tril()).log()  # 1 and 0 -> 0 and -inf
-    past = mask[:, :, None].expand(-1, -1, newest, -1).flatten(1, 2)
-    return torch.cat([past, among.expand(batch, -1, -1)], dim=-1)
+    is_visible = np.kron(np.eye(captions, dtype=bool), np.tri(newest, dtype=bool))
+    among_newest = np.where(is_visible, np.float32(0), np.float32(-np.inf))
+    among_newest = np.broadcast_to(among_newest, (batch, *among_newest.shape))
+    return np.concatenate([mask.repeat(newest, axis=1), among_newest], axis=-1)
 
 
 def _without_dead_slots(state: StepState) -> StepState:
-    """The same past without slots that no caption goes on from any more, where these have become the greater part.
+    """The same past without the slots that no caption continues, once these are the greater part.
 
-    Images keep as many slots as the one that needs most; those beyond its own stay hidden from it.
+    Images keep as many slots as the one that needs most; those beyond an image's own stay hidden from it.
     """
-    alive = (state.mask == 0).any(1)
-    kept = int(alive.sum(-1).max())
+    alive = (state.mask == 0).any(axis=1)
+    kept = int(alive.sum(axis=-1).max())
     if alive.shape[1] < 2 * kept + 16:
         return state
-    slots = alive.int().argsort(dim=-1, descending=True, stable=True)[:, :kept]
-    past = state.past[:, slots.T, torch.arange(len(slots))]
-    return replace(state, past=past, mask=state.mask.gather(2, slots[:, None].expand(-1, state.mask.shape[1], -1)))
+    slots = np.argsort(~alive, axis=-1, kind="stable")[:, :kept]
+    past = np.ascontiguousarray(state.past[:, slots.T, np.arange(len(slots))])
+    return replace(state, past=past, mask=np.take_along_axis(state.mask, slots[:, None], axis=-1))

@@ -1,12 +1,19 @@
-"""The model as the decoding engine sees it: torch computes its steps, on a GPU from recordings of them."""
+"""Steppers that compute with torch: the model itself, and on a GPU recordings of its steps; searches over a model."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from myllm.config import DecodeConfig
+from myllm.decoding.arrays import Array, Ints
+from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.engine import SearchRequest, Stepper
+from myllm.inference.generate import fit_prefix
 from myllm.model.kv_cache import ImageKV, SelfKV
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -14,97 +21,139 @@ State = tuple[ImageKV, SelfKV]
 Job = Callable[[], None]
 
 
+def as_array(logits: Tensor) -> Array:
+    """Logits in float32: as numpy on a CPU, where it searches faster than torch, else unchanged on their device."""
+    logits = logits.float()
+    return logits.detach().numpy() if logits.device.type == "cpu" else logits
+
+
+def make_search(
+    model: VisionGPT2,
+    vocabulary: Vocabulary,
+    image: ImageKV,
+    decode: DecodeConfig,
+    seeds: Sequence[int] = (),
+    stepper: Stepper | None = None,
+) -> SearchRequest:
+    """Return the request for captions of encoded images.
+
+    seeds: one for each image, needed by `do_sample`. stepper: computes the steps; the model itself by default.
+    Raises ConfigError if the prefix leaves no room for a word.
+    """
+    batch = len(image.layers[0][0])
+    decode, prefix = fit_prefix(vocabulary, decode, model.config.text.n_positions)
+    blind = None
+    if decode.contrastive_weight:
+        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
+        blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
+    stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
+    return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds)
+
+
 class ModelStepper:
-    """`VisionGPT2` step by step: it starts from keys and values of images."""
+    """`VisionGPT2` step by step, from the keys and values of images."""
 
     def __init__(self, model: VisionGPT2, n_positions: int) -> None:
-        """n_positions: the most tokens that a caption will have, begin and prefix included."""
+        """n_positions: maximum length of a caption in tokens, begin token and prefix included."""
         self.model, self.n_positions = model, n_positions
 
     def start(self, images: ImageKV) -> State:
         return images, self.model.decoder.new_cache(len(images.layers[0][0]), self.n_positions)
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Ints, state: State) -> tuple[Array, State]:
         image, cache = state
-        tokens = tokens.to(cache.keys.device)
-        return self.model.decode(tokens, image, cache)[:, :, -1], state
+        newest = torch.from_numpy(tokens).to(cache.keys.device)
+        return as_array(self.model.decode(newest, image, cache)[:, :, -1]), state
 
-    def reorder(self, state: State, rows: Tensor) -> State:
+    def reorder(self, state: State, rows: Ints) -> State:
         image, cache = state
-        rows, count = rows.to(cache.keys.device), len(image.layers[0][0])
+        captions = torch.from_numpy(rows).to(cache.keys.device)
+        count = len(image.layers[0][0])
         if len(rows) < count:
-            image = image.select(rows[:, 0] // (cache.keys.shape[1] // count))
-        cache.select(rows.flatten())
+            image = image.select(captions[:, 0] // (cache.keys.shape[1] // count))
+        cache.select(captions.flatten())
         return image, cache
+
+    def release(self, state: State) -> None:
+        """Nothing is kept."""
 
 
 class RecordedStepper:
-    """`VisionGPT2` on a GPU: a step is recorded once (a CUDA graph) and then played, its kernels started as one.
+    """`VisionGPT2` on a GPU: each step is recorded once (a CUDA graph) and replayed, its kernels started as one.
 
-    A recording holds for its shapes and addresses. So captions stand in buffers for 1, 2, 4, ... images, where those
-    that have ended leave their places idle until the others fit into half of them; every position is recorded anew.
+    A recording is valid for its shapes and addresses. So captions are held in buffers for 1, 2, 4, ... images; the
+    places of finished images stay idle until the others fit into half of them, and each position has its own recording.
     """
 
     def __init__(self, model: VisionGPT2) -> None:
         self.model = model
-        self._free: dict[tuple[int, ...], list[_Buffers]] = {}
+        # buffers that no search uses, by their size
+        self.free: dict[tuple[int, ...], list[_Buffers]] = {}
 
     def start(self, images: ImageKV) -> "_Running":
         return _Running(images, self.model.decoder.new_cache(len(images.layers[0][0]), 1))
 
-    def step(self, tokens: Tensor, state: "_Running") -> tuple[Tensor, "_Running"]:
-        batch, captions, newest = tokens.shape
-        position = state.cache.length
-        self.model.decoder.check_fits(position + newest)
-        tokens = tokens.to(state.cache.keys.device)
-        if position == 0:  # what captions begin with is of any length, and read only once
-            cache = self.model.decoder.new_cache(batch * captions, newest)
-            return self.model.decode(tokens, state.image, cache)[:, :, -1], _Running(state.image, cache)
-        if state.buffers is None or position == state.cache.keys.shape[3]:
-            state = self.reorder(state, torch.arange(batch * captions).view(batch, captions))
+    def step(self, tokens: Ints, state: "_Running") -> tuple[Array, "_Running"]:
+        batch, captions, positions = tokens.shape
+        length = state.cache.length
+        self.model.decoder.check_fits(length + positions)
+        newest = torch.from_numpy(tokens).to(state.cache.keys.device)
+        if length == 0:  # begin token and prefix have any length, and are read only once
+            cache = self.model.decoder.new_cache(batch * captions, positions)
+            return as_array(self.model.decode(newest, state.image, cache)[:, :, -1]), _Running(state.image, cache)
+        if state.buffers is None or length == state.cache.keys.shape[3]:
+            state = self.reorder(state, np.arange(batch * captions).reshape(batch, captions))
         buffers = state.buffers
         assert buffers is not None
-        buffers.tokens[:batch] = tokens
-        if position not in buffers.steps:
-            buffers.steps[position] = self._recorded(buffers)
-        buffers.steps[position]()
-        buffers.cache.length = position + 1
-        return buffers.logits[:batch].clone(), state
+        buffers.tokens[:batch] = newest
+        if length not in buffers.steps:
+            buffers.steps[length] = self._record(buffers)
+        buffers.steps[length]()
+        buffers.cache.length = length + 1
+        return as_array(buffers.logits[:batch].clone()), state
 
-    def reorder(self, state: "_Running", rows: Tensor) -> "_Running":
-        length, count = state.cache.length, len(rows)
-        pictures = (rows[:, 0] // state.captions).to(state.cache.keys.device)
+    def reorder(self, state: "_Running", rows: Ints) -> "_Running":
+        length, device = state.cache.length, state.cache.keys.device
+        images = torch.from_numpy(rows[:, 0] // state.captions).to(device)
         if length == 0:
-            return replace(state, image=state.image.select(pictures))
-        size = _power_of_two(count), rows.shape[1], state.image.layers[0][0].shape[2], _power_of_two(length + 1)
-        earlier = state
-        if state.buffers is None or state.buffers.size != size:
-            free = self._free.setdefault(size, [])
-            buffers = free.pop() if free else _Buffers(size, self.model, state.image)
-            state = _Running(buffers.image, buffers.cache, buffers, free)
-        elif torch.equal(rows.flatten(), torch.arange(rows.numel())):
+            return replace(state, image=state.image.select(images))
+        image_tokens = state.image.layers[0][0].shape[2]
+        size = _power_of_two(len(rows)), rows.shape[1], image_tokens, _power_of_two(length + 1)
+        captions = torch.from_numpy(rows.flatten()).to(device)
+        if state.buffers is not None and state.buffers.size == size:
+            if not np.array_equal(rows.flatten(), np.arange(rows.size)):
+                state.take(state, images, captions)
             return state
-        state.take(earlier, pictures, rows.flatten().to(pictures.device))
-        return state
+        free = self.free.setdefault(size, [])
+        buffers = free.pop() if free else _Buffers(size, self.model, state.image)
+        larger = _Running(buffers.image, buffers.cache, buffers)
+        larger.take(state, images, captions)
+        self.release(state)
+        return larger
 
-    def _recorded(self, buffers: "_Buffers") -> Job:
-        position = buffers.cache.length
+    def release(self, state: "_Running") -> None:
+        """Make the buffers of a search available to the next one."""
+        if state.buffers is not None:
+            self.free[state.buffers.size].append(state.buffers)
+
+    def _record(self, buffers: "_Buffers") -> Job:
+        length = buffers.cache.length
 
         def job() -> None:
-            buffers.cache.length = position
+            buffers.cache.length = length
             buffers.logits.copy_(self.model.decode(buffers.tokens, buffers.image, buffers.cache)[:, :, -1])
 
-        return _played_on_gpu(job, buffers) if buffers.tokens.is_cuda else job
+        return _record_on_gpu(job, buffers) if buffers.tokens.is_cuda else job
 
 
 class _Buffers:
-    """Room for (images, captions of each, image tokens, positions), and the steps recorded over it, by position."""
+    """Memory for (images, captions of each, image tokens, positions), and the steps recorded over it, by position."""
 
     def __init__(self, size: tuple[int, int, int, int], model: VisionGPT2, like: ImageKV) -> None:
         images, captions, image_tokens, positions = self.size = size
         heads, head_dim = like.layers[0][0].shape[1::2]
         shape = images, heads, image_tokens, head_dim
-        # zeros: idle places are computed with, too
+        # zeros, because idle places are computed too
         self.image = ImageKV(tuple((key.new_zeros(shape), key.new_zeros(shape)) for key, _ in like.layers))
         self.cache = model.decoder.new_cache(images * captions, positions)
         self.cache.keys.zero_()
@@ -112,36 +161,30 @@ class _Buffers:
         self.tokens = torch.zeros(images, captions, 1, dtype=torch.int64, device=self.cache.keys.device)
         self.logits = torch.empty(images, captions, model.config.text.vocab_size, device=self.tokens.device)
         self.steps: dict[int, Job] = {}
-        self.pool: object = None
+        self.pool: Any = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Running:
-    """Captions being said: in the first places of buffers, which are free again once nothing holds this."""
+    """Unfinished captions, in the first places of buffers if there are any."""
 
     image: ImageKV
     cache: SelfKV
     buffers: _Buffers | None = None
-    free: list[_Buffers] = field(default_factory=list)
-
-    def __del__(self) -> None:
-        if self.buffers is not None:
-            self.free.append(self.buffers)
 
     @property
     def captions(self) -> int:
-        """G, of each image."""
+        """Captions of each image."""
         return self.cache.keys.shape[1] // len(self.image.layers[0][0])
 
-    def take(self, earlier: "_Running", pictures: Tensor, rows: Tensor) -> None:
-        """Put the images `pictures` (B,) and the captions `rows` (B * G,) of an earlier state into the first places."""
-        length = earlier.cache.length
-        for own, other in zip(self.image.layers, earlier.image.layers, strict=True):
-            for mine, theirs in zip(own, other, strict=True):
-                mine[: len(pictures)] = theirs.index_select(0, pictures)
-        pairs = (self.cache.keys, earlier.cache.keys), (self.cache.values, earlier.cache.values)
-        for mine, theirs in pairs:
-            mine[:, : len(rows), :, :length] = theirs[:, :, :, :length].index_select(1, rows)
+    def take(self, source: "_Running", images: Tensor, captions: Tensor) -> None:
+        """Copy images (B,) and captions (B * G,) of another state into the first places of this one's buffers."""
+        length = source.cache.length
+        for target_layer, source_layer in zip(self.image.layers, source.image.layers, strict=True):
+            for target, values in zip(target_layer, source_layer, strict=True):
+                target[: len(images)] = values.index_select(0, images)
+        for target, values in ((self.cache.keys, source.cache.keys), (self.cache.values, source.cache.values)):
+            target[:, : len(captions), :, :length] = values[:, :, :, :length].index_select(1, captions)
         self.cache.length = length
 
 
@@ -149,17 +192,17 @@ def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _played_on_gpu(job: Job, buffers: _Buffers) -> Job:
-    """What plays `job` again over the same memory; `job` itself, with a warning, where it can't be recorded."""
-    # weights that autocast has cast and kept are thrown away with it, under the recording that would read them
+def _record_on_gpu(job: Job, buffers: _Buffers) -> Job:
+    """Return a function that replays `job` over the same memory; `job` itself, with a warning, if recording fails."""
+    # without the cache: weights that autocast has cast would be freed with it, though the recording reads them
     keeps_casts = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     torch.clear_autocast_cache()
     try:
-        job()  # libraries set themselves up in the first call, which must not be recorded
+        job()  # libraries initialize in the first call, which must not be recorded
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=buffers.pool):  # type: ignore[arg-type]
+        with torch.cuda.graph(graph, pool=buffers.pool):
             job()
     except RuntimeError as error:
         warnings.warn(f"steps of decoding are not recorded on this GPU, so they are slower: {error}", stacklevel=2)

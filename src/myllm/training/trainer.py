@@ -20,7 +20,8 @@ from myllm.config import TrainConfig
 from myllm.data.batches import Batch, Batches, evaluation_batches, training_batches
 from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import MyLLMError
-from myllm.inference.generate import generate_captions, make_search, make_vocabulary
+from myllm.inference.generate import generate_captions, make_vocabulary
+from myllm.inference.torch_steppers import make_search
 from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
 from myllm.model.lora import adapted_layers

@@ -1,34 +1,65 @@
-"""Each rule over a handful of words, held against a version that says what it means and is in no hurry."""
+"""Each rule over a handful of words, compared with a version that says plainly what it means.
+
+Every test runs with scores of numpy and of torch.
+"""
 
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from numpy.typing import NDArray
 
 from myllm.config import DecodeConfig
 from myllm.decoding import rules
+from myllm.decoding.arrays import IMPOSSIBLE, Array, to_numpy
 from myllm.decoding.constraints import Vocabulary
-from myllm.decoding.rules import ALWAYS, NEVER, SAMPLING, Said, apply_rules, nothing_left
+from myllm.decoding.history import History
+from myllm.decoding.rules import ALWAYS, SAMPLING, apply_rules, no_token_message
 
 END = 4
+PAGE = Path(__file__).parents[3] / "docs/decoding.md"
 PROBABILITIES = st.lists(st.integers(1, 1000), min_size=5, max_size=9, unique=True).map(
     lambda weights: [weight / sum(weights) for weight in weights]
 )
+WORDS = Vocabulary([b" cat", b"a", b" ", b" dog", b""], lambda text: [3], END)
 
 
-def allowed(probabilities: Sequence[float], told: Sequence[int] = (END,), **decode: object) -> set[int]:
+class Library:
+    to_array: Callable[[NDArray[Any]], Array]
+
+
+@pytest.fixture(scope="module", params=[np.asarray, torch.from_numpy], ids=["numpy", "torch"], autouse=True)
+def library(request: pytest.FixtureRequest) -> Iterator[None]:
+    Library.to_array = staticmethod(request.param)
+    yield
+
+
+def history(tokens: Sequence[int], vocabulary: Vocabulary | None = None) -> History:
+    """One caption of these tokens, the begin token first."""
+    return History(
+        np.zeros(1, np.int64), np.array([[tokens]]), np.zeros((1, 1, len(tokens) - 1), np.float32), END, vocabulary
+    )
+
+
+def scores_after(scores: Sequence[float], tokens: Sequence[int], config: DecodeConfig) -> NDArray[np.float32]:
+    array = Library.to_array(np.array([[scores]], np.float32))
+    return to_numpy(apply_rules(array, history(tokens, WORDS), config))[0, 0]
+
+
+def allowed(probabilities: Sequence[float], tokens: Sequence[int] = (END,), **decode: Any) -> set[int]:
     """The tokens that may come next."""
-    config = DecodeConfig(**({"do_sample": True} | decode))  # type: ignore[arg-type]
-    scores = apply_rules(torch.tensor([probabilities]).log(), Said(torch.tensor([told]), END), config)
-    return set((scores[0] > NEVER).nonzero()[:, 0].tolist())
+    config = DecodeConfig(**({"do_sample": True} | decode))
+    scores = scores_after([math.log(probability) for probability in probabilities], tokens, config)
+    return set(np.flatnonzero(scores > IMPOSSIBLE).tolist())
 
 
 def by_likelihood(probabilities: Sequence[float]) -> list[int]:
@@ -36,11 +67,11 @@ def by_likelihood(probabilities: Sequence[float]) -> list[int]:
 
 
 @given(probabilities=PROBABILITIES, top_p=st.floats(0.01, 0.99))
-def test_top_p_keeps_the_smallest_set_that_holds_it(probabilities: list[float], top_p: float) -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_it(probabilities: list[float], top_p: float) -> None:
     order = by_likelihood(probabilities)
-    held = list(itertools.accumulate(probabilities[token] for token in order))
-    if min(abs(share - top_p) for share in held) > 1e-6:
-        needed = next(count for count, share in enumerate(held, start=1) if share >= top_p or count == len(held))
+    reached = list(itertools.accumulate(probabilities[token] for token in order))
+    if min(abs(share - top_p) for share in reached) > 1e-6:
+        needed = 1 + min(sum(share < top_p for share in reached), len(reached) - 1)
         assert allowed(probabilities, top_p=top_p) == set(order[:needed])
 
 
@@ -50,82 +81,108 @@ def test_top_k_keeps_the_k_likeliest(probabilities: list[float], top_k: int) -> 
 
 
 @given(probabilities=PROBABILITIES, min_p=st.floats(0.01, 0.99))
-def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(probabilities: list[float], min_p: float) -> None:
+def test_min_p_keeps_tokens_nearly_as_likely_as_the_likeliest(probabilities: list[float], min_p: float) -> None:
     near = {token for token, chance in enumerate(probabilities) if abs(chance - min_p * max(probabilities)) < 1e-6}
     expected = {token for token, chance in enumerate(probabilities) if chance >= min_p * max(probabilities)}
     assert allowed(probabilities, min_p=min_p) - near == expected - near
 
 
 @given(probabilities=PROBABILITIES, typical_p=st.floats(0.01, 0.99))
-def test_typical_p_keeps_what_is_least_strange(probabilities: list[float], typical_p: float) -> None:
+def test_typical_p_keeps_the_tokens_of_most_expected_surprise(probabilities: list[float], typical_p: float) -> None:
     entropy = -sum(chance * math.log(chance) for chance in probabilities)
     order = sorted(range(len(probabilities)), key=lambda token: abs(-math.log(probabilities[token]) - entropy))
-    held = list(itertools.accumulate(probabilities[token] for token in order))
+    reached = list(itertools.accumulate(probabilities[token] for token in order))
     found = allowed(probabilities, typical_p=typical_p)
-    if min(abs(share - typical_p) for share in held) > 1e-5 and order[0] in found:
-        needed = next(count for count, share in enumerate(held, start=1) if share >= typical_p or count == len(held))
-        assert found >= set(order[:needed]) and len(found) - needed <= 1  # two may be strange alike
+    if min(abs(share - typical_p) for share in reached) > 1e-5 and order[0] in found:
+        needed = 1 + min(sum(share < typical_p for share in reached), len(reached) - 1)
+        assert found >= set(order[:needed]) and len(found) - needed <= 1  # two may be equally surprising
 
 
-@given(told=st.lists(st.integers(0, 3), max_size=12), size=st.integers(1, 4))
-def test_no_ngram_comes_twice(told: list[int], size: int) -> None:
-    told = [END, *told]
-    before = {tuple(told[at : at + size]) for at in range(len(told) - size + 1)}
-    expected = {token for token in range(6) if (*told[len(told) - size + 1 :], token) not in before}
-    assert allowed([1 / 6] * 6, told, do_sample=False, no_repeat_ngram_size=size) == expected
+@given(tokens=st.lists(st.integers(0, 3), max_size=12), size=st.integers(1, 4))
+def test_no_repeat_ngram_size_lets_no_ngram_come_twice(tokens: list[int], size: int) -> None:
+    tokens = [END, *tokens]
+    before = {tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)}
+    expected = {token for token in range(6) if (*tokens[len(tokens) - size + 1 :], token) not in before}
+    assert allowed([1 / 6] * 6, tokens, do_sample=False, no_repeat_ngram_size=size) == expected
 
 
-@given(said=st.integers(0, 6), least=st.integers(1, 6))
-def test_there_is_no_end_before_the_least_length(said: int, least: int) -> None:
-    found = allowed([0.2] * 5, [END, *[0] * said], do_sample=False, min_new_tokens=least)
-    assert found == ({0, 1, 2, 3} if said < least else {0, 1, 2, 3, END})
+@given(length=st.integers(0, 6), least=st.integers(1, 6))
+def test_min_new_tokens_allows_no_end_before_that_length(length: int, least: int) -> None:
+    tokens = allowed([0.2] * 5, [END, *[0] * length], do_sample=False, min_new_tokens=least)
+    assert tokens == ({0, 1, 2, 3} if length < least else {0, 1, 2, 3, END})
 
 
-def test_what_was_said_loses_and_the_rest_does_not() -> None:
-    scores, told = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0]]), torch.tensor([[END, 1, 1]])
-    found = apply_rules(scores, Said(told, END), DecodeConfig(repetition_penalty=2.0))
-    assert found.tolist() == [[2.0, -2.0, 0.5, -3.0, 0.5]]
-    assert scores.tolist() == [[2.0, -1.0, 0.5, -3.0, 1.0]]
+def test_repetition_penalty_lowers_tokens_used_before_and_no_others() -> None:
+    scores = scores_after([2.0, -1.0, 0.5, -3.0, 1.0], [END, 1, 1], DecodeConfig(repetition_penalty=2.0))
+    assert scores.tolist() == [2.0, -2.0, 0.5, -3.0, 0.5]
+
+
+VALUES: dict[str, Any] = {
+    "top_k": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "temperature": 2.0, "repetition_penalty": 2.0,
+    "bad_words": ("cat",), "only_words": ("a", "dog"), "force_words": ("dog",), "regex": "(a| )*",
+}
+
+
+def with_rule(name: str) -> DecodeConfig:
+    beams = 2 if name == "force_words" else 1
+    return DecodeConfig(do_sample=name in SAMPLING, beams=beams, **{name: VALUES.get(name, 0.5)})
 
 
 @pytest.mark.parametrize("name", [*ALWAYS, *SAMPLING])
-def test_a_rule_is_an_option_and_leaves_its_scores_alone(name: str) -> None:
-    values = {
-        "top_k": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "temperature": 2.0, "repetition_penalty": 2.0,
-        "bad_words": ("cat",), "only_words": ("a", "dog"), "force_words": ("dog",), "regex": "(a| )*",
-    }
-    beams = 2 if name == "force_words" else 1
-    config = DecodeConfig(do_sample=name in SAMPLING, beams=beams, **{name: values.get(name, 0.5)})  # type: ignore[arg-type]
-    scores, told = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.0]]), torch.tensor([[END, 1, 2, 1]])
-    before = scores.clone()
-    words = Vocabulary([b" cat", b"a", b" ", b" dog", b""], lambda text: [3], END)
-    assert not torch.equal(apply_rules(scores, Said(told, END, 1, words), config), before)
-    assert torch.equal(scores, before)
+def test_a_rule_returns_other_scores_and_leaves_its_argument_alone(name: str) -> None:
+    before = np.array([[[2.0, -1.0, 0.5, -3.0, 1.0]]], np.float32)
+    scores = Library.to_array(before.copy())
+    changed = to_numpy(apply_rules(scores, history([END, 1, 2, 1], WORDS), with_rule(name)))
+    assert changed.dtype == np.float32 and not np.array_equal(changed, before)
+    np.testing.assert_array_equal(to_numpy(scores), before)
 
 
-def test_the_documents_example_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[3] / "docs/decoding.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["bad_words", "only_words", "force_words", "regex"])
+def test_rows_of_the_embedding_without_a_token_never_come_where_words_are_asked_for(name: str) -> None:
+    scores = scores_after([0.0] * 8, [END, 1, 2], with_rule(name))
+    assert (scores[5:] == IMPOSSIBLE).all() and (scores[:5] > IMPOSSIBLE).any()
+
+
+@pytest.mark.parametrize("name", ["bad_words", "only_words", "force_words", "regex"])
+def test_rules_about_words_read_captions_with_rows_that_have_no_token(name: str) -> None:
+    scores = scores_after([0.0] * 8, [END, 1, 7, 2], with_rule(name))
+    assert scores.shape == (8,)
+
+
+@pytest.mark.parametrize("name", [name for name in [*ALWAYS, *SAMPLING] if name not in VALUES or "words" not in name])
+def test_a_rule_treats_the_captions_of_a_batch_separately(name: str) -> None:
+    random = np.random.default_rng(0)
+    scores, tokens = random.standard_normal((2, 3, 5)).astype(np.float32), random.integers(0, 4, (2, 3, 4))
+    tokens[..., 0] = END
+    together = to_numpy(apply_rules(
+        Library.to_array(scores),
+        History(np.arange(2), tokens, np.zeros((2, 3, 3), np.float32), END, WORDS), with_rule(name),
+    ))
+    for image, caption in itertools.product(range(2), range(3)):
+        alone = scores_after(scores[image, caption].tolist(), tokens[image, caption].tolist(), with_rule(name))
+        np.testing.assert_allclose(together[image, caption], alone, rtol=1e-6)
+
+
+def test_the_rule_in_the_documents_works(monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = dict(vars(rules))
-    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], namespace)
-    monkeypatch.setitem(rules.ALWAYS, "beams", namespace["no_echo"])  # an option that is there stands in for its own
+    exec(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0], namespace)
+    monkeypatch.setitem(rules.ALWAYS, "beams", namespace["no_echo"])  # under the name of an option that exists
     assert allowed([0.2] * 5, [END, 2, 3], do_sample=False, beams=2) == {0, 1, 2, END}
 
 
-def test_every_rule_is_an_option_and_told_on_its_page() -> None:
-    page = (Path(__file__).parents[3] / "docs/decoding.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page.partition("## Rules")[2].partition("##")[0], re.MULTILINE) == [
-        *ALWAYS, *SAMPLING
-    ]
+def test_every_rule_is_an_option_and_is_documented() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## Rules")[2].partition("##")[0]
+    assert re.findall(r"^\| `(\w+)` \| [^|]+ \|$", table, re.MULTILINE) == [*ALWAYS, *SAMPLING]
     assert {*ALWAYS, *SAMPLING} <= {field.name for field in fields(DecodeConfig)}
 
 
 def test_rules_that_are_not_set_change_nothing() -> None:
-    scores: Tensor = torch.randn(3, 5)
-    assert apply_rules(scores, Said(torch.zeros(3, 1, dtype=torch.int64), END), DecodeConfig()) is scores
+    scores = Library.to_array(np.zeros((1, 1, 5), np.float32))
+    assert apply_rules(scores, history([END]), DecodeConfig()) is scores
 
 
 def test_rules_that_leave_nothing_name_themselves() -> None:
     config = DecodeConfig(no_repeat_ngram_size=1, min_new_tokens=9)
     assert not allowed([0.2] * 5, [END, 0, 1, 2, 3], do_sample=False, no_repeat_ngram_size=1, min_new_tokens=9)
-    told = str(nothing_left(config, 4))
-    assert "no_repeat_ngram_size 1, min_new_tokens 9 leave nothing that may come as token 5" in told
+    message = no_token_message(config, 4)
+    assert "no_repeat_ngram_size 1, min_new_tokens 9 leave nothing that may come as token 5" in message

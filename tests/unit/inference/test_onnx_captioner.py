@@ -1,9 +1,9 @@
-"""What an exported captioner says, held against the captioner that it was exported from."""
+"""An exported captioner against the captioner that it was exported from, and damaged exports."""
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from PIL import Image
 
 from myllm.caption import Calibration
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, VisionConfig
+from myllm.config import CaptionerConfig, DecodeConfig, VisionConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.export import onnx_export
-from myllm.inference.captioner import Captioner
+from myllm.inference.captioner import Captioner, draw_seeds
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.model.vision_gpt2 import VisionGPT2
 
 RNG = np.random.default_rng(0)
-PIXELS = [RNG.integers(45 * at, 75 * at + 20, (50 + 9 * at, 70, 3), dtype=np.uint8) for at in range(4)]
+PIXELS = [
+    RNG.integers(45 * index, 75 * index + 20, (50 + 9 * index, 70, 3), dtype=np.uint8) for index in range(4)
+]
 PICTURES = [Image.fromarray(pixels) for pixels in PIXELS]
 SEARCHES: list[dict[str, Any]] = [
     {},
@@ -37,6 +39,18 @@ SEARCHES: list[dict[str, Any]] = [
     {"prefix": "a <|endoftext|> ball"},
     {"max_new_tokens": 1},
     {"beams": 5, "max_new_tokens": 1},
+    {"beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.8},
+    {"beams": 4, "rank_by": "consensus"},
+    {"beams": 4, "force_words": ("red",), "max_new_tokens": 12},
+    {"bad_words": ("a", "small")},
+    {"only_words": ("red", "ball"), "beams": 2},
+    {"regex": "[a-z]+ (red|blue)", "max_new_tokens": 20},
+    {"contrastive_weight": 0.8},
+    {"contrastive_weight": 0.8, "beams": 3},
+    {"stop_strings": ("a", "e", "s"), "beams": 2},
+    {"do_sample": True},
+    {"do_sample": True, "num_return_sequences": 3, "temperature": 0.7, "top_k": 40, "top_p": 0.9},
+    {"do_sample": True, "min_p": 0.1, "typical_p": 0.8},
 ]
 Exported = tuple[Captioner, OnnxCaptioner]
 
@@ -59,41 +73,95 @@ def both(request: Any, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
-def test_captions_are_torchs(both: Exported, options: dict[str, Any]) -> None:
-    expected, found = (one.caption_batch(PICTURES, **options) for one in both)
-    assert [one.tokens for one in found] == [one.tokens for one in expected]
-    assert [one.alternatives for one in found] == [one.alternatives for one in expected]
-    assert [one.ended_by for one in found] == [one.ended_by for one in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert one.text == other.text
-        np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=1e-4)
-        assert one.score == pytest.approx(other.score, abs=1e-4)
-        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
-        assert [(word.text, word.tokens) for word in one.words] == [(word.text, word.tokens) for word in other.words]
+def test_export_finds_the_captions_of_the_captioner(both: Exported, options: dict[str, Any]) -> None:
+    captioner, exported = both
+    tensors = torch.stack([captioner.preprocess(picture) for picture in PICTURES])
+    decode = captioner.decode_options(**options)
+    expected = captioner.caption_tensors(tensors, decode, torch.Generator().manual_seed(7))
+    seeds = draw_seeds(len(PICTURES), torch.Generator().manual_seed(7))
+    captions = exported.caption_tensors([exported.preprocess(picture) for picture in PICTURES], decode, seeds)
+    for name in ("text", "tokens", "alternatives", "ended_by", "missing"):
+        assert [getattr(caption, name) for caption in captions] == [getattr(caption, name) for caption in expected]
+    for caption, other in zip(captions, expected, strict=True):
+        np.testing.assert_allclose(caption.token_logprobs, other.token_logprobs, atol=1e-4)
+        assert caption.score == pytest.approx(other.score, abs=1e-4)
+        assert caption.confidence == pytest.approx(other.confidence, abs=1e-4)
+        words, other_words = ([(word.text, word.tokens) for word in one.words] for one in (caption, other))
+        assert words == other_words
 
 
-def test_a_picture_is_captioned_alike_alone_and_among_others(both: Exported) -> None:
+def test_every_decoding_option_is_compared_between_export_and_captioner() -> None:
+    assert {name for options in SEARCHES for name in options} == {field.name for field in fields(DecodeConfig)}
+
+
+def test_export_captions_a_picture_alike_alone_and_among_others(both: Exported) -> None:
     together = both[1].caption_batch(PICTURES, beams=3, batch_size=3)
-    assert [both[1].caption(one, beams=3).text for one in PICTURES] == [one.text for one in together]
+    assert [both[1].caption(picture, beams=3).text for picture in PICTURES] == [caption.text for caption in together]
 
 
-def test_ties_and_small_vocabularies_do_not_break_the_search(both: Exported) -> None:
-    """More beams than tokens: the first step has fewer candidates than places."""
-    expected, found = (one.caption(PICTURES[0], beams=200, max_new_tokens=2) for one in both)
+def test_export_takes_options_for_each_picture(both: Exported) -> None:
+    each: list[dict[str, Any]] = [{"beams": 3}, {}, {"prefix": "a red"}, {"beams": 3}]
+    together = both[1].caption_batch(PICTURES, each=each, batch_size=3)
+    alone = [both[1].caption(picture, **options) for picture, options in zip(PICTURES, each, strict=True)]
+    assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
+    for wrong in (each[:3], [*each, {}]):
+        with pytest.raises(ConfigError, match="`each` has"):
+            both[1].caption_batch(PICTURES, each=wrong)
+
+
+def test_export_streams_the_text_of_its_caption(both: Exported) -> None:
+    options = {"regex": "[a-z ]{20}", "max_new_tokens": 20}
+    pieces = list(both[1].stream(PICTURES[0], **options))
+    assert len(pieces) > 1 and "".join(pieces) == both[1].caption(PICTURES[0], **options).text
+    with pytest.raises(ConfigError, match="known only at the end"):
+        both[1].stream(PICTURES[0], beams=2)
+
+
+def test_export_draws_the_same_for_the_same_generator(both: Exported) -> None:
+    first, again, other = (
+        both[1].caption_batch(PICTURES, do_sample=True, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert [caption.tokens for caption in first] == [caption.tokens for caption in again]
+    assert [caption.tokens for caption in first] != [caption.tokens for caption in other]
+
+
+def test_export_with_more_beams_than_tokens_finds_the_captions_of_the_captioner(both: Exported) -> None:
+    expected, found = (captioner.caption(PICTURES[0], beams=200, max_new_tokens=2) for captioner in both)
     assert found.tokens == expected.tokens and len(found.alternatives) == len(expected.alternatives)
 
 
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [({"do_sample": True}, "do_sample"), ({"bad_words": ("dog",)}, "bad_words"), ({"beam": 2}, "beam"),
-     ({"contrastive_weight": 0.5}, "contrastive_weight")],
-)
-def test_what_needs_torch_is_named(both: Exported, option: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        both[1].caption(PICTURES[0], **option)
+def test_export_names_an_unknown_option(both: Exported) -> None:
+    with pytest.raises(ConfigError, match="unknown decoding option 'beam'"):
+        both[1].caption(PICTURES[0], beam=2)
 
 
-def test_a_prefix_that_fills_the_context_is_refused(both: Exported) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_rules_that_leave_nothing_for_a_picture_are_an_error_of_that_picture(both: Exported, index: int) -> None:
+    each = [{}, {"min_new_tokens": 7, "no_repeat_ngram_size": 1, "only_words": ("a",)}, {}, {}]
+    captions = both[index].caption_batch(PICTURES, each=each)
+    assert [bool(caption.error) for caption in captions] == [False, True, False, False]
+    assert (captions[1].text, captions[1].confidence, captions[1].ended_by) == ("", 0.0, "failed")
+    with pytest.raises(ConfigError, match="only_words .* leave nothing that may come as token"):
+        both[index].caption(PICTURES[1], **each[1])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_caption_cut_within_a_character_ends_before_it(both: Exported, index: int) -> None:
+    whole, cut = (
+        both[index].caption(PICTURES[0], regex="red (🟥|🟦)", max_new_tokens=length) for length in (12, 5)
+    )
+    assert whole.text in ("red 🟥", "red 🟦") and whole.ended_by == "end"
+    assert cut.text == "red" and cut.ended_by == "length"
+    assert "".join(both[index].stream(PICTURES[0], regex="red (🟥|🟦)", max_new_tokens=5)) == "red"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_blanks_at_the_end_of_the_prefix_change_nothing(both: Exported, index: int) -> None:
+    captions = [both[index].caption(PICTURES[0], prefix=prefix) for prefix in ("a", "a ", "a  ", "a\n")]
+    assert all(caption.tokens == captions[0].tokens for caption in captions)
+
+
+def test_export_refuses_a_prefix_that_fills_the_context(both: Exported) -> None:
     with pytest.raises(ConfigError, match="fills the model's context of 24"):
         both[1].caption(PICTURES[0], prefix="ball " * 30)
 
@@ -156,7 +224,7 @@ def with_an_unknown_operator(folder: Path) -> None:
         (with_an_unknown_operator, "upgrade onnxruntime, or export with --precision fp32"),
     ],
 )
-def test_a_damaged_folder_is_refused_with_a_reason(
+def test_a_damaged_export_is_refused_with_a_reason(
     folder: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(folder)
@@ -164,35 +232,35 @@ def test_a_damaged_folder_is_refused_with_a_reason(
         OnnxCaptioner.load(folder)
 
 
-def test_what_the_runtime_refuses_is_told(folder: Path) -> None:
+def test_export_reports_what_onnx_runtime_cannot_compute(folder: Path) -> None:
     captioner = OnnxCaptioner.load(folder)
     with pytest.raises(CheckpointError, match="could not compute the export"):
         captioner.caption_tensors([np.zeros((3, 32, 32), np.float32)], captioner.decode)
 
 
-@pytest.mark.parametrize("place", ["../elsewhere.bin", "/etc/hostname", "link.bin"])
-def test_weights_outside_of_the_folder_are_not_read(folder: Path, place: str) -> None:
+@pytest.mark.parametrize("location", ["../elsewhere.bin", "/etc/hostname", "link.bin"])
+def test_export_reads_no_weights_outside_of_its_folder(folder: Path, location: str) -> None:
     (folder / "elsewhere.bin").write_bytes(bytes(4096))
     (folder / "onnx/link.bin").symlink_to(folder / "elsewhere.bin")
     proto = onnx.load(folder / "onnx/decoder_model_merged.onnx")
-    weight = next(one for one in proto.graph.initializer if one.name == "wpe")
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "wpe")
     weight.ClearField("raw_data")
     weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value=place)
+    weight.external_data.add(key="location", value=location)
     onnx.save(proto, folder / "onnx/decoder_model_merged.onnx")
     with pytest.raises(CheckpointError, match="External data path"):
         OnnxCaptioner.load(folder)
 
 
-def test_files_with_bytes_changed_at_random_open_or_are_refused(folder: Path) -> None:
+def test_exports_with_bytes_changed_at_random_open_or_are_refused(folder: Path) -> None:
     """Bytes of the nodes and shapes, which stand before the weights."""
-    place, random, refused = folder / "onnx/decoder_model_merged.onnx", np.random.default_rng(0), 0
-    whole = place.read_bytes()
+    file, random, refused = folder / "onnx/decoder_model_merged.onnx", np.random.default_rng(0), 0
+    whole = file.read_bytes()
     for _ in range(200):
         damaged = bytearray(whole)
-        for at in random.integers(0, 12_000, random.integers(1, 5)):
-            damaged[at] = random.integers(256)
-        place.write_bytes(damaged[: random.integers(1, len(whole))] if random.random() < 0.1 else damaged)
+        for index in random.integers(0, 12_000, random.integers(1, 5)):
+            damaged[index] = random.integers(256)
+        file.write_bytes(damaged[: random.integers(1, len(whole))] if random.random() < 0.1 else damaged)
         try:
             OnnxCaptioner.load(folder, threads=1).caption(PICTURES[0])
         except CheckpointError:

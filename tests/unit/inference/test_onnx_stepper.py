@@ -1,14 +1,18 @@
+"""The ONNX Runtime step against the model itself, which computes every caption from its beginning."""
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from myllm.config import DecodeConfig
-from myllm.decoding.engine import SearchRequest
-from myllm.decoding.generate import generate
+from myllm.decoding.engine import Hypothesis, SearchRequest
+from myllm.decoding.search import generate
 from myllm.errors import ConfigError
 from myllm.export.onnx_graph import BLOCK
 from myllm.inference.onnx_stepper import OnnxStepper, _StepGraph, quantize_to_int8
@@ -23,43 +27,48 @@ TinyModel = Callable[..., VisionGPT2]
 
 
 @dataclass
-class Walk:
-    """Captions told to an `OnnxStepper` step by step, and in full to the model, which has no cache to be wrong."""
+class Captions:
+    """Captions that grow in an `OnnxStepper`, and in full in the model, which has no cache to be wrong."""
 
     model: VisionGPT2
     stepper: OnnxStepper
     images: Tensor
     state: Any
-    said: Tensor = field(default_factory=lambda: torch.empty(len(IMAGES), 1, 0, dtype=torch.int64))
-    seed: Any = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty((len(IMAGES), 1, 0), np.int64))
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @classmethod
-    def of(cls, model: VisionGPT2, **options: Any) -> "Walk":
+    def begin(cls, model: VisionGPT2, **options: Any) -> "Captions":
         stepper = OnnxStepper(model, threads=1, **options)
         return cls(model, stepper, IMAGES, stepper.start(model.encode(IMAGES)))
 
-    def say(self, positions: int = 1) -> tuple[Tensor, Tensor]:
-        """Random tokens; returns the logits after them, and those expected: (B, G, vocab_size)."""
-        newest = torch.randint(VOCAB, (*self.said.shape[:2], positions), generator=self.seed)
-        self.said = torch.cat([self.said, newest], dim=-1)
+    def extend(self, positions: int = 1) -> tuple[Tensor, Tensor]:
+        """Add random tokens; return the logits after them and the expected ones: (B, G, vocab_size)."""
+        newest = self.random.integers(VOCAB, size=(*self.tokens.shape[:2], positions))
+        self.tokens = np.concatenate([self.tokens, newest], axis=-1)
         logits, self.state = self.stepper.step(newest, self.state)
-        return logits, self.model(self.images, self.said)[:, :, -1]
+        return torch.from_numpy(logits), self.model(self.images, torch.from_numpy(self.tokens))[:, :, -1]
 
-    def go_on_from(self, rows: Tensor) -> None:
-        self.images = self.images[rows[:, 0] // self.said.shape[1]]
-        self.said = self.said.flatten(0, 1)[rows]
+    def reorder(self, rows: list[list[int]] | NDArray[np.int64]) -> None:
+        rows = np.array(rows)
+        _, captions, length = self.tokens.shape
+        self.images = self.images[torch.from_numpy(rows[:, 0] // captions)]
+        self.tokens = self.tokens.reshape(-1, length)[rows]
         self.state = self.stepper.reorder(self.state, rows)
 
     def shuffle(self, captions: int) -> None:
-        """Each image goes on with so many of its captions, drawn at random."""
-        batch, before, _ = self.said.shape
-        drawn = torch.randint(before, (batch, captions), generator=self.seed)
-        self.go_on_from(drawn + before * torch.arange(batch)[:, None])
+        """Continue each image with so many of its captions, drawn at random."""
+        batch, before, _ = self.tokens.shape
+        self.reorder(self.random.integers(before, size=(batch, captions)) + before * np.arange(batch)[:, None])
 
 
 def wide(tiny_model: TinyModel, geometry: tuple[int, int, int], **options: Any) -> VisionGPT2:
     n_embd, n_head, n_layer = geometry
     return tiny_model(n_embd=n_embd, n_head=n_head, n_layer=n_layer, vocab_size=VOCAB, n_positions=40, **options)
+
+
+def tokens_of(results: list[list[Hypothesis]]) -> list[list[int]]:
+    return [hypothesis.tokens for hypotheses in results for hypothesis in hypotheses]
 
 
 def assert_close(logits: Tensor, expected: Tensor) -> None:
@@ -69,54 +78,54 @@ def assert_close(logits: Tensor, expected: Tensor) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_are_torchs(tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str) -> None:
-    walk = Walk.of(wide(tiny_model, geometry, mode=mode))
+def test_onnx_step_has_the_logits_of_torch(tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str) -> None:
+    captions = Captions.begin(wide(tiny_model, geometry, mode=mode))
     for positions in (1, 1, 3, 1):
-        assert_close(*walk.say(positions))
+        assert_close(*captions.extend(positions))
 
 
 @torch.inference_mode()
-def test_an_exact_gelu_stays_exact(tiny_model: TinyModel) -> None:
+def test_onnx_step_keeps_an_exact_gelu_exact(tiny_model: TinyModel) -> None:
     exact, approximate = (wide(tiny_model, GEOMETRIES[1], gelu=form) for form in ("none", "tanh"))
-    walk = Walk.of(exact)
-    logits, expected = walk.say(3)
-    other = approximate(walk.images, walk.said)[:, :, -1]
+    captions = Captions.begin(exact)
+    logits, expected = captions.extend(3)
+    other = approximate(captions.images, torch.from_numpy(captions.tokens))[:, :, -1]
     assert (logits - expected).abs().max() < (other - expected).abs().max() / 10
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_captions_that_part_and_images_that_leave_keep_their_own_past(
+def test_onnx_reorder_keeps_the_past_of_each_caption_and_image(
     tiny_model: TinyModel, geometry: tuple[int, int, int]
 ) -> None:
-    walk = Walk.of(wide(tiny_model, geometry))
-    assert_close(*walk.say(3))
-    walk.go_on_from(torch.tensor([[0] * 4, [1] * 4, [2] * 4]))
-    assert_close(*walk.say())
-    walk.go_on_from(torch.tensor([[9, 8, 11, 8], [3, 0, 1, 3]]))
-    assert_close(*walk.say())
-    walk.go_on_from(torch.tensor([[5, 5]]))
-    assert_close(*walk.say(2))
+    captions = Captions.begin(wide(tiny_model, geometry))
+    assert_close(*captions.extend(3))
+    captions.reorder([[0] * 4, [1] * 4, [2] * 4])
+    assert_close(*captions.extend())
+    captions.reorder([[9, 8, 11, 8], [3, 0, 1, 3]])
+    assert_close(*captions.extend())
+    captions.reorder([[5, 5]])
+    assert_close(*captions.extend(2))
 
 
 @torch.inference_mode()
-def test_slots_that_no_caption_goes_on_from_leave(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[1]))
-    walk.say()
+def test_onnx_reorder_drops_slots_that_no_caption_continues(tiny_model: TinyModel) -> None:
+    captions = Captions.begin(wide(tiny_model, GEOMETRIES[1]))
+    captions.extend()
     for _ in range(35):
-        walk.shuffle(captions=6)
-        assert_close(*walk.say())
-    assert walk.state.mask.shape[-1] < 35 * 6 / 2
+        captions.shuffle(captions=6)
+        assert_close(*captions.extend())
+    assert captions.state.mask.shape[-1] < 35 * 6 / 2
 
 
 @torch.inference_mode()
-def test_a_state_can_be_gone_on_from_again_where_nothing_was_said_since(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[0]))
-    walk.say(2)
-    again = torch.full((3, 1, 1), 7)
-    first, _ = walk.stepper.step(again, walk.state)
-    second, _ = walk.stepper.step(again, walk.state)
-    assert torch.equal(first, second)
+def test_onnx_step_can_be_repeated_from_the_same_state(tiny_model: TinyModel) -> None:
+    captions = Captions.begin(wide(tiny_model, GEOMETRIES[0]))
+    captions.extend(2)
+    newest = np.full((3, 1, 1), 7)
+    first, _ = captions.stepper.step(newest, captions.state)
+    second, _ = captions.stepper.step(newest, captions.state)
+    np.testing.assert_array_equal(first, second)
 
 
 @torch.inference_mode()
@@ -124,7 +133,7 @@ def test_a_state_can_be_gone_on_from_again_where_nothing_was_said_since(tiny_mod
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_captions_are_torchs(
+def test_onnx_stepper_finds_the_captions_of_torch(
     tiny_model: TinyModel, geometry: tuple[int, int, int], mode: str, beams: int, prefix: tuple[int, ...]
 ) -> None:
     model, decode = wide(tiny_model, geometry, mode=mode), DecodeConfig(beams=beams, max_new_tokens=12)
@@ -132,14 +141,14 @@ def test_captions_are_torchs(
     found, expected = (
         generate(SearchRequest(stepper, model.encode(IMAGES), len(IMAGES), END, decode, prefix)) for stepper in steppers
     )
-    assert [[one.tokens for one in beam] for beam in found] == [[one.tokens for one in beam] for beam in expected]
+    assert tokens_of(found) == tokens_of(expected)
 
 
 @torch.inference_mode()
-def test_int8_is_near(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[1]), precision="int8")
+def test_int8_logits_are_near_the_exact_ones(tiny_model: TinyModel) -> None:
+    captions = Captions.begin(wide(tiny_model, GEOMETRIES[1]), precision="int8")
     for positions in (2, 1, 1):
-        logits, expected = walk.say(positions)
+        logits, expected = captions.extend(positions)
         off = (logits - expected).square().mean() / expected.square().mean()
         assert 0 < off < 0.02**2
 
@@ -147,13 +156,13 @@ def test_int8_is_near(tiny_model: TinyModel) -> None:
 @torch.inference_mode()
 def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) -> None:
     model = wide(tiny_model, GEOMETRIES[2])
-    stepper, tokens = OnnxStepper(model, "int8", threads=1), torch.arange(6).view(3, 1, 2)
+    stepper, tokens = OnnxStepper(model, "int8", threads=1), np.arange(6).reshape(3, 1, 2)
     together, _ = stepper.step(tokens, stepper.start(model.encode(IMAGES)))
     alone, _ = stepper.step(tokens[1:2], stepper.start(model.encode(IMAGES[1:2])))
-    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(alone[0], together[1], rtol=0, atol=1e-3)
 
 
-def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) -> None:
+def test_int8_weights_with_their_scales_take_under_a_third_of_the_bytes(tiny_model: TinyModel) -> None:
     decoder = wide(tiny_model, (128, 2, 2)).decoder
 
     def linear_bytes(precision: Any) -> int:
@@ -163,7 +172,7 @@ def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) 
     assert linear_bytes("int8") < 0.33 * linear_bytes("fp32")
 
 
-def test_rounding_is_off_by_half_a_step_at_most() -> None:
+def test_quantize_to_int8_is_off_by_half_a_step_at_most() -> None:
     weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
     rounded, units = quantize_to_int8(weight)
     restored = ((rounded.float() - 128) * units[..., None]).flatten(1)
@@ -173,9 +182,9 @@ def test_rounding_is_off_by_half_a_step_at_most() -> None:
 
 
 @torch.inference_mode()
-def test_more_tokens_than_the_context_are_refused(tiny_model: TinyModel) -> None:
-    walk = Walk.of(wide(tiny_model, GEOMETRIES[0]))
-    walk.say(39)
-    walk.say()
+def test_onnx_step_refuses_more_tokens_than_the_context(tiny_model: TinyModel) -> None:
+    captions = Captions.begin(wide(tiny_model, GEOMETRIES[0]))
+    captions.extend(39)
+    captions.extend()
     with pytest.raises(ConfigError, match="41 tokens do not fit the context of 40"):
-        walk.say()
+        captions.extend()

@@ -1,0 +1,78 @@
+"""Array functions that numpy and torch name differently, so that the search runs the same lines on either.
+
+Scores stay in the library and on the device that the model computed them with. What the search decides by itself is
+small and held in numpy: `to_numpy` brings candidates over, `to_device_of` takes tokens back.
+"""
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, to_device
+from numpy.typing import NDArray
+
+Array = Any
+"""An array of numpy or a tensor of torch, on any device."""
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+# log-probability of what cannot happen
+IMPOSSIBLE = float("-inf")
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """Copy of an array in the host's memory; numpy's own arrays are returned as they are."""
+    return np.asarray(to_device(array, "cpu"))
+
+
+def to_device_of(values: NDArray[Any], like: Array) -> Array:
+    """`values` as an array of the library and on the device of `like`."""
+    return array_namespace(like).asarray(values, device=device(like))
+
+
+def pick(scores: Array, tokens: Array) -> Array:
+    """scores (..., vocab_size) at tokens (..., K) -> (..., K)."""
+    return array_namespace(scores).take_along_axis(scores, tokens, axis=-1)
+
+
+def replace(scores: Array, tokens: Array, values: Array) -> Array:
+    """Copy of scores (B, G, vocab_size) with values (B, G, K) at tokens (B, G, K)."""
+    xp = array_namespace(scores)
+    changed = xp.asarray(scores, copy=True)
+    images, captions = (xp.arange(size, device=device(scores)) for size in scores.shape[:2])
+    changed[images[:, None, None], captions[None, :, None], tokens] = values
+    return changed
+
+
+def forbid(scores: Array, tokens: Ints, where: Bools | None = None) -> Array:
+    """Copy of scores (B, G, vocab_size) with tokens (B, G, K) impossible, or only those `where` (B, G, K) is true."""
+    xp = array_namespace(scores)
+    image, caption, column = (np.ones(tokens.shape, bool) if where is None else where).nonzero()
+    forbidden = [to_device_of(index, scores) for index in (image, caption, tokens[image, caption, column])]
+    changed = xp.asarray(scores, copy=True)
+    changed[tuple(forbidden)] = IMPOSSIBLE
+    return changed
+
+
+@np.errstate(invalid="ignore")  # a row of IMPOSSIBLE becomes NaN, which the engine reports
+def log_softmax(scores: Array) -> Array:
+    """Logarithm of the softmax over the last axis."""
+    xp = array_namespace(scores)
+    logprobs = scores - xp.max(scores, axis=-1, keepdims=True)
+    logprobs -= xp.log(xp.sum(xp.exp(logprobs), axis=-1, keepdims=True))
+    return logprobs
+
+
+def softmax(scores: Array) -> Array:
+    """Softmax over the last axis."""
+    return array_namespace(scores).exp(log_softmax(scores))
+
+
+def largest(scores: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest scores of the last axis, largest first, and their indices: (..., count) each."""
+    if hasattr(scores, "topk"):  # torch's; the array API has none
+        return tuple(scores.topk(count))
+    indices = np.argpartition(scores, -count, axis=-1)[..., -count:]
+    values = np.take_along_axis(scores, indices, axis=-1)
+    order = np.argsort(-values, axis=-1, kind="stable")
+    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(indices, order, axis=-1)

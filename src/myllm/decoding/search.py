@@ -1,0 +1,36 @@
+"""`generate`: the search that a configuration asks for, from beginning to end."""
+
+from collections.abc import Sequence
+from contextlib import closing
+
+from myllm.decoding.beam import Beams
+from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
+from myllm.decoding.sampling import GreedyOrSampling
+from myllm.metrics.cider import CiderD
+
+
+def generate(request: SearchRequest) -> list[list[Hypothesis]]:
+    """Return the captions of each image, best first: those of all beams, or num_return_sequences.
+
+    An image for which the rules leave nothing has a single hypothesis with `error`. Raises as `run_search`.
+    """
+    config = request.config
+    strategy: SearchStrategy = Beams(request) if config.beams > 1 else GreedyOrSampling(request)
+    with closing(run_search(request, strategy)) as steps:
+        for _ in steps:
+            pass
+    results = strategy.results()
+    if config.rank_by == "consensus":
+        results = [by_consensus(hypotheses) for hypotheses in results]
+    return [hypotheses[: config.num_return_sequences] for hypotheses in results]
+
+
+def by_consensus(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Sort by likeness to all others: minimum Bayes risk (Kumar and Byrne 2004) under CIDEr-D of the tokens."""
+    if len(hypotheses) < 2:
+        return list(hypotheses)
+    captions = [[str(token) for token in hypothesis.tokens] for hypothesis in hypotheses]
+    others = [[*captions[:index], *captions[index + 1 :]] for index in range(len(captions))]
+    # an empty second document gives all n-grams the same weight; without it, those in every caption would weigh nothing
+    likeness = CiderD([captions, []]).score(captions, others)
+    return [hypotheses[index] for index in sorted(range(len(captions)), key=lambda index: -likeness[index])]
