@@ -16,11 +16,11 @@ from statistics import median
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from decode import END, processor, seconds
+from decode import FULL, processor, seconds
 
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
 from myllm.decoding.engine import SearchRequest
-from myllm.decoding.generate import generate
+from myllm.decoding.search import generate
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -80,7 +80,7 @@ class Bench:
     def caption(self, pictures: int = 8, beams: int = 1, length: int = 32, size: int = 224) -> None:
         decode = DecodeConfig(beams=beams, min_new_tokens=length, max_new_tokens=length)
         image = self.models[size].encode(torch.zeros(pictures, 3, size, size))
-        generate(SearchRequest(self.stepper, image, pictures, END, decode))
+        generate(SearchRequest(self.stepper, image, pictures, FULL.end, decode))
 
     def curve(self, name: str, rest: str, over: str, at: Iterable[int], **fixed: int) -> Curve:
         return Curve(name, rest, {value: partial(self.caption, **{over: value}, **fixed) for value in at})

@@ -29,7 +29,7 @@ def transformers_captions() -> Callable[[Tensor, int], object]:
 def our_captions(precision: str) -> Callable[[Tensor, int], object]:
     from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, VisionConfig
     from myllm.decoding.engine import SearchRequest
-    from myllm.decoding.generate import generate
+    from myllm.decoding.search import generate
     from myllm.inference.onnx_stepper import OnnxStepper
     from myllm.inference.torch_steppers import ModelStepper
     from myllm.model.vision_gpt2 import VisionGPT2

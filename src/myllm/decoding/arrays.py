@@ -16,6 +16,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
+# numbers that numpy adds up at a time: temporary arrays stay in the processor's cache
+BLOCK = 2**16
 # log-probability of what cannot happen
 IMPOSSIBLE = float("-inf")
 
@@ -54,13 +56,26 @@ def forbid(scores: Array, tokens: Ints, where: Bools | None = None) -> Array:
     return changed
 
 
-@np.errstate(invalid="ignore")  # a row of IMPOSSIBLE becomes NaN, which the engine reports
+@np.errstate(invalid="ignore")  # of infinite scores, which the engine reports
+def logsumexp(scores: Array) -> Array:
+    """Logarithm of the sum of the exponentials over the last axis, which is kept: (..., N) -> (..., 1)."""
+    if hasattr(scores, "logsumexp"):  # torch's
+        return scores.logsumexp(-1, keepdim=True)
+    rows = scores.reshape(-1, scores.shape[-1])
+    sums = np.empty((len(rows), 1), scores.dtype)
+    step = max(1, BLOCK // scores.shape[-1])
+    for first in range(0, len(rows), step):
+        block = rows[first : first + step]
+        highest = block.max(axis=-1, keepdims=True)
+        shifted = block - highest
+        sums[first : first + step] = highest + np.log(np.exp(shifted, out=shifted).sum(axis=-1, keepdims=True))
+    return sums.reshape(*scores.shape[:-1], 1)
+
+
+@np.errstate(invalid="ignore")
 def log_softmax(scores: Array) -> Array:
     """Logarithm of the softmax over the last axis."""
-    xp = array_namespace(scores)
-    logprobs = scores - xp.max(scores, axis=-1, keepdims=True)
-    logprobs -= xp.log(xp.sum(xp.exp(logprobs), axis=-1, keepdims=True))
-    return logprobs
+    return scores - logsumexp(scores)
 
 
 def softmax(scores: Array) -> Array:
@@ -72,6 +87,22 @@ def largest(scores: Array, count: int) -> tuple[Array, Array]:
     """The `count` largest scores of the last axis, largest first, and their indices: (..., count) each."""
     if hasattr(scores, "topk"):  # torch's; the array API has none
         return tuple(scores.topk(count))
+    size = scores.shape[-1]
+    height = int((size / count) ** 0.5)
+    if height < 4:
+        return _largest_by_partition(scores, count)
+    # scores folded into columns: the largest are in the columns whose maxima are largest, and in what was left over
+    width = size // height
+    maxima = scores[..., : height * width].reshape(*scores.shape[:-1], height, width).max(axis=-2)
+    _, columns = _largest_by_partition(maxima, count)
+    inside = (columns[..., None] + width * np.arange(height)).reshape(*scores.shape[:-1], -1)
+    left_over = np.broadcast_to(np.arange(height * width, size), (*scores.shape[:-1], size - height * width))
+    candidates = np.concatenate([inside, left_over], axis=-1)
+    values, chosen = _largest_by_partition(pick(scores, candidates), count)
+    return values, np.take_along_axis(candidates, chosen, axis=-1)
+
+
+def _largest_by_partition(scores: Floats, count: int) -> tuple[Floats, Ints]:
     indices = np.argpartition(scores, -count, axis=-1)[..., -count:]
     values = np.take_along_axis(scores, indices, axis=-1)
     order = np.argsort(-values, axis=-1, kind="stable")

@@ -7,11 +7,10 @@ beams be divided by how many required words they contain (Post and Vilar 2018).
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
-from numpy.typing import NDArray
 
 from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, Ints, largest, pick, to_device_of, to_numpy
 from myllm.decoding.constraints import Required, prepare
@@ -60,6 +59,7 @@ class Beams:
         self.totals = np.full((request.batch, self.captions), IMPOSSIBLE, np.float32)
         self.totals[:, :: self.width] = 0.0
         self.searches = [[_GroupSearch() for _ in range(self.groups)] for _ in range(request.batch)]
+        self.spare = [[_Candidate(IMPOSSIBLE, group * self.width, 0, 0.0)] * self.width for group in range(self.groups)]
         self.errors = [""] * request.batch
         words = self.config.force_words
         self.required = prepare(Required, words, request.vocabulary) if words and request.vocabulary else None
@@ -68,24 +68,22 @@ class Beams:
         """Advance one group after the other; an image leaves when the search is over in all its groups."""
         kept = [[list[_Candidate]() for _ in range(self.groups)] for _ in history.images]
         for group in range(self.groups):
-            beams = slice(group * self.width, (group + 1) * self.width)
-            scores = self._penalize(following.scores[:, beams], [groups[:group] for groups in kept])
-            candidates = self._candidates(history, scores, following.logprobs[:, beams], beams.start)
+            first, earlier = group * self.width, [groups[:group] for groups in kept]
+            candidates = self._candidates(history, following.of(slice(first, first + self.width)), earlier, first)
             for row, image in enumerate(history.images.tolist()):
                 kept[row][group] = self._advance(self.searches[image][group], candidates[row], history, row)
         rows = [
             row for row, image in enumerate(history.images.tolist())
             if not all(search.is_over for search in self.searches[image])
         ]
-        beams_of = [self._fill_up(kept[row]) for row in rows]
-
-        def column(name: str, dtype: type) -> NDArray[Any]:
-            values = [[getattr(beam, name) for beam in beams] for beams in beams_of]
-            return np.array(values, dtype).reshape(len(rows), self.captions)
-
-        self.totals = column("total", np.float32)
-        origin, tokens, logprobs = column("origin", np.int64), column("token", np.int64), column("logprob", np.float32)
-        return Choice(np.array(rows, np.int64), origin, tokens, logprobs)
+        beams = [beam for row in rows for beam in self._fill_up(kept[row])]
+        totals, origin, tokens, logprobs = list(zip(*beams, strict=True)) or [()] * 4
+        shape = len(rows), self.captions
+        self.totals = np.array(totals, np.float32).reshape(shape)
+        return Choice(
+            np.array(rows, np.int64), np.array(origin, np.int64).reshape(shape),
+            np.array(tokens, np.int64).reshape(shape), np.array(logprobs, np.float32).reshape(shape),
+        )
 
     def results(self) -> list[list[Hypothesis]]:
         """Return the finished captions of all groups of each image, best first."""
@@ -97,8 +95,7 @@ class Beams:
 
     def _fill_up(self, groups: Sequence[list[_Candidate]]) -> list[_Candidate]:
         """The beams of all groups of an image; impossible ones replace those that a group has lost."""
-        idle = [[_Candidate(IMPOSSIBLE, group * self.width, 0, 0.0)] * self.width for group in range(self.groups)]
-        return [beam for beams, spare in zip(groups, idle, strict=True) for beam in (beams + spare)[: self.width]]
+        return [beam for beams, spare in zip(groups, self.spare, strict=True) for beam in (beams + spare)[: self.width]]
 
     def _penalize(self, scores: Array, earlier: Sequence[Sequence[list[_Candidate]]]) -> Array:
         """Lower the scores (B, width, vocab_size) of tokens with which earlier groups of the same image continue."""
@@ -111,12 +108,15 @@ class Beams:
         scores[rows, :, tokens] -= to_device_of(penalties[:, None], scores)
         return scores
 
-    def _candidates(self, history: History, scores: Array, logprobs: Array, first: int) -> list[list[_Candidate]]:
+    def _candidates(
+        self, history: History, following: NextTokens, earlier: Sequence[Sequence[list[_Candidate]]], first: int
+    ) -> list[list[_Candidate]]:
         """Return the best continuations of a group's beams for each image, best first.
 
-        scores, logprobs: (B, width, vocab_size); first: number of the group's first beam. There are twice as many as
-        beams: if every beam ends now, as many open ones remain.
+        following: of the beams of the group; earlier: how earlier groups of each image continue; first: number of its
+        first beam. There are twice as many as beams: if every beam ends now, as many open ones remain.
         """
+        scores = self._penalize(following.scores, earlier)
         vocab_size = scores.shape[-1]
         count = min(2 * self.width, self.width * vocab_size)
         # the best of all beams are among the best of each, which are found without adding up the whole vocabulary
@@ -126,7 +126,8 @@ class Beams:
             leading = to_device_of(self._leading_tokens(history), scores)
             tokens = array_namespace(tokens).concat([tokens, leading], axis=-1)
             best = pick(scores, tokens)
-        best, logprobs, tokens = map(to_numpy, (best, pick(logprobs, tokens), tokens))
+        arrays = best - following.score_offset, following.logprobs(tokens), tokens
+        best, logprobs, tokens = map(to_numpy, arrays)
         totals = self.totals[:, first : first + self.width, None] + best
         order = np.argsort(-totals[..., :width].reshape(len(totals), -1), axis=-1, kind="stable")[:, :count]
         results = []

@@ -13,10 +13,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from myllm.config import DecodeConfig
-from myllm.decoding.arrays import IMPOSSIBLE, Array, Ints, log_softmax, to_numpy
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Ints, log_softmax, logsumexp, pick, to_numpy
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.history import Choice, History
-from myllm.decoding.rules import apply_rules
+from myllm.decoding.rules import active_rules, apply_rules
 from myllm.errors import MyLLMError
 
 # Li et al. 2023: contrast never chooses a token that the model finds this much less likely than the likeliest
@@ -112,12 +112,23 @@ class Hypothesis:
 class NextTokens:
     """Scores of the next token of each caption, in the array library and on the device of the stepper."""
 
-    logprobs: Array
-    """(B, G, vocab_size): the model's log-probabilities."""
+    logits: Array
+    """(B, G, vocab_size): the model's."""
+    normalizer: Array
+    """(B, G, 1): what to subtract from logits to get log-probabilities."""
     scores: Array
-    """(B, G, vocab_size): log-probabilities or logits after the rules."""
-    is_nan: Array
-    """(B, G) or (B, 1): whether the model's logits are NaN or all minus infinity."""
+    """(B, G, vocab_size): logits or log-probabilities after the rules."""
+    score_offset: Array
+    """(B, G, 1): what beam search has left to subtract from the scores of its few candidates."""
+
+    def logprobs(self, tokens: Array) -> Array:
+        """The model's log-probabilities of tokens (B, G, K)."""
+        return pick(self.logits, tokens) - self.normalizer
+
+    def of(self, captions: slice) -> "NextTokens":
+        """Those of some of each image's captions."""
+        arrays = self.logits, self.normalizer, self.scores, self.score_offset
+        return NextTokens(*(array[:, captions] for array in arrays))
 
 
 class SearchStrategy(Protocol):
@@ -158,7 +169,8 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
                 logits.append(scores)
             following = next_tokens(logits, history, config, strategy.ranks_logprobs)
             choice = strategy.choose(history, following)
-            if to_numpy(following.is_nan).any():  # read after the choice, so that a GPU is waited for once
+            # read after the choice, so that a GPU is waited for once
+            if not np.isfinite(to_numpy(following.normalizer)).all():
                 raise MyLLMError(
                     f"the model's logits for token {history.chosen + 1} are NaN or all minus infinity; its weights are "
                     "damaged, or its numbers overflow"
@@ -181,15 +193,16 @@ def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig,
     those of the captions of grey pictures follow.
     """
     xp = array_namespace(logits[0])
-    logits = [xp.astype(values, xp.float32, copy=False) for values in logits]
-    logprobs = log_softmax(logits[0])
-    scores = logprobs if ranks_logprobs else logits[0]
-    if config.contrastive_weight:
-        scores = contrast(logprobs, log_softmax(logits[1]), config.contrastive_weight)
-    is_nan = xp.isnan(logprobs[..., 0])  # one NaN among the logits makes a whole row NaN
-    shape = (*history.tokens.shape[:2], logprobs.shape[-1])
-    logprobs, scores = xp.broadcast_to(logprobs, shape), xp.broadcast_to(scores, shape)
-    return NextTokens(logprobs, apply_rules(scores, history, config), is_nan)
+    shape = (*history.tokens.shape[:2], logits[0].shape[-1])
+    own, *blind = (xp.broadcast_to(xp.astype(values, xp.float32, copy=False), shape) for values in logits)
+    normalizer = logsumexp(own)
+    scores, offset = own, normalizer
+    if blind:
+        scores = contrast(own - normalizer, log_softmax(blind[0]), config.contrastive_weight)
+        offset = xp.zeros_like(normalizer)
+    elif ranks_logprobs and active_rules(config):
+        scores, offset = own - normalizer, xp.zeros_like(normalizer)
+    return NextTokens(own, normalizer, apply_rules(scores, history, config), offset)
 
 
 def contrast(logprobs: Array, blind: Array, weight: float) -> Array:

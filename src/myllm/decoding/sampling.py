@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, pick, softmax, to_device_of, to_numpy
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, softmax, to_device_of, to_numpy
 from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import no_token_message
@@ -38,7 +38,7 @@ class GreedyOrSampling:
         else:
             uniforms = self.uniforms[history.images[:, None], self.samples, history.chosen]
             chosen = draw(scores, to_device_of(uniforms, scores))
-        logprobs = pick(following.logprobs, chosen[..., None])[..., 0]
+        logprobs = following.logprobs(chosen[..., None])[..., 0]
         best, logprobs, tokens = map(to_numpy, (xp.max(scores, axis=-1), logprobs, chosen))
         is_open = self.samples != FINISHED
         for row, caption in np.argwhere(is_open).tolist():

@@ -232,7 +232,8 @@ def _with_room(past: Floats, used: int, needed: int) -> Floats:
 def _extend(mask: Floats, newest: int) -> Floats:
     """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees itself only."""
     batch, captions, _ = mask.shape
-    is_visible = np.kron(np.eye(captions, dtype=bool), np.tri(newest, dtype=bool))
+    caption, position = np.divmod(np.arange(captions * newest), newest)
+    is_visible = (caption[:, None] == caption) & (position[:, None] >= position)
     among_newest = np.where(is_visible, np.float32(0), np.float32(-np.inf))
     among_newest = np.broadcast_to(among_newest, (batch, *among_newest.shape))
     return np.concatenate([mask.repeat(newest, axis=1), among_newest], axis=-1)
