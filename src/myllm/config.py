@@ -15,6 +15,11 @@ VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 MAX_BEAMS = 1000
+# beyond these, scores overflow in float32
+DECODE_RANGES = {
+    "temperature": (0.001, 1000.0), "repetition_penalty": (0.001, 1000.0), "length_penalty": (-10.0, 10.0),
+    "contrastive_weight": (0.0, 1000.0), "diversity_penalty": (0.0, 1000.0),
+}
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
@@ -215,11 +220,11 @@ class DecodeConfig:
     length (false) or at any length (never)."""
 
     def __post_init__(self) -> None:
-        _positive(
-            "decode.", beams=self.beams, temperature=self.temperature, max_new_tokens=self.max_new_tokens,
-            repetition_penalty=self.repetition_penalty,
-        )
+        _positive("decode.", beams=self.beams, max_new_tokens=self.max_new_tokens)
         _fraction("decode.", min_p=self.min_p)
+        for name, (least, most) in DECODE_RANGES.items():
+            if not least <= getattr(self, name) <= most:  # NaN neither
+                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be from {least:g} to {most:g}")
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f"decode.early_stopping is {self.early_stopping!r}; expected true, false or never")
         if self.beams > MAX_BEAMS:
@@ -249,9 +254,8 @@ class DecodeConfig:
         """How many captions, and how they differ."""
         many, groups = self.num_return_sequences, self.num_beam_groups
         _positive("decode.", num_return_sequences=many, num_beam_groups=groups)
-        for name in ("contrastive_weight", "diversity_penalty"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
+        if many and many > MAX_BEAMS:
+            raise ConfigError(f"decode.num_return_sequences is {many}; at most {MAX_BEAMS}")
         if many and many > self.beams and not self.do_sample:
             raise ConfigError(
                 f"decode.num_return_sequences {many} with decode.beams {self.beams}: a search finds as many captions "
