@@ -1,8 +1,8 @@
-"""Draws how the time of captioning grows with pictures, beams, tokens and picture size, and says how straight that is.
+"""Draws how the time of captioning grows with pictures, beams, tokens and picture size, and prints how linear it is.
 
     python benchmarks/growth.py [--out docs/growth.png] [--rounds 3]
 
-ViT-B/16 and GPT-2 small with random weights, in exact arithmetic on the CPU, as `benchmarks/decode.py`.
+ViT-B/16 and GPT-2 small with random weights, in fp32 on the CPU, as in `benchmarks/decode.py`.
 """
 
 import argparse
@@ -29,40 +29,42 @@ Job = Callable[[], object]
 
 @dataclass
 class Curve:
-    """Seconds that a job takes, by the one number that is changed."""
+    """Seconds that a job takes, by the one number that varies."""
 
     name: str
-    rest: str
-    """What the other numbers are."""
+    fixed: str
+    """The other numbers, in words."""
     jobs: dict[int, Job]
     taken: dict[int, list[float]] = field(default_factory=dict)
 
     def measure(self, rounds: int) -> None:
-        """Every job in every round, in another order each time: what else the machine does meets all alike."""
+        """Time every job in every round, in random order, so that other load on the machine affects all alike."""
         for job in self.jobs.values():
             job()
-        self.taken = {at: [] for at in self.jobs}
-        for turn in range(rounds):
-            for at in random.Random(turn).sample(list(self.jobs), len(self.jobs)):
-                self.taken[at].append(seconds(self.jobs[at]))
+        self.taken = {value: [] for value in self.jobs}
+        for number in range(rounds):
+            for value in random.Random(number).sample(list(self.jobs), len(self.jobs)):
+                self.taken[value].append(seconds(self.jobs[value]))
 
     def draw(self, axes: plt.Axes, degree: int) -> None:
-        """Medians over the polynomial nearest to them, in share of their own size; and a row of figures."""
-        at, medians = np.array(list(self.taken)), np.array([median(one) for one in self.taken.values()])
-        fit = np.polynomial.Polynomial.fit(at, medians, degree, w=1 / medians)
-        off = np.abs(medians / fit(at) - 1)
-        axes.plot(at, fit(at), color="0.75", linewidth=4)
-        axes.plot(at, medians, "o", color="#1f5fa8", markersize=4)
-        axes.vlines(at, *zip(*((min(one), max(one)) for one in self.taken.values()), strict=True), color="#1f5fa8")
-        axes.set(xlabel=f"{self.name} ({self.rest})", ylabel="seconds", ylim=(0, None))
+        """Draw the medians over the polynomial with the smallest relative deviation, and print a row of figures."""
+        values, medians = np.array(list(self.taken)), np.array([median(times) for times in self.taken.values()])
+        fit = np.polynomial.Polynomial.fit(values, medians, degree, w=1 / medians)
+        deviation = np.abs(medians / fit(values) - 1)
+        axes.plot(values, fit(values), color="0.75", linewidth=4)
+        axes.plot(values, medians, "o", color="#1f5fa8", markersize=4)
+        ranges = zip(*((min(times), max(times)) for times in self.taken.values()), strict=True)
+        axes.vlines(values, *ranges, color="#1f5fa8")
+        axes.set(xlabel=f"{self.name} ({self.fixed})", ylabel="seconds", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         curve = "a straight line" if degree == 1 else "a parabola"
-        worst = f"{off.max():.1%} at {at[off.argmax()]}"
-        print(f"| {self.name} | {at[0]} to {at[-1]} | {curve} | {off.mean():.1%} | {worst} |", flush=True)
+        largest = f"{deviation.max():.1%} at {values[deviation.argmax()]}"
+        row = self.name, f"{values[0]} to {values[-1]}", curve, f"{deviation.mean():.1%}", largest
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 class Bench:
-    """A captioner for each size of picture, all with the same decoder."""
+    """A model for each picture size, all with the same decoder."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
         torch.manual_seed(0)
@@ -82,8 +84,8 @@ class Bench:
         image = self.models[size].encode(torch.zeros(pictures, 3, size, size))
         generate(SearchRequest(self.stepper, image, pictures, FULL.end, decode))
 
-    def curve(self, name: str, rest: str, over: str, at: Iterable[int], **fixed: int) -> Curve:
-        return Curve(name, rest, {value: partial(self.caption, **{over: value}, **fixed) for value in at})
+    def curve(self, name: str, fixed: str, argument: str, values: Iterable[int], **others: int) -> Curve:
+        return Curve(name, fixed, {value: partial(self.caption, **{argument: value}, **others) for value in values})
 
 
 def main() -> None:
@@ -99,7 +101,7 @@ def main() -> None:
         bench.curve("tokens", "8 pictures, greedy", "length", (4, 8, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)),
         bench.curve("pixels a side", "4 pictures, greedy", "size", sizes, pictures=4),
     ]
-    print(f"{processor()}\n\n| what grows | from, to | against | off it, mean | at most |\n|---|---|---|---|---|")
+    print(f"{processor()}\n\n| what grows | from, to | fitted | mean deviation | maximum |\n|---|---|---|---|---|")
     figure, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for curve, axes in zip(curves, grid.flat, strict=True):
         curve.measure(arguments.rounds)

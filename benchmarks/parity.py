@@ -1,4 +1,4 @@
-"""The parity tests of decoding as a table: which claim, on how many cases, how many of them equal to the reference."""
+"""Runs the parity tests of decoding and prints a table: each claim, its cases, and how many equal transformers."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What int8 and bf16 cost: a trained captioner's figures, the share of captions that stay the same, pictures a second.
+"""Measures int8 and bf16: a captioner's metrics, the share of captions that stay the same, pictures a second.
 
     python benchmarks/precision.py --model captioner --data data [--split val]
 """
@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     arguments = parser.parse_args()
     if not Path(arguments.model).exists() or not Path(arguments.data).exists():
-        print(f"left out: needs a trained captioner and its data; {arguments.model} or {arguments.data} is not there")
+        print(f"left out: needs a trained captioner and its data; {arguments.model} or {arguments.data} does not exist")
         return
-    exact: list[str] = []
+    exact: list[str] = []  # captions of precision auto
     print(f"| beams | precision | {' | '.join(FIGURES)} | the same captions | pictures a second |")
     print("|---|---|---|---|---|---|")
     for beams, precision in itertools.product((1, 5), ("auto", "int8", "bf16")):
@@ -33,12 +33,12 @@ def main() -> None:
         records, findings = read_records(Path(arguments.data), captioner.captions)
         records = split_records(records, Path(arguments.data), findings)[arguments.split]
         captioner.caption_batch([record.image for record in records[:32]], beams=beams)  # the first time is slower
-        began = perf_counter()
-        told = [one.text for one in captioner.caption_batch([record.image for record in records], beams=beams)]
-        rate = len(records) / (perf_counter() - began)
-        figures = score_captions(told, [record.captions for record in records], metrics=("BLEU", "CIDEr")).corpus
-        exact = told if precision == "auto" else exact
-        same = sum(map(str.__eq__, told, exact)) / len(told)
+        start = perf_counter()
+        texts = [caption.text for caption in captioner.caption_batch([record.image for record in records], beams=beams)]
+        rate = len(records) / (perf_counter() - start)
+        figures = score_captions(texts, [record.captions for record in records], metrics=("BLEU", "CIDEr")).corpus
+        exact = texts if precision == "auto" else exact
+        same = sum(map(str.__eq__, texts, exact)) / len(texts)
         row = [f"{figures[name]:.4f}" for name in FIGURES]
         print(f"| {beams} | {precision} | {' | '.join(row)} | {same:.1%} | {rate:.0f} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""Every option of decoding on the same three scenes, as a markdown table: what each does to a caption."""
+"""Prints a markdown table: the captions of the same three scenes with each decoding option in turn."""
 
 import argparse
 from pathlib import Path
@@ -43,17 +43,17 @@ def main() -> None:
     parser.add_argument("--model", default="runs/demo", help="a captioner of scenes")
     arguments = parser.parse_args()
     if not Path(arguments.model).exists():
-        print(f"left out: {arguments.model} is not there; `make demo` makes it, or give another as --model")
+        print(f"left out: {arguments.model} does not exist; run `make demo`, or give another as --model")
         return
     captioner = Captioner.load(arguments.model)
-    drawn = [draw_scene(SEED, "val", number) for number in (2, 3, 5)]
-    pictures = [image for image, _ in drawn]
-    print(f"| option | {' | '.join(scene.captions[0] for _, scene in drawn)} |\n|---|---|---|---|")
+    scenes = [draw_scene(SEED, "val", number) for number in (2, 3, 5)]
+    pictures = [image for image, _ in scenes]
+    print(f"| option | {' | '.join(scene.captions[0] for _, scene in scenes)} |\n|---|---|---|---|")
     for options in OPTIONS:
         generator = torch.Generator().manual_seed(0)
         captions = captioner.caption_batch(pictures, generator=generator, **options)
-        told = ", ".join(f"{name} {_readable(value)}".strip() for name, value in options.items()) or "greedy"
-        print(f"| {told} | {' | '.join(caption.text for caption in captions)} |")
+        label = ", ".join(f"{name} {_readable(value)}".strip() for name, value in options.items()) or "greedy"
+        print(f"| {label} | {' | '.join(caption.text for caption in captions)} |")
 
 
 def _readable(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,17 @@ def test_it_imports_without_torch(module: str) -> None:
     loaded = loaded_modules("-c", f"import {module}")
     assert module in loaded
     assert "torch" not in loaded
+
+
+def test_the_search_imports_without_torch_and_onnx_runtime() -> None:
+    files = (Path(__file__).parents[2] / "src/myllm/decoding").glob("[!_]*.py")
+    modules = [f"myllm.decoding.{file.stem}" for file in files]
+    loaded = loaded_modules("-c", f"import {', '.join(modules)}")
+    assert loaded > set(modules) and not {"torch", "onnxruntime"} & loaded
+
+
+def test_exports_are_captioned_without_torch() -> None:
+    assert "torch" not in loaded_modules("-c", "import myllm.inference.onnx_captioner")
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=" ".join)
