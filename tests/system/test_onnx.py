@@ -20,7 +20,10 @@ REPOSITORY = Path(__file__).parents[2]
 JAVASCRIPT = REPOSITORY / "tests/javascript"
 Capture = pytest.CaptureFixture[str]
 # a Python in which nothing but these is there beside the standard library
-ALLOWED = "myllm numpy onnxruntime PIL tokenizers google flatbuffers packaging coloredlogs humanfriendly sympy mpmath"
+ALLOWED = (
+    "myllm numpy array_api_compat onnxruntime PIL tokenizers google flatbuffers packaging coloredlogs humanfriendly "
+    "sympy mpmath"
+)
 WITHOUT_TORCH = """
 import importlib.abc, sys, sysconfig
 from pathlib import Path

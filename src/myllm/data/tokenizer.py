@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from myllm.config import END_OF_TEXT
@@ -129,6 +128,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _files_of_hub(repo: str) -> list[Path]:
+    from huggingface_hub import hf_hub_download  # here, because captioning needs no hub
+
     try:
         try:
             return [Path(hf_hub_download(repo, "tokenizer.json"))]

@@ -1,5 +1,6 @@
 """From search requests to captions. No torch, so that exports are captioned by the same lines."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
@@ -16,9 +17,6 @@ from myllm.decoding.engine import Hypothesis, SearchRequest, run_search
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.decoding.search import generate
 from myllm.errors import ConfigError
-
-# the tokenizer's sign for a character whose bytes are incomplete
-INCOMPLETE = "\ufffd"
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
@@ -63,8 +61,8 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
 
 def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
     """Return the best caption of each image with its alternatives; one with `error` if the rules left nothing."""
-    pieces = request.vocabulary.tokens if request.vocabulary else ()
-    return [_to_caption(hypotheses, tokenizer, pieces) for hypotheses in generate(request)]
+    assert request.vocabulary is not None
+    return [_to_caption(hypotheses, tokenizer, request.vocabulary) for hypotheses in generate(request)]
 
 
 def stream_text(
@@ -78,6 +76,7 @@ def stream_text(
     Raises ConfigError if the rules leave nothing.
     """
     strategy, text, continues = GreedyOrSampling(request), "", True
+    assert request.vocabulary is not None
     with closing(run_search(request, strategy)) as steps:
         while continues:
             with context():
@@ -85,24 +84,35 @@ def stream_text(
             [[hypothesis]] = strategy.results()
             if hypothesis.error:
                 raise ConfigError(hypothesis.error)
-            longer = caption_text(tokenizer, hypothesis.tokens)
+            longer = caption_text(tokenizer, hypothesis.tokens, request.vocabulary)
             if len(longer) > len(text):
                 yield longer[len(text) :]
                 text = longer
 
 
-def caption_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Text of a caption; a last character whose bytes are not all there is left out."""
-    return decode_tokens(tokenizer, tokens).rstrip(INCOMPLETE).strip()
+def incomplete_bytes(text: bytes) -> int:
+    """Number of bytes at the end of a text that begin a UTF-8 character without completing it."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return len(decoder.getstate()[0])
 
 
-def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, pieces: Sequence[bytes]) -> Caption:
-    """pieces: bytes of each token; the embedding may have more rows than the tokenizer has tokens."""
+def caption_text(tokenizer: Tokenizer, tokens: Sequence[int], vocabulary: Vocabulary) -> str:
+    """Text of a caption; a last character whose bytes are incomplete is left out."""
+    text = decode_tokens(tokenizer, tokens)
+    return (text.removesuffix("\ufffd") if incomplete_bytes(vocabulary.text(tokens)) else text).strip()
+
+
+def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabulary: Vocabulary) -> Caption:
     best = hypotheses[0]
     if best.error:
         return Caption("", 0.0, [], [], "failed", error=best.error)
+    text, *alternatives = [caption_text(tokenizer, hypothesis.tokens, vocabulary) for hypothesis in hypotheses]
+    left = len(vocabulary.text(best.tokens)) - incomplete_bytes(vocabulary.text(best.tokens))
+    pieces = []
+    for token in best.tokens:  # without the incomplete character, as the text
+        pieces.append(vocabulary.text([token])[:left])
+        left -= len(pieces[-1])
     return Caption(
-        caption_text(tokenizer, best.tokens), best.score, best.tokens, best.logprobs, best.ended_by, best.missing,
-        alternatives=[caption_text(tokenizer, hypothesis.tokens) for hypothesis in hypotheses[1:]],
-        pieces=[pieces[token] if token < len(pieces) else b"" for token in best.tokens],
+        text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives, pieces=pieces
     )
