@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,19 @@ class OnnxCaptioner:
         each: options of each picture, where they differ; they override those of `decode`. A picture for which the rules
         leave nothing gets a caption with `error`.
         """
-        shared, captions = self.decode_options(**decode), list[Caption]()
-        options = None if each is None else [self.decode_options(**{**decode, **changes}) for changes in each]
+        if each is not None:
+            images = list(images)
+            if len(each) != len(images):
+                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
+        options = (self.decode_options(**{**decode, **changes}) for changes in (repeat({}) if each is None else each))
+        captions = list[Caption]()
         for batch in batched(images, batch_size):
-            pictures, first = [self.preprocess(picture) for picture in batch], len(captions)
-            chosen = [shared] * len(pictures) if options is None else options[first : first + len(pictures)]
-            if len(chosen) < len(pictures):
-                raise ConfigError(f"caption_batch: `each` has options for {len(each or ())} pictures; there are more")
-            captions += self.caption_tensors(pictures, chosen, self._draw_seeds(len(pictures), generator))
-        if options is not None and len(options) > len(captions):
-            raise ConfigError(f"caption_batch: `each` has {len(options)} options for {len(captions)} pictures")
+            pictures = [self.preprocess(picture) for picture in batch]
+            seeds = self._draw_seeds(len(pictures), generator)
+            captions += self.caption_tensors(pictures, list(islice(options, len(pictures))), seeds)
         return captions
 
-    def stream(
-        self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any
-    ) -> Iterator[str]:
+    def stream(self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any) -> Iterator[str]:
         """Yield the caption of one picture in pieces as they are found, each of whole characters.
 
         Raises as `caption`, and ConfigError with beams or several samples, whose best is known only at the end.
@@ -192,8 +191,8 @@ class OnnxCaptioner:
         if decode.contrastive_weight:
             grey = self._encode(np.zeros((1, 3, *self._preprocess.size), np.float32))
             blind = np.repeat(grey, len(images), axis=0)
-        stepper, end = ExportStepper(self.decoder), self._vocabulary.end
-        return SearchRequest(stepper, images, len(images), end, decode, prefix, self._vocabulary, blind, seeds)
+        stepper = ExportStepper(self.decoder)
+        return SearchRequest(stepper, images, len(images), self._end, decode, prefix, self._vocabulary, blind, seeds)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

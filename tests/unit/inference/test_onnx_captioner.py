@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from myllm.apps.caption import caption_files
 from myllm.caption import Calibration
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, VisionConfig
@@ -105,7 +106,7 @@ def test_export_takes_options_for_each_picture(both: Exported) -> None:
     alone = [both[1].caption(picture, **options) for picture, options in zip(PICTURES, each, strict=True)]
     assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
     for wrong in (each[:3], [*each, {}]):
-        with pytest.raises(ConfigError, match="`each` has"):
+        with pytest.raises(ConfigError, match="each has options for"):
             both[1].caption_batch(PICTURES, each=wrong)
 
 
@@ -143,6 +144,17 @@ def test_rules_that_leave_nothing_for_a_picture_are_an_error_of_that_picture(bot
     assert (captions[1].text, captions[1].confidence, captions[1].ended_by) == ("", 0.0, "failed")
     with pytest.raises(ConfigError, match="only_words .* leave nothing that may come as token"):
         both[index].caption(PICTURES[1], **each[1])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_caption_files_writes_an_error_row_for_a_picture_for_which_the_rules_leave_nothing(
+    both: Exported, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PICTURES[0].save(tmp_path / "a.png")
+    decode = both[index].decode_options(min_new_tokens=7, no_repeat_ngram_size=1, only_words=("a",))
+    monkeypatch.setattr(both[index], "decode", decode)
+    [row] = caption_files(both[index], [tmp_path / "a.png"])
+    assert row.keys() == {"image", "error"} and "leave nothing that may come as token" in row["error"]
 
 
 @pytest.mark.parametrize("index", [0, 1])
