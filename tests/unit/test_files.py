@@ -108,9 +108,9 @@ def test_lock_folder_leaves_files_and_removes_what_it_made(tmp_path: Path) -> No
 
 def test_lock_folder_reports_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MyLLMError, match=r"cannot write .*file/run.*choose another folder"):
-        with lock_folder(tmp_path / "file/run"):
-            pass
+    message = r"cannot write .*file/run.*choose another folder"
+    with pytest.raises(MyLLMError, match=message), lock_folder(tmp_path / "file/run"):
+        pass
 
 
 def test_read_bytes_reads_no_more_than_the_limit(tmp_path: Path) -> None:

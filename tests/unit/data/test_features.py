@@ -166,7 +166,7 @@ def test_an_index_with_a_wrong_row_is_found(bench: Bench) -> None:
 
 
 def test_interrupted_extraction_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("myllm.data.features.BATCHES_A_SAVE", 1)
+    monkeypatch.setattr("myllm.data.features.BATCHES_PER_SAVE", 1)
 
     def interrupted(images: Tensor) -> tuple[Tensor, ...]:
         if len(bench.computed) >= 6:
@@ -184,11 +184,11 @@ def test_progress_counts_what_was_there_too(bench: Bench, tmp_path: Path) -> Non
     for number in range(7, 12):
         (tmp_path / f"{number}.jpg").write_bytes(f"picture {number}".encode())
         bench.pictures.append(tmp_path / f"{number}.jpg")
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     FeatureCache(bench.folder, KEY).features(
-        bench.pictures, bench.images, bench.encode, Findings(), 3, lambda done, total: seen.append((done, total))
+        bench.pictures, bench.images, bench.encode, Findings(), 3, lambda *report: reports.append(report)
     )
-    assert seen == [(10, 12), (12, 12)]
+    assert reports == [("encoding pictures", 10, 12), ("encoding pictures", 12, 12)]
 
 
 def test_features_beyond_half_precision_are_refused(bench: Bench) -> None:

@@ -77,7 +77,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}'])
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(CheckpointError, match="tokenizer.json: no tokenizer of GPT-2's form"):
+    with pytest.raises(CheckpointError, match="tokenizer.json: not a GPT-2 tokenizer"):
         gpt2_tokenizer(str(tmp_path))
 
 
