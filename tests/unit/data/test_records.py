@@ -157,7 +157,9 @@ text = st.text(characters, min_size=1).filter(lambda text: text.strip() == text)
 
 
 @given(st.lists(text, min_size=1, max_size=5))
-def test_read_results_csv_reads_what_the_csv_module_writes(tmp_path_factory: pytest.TempPathFactory, captions: list[str]) -> None:
+def test_read_results_csv_reads_what_the_csv_module_writes(
+    tmp_path_factory: pytest.TempPathFactory, captions: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     file = io.StringIO()
     writer = csv.writer(file, delimiter="|", quoting=csv.QUOTE_ALL)
