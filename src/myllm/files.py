@@ -15,6 +15,7 @@ from typing import IO, Any
 from myllm.errors import CheckpointError, ConfigError, MyLLMError, reason
 
 LOCK_FILE = "in-use.lock"
+MAX_JSON_BYTES = 2**28
 
 
 @contextmanager
@@ -77,9 +78,9 @@ def _raise_disk_error(error: BaseException, path: Path) -> None:
     while cause is not None and not isinstance(cause, OSError):  # torch's zip writer wraps the OSError
         cause = cause.__cause__ or cause.__context__
     if cause is not None:
-        kept = "; what was there before is still there" if path.exists() else ""
+        hint = "; what was there before is still there" if path.exists() else ""
         message = cause.strerror or cause
-        raise MyLLMError(f"cannot write {path}: {message}{kept}. Make room or choose another folder") from error
+        raise MyLLMError(f"cannot write {path}: {message}{hint}. Make room or choose another folder") from error
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises CheckpointError if it is missing or holds something else."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_bytes(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
     if not isinstance(facts, dict):

@@ -57,21 +57,21 @@ class Findings:
     cut_captions: list[str] = _finding("caption cut at the context's end", "captions cut at the context's end")
     repaired_features: list[str] = _finding("damaged feature recomputed", "damaged features recomputed")
 
-    def lines(self, shown: int = 3) -> list[str]:
-        """Return a sentence for each kind of finding: how many there are, and the first `shown` names."""
+    def lines(self, max_names: int = 3) -> list[str]:
+        """Return a sentence for each kind of finding: how many there are, and the first `max_names` names."""
         lines = []
         for kind in fields(self):
             names: list[str] = getattr(self, kind.name)
             if names:
                 singular, plural = kind.metadata["phrases"]
-                lines.append(counted(names, singular, plural, shown))
+                lines.append(counted(names, singular, plural, max_names))
         return lines
 
 
-def counted(names: Sequence[str], singular: str, plural: str, shown: int = 3) -> str:
-    """Return how many names there are, with the noun in the right number and the first `shown` names."""
-    more = f", and {len(names) - shown:,} more" if len(names) > shown else ""
-    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:shown])}{more})"
+def counted(names: Sequence[str], singular: str, plural: str, max_names: int = 3) -> str:
+    """Return how many names there are, with the noun in the right number and the first `max_names` names."""
+    more = f", and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:max_names])}{more})"
 
 
 @dataclass(frozen=True)

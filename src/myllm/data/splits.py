@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from myllm.data.images import MAX_BYTES
-from myllm.data.records import Findings, Record
+from myllm.data.records import Findings, Record, decode_text
 from myllm.errors import ConfigError, DataError
 from myllm.files import read_bytes
 
@@ -90,11 +90,7 @@ def _official(records: Sequence[Record], folder: Path, findings: Findings) -> di
     """Return the split of each picture that a split file names."""
     named: dict[str, str] = {}
     for path in sorted(_split_files(folder), key=lambda path: _precedence(path.stem)):
-        try:
-            names = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); expected a file name a line in UTF-8") from None
-        for name in filter(None, (line.strip() for line in names)):
+        for name in filter(None, map(str.strip, decode_text(path).split("\n"))):
             if named.setdefault(name, path.stem) != path.stem:
                 findings.in_two_splits.append(f"{name} in {path.stem} and {named[name]}, kept in {named[name]}")
     known = {record.name for record in records}

@@ -92,21 +92,12 @@ class Objective(nn.Module):
     """The model with its losses."""
 
     def __init__(
-        self,
-        model: VisionGPT2,
-        end: int,
-        label_smoothing: float = 0.0,
-        word_dropout: float = 0.0,
-        presence: WordPresence | None = None,
-        presence_weight: float = 0.0,
+        self, model: VisionGPT2, end: int, label_smoothing: float = 0.0, word_dropout: float = 0.0,
+        presence: WordPresence | None = None, presence_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.presence = presence
-        self.end = end
-        self.label_smoothing = label_smoothing
-        self.word_dropout = word_dropout
-        self.presence_weight = presence_weight
+        self.model, self.presence, self.end = model, presence, end
+        self.label_smoothing, self.word_dropout, self.presence_weight = label_smoothing, word_dropout, presence_weight
 
     def forward(self, batch: Batch) -> Losses:
         """Return the losses. Smoothing, hidden words and word presence apply only in training mode.

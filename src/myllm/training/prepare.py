@@ -47,17 +47,17 @@ class Prepared:
     """Hash of the base's weights if adapters train on them."""
 
 
-def prepare(config: TrainConfig, progress: Progress = no_progress, given: Collection[str] = ()) -> Prepared:
+def prepare(config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = ()) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
-    given: dotted names of the options that the user set (`text.dropout`), so that a value that equals the default still
-    counts against a base. Raises DataError, ConfigError or CheckpointError with the fix.
+    given_options: dotted names of the options that the user set (`text.dropout`): with a base, they count even if their
+    value is the default. Raises DataError, ConfigError or CheckpointError with the fix.
     """
     records, findings = read_records(Path(config.data), config.captions)
     splits = split_records(records, Path(config.data), findings)
     base = _base(config)
     if base is not None:
-        config = fit_to_base(config, base, given)
+        config = fit_to_base(config, base, given_options)
     torch.manual_seed(config.seed)
     start = base or _new_checkpoint(config, splits["train"])
     model, preprocess = start.model, Preprocess(start.preprocess)
@@ -89,32 +89,28 @@ def _base(config: TrainConfig) -> Checkpoint | None:
     return formats.load_base(config.base) if config.lora.rank else formats.load(config.base)
 
 
-# Options of the model that a base does not fix: where weights came from, what trains, and the tokenizer's size.
+# Options of the model that a base does not fix: where its weights came from, and what trains.
 NOT_GEOMETRY = ("vision.pretrained", "vision.frozen", "text.pretrained")
 
 
-def fit_to_base(config: TrainConfig, base: Checkpoint, given: Collection[str] = ()) -> TrainConfig:
+def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
     """Return `config` with the base's model options, and with its decoding options if none are set.
 
-    An option is set if it differs from the default, or is in `given`. Raises ConfigError if a model option that is set
-    differs from the base's.
+    An option is set if it differs from the default, or is in `given_options`. Raises ConfigError if a model option that
+    is set differs from the base's.
     """
     model = base.model.config
-    wanted, of_base, default = (
+    options, of_base, default = (
         dict(flatten(asdict(part), ".")) for part in (config.captioner, model, CaptionerConfig())
     )
-    for name, value in wanted.items():
-        is_set = value != default.get(name) or (name in given and name != "text.vocab_size")
+    for name, value in options.items():
+        # a config.yaml holds the default of text.vocab_size, because training takes it from the tokenizer
+        is_set = value != default.get(name) or (name in given_options and name != "text.vocab_size")
         if is_set and value != of_base.get(name) and name not in NOT_GEOMETRY:
             raise ConfigError(f"{name} is {value}, but the base {config.base} has {of_base.get(name)}; leave that out")
-    sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given)
-    return replace(
-        config,
-        vision=replace(model.vision, frozen=config.vision.frozen),
-        text=model.text,
-        mode=model.mode,
-        decode=config.decode if sets_decode else base.decode,
-    )
+    sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given_options)
+    vision, decode = replace(model.vision, frozen=config.vision.frozen), config.decode if sets_decode else base.decode
+    return replace(config, vision=vision, text=model.text, mode=model.mode, decode=decode)
 
 
 def _new_checkpoint(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
@@ -143,11 +139,7 @@ def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
 
 
 def _with_features(
-    source: CaptionSource,
-    cache: FeatureCache,
-    model: VisionGPT2,
-    device: torch.device,
-    findings: Findings,
+    source: CaptionSource, cache: FeatureCache, model: VisionGPT2, device: torch.device, findings: Findings,
     progress: Progress,
 ) -> CaptionSource:
     """Return the source with the features of its pictures, from the cache or computed now."""

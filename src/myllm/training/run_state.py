@@ -39,12 +39,8 @@ class RunState:
 
 
 def save(
-    path: Path,
-    state: RunState,
-    objective: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
-    fingerprint: str,
+    path: Path, state: RunState, objective: nn.Module, optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler, fingerprint: str,
 ) -> None:
     """Write last.pt atomically."""
     content = {
@@ -61,10 +57,7 @@ def save(
 
 
 def load(
-    path: Path,
-    objective: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
+    path: Path, objective: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
     fingerprint: str,
 ) -> RunState:
     """Restore the objective, the optimizers and the random generators from last.pt, and return the counters.

@@ -87,11 +87,7 @@ class Trainer:
         self.precision = choose_precision(config.precision, self.device)
         self.model = prepared.model.to(self.device)
         self.objective = Objective(
-            self.model,
-            prepared.train.end,
-            config.label_smoothing,
-            config.word_dropout,
-            self._word_presence(),
+            self.model, prepared.train.end, config.label_smoothing, config.word_dropout, self._word_presence(),
             config.word_presence_weight,
         ).to(self.device)
         self.optimizers = build_optimizers(self.objective, config)
@@ -164,14 +160,8 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt. Raises MyLLMError if the loss is not finite: such a state is not worth keeping."""
         self._read_device()
-        run_state.save(
-            self.out / run_state.FILE_NAME,
-            self.state,
-            self.objective,
-            self.optimizers,
-            self.scaler,
-            self._fingerprint,
-        )
+        path = self.out / run_state.FILE_NAME
+        run_state.save(path, self.state, self.objective, self.optimizers, self.scaler, self._fingerprint)
 
     @property
     def progress(self) -> float:
@@ -237,10 +227,10 @@ class Trainer:
     def _check_loss(self, loss: float, step: int) -> None:
         """Raise MyLLMError if the loss of a step is NaN or infinite."""
         if not math.isfinite(loss):
-            kept = f"; the best epoch is still in {self.out}" if self.state.best_epoch else ""
+            hint = f"; the best epoch is still in {self.out}" if self.state.best_epoch else ""
             raise MyLLMError(
-                f"the loss is {loss} at step {step}: the rate is too high for this model. Take a "
-                f"lower --lr, or --precision fp32{kept}"
+                f"the loss is {loss} at step {step}: the learning rate is too high for this model. Take a lower --lr, "
+                f"or --precision fp32{hint}"
             )
 
     def _read_device(self) -> None:

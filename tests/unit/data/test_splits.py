@@ -122,7 +122,7 @@ def test_split_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
 def test_split_files_that_are_not_text_are_refused(tmp_path: Path) -> None:
     write_splits(tmp_path, train="0.jpg")
     (tmp_path / "splits" / "val.txt").write_bytes(b"\xff\xfe1")
-    with pytest.raises(DataError, match="val.txt: cannot be read"):
+    with pytest.raises(DataError, match="val.txt: line 1 holds byte 0xff, which is not UTF-8"):
         split_records(numbered(tmp_path, 3), tmp_path, Findings())
 
 

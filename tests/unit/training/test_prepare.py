@@ -26,15 +26,15 @@ def test_fit_to_base_refuses_what_is_given_and_differs_even_at_its_default(
     for part in name.split("."):
         default = getattr(default, part)
     with pytest.raises(ConfigError, match=f"{name} is {default}, but the base base.pt has .*; leave that out"):
-        fit_to_base(DEFAULT, base, given={name})
+        fit_to_base(DEFAULT, base, given_options={name})
 
 
 @pytest.mark.parametrize("name", ["vision.pretrained", "vision.frozen", "text.vocab_size", "epochs", "decode.beams"])
 def test_fit_to_base_accepts_options_that_a_base_does_not_fix(tiny_checkpoint: Checkpoint, name: str) -> None:
-    assert fit_to_base(DEFAULT, tiny_checkpoint, given={name}).text == tiny_checkpoint.model.config.text
+    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={name}).text == tiny_checkpoint.model.config.text
 
 
 def test_fit_to_base_keeps_decoding_options_that_are_given_at_their_default(tiny_checkpoint: Checkpoint) -> None:
-    assert fit_to_base(DEFAULT, tiny_checkpoint, given={"decode.beams"}).decode == DecodeConfig()
+    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={"decode.beams"}).decode == DecodeConfig()
     beams = replace(DEFAULT, decode=DecodeConfig(beams=2))
     assert fit_to_base(beams, tiny_checkpoint).decode == DecodeConfig(beams=2)
