@@ -293,6 +293,21 @@ def test_train_cuts_and_reports_long_captions(train: Train, tmp_path: Path, caps
     assert "captions cut at the context's end" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("source", ["command line", "file"])
+def test_train_with_base_refuses_an_option_that_differs_even_at_its_default(
+    scenes: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("text:\n  n_layer: 12\n")
+    option = "--text.n-layer=12" if source == "command line" else f"--config={tmp_path}/mine.yaml"
+    assert main(["train", f"--data={scenes}", f"--out={tmp_path}/run", f"--base={tiny_run}", option]) == 2
+    assert f"text.n_layer is 12, but the base {tiny_run} has 1; leave that out" in capsys.readouterr().err
+
+
+def test_train_accepts_the_config_yaml_of_its_base(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["train", f"--config={tiny_run}/config.yaml", f"--base={tiny_run}", f"--out={tmp_path}/run"]
+    assert main([*words, "--max-steps=1", "--quiet"]) == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [

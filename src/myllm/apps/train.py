@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
@@ -45,10 +45,10 @@ REPORT_FILE = "report.html"
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
 
 
-def train(config: TrainConfig, options: RunOptions) -> int:
+def train(config: TrainConfig, options: RunOptions, given_options: Collection[str] = ()) -> int:
     """Train, judge the best checkpoint on the validation split, and leave the run folder complete."""
     display = Display(options.quiet, options.json)
-    finished, evaluation = run_training(config, options, display)
+    finished, evaluation = run_training(config, options, display, given_options)
     if not finished:
         return 130
     assert evaluation is not None
@@ -63,20 +63,24 @@ def train(config: TrainConfig, options: RunOptions) -> int:
     return 0
 
 
-def run_training(config: TrainConfig, options: RunOptions, display: Display) -> tuple[bool, Evaluation | None]:
+def run_training(
+    config: TrainConfig, options: RunOptions, display: Display, given_options: Collection[str] = ()
+) -> tuple[bool, Evaluation | None]:
     """Whether the run came to its end, and then its final figures."""
     with lock_folder(Path(config.out)):
-        return _run_training(config, options, display)
+        return _run_training(config, options, display, given_options)
 
 
-def _run_training(config: TrainConfig, options: RunOptions, display: Display) -> tuple[bool, Evaluation | None]:
+def _run_training(
+    config: TrainConfig, options: RunOptions, display: Display, given_options: Collection[str]
+) -> tuple[bool, Evaluation | None]:
     out = Path(config.out)
     check_run_folder(out, options)
     check_base(config)
     device = choose_device(config.devices)
     display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
     with display.counting() as progress:
-        prepared = prepare(config, progress)
+        prepared = prepare(config, progress, given_options)
     config = prepared.config
     describe_data(prepared, config, display)
     with TrainingDisplay(display) as shown:
