@@ -137,38 +137,40 @@ def match(predictions: Mapping[str, str], references: References) -> Matched:
 
 
 class _NameIndex:
-    """Finds a reference's name by a prediction's."""
+    """Finds the name of a reference by the name of a prediction."""
 
     def __init__(self, references: References) -> None:
         self.references = references
-        self.by_end: dict[str, list[str]] = defaultdict(list)
-        """Reference names by their file name, and by their file name without suffix."""
+        self.by_path: dict[tuple[str, ...], str | None] = {}
+        """Names by their path, with and without suffix; None if two pictures share it."""
+        self.by_end: dict[tuple[str, ...], str | None] = {}
+        """The same for each end of a path."""
         for name in references.captions:
-            path = _path(name)
-            for end in {path.name, path.stem}:
-                self.by_end[end].append(name)
+            for parts in _paths(name):
+                _add(self.by_path, parts, name)
+                for start in range(len(parts)):
+                    _add(self.by_end, parts[start:], name)
 
     def find(self, name: str) -> str | None:
         if name in self.references.captions:
             return name
         if name in self.references.ids:
             return self.references.ids[name]
-        path = _path(name)
-        for end in (path.name, path.stem):
-            candidates = [other for other in self.by_end[end] if _end_alike(path.parts[:-1], _path(other).parts[:-1])]
-            if len(candidates) == 1:
-                return candidates[0]
+        for parts in _paths(name):
+            ends = (self.by_path.get(parts[start:]) for start in range(1, len(parts)))
+            if result := self.by_end.get(parts) or next(filter(None, ends), None):
+                return result
         return None
 
 
-def _path(name: str) -> PurePath:
-    return PurePath(name.replace("\\", "/"))
+def _paths(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the parts of a path with its suffix, and without."""
+    path = PurePath(name.replace("\\", "/"))
+    return path.parts, (*path.parts[:-1], path.stem)
 
 
-def _end_alike(folders: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Return whether the shorter of two folder paths is the end of the other."""
-    shared = min(len(folders), len(others))
-    return folders[len(folders) - shared :] == others[len(others) - shared :]
+def _add(names: dict[tuple[str, ...], str | None], parts: tuple[str, ...], name: str) -> None:
+    names[parts] = name if names.get(parts, name) == name else None
 
 
 def _read_coco_results(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:

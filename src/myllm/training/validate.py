@@ -83,12 +83,12 @@ class Validator:
         """Caption the first validation pictures with the run's decoding options."""
         model, samples = objective.model, list[Sample]()
         for batch in self.batches.epoch(0):
+            numbers = batch.index.tolist()
             with autocast(self.precision, self.device):
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
                 image = model.image_kv(model.image_tokens(features))
-                # a seed for each picture, so that sampling draws the same numbers for it in each epoch
-                numbers = batch.index.tolist()
+                # seeds by picture, so that sampling draws the same for a picture in each epoch
                 search = make_search(model, self.vocabulary, image, self.decode, seeds=numbers)
                 captions = generate_captions(search, self.tokenizer)
             for number, caption in zip(numbers, captions, strict=True):
