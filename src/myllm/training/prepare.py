@@ -126,8 +126,8 @@ def _check_features(config: TrainConfig, model: VisionGPT2) -> None:
     in_backbone = [name for name, _ in adapted_layers(model) if name.startswith("encoder.")]
     if config.vision.frozen and in_backbone:
         raise ConfigError(
-            f"lora.targets has {in_backbone[0]}, a layer of the backbone, whose features vision.frozen "
-            "computes only once; drop one of them"
+            f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
+            "backbone's features; drop one of them"
         )
 
 

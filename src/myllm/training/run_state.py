@@ -71,7 +71,7 @@ def load(
         if content["fingerprint"] != fingerprint:
             raise CheckpointError(
                 f"{path}: this run had other training data (fingerprint {content['fingerprint']}, now {fingerprint}) "
-                "or another base; resume with those it began with, or start a new run with another --out"
+                "or another base; resume with what it began with, or start a new run with another --out"
             )
         objective.load_state_dict(content["objective"])
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
