@@ -44,7 +44,7 @@ PAST = "past_key_values"
 
 
 class OnnxCaptioner:
-    """An exported captioner, ready to caption; in fp32 it finds the captions that the model itself finds in torch."""
+    """An exported captioner; in fp32 it finds the same captions as the captioner that was exported."""
 
     def __init__(
         self, encoder: onnxruntime.InferenceSession, decoder: onnxruntime.InferenceSession, tokenizer: Tokenizer,
@@ -69,7 +69,7 @@ class OnnxCaptioner:
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
         """Open a folder that `myllm export --to onnx` wrote. threads: ONNX Runtime's own choice by default.
 
-        Raises CheckpointError where a file is missing or damaged, or ONNX Runtime lacks what it computes with.
+        Raises CheckpointError if a file is missing or damaged, or needs an operator that ONNX Runtime lacks.
         """
         folder = Path(folder)
         facts = read_json(folder / "config.json").get("myllm")
@@ -240,29 +240,29 @@ class ExportStepper:
         """Nothing is kept."""
 
 
-def _run(session: onnxruntime.InferenceSession, names: Sequence[str], fed: Mapping[str, Any]) -> Sequence[Any]:
+def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:
     try:
-        return session.run(names, fed)
+        return session.run(outputs, inputs)
     except Exception as error:  # its errors have no common base
         raise CheckpointError(
-            f"ONNX Runtime could not compute the export ({reason(error)}): memory ran out, or its two files are not of "
-            "one model; caption fewer pictures at once, or export it again"
+            f"ONNX Runtime could not compute the export ({reason(error)}): memory ran out, or its two files are of "
+            "different models; caption fewer pictures at once, or export it again"
         ) from error
 
 
 def _session(folder: Path, name: str, threads: int | None) -> onnxruntime.InferenceSession:
-    found = sorted((folder / "onnx").glob(f"{name}*.onnx"))
-    if len(found) != 1:
-        told = f"{len(found)} files, {', '.join(one.name for one in found)}" if found else "no file"
-        raise CheckpointError(f"{folder / 'onnx'}: {told} of the name {name}*.onnx; expected one: export it again")
+    files = sorted((folder / "onnx").glob(f"{name}*.onnx"))
+    if len(files) != 1:
+        found = f"{len(files)} files, {', '.join(file.name for file in files)}" if files else "no file"
+        raise CheckpointError(f"{folder / 'onnx'}: {found} of the name {name}*.onnx; expected one: export it again")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors are raised; what is below would stand between the captions
+    options.log_severity_level = 3  # errors are raised; warnings would be printed between the captions
     if threads:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(found[0]), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(files[0]), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
-        lacks = "NOT_IMPLEMENTED" in str(error) or "is not a registered function/op" in str(error)
-        way = "upgrade onnxruntime, or export with --precision fp32" if lacks else "export it again"
+        is_unsupported = "NOT_IMPLEMENTED" in str(error) or "is not a registered function/op" in str(error)
+        fix = "upgrade onnxruntime, or export with --precision fp32" if is_unsupported else "export it again"
         version = onnxruntime.__version__
-        raise CheckpointError(f"{found[0]}: onnxruntime {version} can't open it ({reason(error)}); {way}") from error
+        raise CheckpointError(f"{files[0]}: onnxruntime {version} can't open it ({reason(error)}); {fix}") from error
