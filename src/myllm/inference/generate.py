@@ -33,11 +33,12 @@ def override_options(defaults: DecodeConfig, context: int, changes: Mapping[str,
     if unknown:
         known = ", ".join(DecodeConfig.__dataclass_fields__)
         raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
-    if changes.get("max_new_tokens", 0) > context:
+    options = replace(defaults, **changes)
+    if "max_new_tokens" in changes and options.max_new_tokens > context:
         raise ConfigError(
-            f"decode.max_new_tokens {changes['max_new_tokens']} is more than the model's context of {context} tokens"
+            f"decode.max_new_tokens {options.max_new_tokens} is more than the model's context of {context} tokens"
         )
-    return replace(defaults, **changes)
+    return options
 
 
 def check_streamable(decode: DecodeConfig) -> None:
