@@ -95,6 +95,8 @@ def _preprocess(
 
 
 def _side(size: Any, name: str) -> int:
+    if isinstance(size, dict) and not {"height", "width"} <= size.keys():
+        raise ConfigError(f"{name} is {size!r:.100}; expected height and width")
     return square([size["height"], size["width"]] if isinstance(size, dict) else size, name)
 
 

@@ -44,7 +44,7 @@ def test_average_refuses_weights_that_do_not_fit(three: list[Checkpoint], weight
         average(three, NAMES, weights)
 
 
-def test_average_refuses_captioners_of_another_geometry_or_tokenizer(three: list[Checkpoint], tiny_model: TinyModel) -> None:
+def test_average_refuses_another_geometry_or_tokenizer(three: list[Checkpoint], tiny_model: TinyModel) -> None:
     vocab_size = three[0].model.config.text.vocab_size
     deeper = replace(three[1], model=tiny_model(n_layer=3, vocab_size=vocab_size))
     wider = replace(three[1], model=tiny_model(n_embd=48, vocab_size=vocab_size))

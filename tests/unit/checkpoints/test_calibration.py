@@ -15,7 +15,8 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError, MyLLMError
 from myllm.inference.captioner import Captioner
 
-CALIBRATION = Calibration(0.5, 2.0, 1.5, {"ball": 1.0, "a": 3.0}, ("a",), {"data": "birds", "pictures": 9, "decode": {}})
+CALIBRATED_ON = {"data": "birds", "pictures": 9, "decode": {}}
+CALIBRATION = Calibration(0.5, 2.0, 1.5, {"ball": 1.0, "a": 3.0}, ("a",), CALIBRATED_ON)
 FORMATS = pytest.mark.parametrize("save", [native.save, native.save_folder])
 Saver = Callable[[Checkpoint, Path], None]
 
@@ -61,7 +62,9 @@ def test_write_calibration_keeps_size_and_precision(
     assert before <= (tmp_path / "half.pt").stat().st_size < before + 2000
 
 
-def test_write_calibration_on_a_full_disk_leaves_the_file(tiny_captioner_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_calibration_on_a_full_disk_leaves_the_file(
+    tiny_captioner_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = tiny_captioner_file.read_bytes()
 
     def full(*_: object) -> None:
