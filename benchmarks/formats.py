@@ -45,12 +45,12 @@ def logits(model: Callable) -> object:  # type: ignore[type-arg]
         return model(images, torch.arange(2 * TOKENS).view(2, TOKENS))
 
 
-def largest_difference(folder: Path, logits: object) -> float:
+def largest_difference(folder: Path, computed: object) -> float:
     """Return the largest absolute difference of a logit from those of the original in transformers."""
     import torch
 
     expected = torch.load(folder / "logits", weights_only=True)
-    return float((logits - expected).abs().max())
+    return float((computed - expected).abs().max())
 
 
 def open_here(source: str) -> Callable[[Path], float]:
@@ -72,7 +72,8 @@ def open_in_transformers(source: str) -> Callable[[Path], float]:
         from transformers import VisionEncoderDecoderModel
 
         model = VisionEncoderDecoderModel.from_pretrained(folder / source).eval()
-        return largest_difference(folder, logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits))
+        computed = logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits)
+        return largest_difference(folder, computed)
 
     return job
 
@@ -195,14 +196,15 @@ def main() -> None:
     with TemporaryDirectory(prefix="myllm-formats-") as name:
         # a process inherits the peak of its parent, so this one imports nothing large
         subprocess.run([sys.executable, __file__, "--make", "--folder", name], check=True)
-        print("| conversion | seconds | file, MB | peak memory, MB (before) | largest difference of a logit from transformers |")
+        print("| conversion | seconds | file, MB | peak memory, MB (before) | largest difference of logits |")
         print("|---|---|---|---|---|")
         for conversion, (result, _) in CONVERSIONS.items():
             words = [sys.executable, __file__, "--conversion", conversion, "--folder", name]
             output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
             seconds, peak_memory, before, difference = json.loads(output)
             size, error = megabytes(Path(name) / result), "" if difference != difference else f"{difference:.1e}"
-            print(f"| {conversion} | {seconds:.1f} | {size:,.0f} | {peak_memory:,} ({before:,}) | {error} |", flush=True)
+            memory = f"{peak_memory:,} ({before:,})"
+            print(f"| {conversion} | {seconds:.1f} | {size:,.0f} | {memory} | {error} |", flush=True)
 
 
 if __name__ == "__main__":
