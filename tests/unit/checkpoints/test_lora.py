@@ -228,6 +228,18 @@ def test_adapter_with_damaged_metadata_is_refused(adapter: Path, notes: str) -> 
         load(adapter)
 
 
+def test_adapter_reads_options_under_their_old_names(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["myllm"])
+    metadata["decode"]["contrast"] = metadata["decode"].pop("contrastive_weight") + 0.25
+    metadata["provenance"] = {"search": {"decode": {"contrast": 0.5}}}
+    save_file(load_file(path), path, {"myllm": json.dumps(metadata)})
+    opened = load(adapter)
+    assert opened.decode.contrastive_weight == 0.25
+    assert opened.provenance["search"] == {"decode": {"contrastive_weight": 0.5}}
+
+
 def test_adapter_with_missing_or_damaged_files_names_them(adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
