@@ -28,8 +28,8 @@ def _refuse_onnx(path: Path) -> Checkpoint:
     config = path / "config.json"
     if config.is_file() and "myllm" in read_json(config):
         raise CheckpointError(
-            f"{path}: an ONNX export: its weights are bound into its graphs. `myllm caption` and `myllm evaluate` run "
-            "it, and OnnxCaptioner in Python; for anything else take the captioner that it was exported from"
+            f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
+            "`myllm evaluate` run it, and OnnxCaptioner in Python; for all else take what it was exported from"
         )
     raise CheckpointError(
         f"{path}: ONNX graphs of another program, which myllm neither runs nor imports; take the weights that they "

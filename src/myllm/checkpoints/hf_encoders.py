@@ -139,7 +139,7 @@ def to_timm(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
 
 def from_timm(encoder: ImageEncoder, timm_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return transformers' configuration and tensors of an encoder. Raises ConfigError if transformers lacks a part."""
-    names, state = {ours: theirs for theirs, ours in NAMES.items()}, dict[str, Tensor]()
+    names, state = {timm: hf for hf, timm in NAMES.items()}, dict[str, Tensor]()
     config = _encoder_config(encoder, timm_name)
     for name, value in _split_queries(encoder.backbone.state_dict()).items():
         hf_name = _renamed(_shift_stage(name, -1), names)

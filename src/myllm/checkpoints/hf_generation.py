@@ -104,16 +104,16 @@ def _check_token_ids(path: Path, values: Mapping[str, Any], end: int) -> None:
 def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
     """Return transformers' options under our names, with its defaults, and lengths that the context has room for."""
     names = BEAM_OPTIONS | {name: name for name in OPTIONAL}
-    options = {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
+    options = {name: values[hf_name] for hf_name, name in names.items() if hf_name in values}
     if options.get("num_return_sequences") == 1:
         del options["num_return_sequences"]  # transformers' default; ours returns the other beams as alternatives
     if options.get("num_beam_groups", 1) == 1:
         options.pop("diversity_penalty", None)  # without effect
     if options.get("do_sample") is True:
         options |= {"top_k": DEFAULT_TOP_K} | {name: values[name] for name in SAMPLING if name in values}
-    for ours, theirs in LENGTHS.items():
-        if isinstance(values.get(theirs), int) and values[theirs]:
-            options.setdefault(ours, max(0, values[theirs] - 1))  # transformers counts the start token
+    for name, hf_name in LENGTHS.items():
+        if isinstance(values.get(hf_name), int) and values[hf_name]:
+            options.setdefault(name, max(0, values[hf_name] - 1))  # transformers counts the start token
     options.setdefault("max_new_tokens", DEFAULT_LENGTH)
     if isinstance(options["max_new_tokens"], int):
         options["max_new_tokens"] = min(options["max_new_tokens"], n_positions)
@@ -125,7 +125,7 @@ def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
 def generation_config(decode: DecodeConfig, end: int) -> dict[str, Any]:
     """Return transformers' generation_config.json for our decoding options, as far as it has them."""
     default = DecodeConfig()
-    values = {theirs: getattr(decode, ours) for theirs, ours in BEAM_OPTIONS.items()}
+    values = {hf_name: getattr(decode, name) for hf_name, name in BEAM_OPTIONS.items()}
     values |= {name: getattr(decode, name) for name in OPTIONAL if getattr(decode, name) != getattr(default, name)}
     if decode.do_sample:
         values |= {name: getattr(decode, name) for name in SAMPLING}

@@ -41,7 +41,7 @@ FAMILY_PROCESSORS = {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "swin": "ViT"
 def read_preprocess(folder: Path, encoder: PreprocessConfig, family: str) -> tuple[PreprocessConfig, list[str]]:
     """Return what a folder's image processor does, and notes on differences.
 
-    encoder: preprocessing of the encoder alone, which gives the image size. family: the encoder's model_type.
+    encoder: the encoder's own preprocessing, which gives the image size. family: the encoder's model_type.
     Without preprocessor_config.json pictures are prepared as by ViTImageProcessor.
     Raises CheckpointError for a processor that does something else than resize, crop and normalise.
     """
