@@ -109,6 +109,18 @@ def test_imported_captions_equal_transformers(made: Made, name: str, beams: int)
     assert [caption.tokens for caption in captions] == [[token for token in row if token != end] for row in rows]
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.inference_mode()
+def test_embedding_rows_without_a_token_are_chosen_as_in_transformers(made: Made, beams: int) -> None:
+    original, folder = made("vit", vocab_size=600)
+    captioner = Captioner(hf.from_folder(folder), torch.device("cpu"))
+    captions = captioner.caption_tensors(IMAGES, captioner.decode_options(beams=beams, max_new_tokens=20))
+    rows = original.generate(IMAGES, num_beams=beams, max_new_tokens=20, do_sample=False).tolist()
+    end = original.generation_config.eos_token_id
+    assert [caption.tokens for caption in captions] == [[token for token in row if token != end] for row in rows]
+    assert any(token >= captioner.tokenizer.get_vocab_size() for row in rows for token in row)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.inference_mode()
 def test_exported_folder_equals_the_imported_one(made: Made, name: str, tmp_path: Path) -> None:
@@ -459,6 +471,7 @@ def test_generation_config_gives_the_tokens_of_transformers(
           "max_new_tokens": 20}),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "stop_strings": ["."]},
          {"beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "stop_strings": (".",), "max_new_tokens": 20}),
+        ({"stop_strings": "."}, {"stop_strings": (".",), "max_new_tokens": 20}),
         ({"num_return_sequences": 1, "max_new_tokens": 500}, {"max_new_tokens": 30}),  # the context
     ],
 )
