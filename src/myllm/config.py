@@ -5,7 +5,7 @@ The text under a field is its help on the command line.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ MAX_BEAMS = 1000
 DECODE_RANGES = {
     "temperature": (0.001, 1000.0), "repetition_penalty": (0.001, 1000.0), "length_penalty": (-10.0, 10.0),
     "contrastive_weight": (0.0, 1000.0), "diversity_penalty": (0.0, 1000.0),
+}
+# Old name to new: files, YAML and command lines that hold an old name stay readable.
+RENAMED_OPTIONS: Mapping[str, str] = {
+    "decode.contrast": "decode.contrastive_weight",
+    "presence": "word_presence_weight",
+    "clip": "grad_clip",
 }
 
 
