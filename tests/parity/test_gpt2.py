@@ -12,7 +12,7 @@ from torch import Tensor
 from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt import GPT
-from myllm.model.gpt2_weights import fit_to_pretrained
+from myllm.model.gpt2_weights import check_same_geometry, fit_to_pretrained
 from myllm.model.kv_cache import ImageKV
 
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
@@ -58,13 +58,12 @@ def test_the_file_as_transformers_writes_it_loads(random_gpt2, tmp_path: Path) -
 def test_the_exact_gelu_of_a_folder_is_followed(random_gpt2, tmp_path: Path) -> None:
     theirs = random_gpt2(*GEOMETRIES[0], activation_function="gelu")
     theirs.save_pretrained(tmp_path)
-    asked = fit_to_pretrained(GPTConfig(vocab_size=59, pretrained=str(tmp_path)))
-    captioner = GPT(asked, cross_attention=True).eval()
-    captioner.load_text_weights(GPT.from_pretrained(str(tmp_path)))
+    config = fit_to_pretrained(GPTConfig(vocab_size=59, pretrained=str(tmp_path)))
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(captioner(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match=r"text.gelu is tanh, but the pretrained GPT-2 has none"):
-        GPT(replace(asked, gelu="tanh")).load_text_weights(captioner)
+        check_same_geometry(replace(config, gelu="tanh"), ours.config)
 
 
 def test_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def attention_with_weights(
 
 def logprobs_and_attention(model: VisionGPT2, image: ImageKV, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities (B, T) of the tokens after the begin, and each block's cross-attention (B, n_head, T, S)."""
-    captions = len(image.layers[0][0])
+    captions = image.batch_size
     with AttentionWeights() as weights:
         logits = model.decode(tokens[:-1].expand(captions, 1, -1), image)[:, 0]
     said = tokens[1:, None].expand(captions, -1, 1)
