@@ -186,7 +186,7 @@ class Caption:
         Computed when first asked for. Raises ConfigError where the caption was made without its picture at hand.
         """
         if self.compute_attention is None:
-            raise ConfigError("this caption was made without its picture at hand; use Captioner.caption")
+            raise ConfigError("this caption has no picture; use Captioner.attention_maps(picture, caption)")
         return self.compute_attention(self)
 
 
@@ -200,25 +200,33 @@ class Sample:
 
 
 class CaptionerProtocol(Protocol):
-    """Whatever captions pictures: a `Captioner`, or an exported one without torch."""
+    """What captions pictures: a `Captioner`, or an `OnnxCaptioner` without torch."""
 
     decode: DecodeConfig
-    captions: CaptionsConfig
 
-    def preprocess(self, image: Any, /) -> Any:
-        """A picture as `caption_tensors` takes it, (3, H, W) float32. Raises DataError."""
+    @property
+    def captions(self) -> CaptionsConfig:
+        """How captions were read in training."""
         ...
 
-    def decode_options(self, **decode: Any) -> DecodeConfig: ...
+    def preprocess(self, image: Any, /) -> Any:
+        """Return a picture as `caption_tensors` takes it, (3, H, W) float32. Raises DataError."""
+        ...
 
-    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]: ...
+    def decode_options(self, **decode: Any) -> DecodeConfig:
+        """Return `decode` with some options replaced. Raises ConfigError."""
+        ...
+
+    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]:
+        """Caption preprocessed images."""
+        ...
 
     def blind_caption(self, decode: DecodeConfig, /) -> Caption | None:
-        """What it says where all image tokens are zeros: of any picture the same. None where that can't be had."""
+        """Return the caption for image tokens that are all zeros, the same for every picture; None if not available."""
         ...
 
     def weights_hash(self) -> str:
-        """The same for the same weights."""
+        """Return a hash that is equal for equal weights."""
         ...
 
 
