@@ -193,7 +193,7 @@ def test_captioner_precision_decides_whether_scores_are_exact(
 
 
 @pytest.mark.parametrize("options", [{"precision": "fp8"}, {"device": "tpu"}])
-def test_captioner_load_refuses_unknown_precision_and_device(tiny_captioner_file: Path, options: dict[str, str]) -> None:
+def test_captioner_load_refuses_unknown_options(tiny_captioner_file: Path, options: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="fp8|tpu"):
         Captioner.load(tiny_captioner_file, **options)
 
