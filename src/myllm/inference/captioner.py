@@ -17,7 +17,7 @@ from myllm.attribution.maps import LONGEST, PreparedImage, prepare_image, projec
 from myllm.attribution.methods import DEFAULT, OF_PIXELS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
 from myllm.batched import batched
-from myllm.caption import Calibration, Caption, encode_text
+from myllm.caption import Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -95,33 +95,28 @@ class Captioner:
         return cls(checkpoint, chosen, "fp32" if precision == "auto" else precision, opened)
 
     @property
-    def model(self) -> VisionGPT2:
-        """The model; the adapter that `use_adapter` chose is part of its weights."""
-        return self._in_use.checkpoint.model
+    def checkpoint(self) -> native.Checkpoint:
+        """The checkpoint in use, with the adapter that `use_adapter` chose: model, options, provenance, calibration."""
+        return self._in_use.checkpoint
 
     @property
-    def decode(self) -> DecodeConfig:
-        """Decoding defaults of later calls without `adapter`; may be set."""
-        return self._in_use.checkpoint.decode
-
-    @decode.setter
-    def decode(self, decode: DecodeConfig) -> None:
-        self._in_use = replace(self._in_use, checkpoint=replace(self._in_use.checkpoint, decode=decode))
+    def model(self) -> VisionGPT2:
+        """The model in use."""
+        return self.checkpoint.model
 
     @property
     def captions(self) -> CaptionsConfig:
         """How captions were read in training."""
-        return self._in_use.checkpoint.captions
+        return self.checkpoint.captions
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights came from: data, options, versions."""
-        return self._in_use.checkpoint.provenance
+    def decode(self) -> DecodeConfig:
+        """Decoding defaults of later calls without `adapter`; may be set."""
+        return self.checkpoint.decode
 
-    @property
-    def calibration(self) -> Calibration | None:
-        """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
-        return self._in_use.checkpoint.calibration
+    @decode.setter
+    def decode(self, decode: DecodeConfig) -> None:
+        self._in_use = replace(self._in_use, checkpoint=replace(self.checkpoint, decode=decode))
 
     def use_adapter(self, name: str | None) -> None:
         """Choose the adapter, with its decoding defaults, of later calls without `adapter`; None for no adapter.
@@ -301,7 +296,7 @@ class Captioner:
 
     def attention_maps(
         self,
-        image: Picture | PreparedImage,
+        image: Picture,
         caption: Caption | str,
         *,
         method: str | None = None,
@@ -318,7 +313,7 @@ class Captioner:
         Raises DataError if the picture cannot be read, ConfigError for an unknown method or block.
         """
         model = self._variant(adapter).checkpoint.model
-        prepared = image if isinstance(image, PreparedImage) else self._prepare(image)
+        prepared = self._prepare(image)
         tokens = encode_text(self.tokenizer, caption) if isinstance(caption, str) else caption.tokens
         sequence = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
         with self._gpu:
