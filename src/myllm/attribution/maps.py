@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from myllm.attribution.methods import normalize_maps
 from myllm.data.images import Preprocess
 
-LONGEST = 1024
+MAX_SIDE = 1024
 """Maximum longer side of a map in pixels; the maps of 15 tokens at 4000 x 3000 would take 720 MB."""
 
 
@@ -26,7 +26,7 @@ class PreparedImage:
     """(left, top, right, bottom) of the tensor in the picture, in pixels; see `Preprocess.window`."""
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> "PreparedImage":
+    def from_tensor(cls, tensor: Tensor) -> "PreparedImage":
         """Wrap a tensor without a picture: its coordinates are taken as the picture's."""
         height, width = tensor.shape[1:]
         return cls(tensor, (width, height), (0, 0, width, height))
@@ -38,7 +38,7 @@ def prepare_image(picture: Image.Image, preprocess: Preprocess) -> PreparedImage
 
 
 def project_to_image(
-    maps: Tensor, prepared: PreparedImage, longest: int | None = LONGEST, shift: tuple[float, float] = (0.0, 0.0)
+    maps: Tensor, prepared: PreparedImage, longest: int | None = MAX_SIDE, shift: tuple[float, float] = (0.0, 0.0)
 ) -> Tensor:
     """Project maps (T, rows, columns) of the model's grid to (T, H, W) of the picture; each still sums to one.
 

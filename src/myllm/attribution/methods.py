@@ -31,12 +31,12 @@ def attribution_maps(
 
     image:  (3, H, W), preprocessed.
     tokens: (T + 1,) int64, the begin token and the T tokens of a caption.
-    method: a key of METHODS; DEFAULT if None.
+    method: a key of METHODS; DEFAULT_METHOD if None.
     block:  use only this decoder block; None for the mean of all.
 
     Raises ConfigError for an unknown method or block.
     """
-    method = method or DEFAULT
+    method = method or DEFAULT_METHOD
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is unknown; known are {', '.join(METHODS)}")
     rows, columns = model.encoder.grid
@@ -216,6 +216,6 @@ METHODS: dict[str, Method] = {
     "input-gradient": input_gradient,
     "occlusion": occlusion,
 }
-DEFAULT = "gradient"
-OF_PIXELS = ("input-gradient", "occlusion")
+DEFAULT_METHOD = "gradient"
+PIXEL_METHODS = ("input-gradient", "occlusion")
 """Methods whose maps show pixels; those of the others show image tokens, each of which sees its receptive field."""

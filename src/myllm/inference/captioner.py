@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from myllm.attribution.maps import LONGEST, PreparedImage, prepare_image, project_to_image
-from myllm.attribution.methods import DEFAULT, OF_PIXELS, attribution_maps
+from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, project_to_image
+from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
 from myllm.batched import batched
 from myllm.caption import Caption, encode_text
@@ -63,6 +63,7 @@ class Captioner:
         self._preprocess = Preprocess(checkpoint.preprocess)
         # weights that came without a tokenizer can still compute logits, so this waits for the first caption
         self._vocabulary = Once(partial(make_vocabulary, self.tokenizer))
+        self._shift = Once(partial(receptive_field_shift, checkpoint.model.encoder))
         self._variants = Variants(checkpoint, self.adapters, device, precision)
         self._in_use = self._variants.get(None)
         # a GPU computes one thing at a time, and other threads must not use it while a step is recorded
@@ -141,7 +142,7 @@ class Captioner:
         expected = (3, *self._preprocess.size)
         if tuple(image.shape) != expected:
             raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
-        return PreparedImage.whole(image.float())
+        return PreparedImage.from_tensor(image.float())
 
     def caption(
         self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
@@ -214,7 +215,7 @@ class Captioner:
     def stream(
         self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
     ) -> Iterator[str]:
-        """Caption one picture and yield the text in pieces, as soon as they are decoded; no piece ends in a character.
+        """Caption one picture and yield the text in pieces, as soon as they are decoded; none ends inside a character.
 
         Raises at the call, as `caption` does, and ConfigError for beams or several captions, whose best is known only
         at the end.
@@ -301,7 +302,7 @@ class Captioner:
         *,
         method: str | None = None,
         block: int | None = None,
-        longest: int | None = LONGEST,
+        longest: int | None = MAX_SIDE,
         adapter: AdapterName = ...,
     ) -> Tensor:
         """Return heat maps (T, H, W) in the picture's coordinates: where the model looks for each token of a caption.
@@ -318,6 +319,5 @@ class Captioner:
         sequence = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
         with self._gpu:
             maps = attribution_maps(model, prepared.tensor.to(self.device), sequence, method, block)
-        is_of_pixels = (method or DEFAULT) in OF_PIXELS
-        shift = (0.0, 0.0) if is_of_pixels else receptive_field_shift(model.encoder)
+        shift = (0.0, 0.0) if (method or DEFAULT_METHOD) in PIXEL_METHODS else self._shift()
         return project_to_image(maps, prepared, longest, shift)

@@ -27,7 +27,7 @@ def peak(heat: torch.Tensor) -> tuple[int, int]:
 
 
 def test_project_to_image_keeps_grid_positions_without_crop() -> None:
-    [heat] = project_to_image(one_hot(4, 4, 1, 3), PreparedImage.whole(torch.zeros(3, 64, 64)))
+    [heat] = project_to_image(one_hot(4, 4, 1, 3), PreparedImage.from_tensor(torch.zeros(3, 64, 64)))
     assert heat.shape == (64, 64) and heat.sum() == pytest.approx(1)
     assert 56 <= peak(heat)[0] < 64 and peak(heat)[1] in (23, 24)
     assert heat[:8].max() == 0 and heat[40:].max() == 0  # bilinear: nothing beyond the centres of the neighbours
@@ -84,11 +84,11 @@ def test_project_to_image_limits_the_longer_side() -> None:
 
 
 def test_project_to_image_keeps_a_zero_map_zero() -> None:
-    assert project_to_image(torch.zeros(1, 4, 4), PreparedImage.whole(torch.zeros(3, 8, 8))).max() == 0
+    assert project_to_image(torch.zeros(1, 4, 4), PreparedImage.from_tensor(torch.zeros(3, 8, 8))).max() == 0
 
 
 def test_project_to_image_moves_maps_by_the_receptive_field_shift() -> None:
-    prepared = PreparedImage.whole(torch.zeros(3, 32, 64))
+    prepared = PreparedImage.from_tensor(torch.zeros(3, 32, 64))
     column, row = peak(project_to_image(one_hot(4, 8, 2, 5), prepared)[0])
     moved = peak(project_to_image(one_hot(4, 8, 2, 5), prepared, shift=(-8.0, 4.0))[0])
     assert moved == (column - 8, row + 4)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from myllm.attribution.methods import (
-    DEFAULT,
+    DEFAULT_METHOD,
     METHODS,
     AttentionWeights,
     attention_with_weights,
@@ -261,4 +261,4 @@ def test_attribution_maps_refuse_unknown_options(tiny_model: Tiny, options: dict
 
 
 def test_default_is_one_of_the_methods() -> None:
-    assert DEFAULT in METHODS
+    assert DEFAULT_METHOD in METHODS

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from myllm.attribution.methods import DEFAULT
+from myllm.attribution.methods import DEFAULT_METHOD
 from myllm.caption import Calibration
 from myllm.checkpoints import native
 from myllm.checkpoints.lora import Adapter
@@ -109,7 +109,8 @@ def test_caption_attention_of_a_tensor_has_the_size_of_the_tensor(captioner: Cap
 
 def test_attention_maps_takes_methods_sizes_and_texts(captioner: Captioner) -> None:
     caption = captioner.caption(PICTURES[0])
-    maps = [captioner.attention_maps(PICTURES[0], caption, method=method) for method in (None, DEFAULT, "attention")]
+    methods = (None, DEFAULT_METHOD, "attention")
+    maps = [captioner.attention_maps(PICTURES[0], caption, method=method) for method in methods]
     assert torch.equal(maps[0], caption.attention) and torch.equal(maps[0], maps[1])
     assert not torch.allclose(maps[0], maps[2])
     assert captioner.attention_maps(PICTURES[0], caption, longest=35).shape[1:] == (25, 35)
