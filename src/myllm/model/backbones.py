@@ -27,17 +27,8 @@ PACKAGED = {
 }
 # arguments of timm.create_model that name files or addresses; a checkpoint from elsewhere must not set them
 SOURCES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-default_cfgs = generate_default_cfgs(
-    {
-        "vit_mini_conv8_64": {
-            "input_size": (3, 64, 64),
-            "fixed_input_size": True,
-            "mean": (0.5,) * 3,
-            "std": (0.5,) * 3,
-            "crop_pct": 1.0,
-        }
-    }
-)
+INPUT = {"input_size": (3, 64, 64), "fixed_input_size": True, "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+default_cfgs = generate_default_cfgs({"vit_mini_conv8_64": INPUT})  # timm looks for this name
 
 
 @register_model
@@ -72,7 +63,9 @@ def create_backbone(config: VisionConfig) -> Any:
     weights = Path(config.weights) if config.weights else _packaged_weights(config)
     options: dict[str, Any] = {"num_classes": 0, "pretrained": config.pretrained and weights is None}
     known_cfg = timm.get_pretrained_cfg(config.name)
-    options |= {name: _tuples(value) for name, value in config.geometry.items() if name != "norm_eps"}
+    for name, value in config.geometry.items():
+        if name != "norm_eps":
+            options[name] = tuple(value) if isinstance(value, list) else value
     if config.image_size and known_cfg is not None and known_cfg.fixed_input_size:
         options["img_size"] = config.image_size  # convolutional backbones take any size and have no such option
     try:
@@ -92,10 +85,6 @@ def create_backbone(config: VisionConfig) -> Any:
     if weights is not None:
         _load_weights(backbone, weights, config.name)
     return backbone
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _packaged_weights(config: VisionConfig) -> Path | None:
