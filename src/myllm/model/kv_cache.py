@@ -36,18 +36,19 @@ class ImageKV:
 
 @dataclass(frozen=True)
 class LayerKV:
-    """View of one block's part of a `SelfKV`: (N, n_head, n_positions, head_dim), filled up to `length`."""
+    """The part of a `SelfKV` that belongs to one decoder block, and how many positions are filled."""
 
     keys: Tensor
     values: Tensor
+    layer: int
     length: int
 
     def append(self, key: Tensor, value: Tensor) -> KeyValue:
         """Write the newest positions (N, n_head, T, head_dim) after the filled ones; return all up to these."""
         end = self.length + key.shape[2]
-        self.keys[:, :, self.length : end] = key
-        self.values[:, :, self.length : end] = value
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        self.keys[self.layer, :, :, self.length : end] = key
+        self.values[self.layer, :, :, self.length : end] = value
+        return self.keys[self.layer, :, :, :end], self.values[self.layer, :, :, :end]
 
 
 class SelfKV:
@@ -62,7 +63,7 @@ class SelfKV:
 
     def layer(self, index: int) -> LayerKV:
         """Return the cache of one decoder block."""
-        return LayerKV(self.keys[index], self.values[index], self.length)
+        return LayerKV(self.keys, self.values, index, self.length)
 
     def select(self, rows: Tensor) -> None:
         """Keep the captions `rows` (int64) in that order, repeated if named twice, and drop the others."""

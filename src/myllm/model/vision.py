@@ -33,8 +33,7 @@ class ImageEncoder(nn.Module):
         """Rows and columns of the last rows * columns image tokens; prefix tokens come before these."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), normalised as `preprocess` says -> image tokens (B, S, width): one tensor, or one for each
-        decoder block."""
+        """Normalised images (B, 3, H, W) -> image tokens (B, S, width): one tensor, or one for each decoder block."""
         images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster in it
         if self.indices is None:
             return (backbones.as_tokens(self.backbone.forward_features(images), self.backbone),)
