@@ -44,7 +44,7 @@ class Decoder:
     def reorder(self, state: tuple[ImageKV, SelfKV], rows: NDArray[np.int64]) -> tuple[ImageKV, SelfKV]:
         image, cache = state
         captions = torch.from_numpy(rows)
-        image = image.select(captions[:, 0] // (cache.keys.shape[1] // len(image.layers[0][0])))
+        image = image.select(captions[:, 0] // (cache.keys.shape[1] // image.batch_size))
         cache.select(captions.flatten())
         return image, cache
 

@@ -217,7 +217,7 @@ def test_lora_run_configuration_holds_the_options_of_its_base(lora_run: Path, ti
     ("options", "code", "message"),
     [
         (["--base=nowhere"], 1, "nowhere: no such file or folder"),
-        (["--lora.targets=[c_atn]"], 2, "'c_atn', which is no linear layer's name here; did you mean c_attn"),
+        (["--lora.targets=[c_atn]"], 2, "'c_atn', which matches no linear layer of this model; did you mean c_attn"),
         (["--lora.targets=[qkv]", "--vision.frozen"], 2, "a layer of the backbone, and vision.frozen keeps"),
         (["--text.n_layer=3"], 2, "text.n_layer is 3, but the base"),
         (["--vision.name=vit_small_patch16_224"], 2, "vision.name is vit_small_patch16_224, but the base"),

@@ -20,6 +20,7 @@ from myllm.export import onnx_export, web
 from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.metrics.score import score_captions
+from myllm.model.weight_files import count_parameters
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
@@ -142,4 +143,4 @@ def _only(paths: Sequence[str]) -> str:
 
 
 def _size(checkpoint: native.Checkpoint) -> str:
-    return f"{sum(one.numel() for one in checkpoint.model.parameters()) / 1e6:.1f} million parameters"
+    return f"{count_parameters(checkpoint.model) / 1e6:.1f} million parameters"

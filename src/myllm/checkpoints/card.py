@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from myllm.caption import Calibration
 from myllm.config import DecodeConfig
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.model.weight_files import count_parameters
 
 # Columns of a run's metrics, with the hub's name for each if it has one.
 METRICS = {"CIDEr-D": "cider", "val_perplexity": "perplexity", "val_loss": "loss", "distinct_captions": None}
@@ -85,7 +86,7 @@ def _confidence(calibration: Calibration | None) -> str:
 def _geometry(model: VisionGPT2) -> str:
     config, encoder = model.config, model.encoder
     rows, columns = encoder.preprocess.image_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     source = "the encoder block of the same depth" if config.mode == "layerwise" else "the encoder's last output"
     return (
         f"An image encoder, `{config.vision.name}` at {rows} x {columns} pixels ({encoder.n_tokens:,} image tokens), "

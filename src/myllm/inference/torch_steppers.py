@@ -40,11 +40,11 @@ def make_search(
     seeds: one for each image, needed by `do_sample`. stepper: computes the steps; the model itself by default.
     Raises ConfigError if the prefix leaves no room for a word.
     """
-    batch = len(image.layers[0][0])
+    batch = image.batch_size
     decode, prefix = fit_prefix(vocabulary, decode, model.config.text.n_positions)
     blind = None
     if decode.contrastive_weight:
-        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
+        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
     stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
     return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds)
@@ -58,7 +58,7 @@ class ModelStepper:
         self.model, self.n_positions = model, n_positions
 
     def start(self, images: ImageKV) -> State:
-        return images, self.model.decoder.new_cache(len(images.layers[0][0]), self.n_positions)
+        return images, self.model.decoder.new_cache(images.batch_size, self.n_positions)
 
     def step(self, tokens: Ints, state: State) -> tuple[Array, State]:
         image, cache = state
@@ -68,7 +68,7 @@ class ModelStepper:
     def reorder(self, state: State, rows: Ints) -> State:
         image, cache = state
         captions = torch.from_numpy(rows).to(cache.keys.device)
-        count = len(image.layers[0][0])
+        count = image.batch_size
         if len(rows) < count:
             image = image.select(captions[:, 0] // (cache.keys.shape[1] // count))
         cache.select(captions.flatten())
@@ -91,7 +91,7 @@ class RecordedStepper:
         self.free: dict[tuple[int, ...], list[_Buffers]] = {}
 
     def start(self, images: ImageKV) -> "_Running":
-        return _Running(images, self.model.decoder.new_cache(len(images.layers[0][0]), 1))
+        return _Running(images, self.model.decoder.new_cache(images.batch_size, 1))
 
     def step(self, tokens: Ints, state: "_Running") -> tuple[Array, "_Running"]:
         batch, captions, positions = tokens.shape
@@ -175,7 +175,7 @@ class _Running:
     @property
     def captions(self) -> int:
         """Captions of each image."""
-        return self.cache.keys.shape[1] // len(self.image.layers[0][0])
+        return self.cache.keys.shape[1] // self.image.batch_size
 
     def take(self, source: "_Running", images: Tensor, captions: Tensor) -> None:
         """Copy images (B,) and captions (B * G,) of another state into the first places of this one's buffers."""
