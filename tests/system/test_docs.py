@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from myllm.apps.cli import parse
+from myllm.apps.cli import parse_verb as parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
