@@ -27,7 +27,7 @@ def positional(text: str) -> Any:
 class VerbOptions:
     """Base of the options of every verb."""
 
-    given: frozenset[str] = field(default=frozenset(), repr=False)
+    given_names: frozenset[str] = field(default=frozenset(), repr=False)
     """Not an option: the names of the options that were given, like decode.beams; all others have their defaults."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Captioning(OnDevice):
     @property
     def decode_changes(self) -> dict[str, Any]:
         """Decoding options that were given, by name."""
-        names = [name.removeprefix("decode.") for name in self.given if name.startswith("decode.")]
+        names = [name.removeprefix("decode.") for name in self.given_names if name.startswith("decode.")]
         return {name: getattr(self.decode, name) for name in names}
 
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 Options = TypeVar("Options", bound=VerbOptions)
-NOT_OPTIONS = ("given", "paths")
+NOT_OPTIONS = ("given_names", "paths")
 OF_THE_PARSER = ("help", "print_config")
 
 
-class Given(NamedTuple):
+class GivenOption(NamedTuple):
     """An option that was given: its dotted name, its value as text, and where it stands if in a file."""
 
     name: str
@@ -96,7 +96,7 @@ def parse(
         parsed = parser.instantiate(parser.parse_args(arguments))
         values = {option.name: parsed[option.name] for option in fields(kind) if option.name not in NOT_OPTIONS}
         values |= {"paths": tuple(paths)} if _takes_paths(kind) else {}
-        return kind(**values, given=frozenset(option.name for option in options))
+        return kind(**values, given_names=frozenset(option.name for option in options))
     except ArgumentError as error:
         message = _type_error(str(error), options, schema)
         raise ConfigError(f"{message}. See `{program} --help`") from error
@@ -104,12 +104,12 @@ def parse(
         raise ConfigError(_with_source(str(error), options)) from error
 
 
-def read_words(words: Sequence[str], schema: Schema) -> tuple[list[Given], list[str], list[str]]:
+def read_words(words: Sequence[str], schema: Schema) -> tuple[list[GivenOption], list[str], list[str]]:
     """Split a command line into the options given, the positional words, and words like --help for the parser.
 
     The options of --config files come first, so that those of the command line override them. Raises ConfigError.
     """
-    from_files, options, paths, parser_words = list[Given](), list[Given](), list[str](), list[str]()
+    from_files, options, paths, parser_words = list[GivenOption](), list[GivenOption](), list[str](), list[str]()
     rest = deque(words)
     while rest:
         word = rest.popleft()
@@ -131,7 +131,7 @@ def read_words(words: Sequence[str], schema: Schema) -> tuple[list[Given], list[
                 options += _read_group(name, value, schema)
             else:
                 is_bare_list = get_origin(schema.types[name]) is tuple and not value.startswith("[")
-                options.append(Given(name, f"[{value}]" if is_bare_list else value))
+                options.append(GivenOption(name, f"[{value}]" if is_bare_list else value))
     return from_files + options, paths, parser_words
 
 
@@ -147,7 +147,7 @@ def _next_value(name: str, rest: deque[str], schema: Schema) -> str:
     return rest.popleft()
 
 
-def _read_group(name: str, value: str, schema: Schema) -> list[Given]:
+def _read_group(name: str, value: str, schema: Schema) -> list[GivenOption]:
     """Return the options of a group that are given together: --decode '{beams: 4}', or --decode FILE."""
     import yaml
 
@@ -157,10 +157,10 @@ def _read_group(name: str, value: str, schema: Schema) -> list[Given]:
         root = yaml.compose(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--{name} {value}: not YAML: {' '.join(str(error).split())}") from error
-    return [Given(option.name, option.value) for option in _options_of(root, f"{name}.", schema, f"--{name}")]
+    return [GivenOption(option.name, option.value) for option in _options_of(root, f"{name}.", schema, f"--{name}")]
 
 
-def read_yaml(path: Path, schema: Schema, group: str = "") -> list[Given]:
+def read_yaml(path: Path, schema: Schema, group: str = "") -> list[GivenOption]:
     """Return the options that a YAML file gives, in its order; of a file for one group, with the group in their names.
 
     Raises ConfigError, with the line, for a file that cannot be read, is not YAML, or has an unknown option.
@@ -178,7 +178,7 @@ def read_yaml(path: Path, schema: Schema, group: str = "") -> list[Given]:
         raise ConfigError(f"--config {path}: not YAML: {' '.join(reason(error).split())}") from error
 
 
-def _options_of(node: "yaml.Node | None", prefix: str, schema: Schema, file: str) -> Iterator[Given]:
+def _options_of(node: "yaml.Node | None", prefix: str, schema: Schema, file: str) -> Iterator[GivenOption]:
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
@@ -193,9 +193,9 @@ def _options_of(node: "yaml.Node | None", prefix: str, schema: Schema, file: str
         elif value.tag.endswith(":null") and type(None) not in get_args(schema.types[name]):
             raise ConfigError(f"{source}{name} is null; expected {describe_type(schema.types[name])}")
         elif isinstance(value, yaml.ScalarNode):
-            yield Given(name, "null" if value.tag.endswith(":null") else value.value, source)
+            yield GivenOption(name, "null" if value.tag.endswith(":null") else value.value, source)
         else:
-            yield Given(name, json.dumps(yaml.SafeLoader("").construct_document(value), default=str), source)
+            yield GivenOption(name, json.dumps(yaml.SafeLoader("").construct_document(value), default=str), source)
 
 
 def _parser(program: str, kind: type) -> "ArgumentParser":
@@ -216,7 +216,7 @@ def _parser(program: str, kind: type) -> "ArgumentParser":
     return parser
 
 
-def _defaults(kind: type, options: Sequence[Given], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(kind: type, options: Sequence[GivenOption], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options that are not given: those of a preset for training, and `defaults`."""
     preset = next((option.value for option in reversed(options) if option.name == "preset"), defaults.get("preset"))
     of_preset = _flatten(PRESETS[preset]) if preset is not None and issubclass(kind, TrainConfig) else {}
@@ -227,7 +227,7 @@ def _takes_paths(kind: type) -> bool:
     return any(option.name == "paths" for option in fields(kind))
 
 
-def _check_required(kind: type, paths: Sequence[str], options: Sequence[Given]) -> None:
+def _check_required(kind: type, paths: Sequence[str], options: Sequence[GivenOption]) -> None:
     """Raise ConfigError if positional words or a required option are missing, or there are words too many."""
     if _takes_paths(kind) and not paths:
         raise ConfigError("no paths are given; expected PATH...")
@@ -247,7 +247,7 @@ def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _type_error(message: str, options: Sequence[Given], schema: Schema) -> str:
+def _type_error(message: str, options: Sequence[GivenOption], schema: Schema) -> str:
     """Return the parser's error about a value in our words: the option, its value, what is expected."""
     key = re.search(r'key "([\w.]+)"', message)
     for option in reversed(options):
@@ -257,7 +257,7 @@ def _type_error(message: str, options: Sequence[Given], schema: Schema) -> str:
     return " ".join(message.split())
 
 
-def _with_source(message: str, options: Sequence[Given]) -> str:
+def _with_source(message: str, options: Sequence[GivenOption]) -> str:
     """Return the message, with file and line if it is about an option from a file."""
     for option in reversed(options):
         if message.startswith((f"{option.name} is ", f"--{option.name} is ")):

@@ -152,7 +152,7 @@ def test_a_yaml_fault_is_reported_with_file_and_line(yaml_file: Path, content: s
         (TrainOptions, ["--weight_decay=-5"], "weight_decay is -5"),
         (TrainOptions, ["--preset=mine"], "preset 'mine'"),
         (TrainOptions, ["3"], "unexpected '3'; options begin with --"),
-        (TrainOptions, ["--given=lr"], "unknown option --given"),
+        (TrainOptions, ["--given_names=lr"], "unknown option --given_names"),
         (TrainOptions, ["--decode.stop_strings=on"], "expected a list.*in quotes"),
         (ScenesOptions, ["--out=x", "--cuont=3"], "unknown option --cuont; did you mean --count"),
         (ScenesOptions, [], "--out is required"),
