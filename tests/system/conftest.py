@@ -78,8 +78,8 @@ def pictures(scenes: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def seed_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The seed's script on a tiny configuration, in a working directory that knows nothing of the repository."""
+def original_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The finished original script on a tiny configuration, run outside the repository."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     script = REPOSITORY / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
     options = ["--data", str(scenes), "--out", "run", *TINY, "--mode=layerwise", "--epochs=3"]
