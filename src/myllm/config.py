@@ -4,7 +4,6 @@ The docstring of a field is its help text on the command line.
 """
 
 import difflib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,9 +11,9 @@ from typing import Any, Literal
 from myllm.errors import ConfigError
 from myllm.option_checks import (
     AT_LEAST_0,
-    EXPONENT,
     FRACTION,
     IMAGE_SIZE,
+    MODERATE,
     POSITIVE,
     SCALE,
     SHARE,
@@ -127,9 +126,8 @@ class PreprocessConfig:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        check_options(self, "preprocess.", {IMAGE_SIZE: ["image_size"], POSITIVE: ["std", "crop_pct"]})
-        if not all(map(math.isfinite, self.mean)):
-            raise ConfigError(f"preprocess.mean is {self.mean}; it must be finite")
+        ranges = {IMAGE_SIZE: ["image_size"], MODERATE: ["mean"], POSITIVE: ["std", "crop_pct"]}
+        check_options(self, "preprocess.", ranges)
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ class DecodeConfig:
             POSITIVE: ["beams", "max_new_tokens", "num_return_sequences", "num_beam_groups"],
             AT_LEAST_0: ["top_k", "min_new_tokens", "no_repeat_ngram_size"],
             SCALE: ["temperature", "repetition_penalty"], WEIGHT: ["contrastive_weight", "diversity_penalty"],
-            FRACTION: ["min_p"], SHARE: ["top_p", "typical_p"], EXPONENT: ["length_penalty"],
+            FRACTION: ["min_p"], SHARE: ["top_p", "typical_p"], MODERATE: ["length_penalty"],
         })
         if max(self.beams, self.num_return_sequences or 0) > MAX_BEAMS:
             raise ConfigError(

@@ -30,7 +30,8 @@ def _has_type(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in arguments
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(_has_type(item, arguments[0]) for item in value)
+        has_length = isinstance(value, list | tuple) and (... in arguments or len(value) == len(arguments))
+        return has_length and all(_has_type(item, arguments[0]) for item in value)
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     return isinstance(value, Mapping if origin is dict else origin or kind)
@@ -52,7 +53,7 @@ SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 # beyond these, float32 logits or a float64 power of the length overflow
 SCALE = Range("between 0.001 and 1000", lambda value: 0.001 <= value <= 1000)
 WEIGHT = Range("at least 0 and at most 1000", lambda value: 0 <= value <= 1000)
-EXPONENT = Range("between -100 and 100", lambda value: -100 <= value <= 100)
+MODERATE = Range("between -100 and 100", lambda value: -100 <= value <= 100)
 IMAGE_SIZE = Range(f"above 0 and at most {MAX_IMAGE_SIZE}", lambda value: 0 < value <= MAX_IMAGE_SIZE)
 
 

@@ -15,7 +15,7 @@ class _Presets(dict[str, Mapping[str, Any]]):
     def __missing__(self, name: str) -> Mapping[str, Any]:
         if name in RENAMED_PRESETS:
             return self[RENAMED_PRESETS[name]]
-        raise ConfigError(f"--preset {name!r}{nearest(name, self)}. The presets: {', '.join(self)}")
+        raise ConfigError(f"unknown preset {name!r}; expected one of {', '.join(self)}{nearest(name, self)}")
 
 
 PRESETS = _Presets({

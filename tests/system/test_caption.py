@@ -34,7 +34,9 @@ def test_caption_prints_each_path_with_its_caption(
     ]
 
 
-def test_caption_json_prints_a_row_for_each_picture_and_nothing_else(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
+def test_caption_json_prints_a_row_for_each_picture_and_nothing_else(
+    tiny_run: Path, pictures: list[Path], capfd: Capture
+) -> None:
     assert caption(tiny_run, *pictures, "--json", "--decode.beams=3") == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == [str(path) for path in pictures]
@@ -91,7 +93,9 @@ def test_caption_reports_a_broken_picture_and_captions_the_others(
     assert str(broken) in capfd.readouterr().err
 
 
-def test_caption_removes_the_errors_file_of_an_earlier_run(tiny_run: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_caption_removes_the_errors_file_of_an_earlier_run(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "out.jsonl").touch()
     (tmp_path / "out.jsonl.errors.jsonl").write_text('{"image": "gone.png", "error": "old"}\n')
     assert caption(tiny_run, pictures[0], "--out", tmp_path / "out.jsonl", "--overwrite") == 0

@@ -28,7 +28,7 @@ def compare(a: Path, b: Path, scenes: Path, *options: str) -> int:
     return main(["compare", str(a), str(b), "--data", str(scenes), "--devices=cpu", "--quiet", *options])
 
 
-def test_compare_prints_and_writes_figures_of_a_model_and_of_a_file(
+def test_compare_prints_and_writes_figures_of_a_model_and_a_file(
     tiny_run: Path, right: Path, scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     assert compare(tiny_run, right, scenes, "--out", str(tmp_path / "out")) == 0
@@ -37,7 +37,8 @@ def test_compare_prints_and_writes_figures_of_a_model_and_of_a_file(
     assert "95 % interval" in output and "Split val, 3 pictures" in output and "CIDEr-D" in output
     content = json.loads((tmp_path / "out/comparison.json").read_text())
     assert content["a"]["protocol"]["model"] == Captioner.load(tiny_run).weights_hash()
-    assert content["a"]["protocol"]["data"] == content["b"]["protocol"]["data"] and "model" not in content["b"]["protocol"]
+    assert content["a"]["protocol"]["data"] == content["b"]["protocol"]["data"]
+    assert "model" not in content["b"]["protocol"]
     assert content["b"]["BLEU-1"] == pytest.approx(1, abs=1e-6) and content["differences"]["BLEU-1"]["difference"] > 0
 
 
@@ -58,7 +59,9 @@ def test_compare_refuses_a_file_that_lacks_pictures_unless_allowed(
     assert "compared on 2 of 3 pictures" in capfd.readouterr().out
 
 
-def test_compare_keeps_an_existing_comparison_unless_overwritten(right: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_compare_keeps_an_existing_comparison_unless_overwritten(
+    right: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
     (tmp_path / "comparison.json").write_text("mine")
     assert compare(right, right, scenes, "--out", str(tmp_path)) == 2
     assert "holds comparison.json already" in capfd.readouterr().err

@@ -21,7 +21,9 @@ def evaluate(model: Path, data: Path, *options: str) -> int:
     return main(["evaluate", "--model", str(model), "--data", str(data), "--devices=cpu", "--quiet", *options])
 
 
-def test_evaluate_json_has_the_figures_their_control_and_their_protocol(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_json_has_the_figures_their_control_and_their_protocol(
+    tiny_run: Path, scenes: Path, capfd: Capture
+) -> None:
     assert evaluate(tiny_run, scenes, "--split=heldout", "--json", "--decode.beams=2") == 0
     figures = json.loads(capfd.readouterr().out)
     names = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"}
@@ -82,7 +84,9 @@ def test_evaluate_out_has_figures_a_row_for_each_picture_and_samples(
     Image.open(tmp_path / "out/samples.png").verify()
 
 
-def test_evaluate_keeps_existing_figures_unless_overwritten(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_evaluate_keeps_existing_figures_unless_overwritten(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     before = (run / "metrics.json").read_bytes()
     assert evaluate(run, scenes, "--split=heldout", "--out", str(run)) == 2

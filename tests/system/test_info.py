@@ -66,15 +66,15 @@ def test_what_is_suspicious_is_told(tiny_checkpoint: Checkpoint, tmp_path: Path,
     native.save(replace(checkpoint, provenance={}, decode=DecodeConfig()), tmp_path / "c.pt")
     sound, blind, unknown = facts(capfd, *(tmp_path / f"{name}.pt" for name in "abc"))
     assert sound["suspicious"] == []
-    lost = "decoder.transformer.h.0.mlp.c_fc.weight holds one number alone"
-    assert lost in blind["suspicious"][0] and "it hardly looked at the pictures" in blind["suspicious"][1]
+    lost = "all values of decoder.transformer.h.0.mlp.c_fc.weight are equal"
+    assert lost in blind["suspicious"][0] and "it hardly uses the pictures" in blind["suspicious"][1]
     assert "nothing tells how it was trained" in unknown["suspicious"]
 
 
 def test_a_strangers_provenance_moves_no_cursor(tiny_checkpoint: Checkpoint, tmp_path: Path, capfd: Capture) -> None:
     native.save(replace(tiny_checkpoint, provenance={"note": "a\x1b[2Jb\nc", "value": float("nan")}), tmp_path / "a.pt")
     assert main(["info", str(tmp_path / "a.pt")]) == 0
-    assert "note a [2Jb c" in capfd.readouterr().out
+    assert r"note a\x1b[2Jb\nc" in capfd.readouterr().out
     assert facts(capfd, tmp_path / "a.pt")[0]["provenance"]["value"] is None
 
 

@@ -139,7 +139,7 @@ def test_what_rounding_costs_is_told(tiny_run: Path, scenes: Path, tmp_path: Pat
         (["import", "onnx", "--out", "x"], 1, "an ONNX export, made to be run"),
         (["info", "onnx"], 1, "an ONNX export, made to be run"),
         (["caption", "captioner.pt", "--model", "onnx", "--precision", "int8"], 2, "an ONNX export in fp32"),
-        (["caption", "cube.png", "--model", "onnx", "--heatmaps", "x"], 2, "does not tell what it looked at"),
+        (["caption", "cube.png", "--model", "onnx", "--heatmaps", "x"], 2, "an ONNX export has no attention weights"),
     ],
 )
 def test_what_stands_in_the_way_is_told(

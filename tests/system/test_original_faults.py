@@ -1,4 +1,4 @@
-"""The eight faults of the original script do not occur here; the numbers are those of docs/results.md."""
+"""The original script had eight faults; each test shows that one of them does not occur here."""
 
 import math
 import random
@@ -56,7 +56,9 @@ def test_original_fault_2_the_begin_token_is_fed_in_training_and_the_end_is_a_ta
     assert is_whole.any() and (last[is_whole] == source.end).all()
 
 
-def test_original_fault_3_gpt2_norms_are_loaded_in_their_places_and_the_cross_attention_norm_is_new(tmp_path: Path) -> None:
+def test_original_fault_3_gpt2_norms_are_loaded_in_their_places_and_the_cross_attention_norm_is_new(
+    tmp_path: Path
+) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     geometry = {"vocab_size": 61, "n_positions": 24, "n_layer": 1, "n_head": 2, "n_embd": 32}
@@ -110,7 +112,9 @@ def test_original_fault_6_the_checkpoint_is_plain_data_and_all_that_captioning_n
 
 
 @torch.inference_mode()
-def test_original_fault_7_perplexity_is_exp_of_total_loss_by_total_tokens(source: CaptionSource, tiny_checkpoint: Checkpoint) -> None:
+def test_original_fault_7_perplexity_is_exp_of_total_loss_by_total_tokens(
+    source: CaptionSource, tiny_checkpoint: Checkpoint
+) -> None:
     model, total, tokens = tiny_checkpoint.model, 0.0, 0
     for position, record in enumerate(source.records):
         for caption in record.captions:  # a caption at a time: no batch, no padding, no mask

@@ -35,7 +35,9 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_original_script_trains_in_another_directory_and_prints_sample_captions(original_script_run: Finished, scenes: Path) -> None:
+def test_original_script_trains_in_another_directory_and_prints_sample_captions(
+    original_script_run: Finished, scenes: Path
+) -> None:
     assert original_script_run.returncode == 0, original_script_run.stderr
     output = original_script_run.stdout
     for name in (scenes / "splits/val.txt").read_text().split():
@@ -64,7 +66,9 @@ def test_original_script_takes_gpt2_from_hf_gpt2_repo(
     assert torch.equal(trained["transformer.h.0.mlp.c_fc.weight"], pretrained["transformer.h.0.mlp.c_fc.weight"].T)
 
 
-def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(tiny: list[str], scenes: Path, tmp_path: Path) -> None:
+def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(
+    tiny: list[str], scenes: Path, tmp_path: Path
+) -> None:
     words = [*tiny, "--data", str(scenes), "--max-steps=1", "--quiet"]
     assert main([*words, "--out", str(tmp_path / "a")], tmp_path) == 0
     assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["stages"] == list(PRESETS["vit-gpt2"]["stages"])
@@ -83,7 +87,9 @@ def test_original_script_keeps_data_and_out_of_a_configuration_file(
     assert not (tmp_path / "repository").exists()
 
 
-def test_original_script_looks_for_data_in_the_repository_then_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_original_script_looks_for_data_in_the_repository_then_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "work/data").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -100,7 +106,9 @@ def test_original_script_names_the_missing_data_folder_of_the_repository(
     assert f"{tmp_path}/repository/data: no such folder" in capsys.readouterr().err
 
 
-def test_original_script_help_lists_the_options_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_original_script_help_lists_the_options_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--help"], tmp_path) == 0
     assert "--batch_size" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -99,7 +99,7 @@ def test_score_refuses_missing_and_unknown_pictures_unless_allowed(files: dict[s
     assert score(files, "--json", "--allow-missing") == 0
     output = capfd.readouterr()
     content = json.loads(output.out)
-    assert (content["protocol"]["pictures"], content["protocol"]["missing"], content["protocol"]["unknown"]) == (3, 1, 1)
+    assert [content["protocol"][name] for name in ("pictures", "missing", "unknown")] == [3, 1, 1]
     assert "3.jpg" in output.err and "77" in output.err
 
 
@@ -144,7 +144,9 @@ def test_score_names_wrong_usage(
     assert reason in capfd.readouterr().err
 
 
-def test_score_takes_the_captions_that_evaluate_writes(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_score_takes_the_captions_that_evaluate_writes(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
     words = ["evaluate", "--model", str(tiny_run), "--data", str(scenes), "--out", str(tmp_path / "o")]
     assert main([*words, "--quiet", "--json"]) == 0
     of_evaluate = printed_json(capfd)

@@ -110,7 +110,7 @@ def test_ctrl_c_saves_tells_how_to_go_on_and_the_resumed_run_is_the_uninterrupte
     assert f"myllm train --config {out}/config.yaml --resume" in process.stdout
     assert len(rows_of(out)) < 4
     assert main(["train", "--config", f"{out}/config.yaml", "--resume"]) == 0
-    assert "Going on from epoch" in capsys.readouterr().out
+    assert "Resuming at epoch" in capsys.readouterr().out
     assert_same_run(out, tiny_run)
 
 

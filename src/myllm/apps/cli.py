@@ -66,7 +66,7 @@ def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None
 def parse_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Any:
     """Return the options of `myllm NAME WORDS...`. Raises ConfigError for wrong usage."""
     if name not in VERBS:
-        raise ConfigError(f"unknown verb {name!r}{nearest(name, VERBS)}. The verbs: {', '.join(VERBS)}")
+        raise ConfigError(f"unknown verb {name!r}; expected one of {', '.join(VERBS)}{nearest(name, VERBS)}")
     return parse(f"myllm {name}", VERBS[name].options, words, defaults)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from myllm.apps.cli import TRAIN_PACKAGES, VERBS, exit_code, main
 from myllm.errors import CheckpointError, ConfigError
+from myllm.presets import PRESETS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -52,6 +53,13 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Replace existing results in --out.",
     ):
         assert text in output
+
+
+@pytest.mark.parametrize("verb", ["train", "diagram"])
+def test_help_names_every_preset(verb: str, capsys: Capture) -> None:
+    main([verb, "--help"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join([*PRESETS][:-1])} or {[*PRESETS][-1]}." in output
 
 
 def raising(error: BaseException) -> Callable[[], int]:
