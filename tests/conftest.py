@@ -60,7 +60,7 @@ def without_meteor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Flickr8k in the original layout, 7,000 photographs with the official split; read only, not part of the project."""
+    """Flickr8k in the original layout, 7,000 photographs with the official split; read only, not in the project."""
     folder = TESTS.parents[1] / "shared/data/flickr8k"
     if not folder.is_dir():
         pytest.skip("Flickr8k is not next to this checkout")
