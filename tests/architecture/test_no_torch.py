@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,10 @@ def test_help_is_printed_without_torch(verb: list[str]) -> None:
     loaded = loaded_modules("-m", "myllm", *verb, "--help")
     assert "myllm.apps.cli" in loaded
     assert "torch" not in loaded
+
+
+@pytest.mark.parametrize("words", [["scenes", "--count=20", "--out=data"], ["diagram", "--out=a.svg"]], ids=" ".join)
+def test_verb_runs_without_torch(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "torch" not in loaded_modules("-m", "myllm", *words)
+    assert (tmp_path / words[-1].partition("=")[2]).exists()

@@ -68,7 +68,7 @@ def compare_two(options: CompareOptions) -> int:
     if options.json:
         print_json(comparison.as_json())
     else:
-        display.print(describe(comparison, sides))
+        display.print(comparison_as_text(comparison, sides))
     return 0
 
 
@@ -111,7 +111,7 @@ def write_results(
     write_report(out / REPORT_FILE, comparison_report(facts, comparison, word_maps))
 
 
-def describe(comparison: Comparison, sides: Sequence[_Side]) -> str:
+def comparison_as_text(comparison: Comparison, sides: Sequence[_Side]) -> str:
     """Return the comparison as text."""
     protocol = comparison.a.judgement.protocol
     return "\n".join([

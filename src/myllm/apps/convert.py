@@ -65,7 +65,7 @@ def export_model(options: ExportOptions) -> int:
         native.save_folder(checkpoint, out, dtype)
     else:
         WRITERS[options.to](checkpoint, out)
-    display.say(describe_files(checkpoint, out))
+    display.say(files_as_text(checkpoint, out))
     return 0
 
 
@@ -88,7 +88,7 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
     with display.progress() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
         RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
-    display.say(describe_files(checkpoint, out))
+    display.say(files_as_text(checkpoint, out))
     if is_web:
         display.say(f"serve it with `python -m http.server --directory {out}`")
     else:
@@ -99,7 +99,7 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
     return 0
 
 
-def describe_files(checkpoint: native.Checkpoint, out: Path) -> str:
+def files_as_text(checkpoint: native.Checkpoint, out: Path) -> str:
     """Return the size of the model and the files of its export."""
     files = sorted(path for path in out.rglob("*") if path.is_file())
     megabytes = sum(path.stat().st_size for path in files) / 1e6

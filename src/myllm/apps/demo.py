@@ -8,7 +8,7 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.apps.opening import draw_with_progress
 from myllm.apps.options import DemoOptions
-from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, describe_evaluation, write_text
+from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene
@@ -45,7 +45,7 @@ def demo(options: DemoOptions) -> int:
         return INTERRUPTED
     report = judge_on_new_scenes(options, display)
     write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
-    display.print(f"\n{describe_evaluation(evaluation)}\n\n{describe_report(report, options)}")
+    display.print(f"\n{evaluation_as_text(evaluation)}\n\n{report_as_text(report, options)}")
     display.print(f"\n{(time.monotonic() - begin) / 60:.1f} minutes in all. {list_files(out)}")
     return 0
 
@@ -116,7 +116,7 @@ def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dic
     return report
 
 
-def describe_report(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
+def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
     """Return the figures on new scenes as text."""
     lines = [f"{options.judged:,} new scenes each, captions by greedy search:"]
     for name, figures in report.items():

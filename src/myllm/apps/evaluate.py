@@ -11,7 +11,7 @@ from myllm.apps.run_folder import (
     METRICS_FILE,
     REPORT_FILE,
     current_time,
-    describe_evaluation,
+    evaluation_as_text,
     output_folder,
     save_calibration,
     write_evaluation,
@@ -55,7 +55,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
     if options.json:
         print_json(evaluation.as_json())
     else:
-        display.print(describe_evaluation(evaluation))
+        display.print(evaluation_as_text(evaluation))
         if evaluation.truth:
             display.print(f"  {describe_scene_figures(evaluation.truth)}\n{JUDGEMENT}")
     return 0

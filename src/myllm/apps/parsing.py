@@ -209,10 +209,11 @@ def _parser(program: str, kind: type) -> "ArgumentParser":
         parser.add_argument("PATH", nargs="*", help=help_text)
     parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
     parser.add_class_arguments(kind, skip=set(NOT_OPTIONS))
-    # a verb's own options come before those that it shares
+    # in help, required options come first, and those that verbs share come last
     declared = [name for part in kind.__mro__ for name in vars(part).get("__annotations__", ())]
-    for group in parser._action_groups[2:3]:
-        group._group_actions.sort(key=lambda action: declared.index(action.dest))
+    group = parser._action_groups[2]
+    group.title = "options of this verb"
+    group._group_actions.sort(key=lambda action: (not action.required, declared.index(action.dest)))
     return parser
 
 

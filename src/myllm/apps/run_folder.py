@@ -82,7 +82,7 @@ def save_calibration(model: Path, evaluation: Evaluation) -> None:
     native.write_calibration(calibrate(evaluation.captions, references, described(evaluation.protocol)), model)
 
 
-def describe_evaluation(evaluation: Evaluation) -> str:
+def evaluation_as_text(evaluation: Evaluation) -> str:
     """Return the figures as a few lines of text, with how they were measured."""
     protocol = evaluation.protocol
     first = (
@@ -94,11 +94,11 @@ def describe_evaluation(evaluation: Evaluation) -> str:
         f"{quantity(part.pictures, 'picture')}, {part.kind}: {part.label}"
         for part in evaluation.slices[:WEAKEST_SLICES]
     ]
-    confidence = [] if evaluation.trust is None else _describe_confidence(evaluation.trust)
+    confidence = [] if evaluation.trust is None else _confidence_lines(evaluation.trust)
     return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.describe_leaks(), *slices, *confidence])
 
 
-def _describe_confidence(report: ConfidenceReport) -> list[str]:
+def _confidence_lines(report: ConfidenceReport) -> list[str]:
     source = "a calibration of other pictures" if report.is_cross_fitted else "the captioner's own calibration"
     return [
         f"confidence by {source}: off by {report.word_error:.3f} in the mean for a word, by "

@@ -20,7 +20,7 @@ from myllm.apps.run_folder import (
     CONFIG_FILE,
     REPORT_FILE,
     current_time,
-    describe_evaluation,
+    evaluation_as_text,
     save_calibration,
     write_evaluation,
     write_samples,
@@ -57,7 +57,7 @@ def train(options: TrainOptions) -> int:
     if options.json:
         print_json(evaluation.as_json())
     display.say("")
-    display.print(describe_evaluation(evaluation), style="bold")
+    display.print(evaluation_as_text(evaluation), style="bold")
     files = sorted(path.name + "/" * path.is_dir() for path in Path(config.out).iterdir())
     display.print(f"Wrote {config.out}: {', '.join(files)}")
     display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(config.out)}")
@@ -94,7 +94,7 @@ def run_training(config: TrainConfig, display: Display, resume: bool) -> Evaluat
     with display.progress() as progress:
         prepared = prepare(config, progress)
     config = prepared.config
-    describe_data(prepared, config, display)
+    print_data(prepared, config, display)
     with TrainingDisplay(display) as training_display:
         recorder = _Recorder(training_display, out)
         trainer = Trainer(config, prepared, recorder)
@@ -123,7 +123,7 @@ def remove_checkpoints(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
+def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
     """Print faults in the data, its size and the size of the model."""
     for line in prepared.findings.lines():
         display.warn(line)
