@@ -9,17 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from myllm.errors import ConfigError
-from myllm.option_checks import (
-    AT_LEAST_0,
-    FRACTION,
-    IMAGE_SIZE,
-    MODERATE,
-    POSITIVE,
-    SCALE,
-    SHARE,
-    WEIGHT,
-    check_options,
-)
+from myllm.option_checks import Range, check_options
 
 VERSION = "0.1.0"
 FORMAT_VERSION = 1
@@ -64,7 +54,7 @@ class VisionConfig:
     """Do not train the backbone. Its features are computed once and kept on disk; an epoch trains only the decoder."""
 
     def __post_init__(self) -> None:
-        check_options(self, "vision.", {IMAGE_SIZE: ["image_size"], POSITIVE: ["crop_pct"]})
+        check_options(self, "vision.", {Range.IMAGE_SIZE: ["image_size"], Range.POSITIVE: ["crop_pct"]})
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         positive = ["vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "layer_norm_epsilon"]
-        check_options(self, "text.", {POSITIVE: positive, FRACTION: ["dropout"]})
+        check_options(self, "text.", {Range.POSITIVE: positive, Range.FRACTION: ["dropout"]})
         if self.n_positions < 3:
             raise ConfigError(f"text.n_positions is {self.n_positions}; at least 3 are needed: begin, one token, end")
         if self.n_embd % self.n_head:
@@ -126,7 +116,7 @@ class PreprocessConfig:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        ranges = {IMAGE_SIZE: ["image_size"], MODERATE: ["mean"], POSITIVE: ["std", "crop_pct"]}
+        ranges = {Range.IMAGE_SIZE: ["image_size"], Range.MODERATE: ["mean"], Range.POSITIVE: ["std", "crop_pct"]}
         check_options(self, "preprocess.", ranges)
 
 
@@ -144,7 +134,7 @@ class CaptionsConfig:
     """Maximum vocabulary of the tokenizer trained on the captions (with GPT-2's weights, its own tokenizer is used)."""
 
     def __post_init__(self) -> None:
-        check_options(self, "captions.", {POSITIVE: ["vocab_size"]})
+        check_options(self, "captions.", {Range.POSITIVE: ["vocab_size"]})
         if self.vocab_size < 257:
             raise ConfigError(
                 f"captions.vocab_size is {self.vocab_size}; at least 257 are needed: 256 bytes and {END_OF_TEXT}"
@@ -166,7 +156,8 @@ class LoraConfig:
     or *.qkv. The default selects all linear layers of the decoder."""
 
     def __post_init__(self) -> None:
-        check_options(self, "lora.", {AT_LEAST_0: ["rank"], POSITIVE: ["alpha"], FRACTION: ["dropout"]})
+        ranges = {Range.AT_LEAST_0: ["rank"], Range.POSITIVE: ["alpha"], Range.FRACTION: ["dropout"]}
+        check_options(self, "lora.", ranges)
         if not self.targets:
             raise ConfigError("lora.targets is empty; name the layers that get adapters, like [c_attn, q_attn]")
 
@@ -234,10 +225,11 @@ class DecodeConfig:
             if isinstance(value, Iterable):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         check_options(self, "decode.", {
-            POSITIVE: ["beams", "max_new_tokens", "num_return_sequences", "num_beam_groups"],
-            AT_LEAST_0: ["top_k", "min_new_tokens", "no_repeat_ngram_size"],
-            SCALE: ["temperature", "repetition_penalty"], WEIGHT: ["contrastive_weight", "diversity_penalty"],
-            FRACTION: ["min_p"], SHARE: ["top_p", "typical_p"], MODERATE: ["length_penalty"],
+            Range.POSITIVE: ["beams", "max_new_tokens", "num_return_sequences", "num_beam_groups"],
+            Range.AT_LEAST_0: ["top_k", "min_new_tokens", "no_repeat_ngram_size"],
+            Range.SCALE: ["temperature", "repetition_penalty"], Range.MODERATE: ["length_penalty"],
+            Range.WEIGHT: ["contrastive_weight", "diversity_penalty"],
+            Range.FRACTION: ["min_p"], Range.SHARE: ["top_p", "typical_p"],
         })
         if max(self.beams, self.num_return_sequences or 0) > MAX_BEAMS:
             raise ConfigError(
@@ -375,12 +367,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self, "", {
-            POSITIVE: [
+            Range.POSITIVE: [
                 "epochs", "max_steps", "max_minutes", "batch_size", "accumulate", "captions_per_image", "lr", "muon_lr",
                 "grad_clip", "patience", "val_images",
             ],
-            FRACTION: ["label_smoothing", "word_dropout"],
-            AT_LEAST_0: ["weight_decay", "vision_weight_decay", "word_presence_weight", "workers"],
+            Range.FRACTION: ["label_smoothing", "word_dropout"],
+            Range.AT_LEAST_0: ["weight_decay", "vision_weight_decay", "word_presence_weight", "workers"],
         })
         check_seed(self.seed)
         unknown = sorted(set(self.stages) - {"new", "text", "all"})

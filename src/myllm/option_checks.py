@@ -1,7 +1,8 @@
 """Types and ranges of options: the checks that every configuration makes when it is created."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -37,24 +38,19 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, Mapping if origin is dict else origin or kind)
 
 
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number: a predicate, and the same in words for the error message."""
+class Range(Enum):
+    """Allowed values of a number: in words, and as a function. NaN is in none of them."""
 
-    words: str
-    contains: Callable[[float], bool]
-
-
-# written so that NaN is in none of them
-POSITIVE = Range("above 0", lambda value: value > 0)
-AT_LEAST_0 = Range("at least 0", lambda value: value >= 0)
-FRACTION = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
-SHARE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
-# beyond these, float32 logits or a float64 power of the length overflow
-SCALE = Range("between 0.001 and 1000", lambda value: 0.001 <= value <= 1000)
-WEIGHT = Range("at least 0 and at most 1000", lambda value: 0 <= value <= 1000)
-MODERATE = Range("between -100 and 100", lambda value: -100 <= value <= 100)
-IMAGE_SIZE = Range(f"above 0 and at most {MAX_IMAGE_SIZE}", lambda value: 0 < value <= MAX_IMAGE_SIZE)
+    _value_: tuple[str, Callable[[float], bool]]
+    POSITIVE = "above 0", lambda value: value > 0
+    AT_LEAST_0 = "at least 0", lambda value: value >= 0
+    FRACTION = "at least 0 and below 1", lambda value: 0 <= value < 1
+    SHARE = "above 0 and at most 1", lambda value: 0 < value <= 1
+    IMAGE_SIZE = f"above 0 and at most {MAX_IMAGE_SIZE}", lambda value: 0 < value <= MAX_IMAGE_SIZE
+    # beyond these, float32 logits or a float64 power of the length overflow
+    SCALE = "between 0.001 and 1000", lambda value: 0.001 <= value <= 1000
+    WEIGHT = "at least 0 and at most 1000", lambda value: 0 <= value <= 1000
+    MODERATE = "between -100 and 100", lambda value: -100 <= value <= 100
 
 
 def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]) -> None:
@@ -64,10 +60,11 @@ def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]
         if not _has_type(value, option.type):
             raise ConfigError(f"{group}{option.name} is {value!r}; expected {describe_type(option.type)}")
     for allowed, names in ranges.items():
+        words, contains = allowed.value
         for name in names:
             value = getattr(config, name)
             for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and not allowed.contains(number):
-                    raise ConfigError(f"{group}{name} is {value}; it must be {allowed.words}")
+                if number is not None and not contains(number):
+                    raise ConfigError(f"{group}{name} is {value}; it must be {words}")
                 if number is not None and number > MAX_NUMBER:
                     raise ConfigError(f"{group}{name} is {value}; it must be at most {MAX_NUMBER:,}")

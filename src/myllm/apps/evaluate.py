@@ -3,20 +3,11 @@
 from functools import partial
 from pathlib import Path
 
+from myllm.apps import run_folder
 from myllm.apps.console import Display
 from myllm.apps.opening import load_split, open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.printing import print_json
-from myllm.apps.run_folder import (
-    METRICS_FILE,
-    REPORT_FILE,
-    current_time,
-    evaluation_as_text,
-    output_folder,
-    save_calibration,
-    write_evaluation,
-    write_jsonl,
-)
 from myllm.caption import CaptionerProtocol
 from myllm.device import choose_device
 from myllm.errors import ConfigError
@@ -28,7 +19,7 @@ from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures
 def evaluate_split(options: EvaluateOptions) -> int:
     """Print the figures of a split; with --out, write metrics.json, captions.jsonl, samples and report.html."""
     display = Display(options.quiet, options.json)
-    out = output_folder(options.out, METRICS_FILE, options.overwrite)
+    out = run_folder.output_folder(options.out, run_folder.METRICS_FILE, options.overwrite)
     if options.calibrate:
         check_calibratable(options)
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
@@ -47,7 +38,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
             )
             evaluation.judgement.add(figures, clip=options.clip)
     if options.calibrate:
-        save_calibration(Path(options.model), evaluation)
+        run_folder.save_calibration(Path(options.model), evaluation)
     for fault in evaluation.broken:
         display.warn(f"left out: {fault}")
     if out is not None:
@@ -55,7 +46,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
     if options.json:
         print_json(evaluation.as_json())
     else:
-        display.print(evaluation_as_text(evaluation))
+        display.print(run_folder.evaluation_as_text(evaluation))
         if evaluation.truth:
             display.print(f"  {describe_scene_figures(evaluation.truth)}\n{JUDGEMENT}")
     return 0
@@ -79,8 +70,8 @@ def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options:
     from myllm.evaluation.heatmaps import make_word_maps
     from myllm.evaluation.report import evaluation_report, write_report
 
-    write_evaluation(evaluation, out)
-    write_jsonl(out / "captions.jsonl", [
+    run_folder.write_evaluation(evaluation, out)
+    run_folder.write_jsonl(out / "captions.jsonl", [
         {
             "image": record.name, "caption": caption.text, "score": round(caption.score, 6),
             "confidence": round(caption.confidence, 6),
@@ -88,7 +79,8 @@ def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options:
         }
         for index, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True))
     ])
-    facts = {"Written": current_time(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
+    data = Path(options.data).resolve().name
+    facts = {"Written": run_folder.current_time(), "Captioner": options.model, "Data": data}
     maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
     title = Path(options.model).resolve().name
-    write_report(out / REPORT_FILE, evaluation_report(title, facts, evaluation, look=maps))
+    write_report(out / run_folder.REPORT_FILE, evaluation_report(title, facts, evaluation, look=maps))

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig, check_seed
 from myllm.errors import ConfigError
-from myllm.option_checks import AT_LEAST_0, POSITIVE, check_options
+from myllm.option_checks import Range, check_options
 from myllm.presets import PRESETS
 
 DEFAULT_PRESET = "vit-gpt2"
 RANGES = {
-    POSITIVE: ("batch_size", "limit", "minutes", "max_steps", "judged", "count"),
-    AT_LEAST_0: ("weights",),
+    Range.POSITIVE: ("batch_size", "limit", "minutes", "max_steps", "judged", "count"),
+    Range.AT_LEAST_0: ("weights",),
 }
 
 
@@ -38,40 +38,30 @@ class VerbOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(VerbOptions):
-    """Verbs that report progress."""
-
     quiet: bool = False
     """Print only results, warnings and errors: no progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AsJson(VerbOptions):
-    """Verbs whose results can be printed as JSON."""
-
     json: bool = False
     """Print the results as JSON on standard output, everything else on standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replacing(VerbOptions):
-    """Verbs that do not replace existing results unless told to."""
-
     overwrite: bool = False
     """Replace existing results in --out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewFile(Printed):
-    """Verbs that write a captioner."""
-
     out: str
     """New captioner file to write, for example captioner.pt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Printed):
-    """Verbs that run a model."""
-
     devices: str = "auto"
     """auto, cpu or cuda."""
 
@@ -96,8 +86,6 @@ class Captioning(OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class OneModel(Captioning):
-    """Verbs that run one captioner."""
-
     model: str = "captioner"
     """The captioner: captioner.pt, a run folder, a folder of safetensors, an ONNX export, or a hub id (user/name)."""
     adapter: str | None = None
@@ -106,8 +94,6 @@ class OneModel(Captioning):
 
 @dataclass(frozen=True, kw_only=True)
 class OnSplit(VerbOptions):
-    """Verbs that judge captions of a split."""
-
     split: str = "val"
     """Split of the data: val, train, or the name of another file in DATA/splits."""
     limit: int | None = None
@@ -124,8 +110,6 @@ class Judging(Captioning, OnSplit, Replacing, AsJson):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Printed):
-    """Verbs that draw scenes."""
-
     count: int = 24_000
     """Number of scenes to draw; 5 % each go to the splits val and heldout."""
     seed: int = 0
@@ -134,8 +118,6 @@ class Drawing(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Stored(Printed):
-    """Verbs that write safetensors."""
-
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the stored weights; the 16-bit types halve the file and change captions slightly."""
 

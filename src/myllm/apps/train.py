@@ -13,19 +13,10 @@ from pathlib import Path
 import yaml
 from tensorboardX import SummaryWriter
 
+from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json, quantity
-from myllm.apps.run_folder import (
-    CONFIG_FILE,
-    REPORT_FILE,
-    current_time,
-    evaluation_as_text,
-    save_calibration,
-    write_evaluation,
-    write_samples,
-    write_text,
-)
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
@@ -57,7 +48,7 @@ def train(options: TrainOptions) -> int:
     if options.json:
         print_json(evaluation.as_json())
     display.say("")
-    display.print(evaluation_as_text(evaluation), style="bold")
+    display.print(run_folder.evaluation_as_text(evaluation), style="bold")
     files = sorted(path.name + "/" * path.is_dir() for path in Path(config.out).iterdir())
     display.print(f"Wrote {config.out}: {', '.join(files)}")
     display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(config.out)}")
@@ -105,10 +96,11 @@ def run_training(config: TrainConfig, display: Display, resume: bool) -> Evaluat
         else:
             remove_checkpoints(out)
         options = json.loads(json.dumps(asdict(config)))  # YAML has lists, but no tuples
-        write_text(out / CONFIG_FILE, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+        content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+        run_folder.write_text(out / run_folder.CONFIG_FILE, content)
         finished = trainer.train()
     if not finished:
-        config_file = shlex.quote(str(out / CONFIG_FILE))
+        config_file = shlex.quote(str(out / run_folder.CONFIG_FILE))
         display.print(f"Interrupted, and saved in {out}. Resume with:\n  myllm train --config {config_file} --resume")
         return None
     return finish(config, prepared, trainer.state, display)
@@ -149,15 +141,16 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
-    write_evaluation(evaluation, out)
+    run_folder.write_evaluation(evaluation, out)
     if config.base is None:  # from a base, the result may be an adapter, which has no place for a calibration
         try:
-            save_calibration(out, evaluation)
+            run_folder.save_calibration(out, evaluation)
         except DataError as error:
             display.say(f"Confidence is not calibrated: {error}")
     facts = report_facts(config, prepared, state)
     maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
-    write_report(out / REPORT_FILE, evaluation_report(out.resolve().name, facts, evaluation, state.history, maps))
+    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, maps)
+    write_report(out / run_folder.REPORT_FILE, report)
     return evaluation
 
 
@@ -165,7 +158,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """Return when the run was, and what was trained on which data, for the report."""
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     return {
-        "Finished": current_time(),
+        "Finished": run_folder.current_time(),
         "Data": Path(config.data).resolve().name,
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
@@ -198,8 +191,8 @@ class _Recorder:
         writer = csv.DictWriter(table, list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_text(self.out / "metrics.csv", table.getvalue())
-        write_samples(samples, self.out)
+        run_folder.write_text(self.out / "metrics.csv", table.getvalue())
+        run_folder.write_samples(samples, self.out)
         plot_curves(self.rows, self.out)
         for name, value in row.items():
             if not isinstance(value, str):
