@@ -71,4 +71,4 @@ def test_compare_keeps_an_existing_comparison_unless_overwritten(
 
 def test_compare_needs_two(right: Path, scenes: Path, capfd: Capture) -> None:
     assert main(["compare", str(right), "--data", str(scenes)]) == 2
-    assert "takes two captioners, or files of captions; 1 were given" in capfd.readouterr().err
+    assert "takes two captioners, or files of captions; got 1" in capfd.readouterr().err

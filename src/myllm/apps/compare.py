@@ -46,7 +46,7 @@ def compare_two(options: CompareOptions) -> int:
     """Print the figures of both, their differences, and what can be concluded from them."""
     display = Display(options.quiet, options.json)
     if len(options.paths) != 2:
-        raise ConfigError(f"compare takes two captioners, or files of captions; {len(options.paths)} were given")
+        raise ConfigError(f"compare takes two captioners, or files of captions; got {len(options.paths)}")
     out = output_folder(options.out, COMPARISON_FILE, options.overwrite)
     records = load_split(options.data, options.split, CaptionsConfig(), display, limit=options.limit).records
     sides = [captions_of(path, records, options, display) for path in options.paths]

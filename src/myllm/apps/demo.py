@@ -8,6 +8,7 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.apps.opening import draw_with_progress
 from myllm.apps.options import DemoOptions
+from myllm.apps.printing import quantity
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
@@ -118,7 +119,7 @@ def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dic
 
 def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
     """Return the figures on new scenes as text."""
-    lines = [f"{options.judged:,} new scenes each, captions by greedy search:"]
+    lines = [f"{quantity(options.judged, 'new scene')} each, captions by greedy search:"]
     for name, figures in report.items():
         lines.append(
             f"  {name + ':':<15} {describe_scene_figures(figures)}   "

@@ -131,7 +131,8 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     adapters = [layer for _, layer in adapted_layers(prepared.model)]
     if adapters:
         trained = sum(layer.lora_A.weight.numel() + layer.lora_B.weight.numel() for layer in adapters)
-        display.say(f"Only {trained / 1e6:.2f} M of these train: adapters of {len(adapters)} layers of {config.base}")
+        layers = quantity(len(adapters), "layer")
+        display.say(f"Only {trained / 1e6:.2f} M of these train: adapters of {layers} of {config.base}")
 
 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
