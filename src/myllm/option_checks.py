@@ -1,5 +1,6 @@
 """Types and ranges of options: the checks that every configuration makes when it is created."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
@@ -66,5 +67,5 @@ def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and not contains(number):
                     raise ConfigError(f"{group}{name} is {value}; it must be {words}")
-                if number is not None and number > MAX_NUMBER:
+                if number is not None and number > (MAX_NUMBER if isinstance(number, int) else sys.float_info.max):
                     raise ConfigError(f"{group}{name} is {value}; it must be at most {MAX_NUMBER:,}")

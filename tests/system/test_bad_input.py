@@ -1,5 +1,6 @@
 """Bad input gives one message with the file, the fault and the fix, and exit code 1 or 2; nothing is lost."""
 
+import json
 import os
 import re
 import shutil
@@ -242,4 +243,4 @@ def test_train_writes_utf8_and_finishes_where_the_terminal_cannot_print_a_captio
     assert ran.returncode == 0, ran.stderr
     assert r"\u4e00\u4e2a" in ran.stdout  # the samples
     assert "一个" in (tmp_path / "run/samples.jsonl").read_text(encoding="utf-8")
-    assert "一个" in (tmp_path / "run/metrics.json").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))["protocol"]["split"] == "val"

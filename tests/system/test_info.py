@@ -68,7 +68,7 @@ def test_what_is_suspicious_is_told(tiny_checkpoint: Checkpoint, tmp_path: Path,
     assert sound["suspicious"] == []
     lost = "all values of decoder.transformer.h.0.mlp.c_fc.weight are equal"
     assert lost in blind["suspicious"][0] and "it hardly uses the pictures" in blind["suspicious"][1]
-    assert "nothing tells how it was trained" in unknown["suspicious"]
+    assert "there is no record of its training" in unknown["suspicious"]
 
 
 def test_a_strangers_provenance_moves_no_cursor(tiny_checkpoint: Checkpoint, tmp_path: Path, capfd: Capture) -> None:

@@ -121,7 +121,7 @@ def test_info_tells_what_the_adapter_is_and_on_what_it_stands(lora_run: Path, ti
     base_hash = weights_hash(native.load(tiny_run).model)
     for part in (
         f"{lora_run / 'adapter'}: a low-rank adapter on a captioner, ", "of rank 4, scaled by 2, on 7 layers",
-        f"stands on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
+        f"based on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
     ):
         assert part in told, told
     assert main(["info", str(lora_run), "--json"]) == 0
@@ -238,7 +238,7 @@ def test_adapters_without_a_base_are_refused(train: Main, tmp_path: Path, capfd:
 def test_a_run_cannot_be_written_over_its_base(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
     base = Path(shutil.copytree(tiny_run, tmp_path / "base"))
     assert adapt(base, *LORA, "--overwrite", base=base) == 2
-    assert "lies in --out" in capfd.readouterr().err
+    assert "is inside --out" in capfd.readouterr().err
     assert (base / "captioner.pt").is_file()
 
 

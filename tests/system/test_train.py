@@ -165,7 +165,7 @@ def test_resume_without_a_run_says_so_and_makes_no_folder(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--resume") == 2
-    assert f"{tmp_path}/run/last.pt is not there, so there is no run to go on with" in capsys.readouterr().err
+    assert f"{tmp_path}/run/last.pt is missing, so there is no run to resume" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

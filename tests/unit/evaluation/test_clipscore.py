@@ -208,4 +208,4 @@ def test_score_adds_them_where_a_clip_is_named(
         assert [row[name] for row in held["per_image"]] == pytest.approx(expected[name].per_image.tolist())
     assert held["protocol"]["clip"] == f"transformers:{tiny_clip}"
     assert main([*words, *clip]) == 2
-    assert "give it and --pictures, or neither" in capfd.readouterr().err
+    assert "give both --clip and --pictures, or neither" in capfd.readouterr().err
