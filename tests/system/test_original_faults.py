@@ -22,7 +22,7 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.loss import Objective
-from myllm.training.trainer import validation_loss
+from myllm.training.validate import validation_loss
 
 PICTURE = Image.effect_noise((64, 64), 90).convert("RGB")
 
@@ -50,7 +50,7 @@ def test_original_fault_1_no_picture_is_in_both_training_and_validation(tiny_pic
 def test_original_fault_2_the_begin_token_is_fed_in_training_and_the_end_is_a_target(source: CaptionSource) -> None:
     [batch] = evaluation_batches(source, 12, workers=0).epoch(0)
     assert (batch.tokens[..., 0] == source.end).all()
-    targets, lengths = batch.tokens[..., 1:], batch.mask.sum(-1)
+    targets, lengths = batch.tokens[..., 1:], batch.lengths
     last = targets.gather(-1, (lengths - 1).clamp(min=0)[..., None])[..., 0]
     is_whole = lengths < 23  # a caption that fills the context was cut before its end
     assert is_whole.any() and (last[is_whole] == source.end).all()

@@ -15,13 +15,11 @@ from myllm.apps.printing import print_json, printable, quantity
 from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.errors import ConfigError, DataError
 from myllm.files import atomic_write
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
-PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
-)
 CaptionTensors = Callable[..., list[Caption]]
 Draw = Callable[[Path, Caption], None]
 

@@ -72,16 +72,17 @@ class Display:
 
 
 class TrainingDisplay:
-    """A bar with loss, speed and time left; after each epoch, its figures and sample captions with a reference."""
+    """A bar with loss, learning rate, gradient norm, speed and time left; figures and samples after each epoch."""
 
     def __init__(self, display: Display) -> None:
         self.display = display
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-                   TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} pictures/s"),
+                   TextColumn("{task.fields[figures]}"),
                    TimeRemainingColumn(elapsed_when_finished=True))
         self.has_bar = display.console.is_terminal and not display.quiet
         self.bars = Progress(*columns, console=display.console, transient=True, disable=not self.has_bar)
-        self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)
+        self.task = self.bars.add_task("training", total=1.0, epoch=1, figures="")
+        self.latest: StepReport | None = None
         self.loss: float | None = None
         self.rate: float | None = None
 
@@ -94,12 +95,18 @@ class TrainingDisplay:
 
     def step(self, report: "StepReport") -> None:
         """Move the bar; loss and speed are smoothed, because they vary from batch to batch."""
-        self.loss = report.loss if self.loss is None else 0.95 * self.loss + 0.05 * report.loss
+        # the figures of the step before, because reading the newest ones would make a GPU wait
+        finished, self.latest = self.latest or report, report
+        self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
         rate = report.pictures_per_second
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, loss=self.loss, rate=self.rate)
+        figures = (
+            f"loss {self.loss:.3f}  lr {finished.learning_rate:.2g}  gradient {finished.gradient_norm:.2g}  "
+            f"{self.rate:.0f} pictures/s"
+        )
+        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
         if not self.has_bar and self.display.is_log_due():
-            self.display.say(f"{report.progress:4.0%}  loss {self.loss:.3f}  {self.rate:.0f} pictures/s")
+            self.display.say(f"{report.progress:4.0%}  {figures}")
 
     def epoch(self, row: dict[str, float | str], samples: "Sequence[Sample]") -> None:
         """Print the figures of an epoch, and its first sample captions."""

@@ -15,6 +15,7 @@ from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.data.scenes import draw_scene
 from myllm.errors import ConfigError
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions
+from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
 from myllm.presets import PRESETS
@@ -27,8 +28,13 @@ JUDGED_SEED = 1_000_003
 
 def demo(options: DemoOptions) -> int:
     """Draw scenes, train, judge on new scenes, report. The same command resumes an interrupted demo."""
+    with lock_folder(Path(options.out)):
+        return run_demo(options, Display(options.quiet))
+
+
+def run_demo(options: DemoOptions, display: Display) -> int:
+    """Run a demo in a folder that is locked; returns the exit code."""
     begin = time.monotonic()
-    display = Display(options.quiet)
     out, data = Path(options.out), Path(options.out) / "scenes"
     is_same = holds_demo(out, options)
     if is_same and (out / REPORT).is_file():
@@ -40,7 +46,8 @@ def demo(options: DemoOptions) -> int:
         remove_checkpoints(out)
         (out / REPORT).unlink(missing_ok=True)
         write_text(out / STAMP, recipe(options))
-    evaluation = run_training(demo_config(options, str(data)), display, resume=(out / run_state.FILE_NAME).is_file())
+    resume = (out / run_state.FILE_NAME).is_file()
+    evaluation = run_training(demo_config(options, str(data)), display, resume)
     if evaluation is None:
         display.print("The same command resumes the demo.")
         return INTERRUPTED

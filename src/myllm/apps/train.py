@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,22 +27,25 @@ from myllm.evaluation.evaluate import Data, Evaluation, evaluate
 from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.plots import plot_curves
 from myllm.evaluation.report import evaluation_report, write_report
+from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.run_state import RunState
-from myllm.training.trainer import Trainer
+from myllm.training.trainer import StepReport, Trainer
 
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
 INTERRUPTED = 130
+STEPS_PER_EVENT = 10
 
 
 def train(options: TrainOptions) -> int:
     """Train, evaluate the best checkpoint on the validation split, and complete the run folder."""
     display, config = Display(options.quiet, options.json), options.config
-    check_run_folder(Path(config.out), resume=options.resume, overwrite=options.overwrite)
-    evaluation = run_training(config, display, resume=options.resume)
+    with lock_folder(Path(config.out)):
+        check_run_folder(Path(config.out), resume=options.resume, overwrite=options.overwrite)
+        evaluation = run_training(config, display, options.resume, options.given_names)
     if evaluation is None:
         return INTERRUPTED
     if options.json:
@@ -72,10 +75,13 @@ def check_run_folder(out: Path, resume: bool = False, overwrite: bool = False) -
         )
 
 
-def run_training(config: TrainConfig, display: Display, resume: bool) -> Evaluation | None:
+def run_training(
+    config: TrainConfig, display: Display, resume: bool, given_options: Collection[str] = ()
+) -> Evaluation | None:
     """Train into `config.out`, and return the evaluation of the result; None if the run was interrupted.
 
     Without `resume`, checkpoints of another run in that folder are deleted once the new run is ready to begin.
+    given_options: names of the options that were given, which must agree with `config.base`.
     """
     out = Path(config.out)
     if config.base is not None and Path(config.base).resolve().is_relative_to(out.resolve()):
@@ -83,7 +89,7 @@ def run_training(config: TrainConfig, display: Display, resume: bool) -> Evaluat
     device = choose_device(config.devices)
     display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
     with display.progress() as progress:
-        prepared = prepare(config, progress)
+        prepared = prepare(config, progress, given_options)
     config = prepared.config
     print_data(prepared, config, display)
     with TrainingDisplay(display) as training_display:
@@ -178,13 +184,19 @@ class _Recorder:
     def __init__(self, display: TrainingDisplay, out: Path) -> None:
         self.display, self.out = display, out
         self.rows: list[dict[str, float | str]] = []
-        self.step = display.step
         self.warn = display.warn
 
     @cached_property
     def events(self) -> SummaryWriter:
-        """Writer of TensorBoard events, created after the first epoch: a run that fails to begin leaves no file."""
+        """Writer of TensorBoard events, created when first used: a run that fails to begin leaves no file."""
         return SummaryWriter(str(self.out))
+
+    def step(self, report: StepReport) -> None:
+        """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
+        self.display.step(report)
+        if report.step % STEPS_PER_EVENT == 0:
+            for name in ("loss", "learning_rate", "gradient_norm"):
+                self.events.add_scalar(f"step/{name}", getattr(report, name), report.step)
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
         self.rows.append(row)
