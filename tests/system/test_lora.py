@@ -215,7 +215,7 @@ def test_what_was_given_of_the_base_stands_in_the_configuration(lora_run: Path, 
     ("options", "code", "told"),
     [
         (["--base=nowhere"], 1, "nowhere: no such file or folder"),
-        (["--lora.targets=[c_atn]"], 2, "'c_atn', which is no linear layer's name here; did you mean c_attn"),
+        (["--lora.targets=[c_atn]"], 2, "'c_atn', which matches no linear layer of this model; did you mean c_attn"),
         (["--lora.targets=[qkv]", "--vision.frozen"], 2, "a layer of the backbone, and vision.frozen keeps"),
         (["--text.n_layer=3"], 2, "text.n_layer is 3, but the base"),
         (["--vision.name=vit_small_patch16_224"], 2, "vision.name is vit_small_patch16_224, but the base"),

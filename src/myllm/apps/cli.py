@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from myllm.apps import options
 from myllm.apps.parsing import parse
 from myllm.apps.printing import printable, replace_unencodable
+from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
 from myllm.errors import ConfigError, MyLLMError, install_command
 
@@ -59,7 +60,8 @@ def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None
     """Parse a verb's words and run it; `defaults` are for options that are not given. Raises as the verb does."""
     verb_options = parse_verb(name, words, defaults)
     module, _, function = VERBS[name].function.partition(":")
-    run: Callable[[Any], int] = getattr(import_module(f"myllm.apps.{module}"), function)
+    with without_garbage_collection():
+        run: Callable[[Any], int] = getattr(import_module(f"myllm.apps.{module}"), function)
     return run(verb_options)
 
 

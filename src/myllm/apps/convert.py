@@ -21,6 +21,7 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.inference.onnx_search import check
 from myllm.metrics.score import score_captions
+from myllm.model.weight_files import count_parameters
 
 NO_TOKENIZER = (
     "the source has no tokenizer, which captioning needs. Set HF_GPT2_REPO to one of GPT-2, a hub id or a folder with "
@@ -148,4 +149,4 @@ def only_path(paths: Sequence[str]) -> str:
 
 
 def _size(checkpoint: native.Checkpoint) -> str:
-    return f"{sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6:.1f} million parameters"
+    return f"{count_parameters(checkpoint.model) / 1e6:.1f} million parameters"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from myllm.apps.console import Display
+from myllm.apps.startup import without_garbage_collection
 from myllm.caption import CaptionerProtocol
 from myllm.checkpoints.checks import is_onnx_export
 from myllm.config import CaptionsConfig, DecodeConfig
@@ -18,7 +19,8 @@ from myllm.inference.onnx_captioner import OnnxCaptioner
 def open_captioner(model: str, devices: str, precision: str, adapter: str | None = None) -> CaptionerProtocol:
     """Open a captioner in any form, with an adapter if one is named. Raises CheckpointError or ConfigError."""
     if not is_onnx_export(Path(model)):
-        from myllm.inference.captioner import Captioner  # imports torch, which an export does not need
+        with without_garbage_collection():
+            from myllm.inference.captioner import Captioner  # imports torch, which an export does not need
 
         captioner = Captioner.load(model, devices, precision, {adapter: adapter} if adapter else {})
         captioner.use_adapter(adapter)

@@ -30,6 +30,7 @@ from myllm.evaluation.report import evaluation_report, write_report
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
+from myllm.model.weight_files import count_parameters
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.run_state import RunState
@@ -128,7 +129,7 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
     captions = sum(len(record.captions) for record in prepared.train.records)
-    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    parameters = count_parameters(prepared.model)
     display.say(
         f"{quantity(len(prepared.train.records), 'training picture')} with {quantity(captions, 'caption')}, "
         f"{quantity(len(prepared.val.records), 'validation picture')}; "
@@ -163,7 +164,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
     """Return when the run was, and what was trained on which data, for the report."""
-    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    parameters = count_parameters(prepared.model)
     return {
         "Finished": run_folder.current_time(),
         "Data": Path(config.data).resolve().name,

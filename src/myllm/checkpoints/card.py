@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from myllm.caption import Calibration
 from myllm.config import DecodeConfig
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.model.weight_files import count_parameters
 
 # of a run's validation, what is a measure of the model, with the hub's name of it where the hub knows one
 FIGURES = {"CIDEr-D": "cider", "val_perplexity": "perplexity", "val_loss": "loss", "distinct_captions": None}
@@ -86,7 +87,7 @@ def _told_confidence(calibration: Calibration | None) -> str:
 def _geometry(model: VisionGPT2) -> str:
     config, encoder = model.config, model.encoder
     rows, columns = encoder.preprocess.image_size
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     reading = "the encoder block of its own depth" if config.mode == "layerwise" else "the encoder's last output"
     return (
         f"An image encoder, `{config.vision.name}` at {rows} x {columns} pixels ({encoder.n_tokens:,} image tokens), "

@@ -87,6 +87,11 @@ def refuse_compressed(path: Path) -> None:
             raise CheckpointError(f"{path}: refused: its parts are compressed; take the file as torch.save wrote it")
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters; tied weights count once, buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def weights_hash(module: nn.Module) -> str:
     """Equal for equal weights."""
     digest = hashlib.blake2b(digest_size=8)
