@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from myllm.config import END_OF_TEXT, CaptionsConfig, DecodeConfig
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError, ConfigError, tokenizer_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -232,7 +232,8 @@ class CaptionerProtocol(Protocol):
 def encode_text(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Return the tokens of a text that captions are to contain or begin with."""
     # the end token, written out in the text, would end the caption
-    return list(tokenizer.encode(text.replace(END_OF_TEXT, " "), add_special_tokens=False).ids)
+    with tokenizer_errors():
+        return list(tokenizer.encode(text.replace(END_OF_TEXT, " "), add_special_tokens=False).ids)
 
 
 def token_bytes(tokenizer: "Tokenizer") -> list[bytes]:

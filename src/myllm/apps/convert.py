@@ -12,7 +12,8 @@ from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.apps.printing import quantity
 from myllm.apps.run_folder import unused
 from myllm.checkpoints import hub, native
-from myllm.checkpoints.formats import WRITERS, load, recognise
+from myllm.checkpoints.formats import WRITERS, find_format, load
+from myllm.checkpoints.hf_generation import unsupported_options
 from myllm.data.records import Record
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import describe_search
@@ -39,7 +40,7 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 def import_model(options: ImportOptions) -> int:
     """Open a captioner of another program or on a hub, print its format, and write it as captioner.pt."""
     out, display = unused(options.out), Display(options.quiet)
-    form, path = recognise(only_path(options.paths))
+    form, path = find_format(only_path(options.paths))
     display.say(f"{path}: {form.name}")
     checkpoint = form.read(path)
     for note in checkpoint.provenance.get("notes", ()):
@@ -66,6 +67,8 @@ def export_model(options: ExportOptions) -> int:
         native.save_folder(checkpoint, out, dtype)
     else:
         WRITERS[options.to](checkpoint, out)
+    for message in unsupported_options(checkpoint.decode) if options.to == "hf" else ():
+        display.warn(message)
     display.say(files_as_text(checkpoint, out))
     return 0
 

@@ -56,8 +56,8 @@ def check_calibratable(options: EvaluateOptions) -> None:
     """Raise ConfigError for a model that has no place for a calibration."""
     from myllm.checkpoints import formats, hub
 
-    form = None if hub.is_id(options.model) else formats.recognise(options.model)[0]
-    if form is not formats.OURS or options.adapter is not None:
+    form = None if hub.is_id(options.model) else formats.find_format(options.model)[0]
+    if form is not formats.NATIVE or options.adapter is not None:
         kind = "on a hub" if form is None else form.name if options.adapter is None else "used with an adapter"
         raise ConfigError(
             f"--calibrate saves into a captioner.pt or a folder of safetensors; --model {options.model} is {kind}. "

@@ -13,7 +13,7 @@ from myllm.caption import describe_calibration
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.build import TIED
 from myllm.checkpoints.card import flatten
-from myllm.checkpoints.formats import ADAPTER, OURS, recognise
+from myllm.checkpoints.formats import ADAPTER, NATIVE, find_format
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 
@@ -34,9 +34,9 @@ def info(options: InfoOptions) -> int:
 
 def facts_of(source: str) -> dict[str, Any]:
     """Return all that `myllm info` prints, in types that JSON has."""
-    form, path = recognise(source)
+    form, path = find_format(source)
     checkpoint = form.read(path)
-    if form is OURS:
+    if form is NATIVE:
         path = native.locate(path)
         content = native.read(path)
         kind = "folder of safetensors" if path.is_dir() else native.FILE_NAME
