@@ -1,7 +1,7 @@
 """`myllm compare`: two captioners, or files of captions, on the same pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,13 @@ def compare_two(options: CompareOptions) -> int:
         (path, [side.captions[record.name] for record in common])
         for path, side in zip(options.paths, sides, strict=True)
     )
-    comparison = compare(a, b, common, options.split)
+    comparison = compare(a, b, common, options.split, options.metrics or None)
     data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
-    for side, judged in zip(sides, (comparison.a, comparison.b), strict=True):
-        judged.judgement.protocol.update(data, **side.protocol)
+    comparison = replace(
+        comparison,
+        a=comparison.a.with_protocol(**data, **sides[0].protocol),
+        b=comparison.b.with_protocol(**data, **sides[1].protocol),
+    )
     if out is not None:
         write_results(comparison, sides, common, options, out)
     if options.json:

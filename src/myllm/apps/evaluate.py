@@ -1,5 +1,7 @@
 """`myllm evaluate`: caption a split and score the captions."""
 
+import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from myllm.apps.options import EvaluateOptions
 from myllm.apps.printing import print_json
 from myllm.caption import CaptionerProtocol
 from myllm.device import choose_device
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import Evaluation, evaluate
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures
@@ -28,7 +30,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
     )
     decode = captioner.decode_options(**options.decode_changes)
     with display.progress() as progress:
-        evaluation = evaluate(captioner, data, decode, options.batch_size, progress)
+        evaluation = evaluate(captioner, data, decode, options.batch_size, progress, options.metrics or None)
         if options.clip is not None:
             figures = clip_scores(
                 options.clip, [record.image for record in evaluation.records],
@@ -36,9 +38,14 @@ def evaluate_split(options: EvaluateOptions) -> int:
                 [record.captions for record in evaluation.records], choose_device(options.devices),
                 partial(progress, "scoring with CLIP"),
             )
-            evaluation.judgement.add(figures, clip=options.clip)
+            evaluation = evaluation.with_figures(figures, clip=options.clip)
     if options.calibrate:
-        run_folder.save_calibration(Path(options.model), evaluation)
+        try:
+            run_folder.save_calibration(Path(options.model), evaluation)
+        except DataError as error:
+            display.warn(f"confidence is not calibrated: {error}")
+            judgement = evaluation.judgement.with_protocol(not_calibrated=str(error))
+            evaluation = replace(evaluation, judgement=judgement)
     for fault in evaluation.broken:
         display.warn(f"left out: {fault}")
     if out is not None:
@@ -75,7 +82,10 @@ def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options:
         {
             "image": record.name, "caption": caption.text, "score": round(caption.score, 6),
             "confidence": round(caption.confidence, 6),
-            **{name: round(float(values[index]), 6) for name, values in evaluation.per_image.items()},
+            **{
+                name: None if math.isnan(values[index]) else round(float(values[index]), 6)
+                for name, values in evaluation.per_image.items()
+            },
         }
         for index, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True))
     ])

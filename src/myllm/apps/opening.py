@@ -10,7 +10,7 @@ from myllm.checkpoints.checks import is_onnx_export
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import read_things, write_scenes
-from myllm.data.splits import one_split, split_records
+from myllm.data.splits import copies_left_out_of_training, one_split, split_records
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import CaptionedSplit, Data, caption_records
 from myllm.inference.onnx_captioner import OnnxCaptioner
@@ -53,7 +53,7 @@ def load_split(
     splits = split_records(records, folder, findings)
     for line in findings.lines():
         display.warn(line)
-    trained = splits["train"] if split != "train" else []
+    trained = [*splits["train"], *copies_left_out_of_training(records, folder, splits)] if split != "train" else []
     if training is not None:
         trained, _ = read_records(Path(training), captions)
     judged = one_split(splits, split, folder)[:limit]

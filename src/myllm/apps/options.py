@@ -101,7 +101,13 @@ class OnSplit(VerbOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging(Captioning, OnSplit, Replacing, AsJson):
+class WithMetrics(VerbOptions):
+    metrics: tuple[str, ...] = ()
+    """Metrics to compute, separated by commas, like CIDEr-D,BLEU-4; by default all that are available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
     """Verbs that caption a split of a data folder and score the captions."""
 
     data: str
@@ -197,7 +203,7 @@ class EvaluateOptions(OneModel, Judging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(AsJson, Printed):
+class ScoreOptions(WithMetrics, AsJson, Printed):
     """Score captions, from any source, against references. Needs no model."""
 
     predictions: str

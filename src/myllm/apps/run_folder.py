@@ -103,7 +103,7 @@ def _confidence_lines(report: ConfidenceReport) -> list[str]:
     return [
         f"confidence by {source}: off by {report.word_error:.3f} in the mean for a word, by "
         f"{report.caption_error:.3f} for a caption",
-        f"the more confident half of the captions has CIDEr-D {report.half:.3f}, all have {report.coverage[-1]:.3f}",
+        report.describe_sorting(MAIN),
     ]
 
 

@@ -21,8 +21,8 @@ from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, judge_captions
 
-# memory of a caption and five references while they are scored, as measured
-BYTES_PER_PICTURE = 10_000
+# memory of a caption and five references that differ, while they are scored, as measured
+BYTES_PER_PICTURE = 26_000
 MEMORY_REPORTED_FROM = 100_000
 # a spreadsheet takes a cell that begins like this for a formula
 FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
@@ -37,14 +37,16 @@ def score(options: ScoreOptions) -> int:
     check_complete(matched, options, display)
     warn_of_captions(matched, display)
     with display.progress() as progress:
-        judgement = judge_captions(matched.captions, matched.references, progress=progress)
+        judgement = judge_captions(
+            matched.captions, matched.references, progress=progress, metrics=options.metrics or None
+        )
         if options.clip is not None and options.pictures is not None:
             figures = clip_scores(
                 options.clip, [Path(options.pictures) / name for name in matched.names], matched.captions,
                 matched.references, choose_device("auto"), partial(progress, "scoring with CLIP"),
             )
-            judgement.add(figures, clip=options.clip)
-    judgement.protocol.update(
+            judgement = judgement.with_figures(figures, clip=options.clip)
+    judgement = judgement.with_protocol(
         predictions=options.predictions, references_file=options.references, split=options.split,
         missing=len(matched.missing), unknown=len(matched.unknown),
         data=hash_of([matched.names, matched.references]), captions=hash_of(matched.captions),
@@ -95,9 +97,8 @@ def warn_of_captions(matched: Matched, display: Display) -> None:
 def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
     """Print a row for each figure, or for each picture; text that a spreadsheet would run gets a leading quote."""
     rows: list[dict[str, Any]] = rows_of(judgement, matched) if per_image else [
-        {"figure": name, "value": figure.corpus, "low": judgement.intervals[name][0],
-         "high": judgement.intervals[name][1]}
-        for name, figure in judgement.figures.items()
+        {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
+        for (name, figure), (low, high) in zip(judgement.figures.items(), judgement.intervals.values(), strict=True)
     ]
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -110,7 +111,7 @@ def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
 
 def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:
     """Return a row for each picture: {image, caption, and its figures by name}."""
-    columns = {name: values.tolist() for name, values in judgement.per_image.items()}
+    columns = {name: [defined(value) for value in values.tolist()] for name, values in judgement.per_image.items()}
     return [
         {"image": name, "caption": caption, **{figure: values[index] for figure, values in columns.items()}}
         for index, (name, caption) in enumerate(zip(matched.names, matched.captions, strict=True))
