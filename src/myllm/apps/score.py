@@ -19,7 +19,7 @@ from myllm.data.records import counted
 from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
-from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.evaluation.judge import Judgement, defined, judge_captions
 
 # memory of a caption and five references that differ, while they are scored, as measured
 BYTES_PER_PICTURE = 26_000
