@@ -82,7 +82,7 @@ def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOpti
     is_web = options.to == "web"
     if is_web and not web.runtime_folder().is_dir():
         kept = web.runtime_folder()
-        display.say(f"npm fetches {web.PACKAGE}, {web.MEGABYTES} MB, once; the 14 that are used stay in {kept}")
+        display.say(f"npm fetches {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 that are used stay in {kept}")
     with display.counting() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
         RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
