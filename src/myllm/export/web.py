@@ -7,10 +7,12 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from myllm.checkpoints.native import Checkpoint
+from myllm.config import DecodeConfig
 from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
 from myllm.export.onnx_export import Precision, Progress
@@ -25,6 +27,11 @@ RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
+# Decoding options of `page/search.js`; `prefix` is part of the export
+PAGE_OPTIONS = {
+    "beams", "early_stopping", "length_penalty", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size",
+    "num_return_sequences", "prefix", "repetition_penalty",
+}
 
 
 def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress) -> None:
@@ -37,6 +44,12 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progre
         onnx_export.to_folder(checkpoint, out / "model", precision, progress)
         shutil.copytree(PAGE, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(runtime, out / "runtime")
+
+
+def ignored_options(decode: DecodeConfig) -> list[str]:
+    """Return the decoding options that are set but that the page does not know, each with its value."""
+    values = {name: value for name, value in asdict(decode).items() if name not in PAGE_OPTIONS}
+    return [f"{name} {value!r}" for name, value in values.items() if value != getattr(DecodeConfig, name)]
 
 
 def runtime_folder() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from myllm.config import DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess
 from myllm.decoding.engine import SearchRequest
 from myllm.decoding.generate import generate
+from myllm.export import web
 
 RUNNER = Path(__file__).parents[2] / "javascript/page.mjs"
 VOCAB_SIZE, END = 5, 4
@@ -101,6 +103,19 @@ def test_page_search_returns_num_return_sequences(run_page: RunPage) -> None:
     search = Toy(0, 1.0), (), DecodeConfig(beams=4, num_return_sequences=2, max_new_tokens=5)
     [found] = in_page(run_page, [search])
     assert len(found) == 2 and found == in_python(*search)
+
+
+def test_page_knows_every_option_of_its_search() -> None:
+    """Each option that `search.js` reads is announced as known, and each that is announced is read."""
+    source = (web.PAGE / "search.js").read_text(encoding="utf-8")
+    read = {name for name in DecodeConfig.__dataclass_fields__ if re.search(rf"\b{name}\b", source)}
+    assert read == web.PAGE_OPTIONS
+
+
+def test_ignored_options_names_what_the_page_does_not_know() -> None:
+    assert web.ignored_options(DecodeConfig(beams=3, prefix="a", length_penalty=0.5)) == []
+    decode = DecodeConfig(do_sample=True, bad_words=("dog",))
+    assert web.ignored_options(decode) == ["do_sample True", "bad_words ('dog',)"]
 
 
 def test_page_search_fails_when_the_rules_leave_no_token(run_page: RunPage) -> None:

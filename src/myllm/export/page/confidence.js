@@ -1,20 +1,20 @@
 // Confidence of a caption: the same numbers as `myllm.caption`.
 
-const OUTER_MARKS = /^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu;
+const PUNCTUATION = /^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu;
 
 // caption: {pieces, logprobs, prefixLength}. pieces: the bytes of each token; logprobs: of the tokens after the prefix,
 // and of the end. calibration: as config.json holds it, or null.
-// Returns 0..1: the mean confidence of words other than the calibration's common ones. Without a calibration, the
-// geometric mean of the tokens' probabilities.
+// Returns 0..1: the mean confidence of the informative words. Without a calibration, the geometric mean of the tokens'
+// probabilities.
 export function captionConfidence(caption, calibration) {
   const score = meanLogprob(caption.logprobs);
   if (!calibration) return Math.exp(score);
   const words = splitWords(caption).filter(word => word.logprob !== null);
-  const telling = words.filter(({ text }) => {
+  const informative = words.filter(({ text }) => {
     const word = normalizeWord(text);
     return word && !calibration.common_words.includes(word);
   });
-  const counted = telling.length ? telling : words;
+  const counted = informative.length ? informative : words;
   return counted.reduce((sum, word) => sum + wordConfidence(word, score, calibration), 0) / Math.max(1, counted.length);
 }
 
@@ -43,7 +43,7 @@ export function splitWords({ pieces, logprobs, prefixLength }) {
 
 // A word without case and without the punctuation around it.
 export function normalizeWord(word) {
-  return [...word.replace(OUTER_MARKS, '')].map(foldCase).join('');
+  return [...word.replace(PUNCTUATION, '')].map(foldCase).join('');
 }
 
 // Python's str.casefold, character by character

@@ -7,15 +7,11 @@ const PRECISION_BITS = 22; // of Pillow's weights, so that its sums fit into 32 
 const FILTERS = {
   box: [0.5, x => (x > -0.5 && x <= 0.5 ? 1 : 0)],
   bilinear: [1, x => Math.max(0, 1 - Math.abs(x))],
-  hamming: [1, x => {
-    x = Math.abs(x);
-    return x === 0 ? 1 : x >= 1 ? 0 : (Math.sin(Math.PI * x) / (Math.PI * x)) * (0.54 + 0.46 * Math.cos(Math.PI * x));
-  }],
+  hamming: [1, x => (Math.abs(x) < 1 ? sinc(x) * (0.54 + 0.46 * Math.cos(Math.PI * x)) : 0)],
   bicubic: [2, x => {
     x = Math.abs(x);
-    const a = -0.5;
-    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-    return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+    if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+    return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
   }],
   lanczos: [3, x => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0)],
 };

@@ -29,18 +29,12 @@ function extend(caption, { token, logprob, total }) {
   return { tokens: [...caption.tokens, token], logprobs: [...caption.logprobs, logprob], total };
 }
 
-function hypothesis({ tokens, logprobs, total }, end, lengthPenalty) {
-  const isEnded = tokens.length > 1 && tokens.at(-1) === end;
-  const rank = total / logprobs.length ** lengthPenalty;
-  return { tokens: tokens.slice(1, isEnded ? -1 : undefined), logprobs, endedBy: isEnded ? 'end' : 'length', rank };
-}
-
 // Takes the likeliest token each time.
 class Greedy {
   ranksLogprobs = false;
 
-  constructor(request) {
-    this.request = request;
+  constructor({ end }) {
+    this.end = end;
   }
 
   choose([caption], [scores], [logprobs]) {
@@ -48,11 +42,11 @@ class Greedy {
     if (scores[token] === IMPOSSIBLE) throw noTokenError();
     const choice = { origin: 0, token, logprob: logprobs[token], total: 0 };
     this.caption = extend(caption, choice);
-    return token === this.request.end ? [] : [choice];
+    return token === this.end ? [] : [choice];
   }
 
   results() {
-    return [hypothesis(this.caption, this.request.end, 1)];
+    return [hypothesis(this.caption, this.end, 1)];
   }
 }
 
@@ -103,6 +97,13 @@ class Beams {
     const finalLength = early_stopping === 'never' && length_penalty > 0 ? max_new_tokens : length;
     return this.ended.at(-1).rank >= kept[0].total / finalLength ** length_penalty;
   }
+}
+
+// The caption without begin and end token.
+function hypothesis({ tokens, logprobs, total }, end, lengthPenalty) {
+  const isEnded = tokens.at(-1) === end;
+  const rank = total / logprobs.length ** lengthPenalty;
+  return { tokens: tokens.slice(1, isEnded ? -1 : undefined), logprobs, endedBy: isEnded ? 'end' : 'length', rank };
 }
 
 function bestCandidates(scores, history, count) {
