@@ -36,7 +36,7 @@ Precision = Literal["fp32", "int8", "int4"]
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 # transformers.js's names of precisions; a file name ends in "_" and that name, in nothing for fp32
 DTYPES = {"fp32": "fp32", "int8": "int8", "int4": "q4"}
-MAX_BYTES = 2**31 - 1  # a protobuf message, so an ONNX file, holds no more
+MAX_BYTES = 2**31 - 1  # limit of protobuf, the format of ONNX files
 MIN_QUANTIZED_SIZE = 1024  # weights; quantizing a smaller tensor saves less than its scales and nodes take
 
 
@@ -53,8 +53,8 @@ def to_folder(
     decoder: input_ids (N, T) int64, the newest T tokens of N / B captions of each picture; encoder_hidden_states, the
     encoder's output; past_key_values.I.key and .value (N, n_head, P, head_dim) of the P tokens before, none in the
     first step -> logits (N, T, vocab_size), present.I.key and .value (N, n_head, P + T, head_dim).
-    precision: int8 and int4 quantize matrices (embedding and convolutions keep 8 bits in int4). Weights are stored
-    quantized, each behind a DequantizeLinear node, which ONNX Runtime fuses into the multiplication.
+    precision: of the weights; with int4, embedding and convolutions have 8 bits. Quantized weights are stored behind
+    DequantizeLinear nodes, which ONNX Runtime fuses with the multiplications.
     progress: called with the number of finished parts and the number of all parts.
     Raises ConfigError if ONNX has no operator for a part of the backbone, if the weights exceed the 2 GB of an ONNX
     file, or if `folder` exists.

@@ -95,14 +95,14 @@ def test_page_search_finds_the_hypotheses_of_python(run_page: RunPage) -> None:
         config = replace(config, min_new_tokens=rng.choice([0, 0, min(3, config.max_new_tokens)]))
         prefix = tuple(rng.choices(range(END), k=rng.choice([0, 0, 1, 3])))
         searches.append((Toy(seed, rng.choice([0.3, 1.0, 3.0])), prefix, config))
-    for found, search in zip(in_page(run_page, searches), searches, strict=True):
-        assert found == in_python(*search), search
+    for hypotheses, search in zip(in_page(run_page, searches), searches, strict=True):
+        assert hypotheses == in_python(*search), search
 
 
 def test_page_search_returns_num_return_sequences(run_page: RunPage) -> None:
     search = Toy(0, 1.0), (), DecodeConfig(beams=4, num_return_sequences=2, max_new_tokens=5)
-    [found] = in_page(run_page, [search])
-    assert len(found) == 2 and found == in_python(*search)
+    [hypotheses] = in_page(run_page, [search])
+    assert len(hypotheses) == 2 and hypotheses == in_python(*search)
 
 
 def test_page_knows_every_option_of_its_search() -> None:

@@ -121,7 +121,7 @@ function bestCandidates(scores, history, count) {
   return candidates;
 }
 
-// Rules change the scores of one caption's next tokens in place; value is that of the option of their name.
+// Rules change the scores of one caption's next tokens in place; value is the decoding option of the same name.
 const RULES = {
   repetition_penalty(scores, { tokens }, value) {
     for (const token of new Set(tokens)) scores[token] *= scores[token] < 0 ? value : 1 / value;
