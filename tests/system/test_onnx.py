@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 
@@ -124,6 +125,8 @@ def test_export_prints_what_quantization_changes(tiny_run: Path, scenes: Path, t
     assert main([*command, "--data", str(scenes), "--limit", "2"]) == 0
     output = capfd.readouterr().out
     assert "encoder_model_int8.onnx" in output
+    encoder = onnx.load(tmp_path / "onnx/onnx/encoder_model_int8.onnx")
+    assert "DequantizeLinear" in {node.op_type for node in encoder.graph.node}
     assert "CIDEr-D" in output and "points" in output and "of 2 pictures of val, greedy" in output
 
 

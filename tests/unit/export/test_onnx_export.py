@@ -1,6 +1,7 @@
 """The graphs that `myllm export --to onnx` writes: results, sizes and errors."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,17 @@ BACKBONES = {
 }
 
 
+@cache
+def random_encoder(name: str) -> tuple[VisionGPT2, onnx.ModelProto]:
+    """A model and its fp32 encoder graph, which takes seconds to trace."""
+    model = random_model(name, BACKBONES[name])
+    return model, onnx_export.encoder_graph(model, "fp32")
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_encoder_graph_returns_keys_and_values_for_any_batch_size(name: str) -> None:
-    model = random_model(name, BACKBONES[name])
-    encoder = session(onnx_export.encoder_graph(model, "fp32"))
+    model, proto = random_encoder(name)
+    encoder = session(proto)
     for count in (1, 3):
         images = torch.randn(count, 3, *model.encoder.preprocess.image_size)
         hidden = encoder.run(None, {"pixel_values": images.numpy()})[0]
@@ -78,26 +86,30 @@ def test_decoder_graph_returns_the_models_logits_for_steps_of_any_length(steps: 
     np.testing.assert_allclose(np.concatenate(logits, 1), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "size_ratio", "tolerance"), [("int8", 0.30, 0.02), ("int4", 0.20, 0.3)])
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.3)])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
-def test_quantized_graphs_are_small_and_nearly_exact(
-    tiny_checkpoint: Checkpoint, name: str, precision: Precision, size_ratio: float, tolerance: float
+def test_quantize_weights_leaves_an_encoder_nearly_exact(name: str, bits: int, tolerance: float) -> None:
+    model, exact = random_encoder(name)
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(exact)
+    onnx_export.quantize_weights(quantized, bits)
+    images = torch.randn(4, 3, *model.encoder.preprocess.image_size).numpy()
+    expected, hidden = (session(proto).run(None, {"pixel_values": images})[0] for proto in (exact, quantized))
+    assert 0 < np.abs(hidden - expected).std() < tolerance * expected.std()
+
+
+@pytest.mark.parametrize(("precision", "size_ratio", "tolerance"), [("int8", 0.30, 0.02), ("int4", 0.20, 0.3)])
+def test_quantized_decoder_graph_is_small_and_nearly_exact(
+    precision: Precision, size_ratio: float, tolerance: float
 ) -> None:
-    model = random_model(name, n_embd=256, vocab_size=tiny_checkpoint.tokenizer.get_vocab_size())
-    decoders, encoders = (
-        [make_graph(model, option) for option in ("fp32", precision)]
-        for make_graph in (onnx_export.decoder_graph, onnx_export.encoder_graph)
-    )
-    # sizes of decoders only: nodes and norms are most of a tiny backbone
-    exact_size, quantized_size = (proto.ByteSize() for proto in decoders)
-    assert quantized_size < size_ratio * exact_size
-    images = torch.randn(4, 3, *model.encoder.preprocess.image_size)
-    exact_kv, quantized_kv = (session(proto).run(None, {"pixel_values": images.numpy()})[0] for proto in encoders)
-    assert 0 < np.abs(quantized_kv - exact_kv).std() < tolerance * exact_kv.std()
-    sessions = [session(proto) for proto in decoders]
-    inputs = {"input_ids": np.arange(20).reshape(4, 5), "encoder_hidden_states": exact_kv, **empty_past(sessions[0], 4)}
-    exact_logits, quantized_logits = (decoder.run(None, inputs)[0] for decoder in sessions)
-    assert 0 < np.abs(quantized_logits - exact_logits).std() < tolerance * exact_logits.std()
+    model = random_model("vit_mini_conv8_64", n_embd=256, vocab_size=300)
+    exact, quantized = (onnx_export.decoder_graph(model, option) for option in ("fp32", precision))
+    assert quantized.ByteSize() < size_ratio * exact.ByteSize()
+    decoders = [session(exact), session(quantized)]
+    hidden = keys_and_values(model, torch.randn(4, 3, 64, 64))
+    inputs = {"input_ids": np.arange(20).reshape(4, 5), "encoder_hidden_states": hidden, **empty_past(decoders[0], 4)}
+    expected, logits = (decoder.run(None, inputs)[0] for decoder in decoders)
+    assert 0 < np.abs(logits - expected).std() < tolerance * expected.std()
 
 
 @pytest.mark.parametrize("bits", [8, 4])

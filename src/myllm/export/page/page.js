@@ -38,6 +38,7 @@ function addPicture(file) {
   const address = URL.createObjectURL(file);
   picture.src = address;
   picture.alt = '';
+  picture.loading = 'lazy';
   picture.onload = picture.onerror = () => URL.revokeObjectURL(address);
   text.textContent = 'Waiting …';
   figure.append(picture, text);
