@@ -89,8 +89,8 @@ def caption_in_page(page: Any, files: list[Path]) -> list[tuple[str, str]]:
     page.set_input_files("#chooser", [str(file) for file in files])
     page.locator("figcaption small, figcaption.error").nth(len(files) - 1).wait_for(timeout=120_000)
     rows = page.evaluate(
-        "[...document.querySelectorAll('figcaption')].map(({childNodes: [text, note]}) =>"
-        " [text.textContent, note ? note.textContent : ''])"
+        """[...document.querySelectorAll('figcaption')].map(({textContent, lastElementChild: note}) =>
+            note ? [textContent.slice(0, -note.textContent.length), note.textContent] : [textContent, ''])"""
     )
     return [(text.strip(), note) for text, note in reversed(rows)]
 
