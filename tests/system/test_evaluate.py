@@ -134,3 +134,13 @@ def test_evaluate_names_an_empty_split(tiny_run: Path, scenes: Path, tmp_path: P
     (data / "splits/mine.txt").touch()
     assert evaluate(tiny_run, data, "--split=mine") == 1
     assert f"--split 'mine': {data} has no picture in it" in capfd.readouterr().err
+
+
+def test_evaluate_and_compare_take_metrics(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+    assert evaluate(tiny_run, scenes, "--metrics=BLEU-1", "--json") == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert "BLEU-1" in figures and not figures.keys() & {"ROUGE-L", "METEOR"}
+    words = ["compare", str(tiny_run), str(tiny_run), "--data", str(scenes), "--quiet", "--json", "--metrics=BLEU-1"]
+    assert main(words) == 0
+    differences = json.loads(capfd.readouterr().out)["differences"]
+    assert "BLEU-1" in differences and "ROUGE-L" not in differences

@@ -180,3 +180,18 @@ def test_score_of_one_picture_speaks_of_one_picture(files: dict[str, Path], capf
     files["predictions"].write_text(json.dumps(PREDICTIONS[:1]))
     assert score(files, "--allow-missing") == 0
     assert capfd.readouterr().out.startswith("1 picture, 3 references, ")
+
+
+@pytest.mark.parametrize("value", ["CIDEr-D,BLEU-4", "[CIDEr-D, BLEU-4]"])
+def test_score_metrics_computes_only_the_metrics_given(files: dict[str, Path], capfd: Capture, value: str) -> None:
+    assert score(files, "--json") == 0
+    every = printed_json(capfd)
+    assert score(files, "--json", f"--metrics={value}") == 0
+    some = printed_json(capfd)
+    assert some.keys() >= {"CIDEr-D", "BLEU-4"} and not some.keys() & {"ROUGE-L", "BLEU-1", "METEOR", "CHAIRi"}
+    assert [some[name] for name in ("CIDEr-D", "BLEU-4")] == [every[name] for name in ("CIDEr-D", "BLEU-4")]
+
+
+def test_score_names_an_unknown_metric(files: dict[str, Path], capfd: Capture) -> None:
+    assert score(files, "--metrics=CIDER-X") == 2
+    assert "CIDER-X" in capfd.readouterr().err

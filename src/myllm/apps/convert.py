@@ -88,7 +88,7 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
     is_web = options.to == "web"
     if is_web and not web.runtime_folder().is_dir():
         folder = web.runtime_folder()
-        display.say(f"npm downloads {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 MB that are used stay in {folder}")
+        display.say(f"npm downloads {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 MB in use stay in {folder}")
     with display.progress() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
         RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
