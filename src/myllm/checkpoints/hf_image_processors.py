@@ -73,7 +73,7 @@ def _preprocess(
         if values["do_center_crop"]:
             raise ConfigError("do_resize is false with do_center_crop; supported is true")
         side = resized = encoder.image_size[0]
-        notes.append("do_resize is false: transformers refuses pictures of other sizes, here they are resized")
+        notes.append("do_resize is false: transformers refuses pictures of other sizes, myllm resizes them")
     if side != encoder.image_size[0]:
         raise ConfigError(f"gives {side} pixels a side; the encoder takes {encoder.image_size[0]}")
     if values["resample"] not in RESAMPLES:
@@ -85,7 +85,7 @@ def _preprocess(
     if values["do_normalize"]:
         options |= {"mean": values["image_mean"], "std": values["image_std"]}
     preprocess = dataclass_from_dict(PreprocessConfig, options)
-    # pixels are divided by 255 here: another factor there is another mean and standard deviation here
+    # `Preprocess` divides pixels by 255; another factor becomes another mean and standard deviation
     factor = 255 * (values["rescale_factor"] if values["do_rescale"] else 1.0)
     if not math.isclose(factor, 1, rel_tol=1e-6):
         scaled = {name: [value / factor for value in getattr(preprocess, name)] for name in ("mean", "std")}

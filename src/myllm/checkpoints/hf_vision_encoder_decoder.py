@@ -109,7 +109,7 @@ def _to_state_dict(tensors: Mapping[str, Tensor], encoder_config: Mapping[str, A
     encoder = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
     timm, unknown = to_timm(encoder)
     if unknown:
-        raise CheckpointError(f"encoder.{unknown[0]} has no counterpart here ({len(unknown)} tensors in all)")
+        raise CheckpointError(f"encoder.{unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all)")
     if encoder_config["model_type"] == "beit" and encoder_config["use_mean_pooling"] and "cls_token" in timm:
         width = timm["cls_token"].shape[-1]  # the norm of pooled tokens is often left out, and unused by captions
         timm = {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)} | timm

@@ -164,7 +164,7 @@ def test_full_disk_leaves_the_previous_adapter(base: Path, adapter: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("facts", "message"),
+    ("options", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; supported is LORA"),
         ({"bias": "all"}, "bias is 'all'; supported is none"),
@@ -176,9 +176,9 @@ def test_full_disk_leaves_the_previous_adapter(base: Path, adapter: Path) -> Non
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
     ],
 )
-def test_unsupported_peft_options_are_refused_by_name(adapter: Path, facts: dict[str, Any], message: str) -> None:
+def test_unsupported_peft_options_are_refused_by_name(adapter: Path, options: dict[str, Any], message: str) -> None:
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
     with pytest.raises(CheckpointError, match=f"{adapter}: {message}"):
         load(adapter)
 
