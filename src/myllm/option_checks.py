@@ -51,7 +51,7 @@ class Range(Enum):
     # beyond these, float32 logits or a float64 power of the length overflow
     SCALE = "between 0.001 and 1000", lambda value: 0.001 <= value <= 1000
     WEIGHT = "at least 0 and at most 1000", lambda value: 0 <= value <= 1000
-    MODERATE = "between -100 and 100", lambda value: -100 <= value <= 100
+    MODERATE = "between -10 and 10", lambda value: -10 <= value <= 10
 
 
 def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]) -> None:
