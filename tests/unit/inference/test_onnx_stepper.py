@@ -10,8 +10,7 @@ from myllm.config import DecodeConfig
 from myllm.decoding.engine import SearchRequest
 from myllm.decoding.generate import generate
 from myllm.errors import ConfigError
-from myllm.export.onnx_graph import BLOCK
-from myllm.inference.onnx_stepper import OnnxStepper, _StepGraph, quantize_to_int8
+from myllm.inference.onnx_stepper import OnnxStepper, _StepGraph
 from myllm.inference.torch_steppers import ModelStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -153,23 +152,14 @@ def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) ->
     torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-3)
 
 
-def test_int8_weights_with_their_units_are_under_a_third(tiny_model: TinyModel) -> None:
+def test_int8_weights_with_their_scales_are_under_a_third(tiny_model: TinyModel) -> None:
     decoder = wide(tiny_model, (128, 2, 2)).decoder
 
     def linear_bytes(precision: Any) -> int:
         weights = _StepGraph(decoder, precision).weights
-        return sum(array.nbytes for name, array in weights.items() if array.ndim > 1 or name.endswith("unit"))
+        return sum(array.nbytes for name, array in weights.items() if array.ndim > 1 or name.endswith("scale"))
 
     assert linear_bytes("int8") < 0.33 * linear_bytes("fp32")
-
-
-def test_rounding_is_off_by_half_a_step_at_most() -> None:
-    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
-    rounded, units = quantize_to_int8(weight)
-    restored = ((rounded.float() - 128) * units[..., None]).flatten(1)
-    assert rounded.shape == (5, 3, BLOCK)
-    assert (restored[:, :70] - weight).abs().max() <= units.max() * 0.5001
-    assert not restored[:, 70:].any()
 
 
 @torch.inference_mode()
