@@ -1,4 +1,4 @@
-"""What a captioner's confidence is worth on a split: raw scores compared, calibration cross-fitted, as markdown."""
+"""Measure how reliable a captioner's confidence is on a split, compared with raw scores; print markdown tables."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +30,11 @@ from myllm.metrics.result import Floats
 from myllm.metrics.score import score_captions
 
 RAW: Mapping[str, Callable[[Caption], float]] = {
-    "mean log-probability (`score`)": lambda one: one.score,
-    "sum of log-probabilities": lambda one: sum(one.token_logprobs),
-    "least likely token": lambda one: min(one.token_logprobs),
-    "shortness": lambda one: -len(one.tokens),
-    "words shared with the alternatives": lambda one: _likeness(one.text, one.alternatives),
+    "mean log-probability (`score`)": lambda caption: caption.score,
+    "sum of log-probabilities": lambda caption: sum(caption.token_logprobs),
+    "least likely token": lambda caption: min(caption.token_logprobs),
+    "shortness": lambda caption: -len(caption.tokens),
+    "words shared with the alternatives": lambda caption: _word_overlap(caption.text, caption.alternatives),
 }
 
 DEMO = Path(__file__).resolve().parents[1] / "runs/demo"
@@ -42,11 +42,11 @@ DEMO = Path(__file__).resolve().parents[1] / "runs/demo"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=DEMO, help="the demo's by default")
+    parser.add_argument("--model", type=Path, default=DEMO, help="default: the demo's")
     parser.add_argument("--data", type=Path, default=DEMO / "scenes")
-    parser.add_argument("--splits", nargs="+", default=["val"], help="the first one is calibrated on")
-    parser.add_argument("--beams", type=int, help="the model's own where not given")
-    parser.add_argument("--other-beams", type=int, help="judge these captions by the calibration of the others, too")
+    parser.add_argument("--splits", nargs="+", default=["val"], help="the first one is used for calibration")
+    parser.add_argument("--beams", type=int, help="default: the model's own")
+    parser.add_argument("--other-beams", type=int, help="also judge captions of this many beams, same calibration")
     parser.add_argument("--plots", type=Path, help="folder for reliability.png and coverage.png")
     arguments = parser.parse_args()
     if not arguments.model.exists() or not arguments.data.is_dir():
@@ -59,9 +59,9 @@ def main() -> None:
     print_raw(first)
     calibration = calibrate(first.captions, references_of(first))
     judged = {f"{arguments.splits[0]}, cross-fitted": crossed(first, first)}
-    for split, one in zip(arguments.splits[1:], others, strict=True):
-        by_first = [replace(caption, calibration=calibration) for caption in one.captions]
-        judged[f"{split}, by {arguments.splits[0]}"] = replace(one, captions=by_first)
+    for split, captioned_split in zip(arguments.splits[1:], others, strict=True):
+        by_first = [replace(caption, calibration=calibration) for caption in captioned_split.captions]
+        judged[f"{split}, by {arguments.splits[0]}"] = replace(captioned_split, captions=by_first)
     if arguments.other_beams:
         other = captioned(captioner, parts[arguments.splits[0]], arguments.splits[0], arguments.other_beams)
         judged[f"beams {arguments.other_beams}, by those of beams {beams}"] = crossed(other, first)
@@ -75,51 +75,53 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Captioned:
-    """Captions of a split."""
+    """Captions of a split, with their CIDEr-D."""
 
     records: Sequence[Record]
     captions: Sequence[Caption]
     cider: Floats
-    """(N,): CIDEr-D of each."""
+    """CIDEr-D of each caption: (N,)."""
 
 
 def captioned(captioner: Captioner, records: Sequence[Record], split: str, beams: int) -> Captioned:
-    said = caption_records(captioner, records, captioner.decode_options(beams=beams))
-    texts, references = [one.text for one in said.captions], [record.captions for record in said.records]
+    split_captions = caption_records(captioner, records, captioner.decode_options(beams=beams))
+    texts = [caption.text for caption in split_captions.captions]
+    references = [record.captions for record in split_captions.records]
     cider = np.asarray(score_captions(texts, references, metrics=("CIDEr",)).per_image["CIDEr-D"])
     print(f"{split}: {len(texts):,} pictures, beams {beams}, CIDEr-D {cider.mean():.3f}\n")
-    return Captioned(said.records, [replace(one, calibration=None) for one in said.captions], cider)
+    captions = [replace(caption, calibration=None) for caption in split_captions.captions]
+    return Captioned(split_captions.records, captions, cider)
 
 
-def references_of(found: Captioned) -> list[Sequence[str]]:
-    return [record.captions for record in found.records]
+def references_of(judged: Captioned) -> list[Sequence[str]]:
+    return [record.captions for record in judged.records]
 
 
-def crossed(found: Captioned, learned_from: Captioned) -> Captioned:
-    """Each caption with what was learned from captions of other pictures; both are of the same pictures."""
-    judges = cross_fitted(learned_from.captions, references_of(learned_from))
-    pairs = zip(found.captions, judges, strict=True)
-    return replace(found, captions=[replace(one, calibration=judge.calibration) for one, judge in pairs])
+def crossed(judged: Captioned, learned_from: Captioned) -> Captioned:
+    """Return the captions with calibrations that were learned from captions of other pictures of the same split."""
+    fitted = cross_fitted(learned_from.captions, references_of(learned_from))
+    pairs = zip(judged.captions, fitted, strict=True)
+    return replace(judged, captions=[replace(caption, calibration=other.calibration) for caption, other in pairs])
 
 
-def trust_of(found: Captioned) -> ConfidenceReport:
-    return measure_confidence(found.captions, references_of(found), found.cider)
+def trust_of(judged: Captioned) -> ConfidenceReport:
+    return measure_confidence(judged.captions, references_of(judged), judged.cider)
 
 
-def print_raw(found: Captioned) -> None:
+def print_raw(judged: Captioned) -> None:
     print("| captions ordered by | best 10 % | best 20 % | best half | all |\n|---|---|---|---|---|")
     for name, raw in RAW.items():
-        coverage = risk_coverage([raw(one) for one in found.captions], found.cider)
-        print(f"| {name} | {' | '.join(f'{coverage[at]:.3f}' for at in (0, 1, 4, 9))} |")
+        coverage = risk_coverage([raw(caption) for caption in judged.captions], judged.cider)
+        print(f"| {name} | {' | '.join(f'{coverage[index]:.3f}' for index in (0, 1, 4, 9))} |")
 
 
 def print_trusts(judged: Mapping[str, Captioned]) -> None:
-    trusts = {name: trust_of(one) for name, one in judged.items()}
+    trusts = {name: trust_of(captioned_split) for name, captioned_split in judged.items()}
     shares = " | ".join(f"{share:.0%}" for share in SHARES)
     print(f"\n| CIDEr-D of the most confident | {shares} |\n|{'---|' * 11}")
     for name, trust in trusts.items():
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in trust.coverage)} |")
-    print("\n| | half beside all | words off by | captions off by |\n|---|---|---|---|")
+    print("\n| | half : all | words off by | captions off by |\n|---|---|---|---|")
     for name, trust in trusts.items():
         errors = (f"{expected_calibration_error(bins):.3f}" for bins in (trust.words, trust.captions))
         low, high = half_interval(judged[name])
@@ -127,53 +129,53 @@ def print_trusts(judged: Mapping[str, Captioned]) -> None:
         print(f"| {name} | {ratio} | {' | '.join(errors)} |")
     for kind in ("words", "captions"):
         bins = getattr(next(iter(trusts.values())), kind)
-        print(f"\n| {kind}: sure | {' | '.join(f'{one.confidence:.2f}' for one in bins)} |\n|{'---|' * 11}")
-        print(f"| right | {' | '.join(f'{one.right:.2f}' for one in bins)} |")
+        print(f"\n| {kind}: sure | {' | '.join(f'{part.confidence:.2f}' for part in bins)} |\n|{'---|' * 11}")
+        print(f"| right | {' | '.join(f'{part.right:.2f}' for part in bins)} |")
 
 
-def half_interval(found: Captioned, draws: int = 2000) -> tuple[float, float]:
-    """95 % of the more confident half's CIDEr-D as a share of all captions', by the bootstrap over pictures."""
-    sure = np.array([caption.confidence for caption in found.captions])
-    figures, generator = found.cider, np.random.default_rng(0)
+def half_interval(judged: Captioned, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of the more confident half's CIDEr-D divided by that of all, by the bootstrap."""
+    sure = np.array([caption.confidence for caption in judged.captions])
+    figures, generator = judged.cider, np.random.default_rng(0)
     ratios = []
     for _ in range(draws):
-        drawn = generator.integers(0, len(sure), len(sure))
-        coverage = risk_coverage(sure[drawn], figures[drawn])
+        chosen = generator.integers(0, len(sure), len(sure))
+        coverage = risk_coverage(sure[chosen], figures[chosen])
         ratios.append(coverage[4] / coverage[-1])
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
 
 
-def print_thresholds(found: Captioned) -> None:
-    """What remains of the captions above some confidence."""
-    sure = np.array([caption.confidence for caption in found.captions])
-    figures = found.cider
-    print("\n| confidence at least | captions that remain | their CIDEr-D |\n|---|---|---|")
-    for least in np.unique(np.quantile(sure, (0, 0.25, 0.5, 0.75, 0.9)).round(2)):
-        kept = sure >= least
-        print(f"| {least:.2f} | {kept.mean():.0%} | {figures[kept].mean():.3f} |")
+def print_thresholds(judged: Captioned) -> None:
+    """Print how many captions are above a confidence, and their CIDEr-D."""
+    sure = np.array([caption.confidence for caption in judged.captions])
+    figures = judged.cider
+    print("\n| confidence at least | captions kept | their CIDEr-D |\n|---|---|---|")
+    for threshold in np.unique(np.quantile(sure, (0, 0.25, 0.5, 0.75, 0.9)).round(2)):
+        is_kept = sure >= threshold
+        print(f"| {threshold:.2f} | {is_kept.mean():.0%} | {figures[is_kept].mean():.3f} |")
 
 
 def print_things(judged: Mapping[str, Captioned], things: Mapping[str, Sequence[Thing]]) -> None:
-    """The confidence of nouns, held against whether such a thing was drawn, and whether it was in that colour."""
+    """Print the calibration error of nouns: whether such a thing was drawn, and whether in that colour."""
     print("\n| named things | | drawn | noun off by | drawn in that colour | noun off by |\n|---|---|---|---|---|---|")
-    for name, found in judged.items():
+    for name, captioned_split in judged.items():
         rows = []
-        for caption, record in zip(found.captions, found.records, strict=True):
+        for caption, record in zip(captioned_split.captions, captioned_split.records, strict=True):
             drawn = [(thing.colour, thing.kind) for thing in things[record.name]]
             for colour, noun in pairwise(caption.words):
                 for _, *named in named_groups(f"a {colour.text} {noun.text}"):
                     is_drawn = named[1] in [kind for _, kind in drawn]
                     rows.append((noun.confidence, is_drawn, tuple(named) in drawn))
         sure, *right = np.array(rows, dtype=float).T
-        told = [f"{one.mean():.1%} | {expected_calibration_error(reliability(sure, one)):.3f}" for one in right]
-        print(f"| {name} | {len(rows):,} | {' | '.join(told)} |")
+        cells = [f"{hits.mean():.1%} | {expected_calibration_error(reliability(sure, hits)):.3f}" for hits in right]
+        print(f"| {name} | {len(rows):,} | {' | '.join(cells)} |")
 
 
-def _likeness(text: str, others: Sequence[str]) -> float:
-    """Mean share of words in common."""
+def _word_overlap(text: str, others: Sequence[str]) -> float:
+    """Return the mean share of words in common."""
     words = set(text.split())
-    shares = [len(words & set(one.split())) / len(words | set(one.split())) for one in others if one or text]
+    shares = [len(words & set(o.split())) / len(words | set(o.split())) for o in others if o or text]
     return sum(shares) / max(1, len(shares))
 
 

@@ -1,8 +1,8 @@
-"""Times what a user feels: photographs' files in, JSONL out, captions ending where they end, beside transformers.
+"""Time captioning end to end, from picture files to JSONL, and compare with transformers.
 
     python benchmarks/folder.py --model captioner --data data [--beams 1 5] [--rounds 3]
 
-transformers holds the same weights around the same encoder, and reads the same pixels: what differs is the decoding.
+transformers runs the same weights and the same encoder on the same pixels; only the decoding differs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BATCH = 32
 
 
 class Encoder(PreTrainedModel):  # type: ignore[misc]
-    """Our encoder, as transformers calls one."""
+    """Our encoder behind the interface of transformers."""
 
     config_class, main_input_name = ViTConfig, "pixel_values"
 
@@ -46,7 +46,8 @@ class Encoder(PreTrainedModel):  # type: ignore[misc]
         return BaseModelOutput(last_hidden_state=self.ours.image_tokens(self.ours.encoder(pixel_values))[0])
 
 
-def in_transformers(ours: VisionGPT2) -> Any:
+def to_transformers(ours: VisionGPT2) -> Any:
+    """Return a VisionEncoderDecoderModel with the weights of a captioner."""
     text = ours.config.text
     decoder = GPT2LMHeadModel(
         GPT2Config(
@@ -55,31 +56,31 @@ def in_transformers(ours: VisionGPT2) -> Any:
         )
     )
     model = VisionEncoderDecoderModel(encoder=Encoder(ours), decoder=decoder).eval()
-    # transformers begins with random weights, in what it was given too
+    # transformers initializes all weights, those of the copied encoder too
     model.encoder.ours.load_state_dict(ours.state_dict())
     decoder.load_state_dict(transpose_conv1d(ours.decoder.state_dict()))
     return model
 
 
-def theirs(captioner: Captioner, beams: int) -> Route:
-    model, decode, end = in_transformers(captioner.model), captioner.decode, end_token(captioner.tokenizer)
+def transformers_route(captioner: Captioner, beams: int) -> Route:
+    model, decode, end = to_transformers(captioner.model), captioner.decode, end_token(captioner.tokenizer)
     longest = min(decode.max_new_tokens, captioner.model.config.text.n_positions)
 
     def route(paths: list[Path]) -> Iterator[str]:
         for batch in batched(paths, BATCH):
-            found = model.generate(
+            output = model.generate(
                 pixel_values=torch.stack([captioner.preprocess(path) for path in batch]), num_beams=beams,
                 max_new_tokens=longest, length_penalty=decode.length_penalty, early_stopping=decode.early_stopping,
                 do_sample=False, decoder_start_token_id=end, eos_token_id=end, pad_token_id=end,
             )
-            for path, row in zip(batch, found.tolist(), strict=True):
-                words = row[1 : row.index(end, 1)] if end in row[1:] else row[1:]
-                yield json.dumps({"image": str(path), "caption": decode_tokens(captioner.tokenizer, words).strip()})
+            for path, row in zip(batch, output.tolist(), strict=True):
+                tokens = row[1 : row.index(end, 1)] if end in row[1:] else row[1:]
+                yield json.dumps({"image": str(path), "caption": decode_tokens(captioner.tokenizer, tokens).strip()})
 
     return route
 
 
-def ours(captioner: Captioner, beams: int) -> Route:
+def myllm_route(captioner: Captioner, beams: int) -> Route:
     captioner.decode = captioner.decode_options(beams=beams)
 
     def route(paths: list[Path]) -> Iterator[str]:
@@ -98,38 +99,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if not Path(arguments.model).exists() or not Path(arguments.data).exists():
-        print(f"left out: needs a trained captioner and its data; {arguments.model} or {arguments.data} is not there")
+        print(f"skipped: needs a trained captioner and its data; {arguments.model} or {arguments.data} does not exist")
         return
     transformers.logging.set_verbosity_error()
     loaded = {precision: Captioner.load(arguments.model, precision=precision) for precision in ("auto", "int8")}
     records, findings = read_records(Path(arguments.data), loaded["auto"].captions)
     paths = [record.image for record in split_records(records, Path(arguments.data), findings)["val"]]
     print(f"{len(paths):,} photographs in batches of {BATCH}, {torch.get_num_threads()} threads\n")
-    print("| beams | route | pictures a second, median (least to most) | times as fast | same captions | words |")
+    print("| beams | program | pictures per second, median (min to max) | speedup | same captions | words |")
     print("|---|---|---|---|---|---|")
     for beams in arguments.beams:
-        routes = {"transformers": theirs(loaded["auto"], beams)}
-        routes |= {f"myllm {name}": ours(captioner, beams) for name, captioner in loaded.items()}
+        routes = {"transformers": transformers_route(loaded["auto"], beams)}
+        routes |= {f"myllm {name}": myllm_route(captioner, beams) for name, captioner in loaded.items()}
         compare(routes, paths, beams, arguments.rounds)
 
 
 def compare(routes: dict[str, Route], paths: list[Path], beams: int, rounds: int) -> None:
-    """Prints a row for each route."""
+    """Print a row for each route."""
     seconds: dict[str, list[float]] = {name: [] for name in routes}
-    told: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for route in routes.values():
-        list(route(paths[:BATCH]))  # the first time is slower
+        list(route(paths[:BATCH]))  # warm-up
     for _ in range(rounds):
         for name, route in routes.items():
-            began = perf_counter()
+            start = perf_counter()
             lines = list(route(paths))
-            seconds[name].append(perf_counter() - began)
-            told[name] = [json.loads(line)["caption"] for line in lines]
-    for name, taken in seconds.items():
-        rates = [f"{len(paths) / value:.1f}" for value in (median(taken), max(taken), min(taken))]
-        ratio = median(them / us for them, us in zip(seconds["transformers"], taken, strict=True))
-        same = sum(map(str.__eq__, told[name], told["transformers"])) / len(paths)
-        words = sum(len(caption.split()) for caption in told[name]) / len(paths)
+            seconds[name].append(perf_counter() - start)
+            captions[name] = [json.loads(line)["caption"] for line in lines]
+    for name, times in seconds.items():
+        rates = [f"{len(paths) / value:.1f}" for value in (median(times), max(times), min(times))]
+        ratio = median(other / time for other, time in zip(seconds["transformers"], times, strict=True))
+        same = sum(map(str.__eq__, captions[name], captions["transformers"])) / len(paths)
+        words = sum(len(caption.split()) for caption in captions[name]) / len(paths)
         row = f"{rates[0]} ({rates[1]} to {rates[2]}) | {ratio:.2f} | {same:.1%} | {words:.1f}"
         print(f"| {beams} | {name} | {row} |", flush=True)
 

@@ -1,8 +1,8 @@
-"""Times `myllm --help` and each verb's as whole processes, beside a Python that does nothing.
+"""Time `myllm --help` and the help of each verb as whole processes, and a Python that does nothing for comparison.
 
     python benchmarks/help_time.py [--rounds 7]
 
-Commands take turns, so that all see the same machine.
+Commands take turns, so that changes in the load of the machine affect all of them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from myllm.apps.cli import VERBS
 
 
 def seconds(command: list[str]) -> float:
-    """From the start of the process to its end."""
+    """Run a command and return how long its process took."""
     start = perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return perf_counter() - start
@@ -27,8 +27,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
 
     commands = {"python -c pass": [sys.executable, "-c", "pass"]}
-    for words in ([], *([verb] for verb in VERBS)):
-        commands[" ".join(["myllm", *words, "--help"])] = [sys.executable, "-m", "myllm", *words, "--help"]
+    for verb in ([], *([name] for name in VERBS)):
+        commands[" ".join(["myllm", *verb, "--help"])] = [sys.executable, "-m", "myllm", *verb, "--help"]
     for command in commands.values():
         seconds(command)  # fills the file cache and writes the bytecode
     times: dict[str, list[float]] = {name: [] for name in commands}
@@ -37,8 +37,8 @@ def main() -> None:
             times[name].append(seconds(command))
 
     print(f"| command | median, s | min to max of {rounds}, s |\n|---|---|---|")
-    for name, taken in times.items():
-        print(f"| `{name}` | {median(taken):.2f} | {min(taken):.2f} to {max(taken):.2f} |")
+    for name, values in times.items():
+        print(f"| `{name}` | {median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
 
 
 if __name__ == "__main__":

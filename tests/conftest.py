@@ -1,4 +1,4 @@
-"""What all tests stand on: no network, an environment of their own, a few small pictures."""
+"""What tests of several folders need: no network, a clean environment, small pictures and tiny models."""
 
 import os
 import runpy
@@ -15,76 +15,75 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from myllm.checkpoints.native import Checkpoint
-    from myllm.config import CaptionerConfig
     from myllm.model.vision_gpt2 import VisionGPT2
 
 TESTS = Path(__file__).parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-OWN_SETTINGS = ("HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
+SETTINGS = ("HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
 PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy")
 
-# All of this comes before the first import of torch, matplotlib or huggingface_hub, which read it once.
-for name in OWN_SETTINGS + PROXIES:
+# before the first import of torch, matplotlib or huggingface_hub, which read these variables once
+for name in SETTINGS + PROXIES:
     os.environ.pop(name, None)
 if WORKER is None:
-    session_folder = tempfile.TemporaryDirectory(prefix="myllm-tests-")  # the workers share it
+    session_folder = tempfile.TemporaryDirectory(prefix="myllm-tests-")  # shared by the workers
     os.environ["HF_HOME"] = session_folder.name
 else:
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads: the workers share the cores already
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers already share the cores
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MYLLM_TESTS_REFUSED"] = f"{os.environ['HF_HOME']}/refused-{WORKER}.txt"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (f"{TESTS}/no_network", os.environ.get("PYTHONPATH"))))
 runpy.run_path(f"{TESTS}/no_network/sitecustomize.py", run_name="sitecustomize")
 
-# The same examples in every run, so that what failed in CI fails here; --hypothesis-profile default draws new ones.
+# the same examples in every run, so that a failure in CI can be repeated; --hypothesis-profile default draws new ones
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
 def refused_connections() -> Iterator[Path]:
-    """A file of the addresses that this test, or a process of its, reached out to; it fails the test at its end."""
+    """Fail a test that tried to connect to another machine; the file has the addresses, also those of its processes."""
     refused = Path(os.environ["MYLLM_TESTS_REFUSED"])
     yield refused
     if refused.exists():
-        places = refused.read_text(encoding="utf-8").split()
+        addresses = refused.read_text(encoding="utf-8").split()
         refused.unlink()
-        pytest.fail(f"reached out to {', '.join(places)}; tests reach this machine alone")
+        pytest.fail(f"connected to {', '.join(addresses)}; tests may only connect to this machine")
 
 
 @pytest.fixture(autouse=True)
-def left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """METEOR reads 270 MB of paraphrases whenever captions are judged: only tests marked so wait for that."""
+def without_meteor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out METEOR, which reads 270 MB of paraphrases, except in tests marked meteor."""
     if request.node.get_closest_marker("meteor") is None:
         monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "left out of this test")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Flickr8k in the seed's layout, 7,000 photographs with the official split; not part of the project, read only."""
+    """Flickr8k in the original layout, 7,000 photographs with the official split; read only, not in the project."""
     folder = TESTS.parents[1] / "shared/data/flickr8k"
     if not folder.is_dir():
-        pytest.skip("Flickr8k is not beside this checkout")
+        pytest.skip("Flickr8k is not next to this checkout")
     return folder
 
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
-    """program(name): the path of a program that the machine may lack; then the test is skipped, but never in CI."""
+    """program(name): the path of a program; the test is skipped if the machine lacks it, but fails in CI."""
 
     def find(name: str) -> str:
-        found = shutil.which(name)
-        installed = name != "node" or (TESTS / "javascript/node_modules").is_dir()  # by make test, where there is npm
-        if found is None or not installed:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} or what it needs is not on this machine")
-        return str(found)
+        path = shutil.which(name)
+        has_packages = name != "node" or (TESTS / "javascript/node_modules").is_dir()  # installed by make test with npm
+        if path is None or not has_packages:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name}, or a package that it needs, is missing")
+        return str(path)
 
     return find
 
 
 @pytest.fixture
 def tiny_picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The seed's layout without splits: twelve drawn pictures of 64 x 64, five captions each; free to damage."""
+    """The original layout without splits: twelve drawn pictures of 64 x 64, five captions each; free to damage."""
     from myllm.data.scenes import draw_scene
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -98,36 +97,27 @@ def tiny_picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Tiny models (width 32, 2 blocks, random weights) that several files share follow here.
-
-
 @pytest.fixture(scope="session")
-def tiny_config() -> "Callable[..., CaptionerConfig]":
-    """tiny_config(mode="last", **of GPTConfig): a 64 x 64 vision transformer and a decoder of width 32, 2 blocks."""
-    from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
+def tiny_model() -> "Callable[..., VisionGPT2]":
+    """tiny_model(mode="last", seed=0, **options of GPTConfig): a model for 64 x 64 pictures, of width 32 and 2 blocks.
 
-    def make(mode: "Literal['layerwise', 'last']" = "last", **text: Any) -> CaptionerConfig:
-        geometry = {"vocab_size": 61, "n_positions": 24, "n_layer": 2, "n_head": 4, "n_embd": 32} | text
-        return CaptionerConfig(VisionConfig("vit_mini_conv8_64", pretrained=False), GPTConfig(**geometry), mode)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_config: "Callable[..., CaptionerConfig]") -> "Callable[..., VisionGPT2]":
-    """tiny_model(mode="last", seed=0, **of GPTConfig): in eval mode, with weights that make its inputs matter."""
+    It is in eval mode, and its random weights are large enough for its inputs to matter.
+    """
     import torch
 
+    from myllm.config import CaptionerConfig, GPTConfig, VisionConfig
     from myllm.model.vision_gpt2 import VisionGPT2
 
     def make(mode: "Literal['layerwise', 'last']" = "last", seed: int = 0, **text: Any) -> VisionGPT2:
+        geometry = {"vocab_size": 61, "n_positions": 24, "n_layer": 2, "n_head": 4, "n_embd": 32} | text
+        vision = VisionConfig("vit_mini_conv8_64", pretrained=False)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = VisionGPT2(tiny_config(mode, **text)).eval()
+            model = VisionGPT2(CaptionerConfig(vision, GPTConfig(**geometry), mode)).eval()
             for name, parameter in [*model.decoder.named_parameters(), *model.enc_to_dec_proj.named_parameters()]:
                 is_scale = "ln_" in name and name.endswith("weight")
                 torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.3)
-            # an untrained stem tells so little of a picture that places would drown it
+            # smaller than by default: an untrained stem's output is small, and positions would dominate it
             torch.nn.init.normal_(model.encoder.backbone.pos_embed, std=0.02)
         return model
 
@@ -136,7 +126,7 @@ def tiny_model(tiny_config: "Callable[..., CaptionerConfig]") -> "Callable[..., 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model: "Callable[..., VisionGPT2]") -> "Checkpoint":
-    """What a run saves: a tiny model with random weights, and a tokenizer of bytes and a few words."""
+    """A checkpoint as a run saves it: a tiny model with random weights, and a tokenizer of bytes and a few words."""
     from myllm.checkpoints.native import Checkpoint
     from myllm.config import CaptionsConfig, DecodeConfig
     from myllm.data.tokenizer import train_tokenizer
@@ -156,7 +146,7 @@ BARE = {
 
 @pytest.fixture(scope="session")
 def bare_state() -> "Callable[..., dict[str, Tensor]]":
-    """bare_state("seed" or "VisionGPT2", **of BARE): a random state dict, names and shapes as their scripts save."""
+    """bare_state(kind, **sizes of BARE): a random state dict as the original script (seed) or VisionGPT2 saves it."""
     import torch
 
     def make(kind: str, **changes: int) -> "dict[str, Tensor]":
@@ -199,7 +189,7 @@ def bare_state() -> "Callable[..., dict[str, Tensor]]":
             linear(f"{block}.mlp.{'layers.0' if is_seed else 'c_fc'}", 4 * width)
             linear(f"{block}.mlp.{'layers.2' if is_seed else 'c_proj'}", columns=4 * width)
 
-        words, places, blocks, last, head = (
+        tokens, positions, blocks, last, head = (
             ("tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head") if is_seed else
             ("transformer.wte", "transformer.wpe", "transformer.h", "transformer.ln_f", "lm_head")
         )
@@ -208,20 +198,20 @@ def bare_state() -> "Callable[..., dict[str, Tensor]]":
         add("pos_embed", 1, 1 + size["grid"] ** 2, width)
         add("patch_embed.proj.weight", width, 3, patch, patch, std=0.5 / patch)
         add("patch_embed.proj.bias", width)
-        add(f"{words}.weight", size["vocab"], width)
-        add(f"{places}.weight", context, width)
+        add(f"{tokens}.weight", size["vocab"], width)
+        add(f"{positions}.weight", context, width)
         for number in range(size["depth"]):
             vit_block(f"blocks.{number}")
             text_block(f"{blocks}.{number}")
         norm(last, norm_names)
-        state[f"{head}.weight"] = state[f"{words}.weight"]
+        state[f"{head}.weight"] = state[f"{tokens}.weight"]
         return state
 
     return make
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)

@@ -1,72 +1,60 @@
-"""Every option of the package as a frozen dataclass, checked where it is made.
+"""Every option of the package as a frozen dataclass, checked when it is created.
 
-The text under a field is its help on the command line.
+The docstring of a field is its help text on the command line.
 """
 
 import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from myllm.errors import ConfigError
+from myllm.option_checks import Range, check_options
 
 VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 MAX_BEAMS = 1000
-# beyond these, scores overflow in float32
-DECODE_RANGES = {
-    "temperature": (0.001, 1000.0), "repetition_penalty": (0.001, 1000.0), "length_penalty": (-10.0, 10.0),
-    "contrastive_weight": (0.0, 1000.0), "diversity_penalty": (0.0, 1000.0),
-}
-# Old name to new: files, YAML and command lines that hold an old name stay readable.
-RENAMED_OPTIONS: Mapping[str, str] = {
-    "decode.contrast": "decode.contrastive_weight",
-    "presence": "word_presence_weight",
-    "clip": "grad_clip",
+MAX_SEED = 2**63 - 1
+# old name -> new name; the old names still work, on the command line and in YAML files
+RENAMED_OPTIONS = {
+    "decode.contrast": "decode.contrastive_weight", "presence": "word_presence_weight", "clip": "grad_clip"
 }
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    """'; did you mean a, b?' for an error message, or nothing where no known word is near."""
+    """Return '; did you mean a, b?' for an error message, or '' if no known word is similar."""
     close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def _positive(owner: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:  # nor what is no number
-            raise ConfigError(f"{owner}{name} is {value}; it must be above 0")
-
-
-def _fraction(owner: str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{owner}{name} is {value}; it must be at least 0 and below 1")
+def check_seed(seed: int | None) -> None:
+    """Raise ConfigError for a seed that a random generator does not take."""
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and at most {MAX_SEED:,}")
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision backbone: any model that timm can make."""
+    """The vision backbone: any model of the timm library."""
 
     name: str = "vit_base_patch16_224"
     """Name of a timm model."""
     pretrained: bool = True
-    """Take timm's published weights (needs the network once)."""
+    """Start from timm's published weights (downloaded once)."""
     weights: str | None = None
-    """A local file of weights for this backbone (safetensors or pickle), instead of the published ones."""
+    """File with weights for this backbone (safetensors or pickle) to use instead of the published ones."""
     image_size: int | None = None
-    """Side of the square input in pixels; the backbone's own where not given."""
+    """Side of the square input in pixels; the backbone's default if not given."""
     crop_pct: float | None = None
-    """Share of the picture's shorter side that is kept; the backbone's own where not given, 1 keeps all of it."""
+    """Share of the picture's shorter side to keep, 1 for all of it; the backbone's default if not given."""
     geometry: dict[str, Any] = field(default_factory=dict)
-    """What timm is told of another geometry than the name's, as {embed_dim: 192, depth: 6}; norm_eps too."""
+    """Arguments for timm that change the model's geometry, like {embed_dim: 192, depth: 6}; also norm_eps."""
     frozen: bool = False
-    """Never train the backbone: its features are computed once and kept on disk, an epoch costs only the decoder."""
+    """Do not train the backbone. Its features are computed once and kept on disk; an epoch trains only the decoder."""
 
     def __post_init__(self) -> None:
-        _positive("vision.", image_size=self.image_size, crop_pct=self.crop_pct)
+        check_options(self, "vision.", {Range.IMAGE_SIZE: ["image_size"], Range.POSITIVE: ["crop_pct"]})
 
 
 @dataclass(frozen=True)
@@ -74,32 +62,29 @@ class GPTConfig:
     """The GPT-style decoder; the defaults are GPT-2 small."""
 
     vocab_size: int = 50257
-    """Rows of the token embedding; training sets it from the tokenizer."""
+    """Rows of the token embedding; training takes it from the tokenizer."""
     n_positions: int = 1024
-    """Longest text in tokens."""
+    """Maximum text length in tokens."""
     n_layer: int = 12
-    """Number of blocks."""
+    """Number of transformer blocks."""
     n_head: int = 12
-    """Attention heads in a block."""
+    """Attention heads per block."""
     n_embd: int = 768
-    """Width of the model; a multiple of n_head."""
+    """Width of the model; must be a multiple of n_head."""
     dropout: float = 0.1
-    """Share of activations dropped while training."""
+    """Dropout rate in training."""
     layer_norm_epsilon: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm, added to the variance."""
     gelu: Literal["tanh", "none"] = "tanh"
-    """How GELU is approximated: by GPT-2's tanh, or not at all."""
+    """Approximation of GELU: tanh (as GPT-2) or none (exact)."""
     pretrained: bool | str = False
-    """GPT-2 weights: true for HF_GPT2_REPO (openai-community/gpt2 where unset), or a hub id or a folder."""
+    """GPT-2 weights: true for HF_GPT2_REPO (openai-community/gpt2 if unset), or a hub id or a folder."""
 
     def __post_init__(self) -> None:
-        _positive(
-            "text.", vocab_size=self.vocab_size, n_positions=self.n_positions, n_layer=self.n_layer,
-            n_head=self.n_head, n_embd=self.n_embd, layer_norm_epsilon=self.layer_norm_epsilon,
-        )
-        _fraction("text.", dropout=self.dropout)
+        positive = ["vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "layer_norm_epsilon"]
+        check_options(self, "text.", {Range.POSITIVE: positive, Range.FRACTION: ["dropout"]})
         if self.n_positions < 3:
-            raise ConfigError(f"text.n_positions is {self.n_positions}; begin, a token and end need 3")
+            raise ConfigError(f"text.n_positions is {self.n_positions}; at least 3 are needed: begin, one token, end")
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"text.n_embd {self.n_embd} is not divisible by text.n_head {self.n_head}; "
@@ -109,16 +94,19 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """What `VisionGPT2` is made from."""
+    """Architecture of a `VisionGPT2`."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
     mode: Literal["layerwise", "last"] = "layerwise"
 
+    def __post_init__(self) -> None:
+        check_options(self, "", {})
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """How a picture becomes the backbone's input; read from timm, kept in the checkpoint."""
+    """How a picture becomes the backbone's input; read from timm and kept in the checkpoint."""
 
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -127,21 +115,26 @@ class PreprocessConfig:
     crop_pct: float = 1.0
     crop_mode: str = "center"
 
+    def __post_init__(self) -> None:
+        ranges = {Range.IMAGE_SIZE: ["image_size"], Range.MODERATE: ["mean"], Range.POSITIVE: ["std", "crop_pct"]}
+        check_options(self, "preprocess.", ranges)
+
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """Where the captions stand in the data, and how they are read."""
+    """How captions are read from results.csv."""
 
     image_column: str = "image_name"
     """Column of results.csv with the picture's file name."""
     caption_column: str = "comment"
     """Column of results.csv with the caption."""
     lowercase: bool = True
-    """Lower-case every caption."""
+    """Convert every caption to lower case."""
     vocab_size: int = 8000
-    """Most tokens that a tokenizer trained on these captions may have (GPT-2's own is used with GPT-2's weights)."""
+    """Maximum vocabulary of the tokenizer trained on the captions (with GPT-2's weights, its own tokenizer is used)."""
 
     def __post_init__(self) -> None:
+        check_options(self, "captions.", {Range.POSITIVE: ["vocab_size"]})
         if self.vocab_size < 257:
             raise ConfigError(
                 f"captions.vocab_size is {self.vocab_size}; at least 257 are needed: 256 bytes and {END_OF_TEXT}"
@@ -150,247 +143,248 @@ class CaptionsConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters: small matrices beside linear layers, which alone train and are kept."""
+    """Low-rank adapters (LoRA): small matrices added to linear layers; only these train and are saved."""
 
     rank: int = 0
-    """Rank of the adapters; 0 is none, and the model itself trains."""
+    """Rank of the adapters; 0 trains the model itself, without adapters."""
     alpha: float = 16.0
-    """What an adapter adds to its layer is multiplied by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Share of what an adapter reads that is dropped while training."""
+    """Dropout rate on the adapters' input in training."""
     targets: tuple[str, ...] = ("c_attn", "q_attn", "c_proj", "c_fc")
-    """Linear layers with an adapter, by the end of their names; * is any text, as in decoder.*.q_attn or *.qkv.
-    The default is all of the decoder's."""
+    """Linear layers that get an adapter, by the last parts of their names; * matches any text, as in decoder.*.q_attn
+    or *.qkv. The default selects all linear layers of the decoder."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank is {self.rank}; it must be at least 0")
-        _positive("lora.", alpha=self.alpha)
-        _fraction("lora.", dropout=self.dropout)
+        ranges = {Range.AT_LEAST_0: ["rank"], Range.POSITIVE: ["alpha"], Range.FRACTION: ["dropout"]}
+        check_options(self, "lora.", ranges)
         if not self.targets:
-            raise ConfigError("lora.targets is empty; name the layers that are to have adapters, as [c_attn, q_attn]")
+            raise ConfigError("lora.targets is empty; name the layers that get adapters, like [c_attn, q_attn]")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How captions are searched for."""
+    """How captions are generated."""
 
     beams: int = 1
-    """Beams kept in search; 1 is greedy."""
+    """Number of beams in beam search; 1 is greedy decoding."""
     do_sample: bool = False
-    """Draw each token instead of taking the likeliest."""
+    """Sample each token from the model's distribution instead of taking the most likely one."""
     temperature: float = 1.0
-    """Divides the logits before drawing: below 1 is bolder in what is likely, above 1 in what is not."""
+    """Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it."""
     top_k: int = 0
-    """Draw among the k likeliest tokens; 0 is all."""
+    """Sample only from the k most likely tokens; 0 allows all."""
     top_p: float = 1.0
-    """Draw among the fewest tokens that hold this probability together."""
+    """Nucleus sampling: sample from the smallest set of most likely tokens whose probabilities sum to top_p."""
     min_p: float = 0.0
-    """Draw among tokens at least this share as likely as the likeliest."""
+    """Sample only from tokens whose probability is at least min_p times that of the most likely token."""
     typical_p: float = 1.0
-    """Draw among tokens about as surprising as is to be expected, that hold this probability together."""
+    """Locally typical sampling: keep the tokens whose surprise is closest to the entropy, until their probabilities sum
+    to typical_p."""
     max_new_tokens: int = 50
-    """Longest caption in tokens."""
+    """Maximum caption length in tokens."""
     min_new_tokens: int = 0
-    """Shortest caption in tokens."""
+    """Minimum caption length in tokens."""
     no_repeat_ngram_size: int = 0
-    """So many tokens never come twice in the same order; 0 lets them."""
+    """No sequence of this many tokens occurs twice in a caption; 0 allows repetition."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens said already become less likely."""
+    """Above 1, tokens that the caption already contains become less likely."""
     prefix: str = ""
-    """Words that every caption begins with."""
+    """Text that every caption begins with."""
     bad_words: tuple[str, ...] = ()
-    """Words and phrases that are never said, in any casing."""
+    """Words and phrases that captions must not contain, in any casing."""
     only_words: tuple[str, ...] = ()
-    """No other words than these are said."""
+    """Captions contain only these words."""
     force_words: tuple[str, ...] = ()
-    """Words and phrases that every caption says; needs beams."""
+    """Words and phrases that every caption must contain; needs beams."""
     regex: str = ""
-    """A regular expression that describes the whole caption."""
+    """Regular expression that the whole caption must match."""
     stop_strings: tuple[str, ...] = ()
-    """A caption ends after any of these."""
+    """Stop after any of these strings."""
     contrastive_weight: float = 0.0
-    """Above 0, what the model would say without seeing the picture counts against a token, by this weight."""
+    """Contrastive decoding: score = (1 + w) * log-probability - w * log-probability without the picture; 0 is off."""
     num_return_sequences: int | None = None
-    """Captions of each picture, best first: samples, or beams; all beams where not given."""
+    """Number of captions for each picture, best first: with beams at most, and by default, as many as beams."""
     rank_by: Literal["score", "consensus"] = "score"
-    """Best of several captions is the likeliest (score), or the one most like the others by CIDEr-D (consensus)."""
+    """Which of several captions is the best: the most likely (score), or the one most similar to the others by CIDEr-D
+    (consensus)."""
     num_beam_groups: int = 1
-    """Groups that the beams are divided into, each told to differ from those before."""
+    """Diverse beam search: number of groups that the beams are divided into."""
     diversity_penalty: float = 0.0
-    """Taken from the log-probability of a token for each beam of an earlier group that says it now."""
+    """Diverse beam search: subtracted from a token's log-probability for each beam of an earlier group that chose it in
+    the same step."""
     length_penalty: float = 1.0
-    """A beam's score is its log-probability divided by its length to this power."""
+    """A beam's score is its log-probability divided by its length to this power; above 1 favours longer captions."""
     early_stopping: bool | Literal["never"] = False
-    """Stop when as many captions as beams have ended (true), or when what is open falls behind them at its present
-    length (false) or at any length (never)."""
+    """When beam search stops: as soon as there are as many finished captions as beams (true), when no open beam can
+    beat them at its present length (false), or at any length (never)."""
 
     def __post_init__(self) -> None:
-        _positive("decode.", beams=self.beams, max_new_tokens=self.max_new_tokens)
-        _fraction("decode.", min_p=self.min_p)
-        for name, (least, most) in DECODE_RANGES.items():
-            if not least <= getattr(self, name) <= most:  # NaN neither
-                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be from {least:g} to {most:g}")
-        if self.early_stopping not in (True, False, "never"):
-            raise ConfigError(f"decode.early_stopping is {self.early_stopping!r}; expected true, false or never")
-        if self.beams > MAX_BEAMS:
-            raise ConfigError(f"decode.beams is {self.beams}; at most {MAX_BEAMS}: captions rarely gain beyond 10")
-        for name in ("top_k", "min_new_tokens", "no_repeat_ngram_size"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("top_p", "typical_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"decode.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        for name in ("bad_words", "only_words", "force_words", "stop_strings"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable):
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        check_options(self, "decode.", {
+            Range.POSITIVE: ["beams", "max_new_tokens", "num_return_sequences", "num_beam_groups"],
+            Range.AT_LEAST_0: ["top_k", "min_new_tokens", "no_repeat_ngram_size"],
+            Range.SCALE: ["temperature", "repetition_penalty"], Range.MODERATE: ["length_penalty"],
+            Range.WEIGHT: ["contrastive_weight", "diversity_penalty"],
+            Range.FRACTION: ["min_p"], Range.SHARE: ["top_p", "typical_p"],
+        })
+        if max(self.beams, self.num_return_sequences or 0) > MAX_BEAMS:
+            raise ConfigError(
+                f"decode.beams {self.beams} and decode.num_return_sequences {self.num_return_sequences} must be at "
+                f"most {MAX_BEAMS}; captions rarely improve beyond 10"
+            )
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
                 f"decode.min_new_tokens {self.min_new_tokens} is more than decode.max_new_tokens {self.max_new_tokens}"
             )
-        self._check_captions()
+        self._check_number_of_captions()
         self._check_words()
         if self.do_sample and self.beams > 1:
             raise ConfigError(
-                f"decode.do_sample with decode.beams {self.beams}: sampling keeps one beam; drop one of them"
+                f"decode.do_sample with decode.beams {self.beams}: sampling uses one beam; leave out one of them"
             )
-        drawing = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-        given = [name for name in drawing if getattr(self, name) != getattr(DecodeConfig, name)]
-        if given and not self.do_sample:
-            raise ConfigError(f"decode.{' and decode.'.join(given)} change nothing without decode.do_sample true")
+        sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        changed = [name for name in sampling if getattr(self, name) != getattr(DecodeConfig, name)]
+        if changed and not self.do_sample:
+            raise ConfigError(f"decode.{' and decode.'.join(changed)} change nothing without decode.do_sample true")
 
-    def _check_captions(self) -> None:
-        """How many captions, and how they differ."""
-        many, groups = self.num_return_sequences, self.num_beam_groups
-        _positive("decode.", num_return_sequences=many, num_beam_groups=groups)
-        if many and many > MAX_BEAMS:
-            raise ConfigError(f"decode.num_return_sequences is {many}; at most {MAX_BEAMS}")
-        if many and many > self.beams and not self.do_sample:
+    def _check_number_of_captions(self) -> None:
+        count, groups = self.num_return_sequences, self.num_beam_groups
+        if count and count > self.beams and not self.do_sample:
             raise ConfigError(
-                f"decode.num_return_sequences {many} with decode.beams {self.beams}: a search finds as many captions "
-                "as beams; take more beams, or decode.do_sample true"
+                f"decode.num_return_sequences {count} with decode.beams {self.beams}: beam search finds as many "
+                "captions as it has beams; take more beams, or decode.do_sample true"
             )
-        if self.rank_by == "consensus" and (many or self.beams) < 3:
+        if self.rank_by == "consensus" and (count or self.beams) < 3:
             raise ConfigError(
-                "decode.rank_by consensus needs captions that may agree: at least 3, by decode.beams, or by "
+                "decode.rank_by consensus compares captions with each other and needs at least 3: set decode.beams, or "
                 "decode.num_return_sequences with decode.do_sample"
             )
         if self.beams % groups or groups > self.beams:
             raise ConfigError(f"decode.beams {self.beams} cannot be divided into decode.num_beam_groups {groups}")
         if (groups > 1) != (self.diversity_penalty > 0):
             raise ConfigError(
-                f"decode.num_beam_groups {groups} and decode.diversity_penalty {self.diversity_penalty}: they work "
-                "only together, as more than one group and a penalty above 0"
+                f"decode.num_beam_groups {groups} and decode.diversity_penalty {self.diversity_penalty}: diverse beam "
+                "search needs both, more than one group and a penalty above 0"
             )
 
     def _check_words(self) -> None:
-        for name in ("bad_words", "only_words", "force_words", "stop_strings"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         for name in ("bad_words", "only_words", "force_words"):
-            wordless = [word for word in getattr(self, name) if not any(map(str.isalnum, word))]
-            if wordless:
-                raise ConfigError(f"decode.{name} has {wordless[0]!r}, which is no word: it has no letter or digit")
+            for word in getattr(self, name):
+                if not any(map(str.isalnum, word)):
+                    raise ConfigError(f"decode.{name} has {word!r}, which is not a word: it has no letter or digit")
         if "" in self.stop_strings:
-            raise ConfigError("decode.stop_strings has an empty string, after which every caption would end at once")
-        both = sorted({word.casefold() for word in self.force_words} & {word.casefold() for word in self.bad_words})
-        if both:
-            raise ConfigError(f"decode.force_words and decode.bad_words both have {both[0]!r}; drop one of them")
+            raise ConfigError("decode.stop_strings has an empty string, which would end every caption at once")
+        conflicts = {word.casefold() for word in self.force_words} & {word.casefold() for word in self.bad_words}
+        if conflicts:
+            raise ConfigError(
+                f"decode.force_words and decode.bad_words both have {min(conflicts)!r}; leave out one of them"
+            )
         if self.force_words and (self.beams == 1 or self.num_beam_groups > 1):
             raise ConfigError(
-                "decode.force_words are found by beams in one group; take decode.beams 4 and no decode.num_beam_groups"
+                "decode.force_words needs beam search in one group; set decode.beams 4 and no decode.num_beam_groups"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run depends on."""
+    """Everything that a training run depends on."""
 
     data: str = "data"
-    """Folder with results.csv, flickr30k_images/ and, where there are, splits/*.txt."""
+    """Folder with results.csv, flickr30k_images/ and, optionally, splits/*.txt."""
     out: str = "captioner"
     """The run folder."""
     base: str | None = None
-    """A captioner to go on from, in any form that opens: weights, geometry, tokenizer and preprocessing are its own, so
-    what is given of vision, text and mode must agree with it; so are its decoding defaults where none are given."""
+    """Captioner to start from, in any form that MyLLM opens. Its weights, geometry, tokenizer and preprocessing are
+    used, so vision, text and mode must agree with it if given. Its decoding defaults are used unless others are
+    given."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
     mode: Literal["layerwise", "last"] = "layerwise"
-    """Decoder blocks read the encoder block of the same depth (layerwise), or all its last output (last)."""
+    """What each decoder block attends to: the output of the encoder block at the same depth (layerwise), or the last
+    output of the encoder (last)."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     epochs: int = 10
     """Passes over the training pictures."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule ends there too."""
+    """Stop after this many optimizer steps; the learning rate schedule ends there too."""
     max_minutes: float | None = None
-    """Stop after this much training time; the schedule ends there too."""
+    """Stop after this many minutes of training; the learning rate schedule ends there too."""
     batch_size: int = 32
-    """Pictures in a step."""
+    """Pictures per batch."""
     accumulate: int = 1
-    """Batches added up before a step."""
+    """Batches whose gradients are accumulated for one optimizer step."""
     captions_per_image: int = 5
-    """Captions of a picture in one pass: it is encoded once for all of them."""
+    """Captions of a picture per batch; the picture is encoded once for all of them."""
     lr: float = 1e-4
     """Peak learning rate."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for all, or muon for the matrices of the blocks and adamw for the rest."""
+    """adamw for all parameters, or muon for the matrices of the blocks and adamw for the rest."""
     muon_lr: float = 0.02
-    """Peak learning rate of the parameters under muon."""
+    """Peak learning rate of the parameters that muon trains."""
     weight_decay: float = 0.01
-    """Decay of matrices; norms, biases and embeddings have none."""
+    """Weight decay of matrices; norms, biases and embeddings have none."""
     vision_weight_decay: float | None = None
-    """Decay of the backbone's matrices; weight_decay where not given."""
+    """Weight decay of the backbone's matrices; weight_decay if not given."""
     schedule: Literal["onecycle", "cosine", "linear"] = "onecycle"
-    """onecycle climbs from lr/25 for 30 % and falls as a cosine; cosine and linear warm up for 5 % and fall so."""
+    """Learning rate schedule. onecycle rises from lr/25 over the first 30 % and falls as a cosine; cosine and linear
+    warm up over 5 % and fall as their names say."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     stages: tuple[str, ...] = ("all",)
-    """What trains in each epoch: new (what is not pretrained), text (and the decoder), all; the last one goes on."""
+    """What trains in each epoch: new (the parts that are not pretrained), text (these and the decoder) or all; later
+    epochs repeat the last entry."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all tokens."""
+    """Share of the target probability spread evenly over all tokens."""
     word_dropout: float = 0.0
-    """Share of input words hidden while training, so that the picture is looked at."""
+    """Share of input tokens hidden in training, so that the decoder relies on the picture."""
     word_presence_weight: float = 0.0
-    """Weight of a second loss: which frequent words occur in any caption of the picture, told from its tokens alone."""
+    """Weight of an auxiliary loss: predict from the image tokens which frequent words the captions contain."""
     augment: bool = True
-    """Flip, shift and relight pictures while training, only where the captions stay true; not with vision.frozen."""
+    """Flip, shift and relight training pictures where the captions stay true; has no effect with vision.frozen."""
     patience: int | None = None
-    """Stop after this many epochs without a better validation."""
+    """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
-    """What makes a checkpoint the best one."""
+    """Validation figure that selects the best checkpoint."""
     val_images: int = 500
-    """Validation pictures captioned after each epoch; the loss is over all of them."""
+    """Number of validation pictures to caption after each epoch; the validation loss uses all of them."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Random seed of weights, data order and augmentation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic while training; auto takes bf16 where the device computes in it, else fp32."""
+    """Arithmetic in training; auto is bf16 if the device supports it, else fp32."""
     devices: str = "auto"
     """auto, cpu or cuda."""
     workers: int = 1
-    """Processes that decode pictures beside the training, where these don't all fit into memory."""
+    """Processes that decode pictures during training if the pictures do not all fit into memory."""
     half_features: bool = False
-    """Keep cached features of a frozen backbone in half precision."""
+    """Store the cached features of a frozen backbone in half precision."""
 
     def __post_init__(self) -> None:
-        _positive(
-            "", epochs=self.epochs, max_steps=self.max_steps, max_minutes=self.max_minutes, batch_size=self.batch_size,
-            accumulate=self.accumulate, captions_per_image=self.captions_per_image, lr=self.lr, muon_lr=self.muon_lr,
-            grad_clip=self.grad_clip, patience=self.patience, val_images=self.val_images,
-        )
-        _fraction("", label_smoothing=self.label_smoothing, word_dropout=self.word_dropout)
-        if self.workers < 0 or self.word_presence_weight < 0:
-            raise ConfigError(
-                f"workers {self.workers} and word_presence_weight {self.word_presence_weight} must be at least 0"
-            )
+        check_options(self, "", {
+            Range.POSITIVE: [
+                "epochs", "max_steps", "max_minutes", "batch_size", "accumulate", "captions_per_image", "lr", "muon_lr",
+                "grad_clip", "patience", "val_images",
+            ],
+            Range.FRACTION: ["label_smoothing", "word_dropout"],
+            Range.AT_LEAST_0: ["weight_decay", "vision_weight_decay", "word_presence_weight", "workers"],
+        })
+        check_seed(self.seed)
         unknown = sorted(set(self.stages) - {"new", "text", "all"})
         if unknown or not self.stages:
             raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
         if self.lora.rank and self.base is None:
             raise ConfigError(
-                f"lora.rank {self.lora.rank} without base: adapters are kept alone, and stand on a captioner that is "
-                "kept too; give one by --base, or train it first without --lora.rank"
+                f"lora.rank {self.lora.rank} without base: a run with adapters saves only the adapters, which need the "
+                "captioner that they were trained on; give one by --base, or train without --lora.rank"
             )
 
     @property
     def captioner(self) -> CaptionerConfig:
+        """Architecture of the captioner that this run trains."""
         return CaptionerConfig(self.vision, self.text, self.mode)

@@ -1,10 +1,25 @@
-"""Options that go together, by name; what is given beside a preset wins over it."""
+"""Presets: named sets of training options. Options given next to a preset override it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "seed": {
+from myllm.config import nearest
+from myllm.errors import ConfigError
+
+RENAMED_PRESETS = {"seed": "vit-gpt2"}
+
+
+class _Presets(dict[str, Mapping[str, Any]]):
+    """Options of each preset; also found by its old name, which is not listed."""
+
+    def __missing__(self, name: str) -> Mapping[str, Any]:
+        if name in RENAMED_PRESETS:
+            return self[RENAMED_PRESETS[name]]
+        raise ConfigError(f"unknown preset {name!r}; expected one of {', '.join(self)}{nearest(name, self)}")
+
+
+PRESETS = _Presets({
+    "vit-gpt2": {
         "vision": {"name": "vit_base_patch16_224", "pretrained": True},
         "text": {"pretrained": True},
         "mode": "layerwise",
@@ -34,4 +49,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "word_dropout": 0.1, "label_smoothing": 0.1, "epochs": 8, "batch_size": 32,
         "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
-}
+})

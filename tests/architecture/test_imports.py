@@ -1,17 +1,20 @@
-"""The walls of the package: imports point left and make no cycle; a library has one home, a file one subject."""
+"""Import rules of the package: the order of its folders, no cycles, and which files may import which library."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from myllm.apps.cli import VERBS
+
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < config, files, device, batched, progress < caption, presets < metrics < data, model, decoding"
-    " < attribution, checkpoints < export < inference < training, evaluation < apps"
+    "errors < option_checks < config, files, device, batched, progress < caption, presets < metrics"
+    " < data, model, decoding < attribution, checkpoints < export < inference < training, evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
-LEVEL |= {"__init__": 99, "__main__": 99}  # the public face and the door: they see all, none sees them
+LEVEL |= {"__init__": 99, "__main__": 99}  # they may import everything, and nothing may import them
+VERBS_MAY_IMPORT = {"demo": ["train"]}
 HOMES = {
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
@@ -21,7 +24,7 @@ MAX_LINES = 400
 
 
 def imported_names(tree: ast.Module) -> Iterator[str]:
-    """Dotted names, from inside functions and under TYPE_CHECKING too; relative ones begin with a dot."""
+    """Yield dotted names, also of imports inside functions and under TYPE_CHECKING; relative ones begin with a dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -35,44 +38,57 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def faults(package: Path) -> list[str]:
-    """Every broken rule as a line for people."""
+def faults_of_file(file: str, source: str) -> Iterator[str]:
+    """Yield broken rules about a file's name, place and length."""
+    path = Path(file)
+    area = path.parts[0].removesuffix(".py")
+    if area not in LEVEL:
+        yield f"{file}: {area} is not in the order {ORDER}"
+    if path.stem in ("utils", "common"):
+        yield f"{file}: a name that says nothing; name the file for its subject"
+    if path.stem == "__init__" and len(path.parts) > 1 and source:
+        yield f"{file}: not empty"
+    if (lines := source.count("\n")) > MAX_LINES:
+        yield f"{file}: {lines} lines, more than {MAX_LINES}: it has two subjects"
+
+
+def faults_of_import(module: str, target: str, verbs: Collection[str]) -> Iterator[str]:
+    """Yield broken rules about an import within the package; `verbs` are the modules of verbs."""
+    area, target_area = module.split(".")[0], target.split(".")[0]
+    if target_area != area and LEVEL.get(target_area, 99) >= LEVEL.get(area, 99):
+        yield f"{module}: imports {target}, which does not stand left of {area}"
+    verb, other = module.removeprefix("apps."), target.removeprefix("apps.")
+    if {module, target} <= {f"apps.{name}" for name in verbs} and other not in (verb, *VERBS_MAY_IMPORT.get(verb, [])):
+        yield f"{module}: imports the verb {other}; move what they share to a file of its own"
+
+
+def faults(package: Path, verbs: Collection[str] = ()) -> list[str]:
+    """Return every broken rule as a line of text."""
     files = {module_name(path.relative_to(package)): path for path in sorted(package.rglob("*.py"))}
     graph: dict[str, set[str]] = {module: set() for module in files}
-    found = []
+    lines = list[str]()
     for module, path in files.items():
-        place = path.relative_to(package).as_posix()
-        source = path.read_text(encoding="utf-8")
-        area = module.split(".")[0]
-        if area not in LEVEL:
-            found.append(f"{place}: {area} has no place in the order {ORDER}")
-        if path.stem in ("utils", "common"):
-            found.append(f"{place}: a name that says nothing; name the file for its subject")
-        if path.stem == "__init__" and module != "__init__" and source:
-            found.append(f"{place}: not empty")
-        if (lines := source.count("\n")) > MAX_LINES:
-            found.append(f"{place}: {lines} lines, more than {MAX_LINES}: it has two subjects")
+        file, source = path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")
+        lines += faults_of_file(file, source)
         for name in imported_names(ast.parse(source)):
             library, *rest = name.split(".")
             if not library:
-                found.append(f"{place}: imports {name}; absolute imports only")
-            if place not in HOMES.get(library, [place]):
-                found.append(f"{place}: imports {library}, whose home is {', '.join(HOMES[library])}")
+                lines.append(f"{file}: imports {name}; absolute imports only")
+            if file not in HOMES.get(library, [file]):
+                lines.append(f"{file}: imports {library}, whose home is {', '.join(HOMES[library])}")
             if library != "myllm":
                 continue
             while rest and ".".join(rest) not in files:  # the last parts are what the module defines
                 rest.pop()
             target = ".".join(rest) or "__init__"
             graph[module].add(target)
-            target_area = target.split(".")[0]
-            if target_area != area and LEVEL.get(target_area, 99) >= LEVEL.get(area, 99):
-                found.append(f"{place}: imports {target}, which does not stand left of {area}")
+            lines += faults_of_import(module, target, verbs)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        found.append(f"cycle: {' -> '.join(reversed(error.args[1]))}")
-    return found
+        lines.append(f"cycle: {' -> '.join(reversed(error.args[1]))}")
+    return list(dict.fromkeys(lines))
 
 
-def test_the_package_keeps_its_order_and_its_homes() -> None:
-    assert faults(PACKAGE) == []
+def test_package_keeps_the_import_order_and_verbs_do_not_import_verbs() -> None:
+    assert faults(PACKAGE, {verb.function.split(":")[0] for verb in VERBS.values()}) == []

@@ -1,4 +1,4 @@
-"""Help is instant and metrics run anywhere: none of it loads torch."""
+"""Help, metrics and captioning with an ONNX export work without importing torch."""
 
 import subprocess
 import sys
@@ -10,15 +10,18 @@ from myllm.apps.cli import VERBS
 
 
 def loaded_modules(*arguments: str) -> set[str]:
-    """What Python itself says it imports: `-X importtime` ends each line with a module's name."""
+    """Return the modules that Python imports: `-X importtime` ends each line with a module's name."""
     command = [sys.executable, "-X", "importtime", *arguments]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     return {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
 
 
-@pytest.mark.parametrize("module", ["myllm", "myllm.config", "myllm.data.records", "myllm.apps.score"])
-def test_it_imports_without_torch(module: str) -> None:
+@pytest.mark.parametrize("module", [
+    "myllm", "myllm.config", "myllm.data.records",
+    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "evaluate", "compare", "scenes", "diagram")),
+])
+def test_module_imports_without_torch(module: str) -> None:
     loaded = loaded_modules("-c", f"import {module}")
     assert module in loaded
     assert "torch" not in loaded
@@ -36,7 +39,14 @@ def test_exports_are_captioned_without_torch() -> None:
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=" ".join)
-def test_help_comes_without_torch(verb: list[str]) -> None:
+def test_help_is_printed_without_torch(verb: list[str]) -> None:
     loaded = loaded_modules("-m", "myllm", *verb, "--help")
     assert "myllm.apps.cli" in loaded
     assert "torch" not in loaded
+
+
+@pytest.mark.parametrize("words", [["scenes", "--count=20", "--out=data"], ["diagram", "--out=a.svg"]], ids=" ".join)
+def test_verb_runs_without_torch(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "torch" not in loaded_modules("-m", "myllm", *words)
+    assert (tmp_path / words[-1].partition("=")[2]).exists()

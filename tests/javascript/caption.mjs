@@ -1,5 +1,5 @@
-// node caption.mjs FOLDER NAME PICTURE...: what transformers.js makes of the export FOLDER/NAME, as JSON:
-// for each picture its caption by the pipeline, and the tokens that the model gives without it.
+// node caption.mjs FOLDER NAME PICTURE...: captions pictures with the export FOLDER/NAME in transformers.js, and prints
+// JSON: for each picture, the text of the pipeline, and the tokens of the model called directly.
 
 import { AutoModelForVision2Seq, AutoProcessor, env, load_image, pipeline } from '@huggingface/transformers';
 
@@ -9,11 +9,11 @@ env.localModelPath = folder;
 const captioner = await pipeline('image-to-text', name);
 const processor = await AutoProcessor.from_pretrained(name);
 const model = await AutoModelForVision2Seq.from_pretrained(name);
-const told = [];
+const results = [];
 for (const picture of pictures) {
   const [{ generated_text }] = await captioner(picture);
   const { pixel_values } = await processor(await load_image(picture));
   const [tokens] = (await model.generate({ inputs: pixel_values })).tolist();
-  told.push({ text: generated_text, tokens: tokens.map(Number) });
+  results.push({ text: generated_text, tokens: tokens.map(Number) });
 }
-console.log(JSON.stringify(told));
+console.log(JSON.stringify(results));

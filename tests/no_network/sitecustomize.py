@@ -1,6 +1,6 @@
-"""Refuses every connection that leaves this machine, in the tests and, through PYTHONPATH, in each Python they start.
+"""Refuses connections that leave this machine, in the tests and, through PYTHONPATH, in each Python that they start.
 
-What was refused is written down too: code under test may catch the error, and the test is to fail all the same.
+The refused addresses are also written to a file, because code under test may catch the error.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class OutsideConnection(RuntimeError):
-    """Not an OSError: clients catch those and try again."""
+    """Raised instead of connecting; not an OSError, because clients catch those and try again."""
 
 
 def is_local(host: str | bytes | None) -> bool:
@@ -25,10 +25,10 @@ def is_local(host: str | bytes | None) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def refuse(place: str) -> None:
+def refuse(address: str) -> None:
     with open(os.environ["MYLLM_TESTS_REFUSED"], "a", encoding="utf-8") as file:
-        file.write(f"{place}\n")
-    raise OutsideConnection(f"a test reached out to {place}; tests reach this machine alone")
+        file.write(f"{address}\n")
+    raise OutsideConnection(f"a test connected to {address}; tests may only connect to this machine")
 
 
 def guard_connect(connect: Callable[..., Any]) -> Callable[..., Any]:

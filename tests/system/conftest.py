@@ -1,4 +1,4 @@
-"""Scenes, one finished tiny run on them that every test may read, options that keep a run tiny, and a browser."""
+"""What several system tests need: scenes, a finished tiny run on them, options for tiny runs, and a browser."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def train(scenes: Path) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def tiny_run(train: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of four epochs, none of them interrupted; read only."""
+    """Run folder of four epochs, never interrupted; read only."""
     out = tmp_path_factory.mktemp("run") / "captioner"
     assert train(out, "--epochs=4", "--quiet") == 0
     return out
@@ -78,8 +78,8 @@ def pictures(scenes: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def seed_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The seed's script on a tiny configuration, in a working directory that knows nothing of the repository."""
+def original_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The finished original script on a tiny configuration, run outside the repository."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     script = REPOSITORY / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
     options = ["--data", str(scenes), "--out", "run", *TINY, "--mode=layerwise", "--epochs=3"]
@@ -93,7 +93,7 @@ def seed_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> s
 
 @pytest.fixture
 def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """stopped(words, signal, when, cwd): `myllm WORDS` in a process that gets the signal once `when()` is true."""
+    """stopped(words, signal, when, cwd): the finished `myllm WORDS`, which got the signal once `when()` was true."""
     processes = []
 
     def run(
@@ -109,8 +109,8 @@ def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         while not when() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(number)
-        told, errors = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(words, process.returncode, told, errors)
+        output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     yield run
     for process in processes:
@@ -119,13 +119,13 @@ def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 @pytest.fixture(scope="session")
 def jsonl() -> Callable[[Path], list[dict[str, object]]]:
-    """The rows of a file of JSON lines."""
+    """jsonl(path): the rows of a file of JSON lines."""
     return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
 def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    """Headless Chromium, which asks nothing of any other place by itself."""
+    """Headless Chromium, without requests of its own to other machines."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""What the documents say is so: their commands run, their excerpts are the code's, their links and messages exist."""
+"""The documents are right: commands run, excerpts are those of the code, links and messages exist."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from myllm.apps.cli import parse
+from myllm.apps.cli import parse_verb
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
@@ -55,7 +55,7 @@ def need_of(fence: Fence) -> str | None:
 
 
 def myllm_commands(script: str) -> Iterator[list[str]]:
-    """Words of each `myllm ...` line, without what is set before it, and without the text of here-documents."""
+    """Yield the words of each `myllm ...` line, without variables set before it and without here-documents."""
     script = re.sub(r"<<'(\w+)'\n.*?\n\1$", "", script, flags=re.DOTALL | re.MULTILINE)
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -66,16 +66,16 @@ def myllm_commands(script: str) -> Iterator[list[str]]:
 
 
 def parse_only(words: list[str]) -> None:
-    """Raises ConfigError where `myllm WORDS` is wrong usage; runs nothing."""
+    """Raise ConfigError if `myllm WORDS` is wrong usage; run nothing."""
     if words[0].startswith("-"):
         assert words[0] in ("--help", "--version"), words
         return
     name, options = words[0], words[1:]
     if "--config" in options:  # a file that an earlier command on the page writes
-        at = options.index("--config")
-        del options[at : at + 2]
+        index = options.index("--config")
+        del options[index : index + 2]
     if not {"-h", "--help"} & set(options):
-        parse(name, options)
+        parse_verb(name, options)
 
 
 BASH = [(page, fence) for page in PAGES for fence in fences(page) if fence.language == "bash"]
@@ -84,7 +84,7 @@ EXCERPTS = [fence for fence in fences(ROOT / "docs/model.md") if fence.language 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_parses_and_every_need_is_a_known_one(page: Path) -> None:
+def test_docs_commands_parse_and_their_needs_are_known(page: Path) -> None:
     for fence in fences(page):
         if fence.language == "bash":
             assert need_of(fence) in (None, *NEEDS)
@@ -92,9 +92,9 @@ def test_every_command_parses_and_every_need_is_a_known_one(page: Path) -> None:
                 parse_only(words)
 
 
-def test_a_wrong_command_would_be_noticed() -> None:
-    (words,) = myllm_commands("A=1 .venv/bin/myllm train --preset \\\n  seed --epoks 3  # a mistake")
-    assert words == ["train", "--preset", "seed", "--epoks", "3"]
+def test_docs_commands_with_a_wrong_option_are_noticed() -> None:
+    (words,) = myllm_commands("A=1 .venv/bin/myllm train --preset \\\n  photos --epoks 3  # a mistake")
+    assert words == ["train", "--preset", "photos", "--epoks", "3"]
     with pytest.raises(ValueError, match="unknown option --epoks; did you mean --epochs"):
         parse_only(words)
 
@@ -102,7 +102,7 @@ def test_a_wrong_command_would_be_noticed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # whole runs: a minute of computing, on a machine that may be shared
 @pytest.mark.parametrize("page", sorted({page for page, _ in RUNNABLE}), ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
+def test_docs_commands_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
     scripts = [text for other, text in RUNNABLE if other == page]
     this_myllm = f'myllm() {{ {shlex.quote(sys.executable)} -m myllm "$@"; }}'
     script = "\n".join(["set -euo pipefail", this_myllm, *scripts])
@@ -113,39 +113,39 @@ def test_the_commands_of_a_page_run_one_after_another(page: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", range(len(EXCERPTS)))
-def test_an_excerpt_stands_in_the_file_named_above_it(number: int) -> None:
+def test_docs_excerpts_are_in_the_file_named_above_them(number: int) -> None:
     excerpt = EXCERPTS[number]
     assert excerpt.source is not None
     code = (ROOT / excerpt.source).read_text(encoding="utf-8")
-    places = [f"\n{textwrap.indent(excerpt.text, ' ' * depth)}\n" in code for depth in (0, 4, 8, 12)]
-    assert any(places), f"docs/model.md: not in {excerpt.source}:\n{excerpt.text}"
+    matches = [f"\n{textwrap.indent(excerpt.text, ' ' * depth)}\n" in code for depth in (0, 4, 8, 12)]
+    assert any(matches), f"docs/model.md: not in {excerpt.source}:\n{excerpt.text}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_docs_links_exist(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-    missing = [one for one in targets if "://" not in one and not (page.parent / one).exists()]
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert missing == []
 
 
 @cache
 def string_literals() -> str:
-    """Every string of the source, f-strings with '...' for what is filled in, as one text."""
-    found = []
+    """Return every string of the source as one text, f-strings with '...' for their expressions."""
+    literals = []
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))
+                literals.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return "\n".join(found)
+                literals.append(node.value)
+    return "\n".join(literals)
 
 
 @pytest.mark.parametrize(
     ("page", "title", "least"), [("training.md", "What a message means", 30), ("formats.md", "What is checked", 8),
-     ("without-torch.md", "What can stand in the way", 5)]
+     ("without-torch.md", "What a message means", 5)]
 )
-def test_every_message_in_the_table_is_one_of_the_programs(page: str, title: str, least: int) -> None:
+def test_docs_messages_are_those_of_the_program(page: str, title: str, least: int) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {title}")[2]
     phrases = re.findall("`(.*?)`", "\n".join(re.findall(r"^\| (.*?) \|", text, re.MULTILINE)))
     assert len(phrases) > least

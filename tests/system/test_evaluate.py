@@ -1,4 +1,4 @@
-"""`myllm evaluate`: figures with their control, on the split that was asked for."""
+"""`myllm evaluate`: figures and their control on a split."""
 
 import json
 import re
@@ -21,26 +21,28 @@ def evaluate(model: Path, data: Path, *options: str) -> int:
     return main(["evaluate", "--model", str(model), "--data", str(data), "--devices=cpu", "--quiet", *options])
 
 
-def test_json_holds_the_figures_their_control_and_their_protocol(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_json_has_the_figures_their_control_and_their_protocol(
+    tiny_run: Path, scenes: Path, capfd: Capture
+) -> None:
     assert evaluate(tiny_run, scenes, "--split=heldout", "--json", "--decode.beams=2") == 0
     figures = json.loads(capfd.readouterr().out)
-    named = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"}
-    assert named <= figures.keys()
+    names = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"}
+    assert names <= figures.keys()
     assert figures["protocol"]["split"] == "heldout" and figures["protocol"]["decode"]["beams"] == 2
     assert figures["protocol"]["pictures"] == 3 and figures["protocol"]["references"] == 15
 
 
 @pytest.mark.meteor
-def test_the_runs_own_figures_come_back(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_on_val_repeats_the_figures_of_the_run(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes, "--json") == 0
     figures = json.loads(capfd.readouterr().out)
-    own = json.loads((tiny_run / "metrics.json").read_text())
-    assert {name: figures[name] for name in own if name != "protocol"} == {
-        name: value for name, value in own.items() if name != "protocol"
+    of_run = json.loads((tiny_run / "metrics.json").read_text())
+    assert {name: figures[name] for name in of_run if name != "protocol"} == {
+        name: value for name, value in of_run.items() if name != "protocol"
     }
 
 
-def test_scenes_are_judged_by_what_was_drawn(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_judges_scenes_by_the_things_in_them(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes, "--split=train", "--json") == 0
     figures = json.loads(capfd.readouterr().out)
     things = read_things(scenes)
@@ -51,7 +53,7 @@ def test_scenes_are_judged_by_what_was_drawn(tiny_run: Path, scenes: Path, capfd
     assert figures["complete"] == sum(verdict.complete for verdict in verdicts) / len(names)
 
 
-def test_pictures_put_beside_the_scenes_are_scored_but_not_judged(
+def test_evaluate_does_not_judge_scenes_among_other_pictures(
     tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
@@ -64,14 +66,14 @@ def test_pictures_put_beside_the_scenes_are_scored_but_not_judged(
     assert figures["protocol"]["pictures"] == 4 and "true" not in figures
 
 
-def test_text_says_what_a_person_needs(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_prints_split_search_tokenizer_and_controls(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes) == 0
-    told = capfd.readouterr().out
-    assert "Split val, 3 pictures, greedy, tokenizer PTB 3.4.1" in told
-    assert "other pictures" in told and "no picture" in told and "the gap" in told and "complete" in told
+    output = capfd.readouterr().out
+    assert "Split val, 3 pictures, greedy, tokenizer PTB 3.4.1" in output
+    assert all(name in output for name in ("other pictures", "no picture", "the gap", "complete"))
 
 
-def test_out_holds_figures_a_row_a_picture_and_samples(
+def test_evaluate_out_has_figures_a_row_for_each_picture_and_samples(
     tiny_run: Path, scenes: Path, tmp_path: Path, jsonl: Callable[[Path], list[dict[str, object]]]
 ) -> None:
     assert evaluate(tiny_run, scenes, "--out", str(tmp_path / "out")) == 0
@@ -82,51 +84,63 @@ def test_out_holds_figures_a_row_a_picture_and_samples(
     Image.open(tmp_path / "out/samples.png").verify()
 
 
-def test_figures_that_are_there_already_are_kept(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_evaluate_keeps_existing_figures_unless_overwritten(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    own = (run / "metrics.json").read_bytes()
+    before = (run / "metrics.json").read_bytes()
     assert evaluate(run, scenes, "--split=heldout", "--out", str(run)) == 2
     assert f"--out {run} holds metrics.json already" in capfd.readouterr().err
-    assert (run / "metrics.json").read_bytes() == own
+    assert (run / "metrics.json").read_bytes() == before
     assert evaluate(run, scenes, "--split=heldout", "--out", str(run), "--overwrite") == 0
     assert json.loads((run / "metrics.json").read_text())["protocol"]["split"] == "heldout"
 
 
-def test_limit_takes_the_first_pictures(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_evaluate_limit_takes_the_first_pictures(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
     assert evaluate(tiny_run, scenes, "--limit=2", "--json") == 0
     assert json.loads(capfd.readouterr().out)["protocol"]["pictures"] == 2
 
 
-def test_a_broken_picture_is_named_and_in_no_figure(
+def test_evaluate_names_a_broken_picture_and_leaves_it_out(
     tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     (data / "flickr30k_images/val_000001.png").write_bytes(b"no picture")
     assert evaluate(tiny_run, data, "--json") == 0
-    told = capfd.readouterr()
-    assert json.loads(told.out)["protocol"]["pictures"] == 2
-    assert "val_000001.png" in told.err and "val_000001.png" in json.loads(told.out)["broken_pictures"][0]
+    output = capfd.readouterr()
+    assert json.loads(output.out)["protocol"]["pictures"] == 2
+    assert "val_000001.png" in output.err and "val_000001.png" in json.loads(output.out)["broken_pictures"][0]
 
 
 @pytest.mark.parametrize(
     ("options", "code", "reason"),
     [
         (["--split=test"], 2, "--split 'test': .* has train, val, heldout"),
-        (["--limit=0"], 2, "--limit 0 must be above 0"),
-        (["--batch_size=0"], 2, "--batch_size 0"),
+        (["--limit=0"], 2, "--limit is 0; it must be above 0"),
+        (["--batch_size=0"], 2, "--batch_size is 0; it must be above 0"),
         (["--decode.beams=0"], 2, "decode.beams is 0"),
         (["--decode.beans=2"], 2, "unknown option --decode.beans; did you mean --decode.beams"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(
+def test_evaluate_names_an_option_that_cannot_work(
     tiny_run: Path, scenes: Path, capfd: Capture, options: list[str], code: int, reason: str
 ) -> None:
     assert evaluate(tiny_run, scenes, *options) == code
     assert re.search(reason, capfd.readouterr().err)
 
 
-def test_an_empty_split_is_told(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_evaluate_names_an_empty_split(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     (data / "splits/mine.txt").touch()
     assert evaluate(tiny_run, data, "--split=mine") == 1
     assert f"--split 'mine': {data} has no picture in it" in capfd.readouterr().err
+
+
+def test_evaluate_and_compare_take_metrics(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
+    assert evaluate(tiny_run, scenes, "--metrics=BLEU-1", "--json") == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert "BLEU-1" in figures and not figures.keys() & {"ROUGE-L", "METEOR"}
+    words = ["compare", str(tiny_run), str(tiny_run), "--data", str(scenes), "--quiet", "--json", "--metrics=BLEU-1"]
+    assert main(words) == 0
+    differences = json.loads(capfd.readouterr().out)["differences"]
+    assert "BLEU-1" in differences and "ROUGE-L" not in differences

@@ -123,7 +123,7 @@ def test_info_describes_an_adapter_and_its_base(lora_run: Path, tiny_run: Path, 
     base_hash = weights_hash(native.load(tiny_run).model)
     for part in (
         f"{lora_run / 'adapter'}: a low-rank adapter on a captioner, ", "of rank 4, scaled by 2, on 7 layers",
-        f"stands on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
+        f"based on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
     ):
         assert part in output, output
     assert main(["info", str(lora_run), "--json"]) == 0
@@ -240,7 +240,7 @@ def test_lora_without_a_base_is_refused(train: Main, tmp_path: Path, capfd: Capt
 def test_run_cannot_be_written_over_its_base(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
     base = Path(shutil.copytree(tiny_run, tmp_path / "base"))
     assert adapt(base, *LORA, "--overwrite", base=base) == 2
-    assert "lies in --out" in capfd.readouterr().err
+    assert "is inside --out" in capfd.readouterr().err
     assert (base / "captioner.pt").is_file()
 
 

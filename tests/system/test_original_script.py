@@ -1,5 +1,6 @@
-"""The seed's own command: from any directory, with every option of `myllm train`, sample captions at its end."""
+"""The original script: runs in any directory, takes every option of `myllm train`, and prints sample captions."""
 
+import ast
 import runpy
 import subprocess
 import sys
@@ -34,16 +35,18 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_trains_from_another_directory_and_prints_sample_captions(seed_script_run: Finished, scenes: Path) -> None:
-    assert seed_script_run.returncode == 0, seed_script_run.stderr
-    told = seed_script_run.stdout
+def test_original_script_trains_in_another_directory_and_prints_sample_captions(
+    original_script_run: Finished, scenes: Path
+) -> None:
+    assert original_script_run.returncode == 0, original_script_run.stderr
+    output = original_script_run.stdout
     for name in (scenes / "splits/val.txt").read_text().split():
-        assert f"{name}\n   caption:   " in told
-    assert told.count("\n   reference: ") == 3
-    assert told.rstrip().endswith("The pictures with their captions: run/samples.png")
+        assert f"{name}\n   caption:   " in output
+    assert output.count("\n   reference: ") == 3
+    assert output.rstrip().endswith("The pictures with their captions: run/samples.png")
 
 
-def test_hf_gpt2_repo_is_honoured_by_the_whole_command(
+def test_original_script_takes_gpt2_from_hf_gpt2_repo(
     tiny_gpt2: Path, tiny: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [option for option in tiny if not option.startswith("--text.")]
@@ -56,22 +59,24 @@ def test_hf_gpt2_repo_is_honoured_by_the_whole_command(
     assert finished.value.code == 0
     from transformers import GPT2LMHeadModel
 
-    # stage new: the decoder's own weights wait, so they are still the folder's
-    theirs = GPT2LMHeadModel.from_pretrained(tiny_gpt2).state_dict()
-    ours = Captioner.load(tmp_path / "run").model.decoder.state_dict()
-    assert torch.equal(ours["transformer.wte.weight"], theirs["transformer.wte.weight"])
-    assert torch.equal(ours["transformer.h.0.mlp.c_fc.weight"], theirs["transformer.h.0.mlp.c_fc.weight"].T)
+    # in the first stage, new, the pretrained weights do not train
+    pretrained = GPT2LMHeadModel.from_pretrained(tiny_gpt2).state_dict()
+    trained = Captioner.load(tmp_path / "run").model.decoder.state_dict()
+    assert torch.equal(trained["transformer.wte.weight"], pretrained["transformer.wte.weight"])
+    assert torch.equal(trained["transformer.h.0.mlp.c_fc.weight"], pretrained["transformer.h.0.mlp.c_fc.weight"].T)
 
 
-def test_the_preset_is_the_seeds_unless_another_is_given(tiny: list[str], scenes: Path, tmp_path: Path) -> None:
+def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(
+    tiny: list[str], scenes: Path, tmp_path: Path
+) -> None:
     words = [*tiny, "--data", str(scenes), "--max-steps=1", "--quiet"]
     assert main([*words, "--out", str(tmp_path / "a")], tmp_path) == 0
-    assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["stages"] == list(PRESETS["seed"]["stages"])
+    assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["stages"] == list(PRESETS["vit-gpt2"]["stages"])
     assert main([*words, "--out", str(tmp_path / "b"), "--preset=photos"], tmp_path) == 0
     assert yaml.safe_load((tmp_path / "b/config.yaml").read_text())["best_by"] == "CIDEr-D"
 
 
-def test_a_configuration_files_data_and_run_folder_are_not_overruled(
+def test_original_script_keeps_data_and_out_of_a_configuration_file(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = yaml.safe_load((tiny_run / "config.yaml").read_text()) | {"out": str(tmp_path / "run"), "max_steps": 1}
@@ -82,7 +87,9 @@ def test_a_configuration_files_data_and_run_folder_are_not_overruled(
     assert not (tmp_path / "repository").exists()
 
 
-def test_data_is_the_repositorys_then_the_working_directorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_original_script_looks_for_data_in_the_repository_then_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "work/data").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -91,7 +98,7 @@ def test_data_is_the_repositorys_then_the_working_directorys(tmp_path: Path, mon
     assert find_data(tmp_path / "repository") == tmp_path / "repository/data"
 
 
-def test_without_data_the_message_names_the_repositorys_place(
+def test_original_script_names_the_missing_data_folder_of_the_repository(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,7 +106,23 @@ def test_without_data_the_message_names_the_repositorys_place(
     assert f"{tmp_path}/repository/data: no such folder" in capsys.readouterr().err
 
 
-def test_help_tells_the_options_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_original_script_help_lists_the_options_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--help"], tmp_path) == 0
     assert "--batch_size" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_original_script_without_its_packages_says_in_one_line_what_to_do(tmp_path: Path) -> None:
+    # -I and -S: a Python without site-packages
+    ran = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr.count("\n") == 1
+    assert " is not installed: run this script with " in ran.stderr and "/.venv/bin/python" in ran.stderr
+
+
+def test_original_script_in_an_old_python_names_the_version_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 7))  # an older Python can read it, to print the message
+    monkeypatch.setattr("sys.version_info", (3, 10, 2))
+    with pytest.raises(SystemExit, match=r"Python 3.10 is too old, 3.11 or newer is needed: run .*/.venv/bin/python"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")

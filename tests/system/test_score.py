@@ -1,4 +1,4 @@
-"""`myllm score`: anyone's captions, judged without a model and without torch."""
+"""`myllm score`: captions from any source, scored without a model and without torch."""
 
 import csv
 import io
@@ -19,59 +19,59 @@ REFERENCES = {
         for other, ending in enumerate(["on the grass", "lies on the grass", "in a field"])
     ],
 }
-SAID = [{"image_id": number, "caption": f"A {thing} on the grass."}
+PREDICTIONS = [{"image_id": number, "caption": f"A {thing} on the grass."}
         for number, thing in enumerate(["red dog", "black cat", "small boat", "green ball"])]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    paths = {name: tmp_path / f"{name}.json" for name in ("said", "references")}
-    paths["said"].write_text(json.dumps(SAID))
+    paths = {name: tmp_path / f"{name}.json" for name in ("predictions", "references")}
+    paths["predictions"].write_text(json.dumps(PREDICTIONS))
     paths["references"].write_text(json.dumps(REFERENCES))
     return paths
 
 
 def score(files: dict[str, Path], *options: str) -> int:
-    words = ["score", "--predictions", str(files["said"]), "--references", str(files["references"]), *options]
+    words = ["score", "--predictions", str(files["predictions"]), "--references", str(files["references"]), *options]
     return main(words)
 
 
-def told_json(capfd: Capture) -> Any:
+def printed_json(capfd: Capture) -> Any:
     return json.loads(capfd.readouterr().out)
 
 
 @pytest.mark.meteor
-def test_json_holds_the_names_that_scripts_rely_on_with_their_protocol(files: dict[str, Path], capfd: Capture) -> None:
+def test_score_json_has_the_names_that_scripts_use_and_the_protocol(files: dict[str, Path], capfd: Capture) -> None:
     assert score(files, "--json") == 0
-    held = told_json(capfd)
-    assert {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "CIDEr-D"} <= held.keys()
-    assert held["BLEU-4"] == pytest.approx(1, abs=1e-6) and held["CIDEr-D"] > 1
-    assert held["protocol"]["pictures"] == 4 and held["protocol"]["references"] == 12
-    assert held["protocol"]["tokenizer"] == "PTB 3.4.1" and held["protocol"]["missing"] == 0
-    low, high = held["intervals"]["CIDEr-D"]
-    assert low <= held["CIDEr-D"] <= high
+    content = printed_json(capfd)
+    assert {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "CIDEr-D"} <= content.keys()
+    assert content["BLEU-4"] == pytest.approx(1, abs=1e-6) and content["CIDEr-D"] > 1
+    assert content["protocol"]["pictures"] == 4 and content["protocol"]["references"] == 12
+    assert content["protocol"]["tokenizer"] == "PTB 3.4.1" and content["protocol"]["missing"] == 0
+    low, high = content["intervals"]["CIDEr-D"]
+    assert low <= content["CIDEr-D"] <= high
 
 
-def test_a_metric_that_is_absent_says_how_to_have_it(
+def test_score_names_an_absent_metric_and_how_to_install_it(
     files: dict[str, Path], capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "no words: pip install 'myllm[meteor]'")
     assert score(files) == 0
     assert "METEOR is absent: no words: pip install 'myllm[meteor]'" in capfd.readouterr().out
     assert score(files, "--json") == 0
-    held = told_json(capfd)
-    assert "METEOR" not in held and "myllm[meteor]" in held["protocol"]["absent"]["METEOR"]
+    content = printed_json(capfd)
+    assert "METEOR" not in content and "myllm[meteor]" in content["protocol"]["absent"]["METEOR"]
 
 
-def test_text_tells_figures_intervals_people_and_controls(files: dict[str, Path], capfd: Capture) -> None:
+def test_score_prints_figures_intervals_people_and_controls(files: dict[str, Path], capfd: Capture) -> None:
     assert score(files) == 0
-    told = capfd.readouterr().out
-    assert "4 pictures, 12 references, tokenizer PTB 3.4.1" in told
+    output = capfd.readouterr().out
+    assert "4 pictures, 12 references, tokenizer PTB 3.4.1" in output
     for word in ("BLEU-4", "95 % interval", "people", "the gap", "distinct captions 100.0%"):
-        assert word in told
+        assert word in output
 
 
-def test_csv_has_a_line_a_figure_or_a_line_a_picture(files: dict[str, Path], capfd: Capture) -> None:
+def test_score_csv_has_a_line_for_each_figure_or_for_each_picture(files: dict[str, Path], capfd: Capture) -> None:
     assert score(files, "--csv") == 0
     rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
     assert {"figure", "value", "low", "high"} == rows[0].keys() and "CIDEr-D" in [row["figure"] for row in rows]
@@ -81,75 +81,117 @@ def test_csv_has_a_line_a_figure_or_a_line_a_picture(files: dict[str, Path], cap
     assert float(rows[0]["BLEU-1"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_per_image_figures_average_to_the_whole(files: dict[str, Path], capfd: Capture) -> None:
+def test_score_per_image_figures_average_to_the_figure_of_all(files: dict[str, Path], capfd: Capture) -> None:
     assert score(files, "--json", "--per-image") == 0
-    held = told_json(capfd)
-    each = [row["CIDEr-D"] for row in held["per_image"]]
-    assert sum(each) / 4 == pytest.approx(held["CIDEr-D"])
+    content = printed_json(capfd)
+    per_image = [row["CIDEr-D"] for row in content["per_image"]]
+    assert sum(per_image) / 4 == pytest.approx(content["CIDEr-D"])
     assert score(files, "--per-image") == 0
     assert "2.jpg" in capfd.readouterr().out
 
 
-def test_missing_and_unknown_pictures_stop_unless_allowed(files: dict[str, Path], capfd: Capture) -> None:
-    files["said"].write_text(json.dumps([*SAID[:3], {"image_id": 77, "caption": "what"}]))
+def test_score_refuses_missing_and_unknown_pictures_unless_allowed(files: dict[str, Path], capfd: Capture) -> None:
+    files["predictions"].write_text(json.dumps([*PREDICTIONS[:3], {"image_id": 77, "caption": "what"}]))
     assert score(files, "--json") == 1
-    told = capfd.readouterr().err
-    assert "1 picture has no caption (3.jpg)" in told and "1 caption is of an unknown picture (77)" in told
-    assert "--allow-missing" in told
+    errors = capfd.readouterr().err
+    assert "1 picture has no caption (3.jpg)" in errors and "1 caption is of an unknown picture (77)" in errors
+    assert "--allow-missing" in errors
     assert score(files, "--json", "--allow-missing") == 0
-    out = capfd.readouterr()
-    held = json.loads(out.out)
-    assert (held["protocol"]["pictures"], held["protocol"]["missing"], held["protocol"]["unknown"]) == (3, 1, 1)
-    assert "3.jpg" in out.err and "77" in out.err
+    output = capfd.readouterr()
+    content = json.loads(output.out)
+    assert [content["protocol"][name] for name in ("pictures", "missing", "unknown")] == [3, 1, 1]
+    assert "3.jpg" in output.err and "77" in output.err
 
 
-def test_the_protocol_tells_whether_figures_are_of_the_same_captions_and_references(
+def test_score_protocol_shows_whether_captions_and_references_are_the_same(
     files: dict[str, Path], capfd: Capture
 ) -> None:
     assert score(files, "--json") == 0
-    first = told_json(capfd)["protocol"]
-    files["said"].write_text(json.dumps([*SAID[:3], {"image_id": 3, "caption": "a ball"}]))
+    first = printed_json(capfd)["protocol"]
+    files["predictions"].write_text(json.dumps([*PREDICTIONS[:3], {"image_id": 3, "caption": "a ball"}]))
     assert score(files, "--json") == 0
-    other = told_json(capfd)["protocol"]
+    other = printed_json(capfd)["protocol"]
     assert other["data"] == first["data"] and other["captions"] != first["captions"]
 
 
-def test_an_empty_caption_scores_nothing_and_is_told(files: dict[str, Path], capfd: Capture) -> None:
-    files["said"].write_text(json.dumps([*SAID[:3], {"image_id": 3, "caption": " "}]))
+def test_score_of_an_empty_caption_is_0_with_a_warning(files: dict[str, Path], capfd: Capture) -> None:
+    files["predictions"].write_text(json.dumps([*PREDICTIONS[:3], {"image_id": 3, "caption": " "}]))
     assert score(files, "--json", "--per-image") == 0
-    told = capfd.readouterr()
-    assert "1 caption is empty and scores 0 (3.jpg)" in told.err
-    assert json.loads(told.out)["per_image"][3]["CIDEr-D"] == 0
+    output = capfd.readouterr()
+    assert "1 caption is empty and scores 0 (3.jpg)" in output.err
+    assert json.loads(output.out)["per_image"][3]["CIDEr-D"] == 0
 
 
-def test_one_reference_a_picture_is_scored_with_a_warning(files: dict[str, Path], capfd: Capture) -> None:
+def test_score_warns_of_one_reference_per_picture(files: dict[str, Path], capfd: Capture) -> None:
     files["references"].write_text(json.dumps({**REFERENCES, "annotations": REFERENCES["annotations"][::3]}))
     assert score(files, "--json") == 0
-    told = capfd.readouterr()
-    assert "each picture has one reference" in told.err and json.loads(told.out)["people"] == {}
+    output = capfd.readouterr()
+    assert "each picture has one reference" in output.err and json.loads(output.out)["people"] == {}
 
 
 @pytest.mark.parametrize(
     ("options", "code", "reason"),
     [
-        (["--json", "--csv"], 2, "--json and --csv: one form at a time"),
+        (["--json", "--csv"], 2, "--json and --csv: choose one of them"),
         (["--split=val"], 1, "COCO annotations have no splits"),
         (["--refs=x"], 2, "unknown option --refs"),
     ],
 )
-def test_wrong_usage_is_told(
+def test_score_names_wrong_usage(
     files: dict[str, Path], capfd: Capture, options: list[str], code: int, reason: str
 ) -> None:
     assert score(files, *options) == code
     assert reason in capfd.readouterr().err
 
 
-def test_what_evaluate_writes_can_be_scored_again(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_score_takes_the_captions_that_evaluate_writes(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
     words = ["evaluate", "--model", str(tiny_run), "--data", str(scenes), "--out", str(tmp_path / "o")]
     assert main([*words, "--quiet", "--json"]) == 0
-    own = told_json(capfd)
-    assert score({"said": tmp_path / "o/captions.jsonl", "references": scenes}, "--split=val", "--json") == 0
-    again = told_json(capfd)
+    of_evaluate = printed_json(capfd)
+    assert score({"predictions": tmp_path / "o/captions.jsonl", "references": scenes}, "--split=val", "--json") == 0
+    again = printed_json(capfd)
     assert {name: again[name] for name in ("BLEU-4", "CIDEr-D", "intervals")} | {
-        "intervals": {**own["intervals"], **again["intervals"]}
-    } == {name: own[name] for name in ("BLEU-4", "CIDEr-D", "intervals")}
+        "intervals": {**of_evaluate["intervals"], **again["intervals"]}
+    } == {name: of_evaluate[name] for name in ("BLEU-4", "CIDEr-D", "intervals")}
+
+
+def test_score_csv_escapes_what_a_spreadsheet_would_run(files: dict[str, Path], capfd: Capture) -> None:
+    captions = ['=HYPERLINK("http://x")', "+1", "@SUM(1)", "a dog - sits"]
+    files["predictions"].write_text(
+        json.dumps([{"image_id": number, "caption": caption} for number, caption in enumerate(captions)])
+    )
+    assert score(files, "--csv", "--per-image") == 0
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert [row["caption"] for row in rows] == [f"'{captions[0]}", "'+1", "'@SUM(1)", "a dog - sits"]
+    assert all(float(row["CIDEr-D"]) >= 0 for row in rows)
+
+
+def test_score_escapes_control_characters_on_the_terminal(files: dict[str, Path], capfd: Capture) -> None:
+    captions = [{**PREDICTIONS[0], "caption": "a\x1b[31m dog"}, *PREDICTIONS[1:]]
+    files["predictions"].write_text(json.dumps(captions))
+    assert score(files, "--per-image") == 0
+    output = capfd.readouterr().out
+    assert r"a\x1b[31m dog" in output and "\x1b" not in output
+
+
+def test_score_of_one_picture_speaks_of_one_picture(files: dict[str, Path], capfd: Capture) -> None:
+    files["predictions"].write_text(json.dumps(PREDICTIONS[:1]))
+    assert score(files, "--allow-missing") == 0
+    assert capfd.readouterr().out.startswith("1 picture, 3 references, ")
+
+
+@pytest.mark.parametrize("value", ["CIDEr-D,BLEU-4", "[CIDEr-D, BLEU-4]"])
+def test_score_metrics_computes_only_the_metrics_given(files: dict[str, Path], capfd: Capture, value: str) -> None:
+    assert score(files, "--json") == 0
+    every = printed_json(capfd)
+    assert score(files, "--json", f"--metrics={value}") == 0
+    some = printed_json(capfd)
+    assert some.keys() >= {"CIDEr-D", "BLEU-4"} and not some.keys() & {"ROUGE-L", "BLEU-1", "METEOR", "CHAIRi"}
+    assert [some[name] for name in ("CIDEr-D", "BLEU-4")] == [every[name] for name in ("CIDEr-D", "BLEU-4")]
+
+
+def test_score_names_an_unknown_metric(files: dict[str, Path], capfd: Capture) -> None:
+    assert score(files, "--metrics=CIDER-X") == 2
+    assert "CIDER-X" in capfd.readouterr().err

@@ -123,7 +123,7 @@ def test_train_saves_on_ctrl_c_and_resumes_to_the_uninterrupted_run(
     assert f"myllm train --config {out}/config.yaml --resume" in process.stdout
     assert len(rows_of(out)) < 4
     assert main(["train", "--config", f"{out}/config.yaml", "--resume"]) == 0
-    assert "Going on from epoch" in capsys.readouterr().out
+    assert "Resuming at epoch" in capsys.readouterr().out
     assert_same_run(out, tiny_run)
 
 

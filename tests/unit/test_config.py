@@ -1,7 +1,9 @@
+"""Configurations: defaults, presets, and every value that cannot work refused by name."""
+
 import inspect
 import math
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +13,7 @@ from myllm.config import (
     DecodeConfig,
     GPTConfig,
     LoraConfig,
+    PreprocessConfig,
     TrainConfig,
     VisionConfig,
     nearest,
@@ -33,31 +36,31 @@ def test_each_preset_is_a_valid_configuration(preset: str) -> None:
     assert built(preset).captioner.vision.name == PRESETS[preset]["vision"]["name"]
 
 
-def test_the_seeds_preset_is_the_seeds_recipe() -> None:
-    seed = built("seed")
-    assert (seed.vision.name, seed.mode, seed.epochs, seed.batch_size, seed.lr, seed.stages) == (
+def test_preset_vit_gpt2_is_the_recipe_of_the_original_script() -> None:
+    config = built("vit-gpt2")
+    assert (config.vision.name, config.mode, config.epochs, config.batch_size, config.lr, config.stages) == (
         "vit_base_patch16_224", "layerwise", 10, 32, 1e-4, ("new", "text", "all"),
     )
-    text = seed.text
+    text = config.text
     assert (text.vocab_size, text.n_embd, text.n_head, text.n_layer, text.n_positions, text.dropout) == (
         50257, 768, 12, 12, 1024, 0.1,
     )
-    assert seed.decode.max_new_tokens == 50 and seed.captions.lowercase and seed.schedule == "onecycle"
+    assert config.decode.max_new_tokens == 50 and config.captions.lowercase and config.schedule == "onecycle"
 
 
-@pytest.mark.parametrize("one", [TrainConfig, *GROUPS.values()])
-def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
-    source = inspect.getsource(one)
-    for field in fields(one):
-        if not is_dataclass(field.type) and field.name != "mode":
+@pytest.mark.parametrize("config", [TrainConfig, *GROUPS.values()])
+def test_each_option_has_help_and_is_frozen(config: Any) -> None:
+    source = inspect.getsource(config)
+    for field in fields(config):
+        if not is_dataclass(field.type):
             after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
             assert after.strip().startswith('"""'), field.name
     with pytest.raises(AttributeError):
-        setattr(one(), fields(one)[0].name, 1)
+        setattr(config(), fields(config)[0].name, 1)
 
 
 @pytest.mark.parametrize(
-    ("one", "option", "value"),
+    ("config", "option", "value"),
     [
         (VisionConfig, "image_size", 0),
         (VisionConfig, "crop_pct", -1.0),
@@ -111,26 +114,65 @@ def test_each_option_has_its_help_and_cannot_be_changed(one: Any) -> None:
         (TrainConfig, "stages", ("new", "vision")),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(one: Any, option: str, value: Any) -> None:
+def test_config_names_an_option_that_cannot_work(config: Any, option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
-        one(**{option: value})
+        config(**{option: value})
 
 
-@pytest.mark.parametrize(("n_embd", "n_head", "offered"), [(33, 2, 32), (100, 12, 96), (3, 4, 4)])
-def test_a_width_that_heads_do_not_divide_is_refused_with_one_that_they_do(
-    n_embd: int, n_head: int, offered: int
+def is_number(field: "Field[Any]") -> bool:
+    return bool({int, float} & {field.type, *get_args(field.type)}) and field.name != "num_beam_groups"
+
+
+CONFIGS = (TrainConfig, PreprocessConfig, *GROUPS.values())
+NUMBERS = [(config, field.name) for config in CONFIGS for field in fields(config) if is_number(field)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e6, -math.inf, 10**23, "3", [1], True])
+@pytest.mark.parametrize(("config", "option"), NUMBERS)
+def test_config_names_a_number_that_is_no_number_or_out_of_range(config: Any, option: str, value: Any) -> None:
+    if isinstance(getattr(config(), option), tuple):
+        value = (value, value, value)
+    with pytest.raises(ConfigError, match=rf"\b{option} is "):
+        config(**{option: value})
+
+
+def test_config_checks_every_number() -> None:
+    assert len(NUMBERS) > 40 and (TrainConfig, "weight_decay") in NUMBERS and (PreprocessConfig, "std") in NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "value"),
+    [
+        (GPTConfig, "n_head", 4.0), (GPTConfig, "gelu", "swish"), (VisionConfig, "geometry", 3),
+        (VisionConfig, "image_size", 20_000), (PreprocessConfig, "image_size", (20_000, 20_000)),
+        (PreprocessConfig, "mean", ("a", 0.5, 0.5)), (PreprocessConfig, "mean", (0.5, 0.5)),
+        (PreprocessConfig, "std", (0.5, 0.0, 0.5)),
+        (DecodeConfig, "beams", 4.0), (DecodeConfig, "length_penalty", 1000.0), (DecodeConfig, "temperature", 1e-45),
+        (DecodeConfig, "num_return_sequences", 10_000), (DecodeConfig, "early_stopping", "always"),
+        (DecodeConfig, "bad_words", 3), (TrainConfig, "text", 5), (TrainConfig, "seed", -1),
+        (CaptionerConfig, "mode", 1),
+    ],
+)
+def test_config_names_a_value_of_another_type_or_size(config: Any, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"\b{option}\b"):
+        config(**{option: value})
+
+
+@pytest.mark.parametrize(("n_embd", "n_head", "suggested"), [(33, 2, 32), (100, 12, 96), (3, 4, 4)])
+def test_width_that_heads_do_not_divide_is_refused_with_one_that_they_do(
+    n_embd: int, n_head: int, suggested: int
 ) -> None:
-    with pytest.raises(ConfigError, match=f"text.n_embd {n_embd} is not divisible .*; take n_embd {offered} or"):
+    with pytest.raises(ConfigError, match=f"text.n_embd {n_embd} is not divisible .*; take n_embd {suggested} or"):
         GPTConfig(n_embd=n_embd, n_head=n_head)
 
 
-def test_sampling_and_beams_exclude_each_other() -> None:
+def test_decode_refuses_sampling_with_beams() -> None:
     with pytest.raises(ConfigError, match=r"decode.do_sample with decode.beams 2"):
         DecodeConfig(do_sample=True, beams=2)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"beams": 4, "force_words": ("Dog",), "bad_words": ("cat", "dog")}, "both have 'dog'"),
         ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "divided into decode.num_beam_groups 3"),
@@ -139,21 +181,21 @@ def test_sampling_and_beams_exclude_each_other() -> None:
         ({"beams": 4, "num_return_sequences": 5}, "num_return_sequences 5 with decode.beams 4"),
     ],
 )
-def test_options_that_exclude_each_other_are_both_named(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_decode_names_both_of_two_options_that_exclude_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         DecodeConfig(**options)
 
 
-def test_words_may_be_a_list_or_a_single_one() -> None:
+def test_decode_takes_words_as_a_list_or_a_single_word() -> None:
     assert DecodeConfig(bad_words=["a", "b"]) == DecodeConfig(bad_words=("a", "b"))  # type: ignore[arg-type]
     assert DecodeConfig(stop_strings="ab").stop_strings == ("ab",)  # type: ignore[arg-type]
 
 
-def test_the_captioners_part_is_the_runs() -> None:
+def test_captioner_of_a_run_has_its_vision_text_and_mode() -> None:
     config = TrainConfig(mode="last", text=GPTConfig(n_layer=3))
     assert config.captioner == CaptionerConfig(config.vision, config.text, "last")
 
 
-def test_nearest_offers_what_is_near_and_nothing_else() -> None:
+def test_nearest_suggests_similar_words_only() -> None:
     assert nearest("epoch", ["epochs", "lr", "mode"]) == "; did you mean epochs?"
     assert nearest("zzz", ["epochs", "lr"]) == ""

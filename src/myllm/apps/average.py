@@ -1,14 +1,13 @@
-"""`myllm average`: the mean of several captioners' weights, beside each of them."""
+"""`myllm average`: the mean of several captioners' weights, compared with each of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from myllm.apps.console import Display
-from myllm.apps.convert import unused
-from myllm.apps.evaluate import caption_with_progress, load_split
+from myllm.apps.opening import caption_split, load_split
 from myllm.apps.options import AverageOptions
+from myllm.apps.run_folder import unused
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.average import average
 from myllm.data.records import Record
@@ -16,36 +15,38 @@ from myllm.device import choose_device
 from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions
 
-SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+COLUMNS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 
 
-def average_models(models: Sequence[str], options: AverageOptions, decode: Mapping[str, Any]) -> int:
-    """Write the mean to --out; with --data, print the figures of each captioner and of the mean on a split."""
-    display, paths, out = Display(options.quiet), [Path(model) for model in models], unused(options.out)
-    checkpoints = [formats.load(model) for model in models]
+def average_models(options: AverageOptions) -> int:
+    """Write the average to --out; with --data, print the figures of each captioner and of the average on a split."""
+    display, paths, out = Display(options.quiet), [Path(path) for path in options.paths], unused(options.out)
+    checkpoints = [formats.load(path) for path in options.paths]
     records: Sequence[Record] = ()
     if options.data is not None:
-        records = load_split(Path(options.data), options.split, checkpoints[0].captions, display).records
-        display.say(f"{'':<30} {'  '.join(f'{name:>8}' for name in SHOWN)}   on {options.split}")
-        for path, checkpoint in zip(paths, checkpoints, strict=True):
-            judge(str(path), checkpoint, records, options, display)
+        captions = checkpoints[0].captions
+        records = load_split(options.data, options.split, captions, display, limit=options.limit).records
+        display.say(f"{'':<30} {'  '.join(f'{name:>8}' for name in COLUMNS)}   on {options.split}")
+        for path, checkpoint in zip(options.paths, checkpoints, strict=True):
+            print_figures(path, checkpoint, records, options, display)
     mean = average(checkpoints, paths, options.weights)
     if records:
-        figures = judge("their mean", mean, records, options, display)
-        told = {name: figures[name] for name in SHOWN}
-        mean = replace(mean, provenance={**mean.provenance, f"figures on {options.split}": told})
+        figures = print_figures("their average", mean, records, options, display)
+        of_mean = {name: figures[name] for name in COLUMNS}
+        mean = replace(mean, provenance={**mean.provenance, f"figures on {options.split}": of_mean})
     native.save(mean, out)
-    display.say(f"The mean of {len(paths)} captioners is in {out}")
+    display.say(f"The average of {len(paths)} captioners is in {out}")
     return 0
 
 
-def judge(
+def print_figures(
     name: str, checkpoint: native.Checkpoint, records: Sequence[Record], options: AverageOptions, display: Display
 ) -> dict[str, float]:
-    """Print a row of figures, and return them all."""
+    """Caption the pictures, print a row of figures, and return all of them."""
     captioner = Captioner(checkpoint, choose_device(options.devices))
-    said = caption_with_progress(name, captioner, records, display, captioner.decode)
-    texts, references = [caption.text for caption in said.captions], [record.captions for record in said.records]
+    split = caption_split(name, captioner, records, display, captioner.decode)
+    references = [record.captions for record in split.records]
+    texts = [caption.text for caption in split.captions]
     figures = score_captions(texts, references, ("BLEU", "ROUGE-L", "CIDEr")).corpus
-    display.say(f"{name[-30:]:<30} {'  '.join(f'{figures[figure]:8.4f}' for figure in SHOWN)}")
+    display.say(f"{name[-30:]:<30} {'  '.join(f'{figures[column]:8.4f}' for column in COLUMNS)}")
     return figures

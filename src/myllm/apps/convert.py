@@ -1,15 +1,16 @@
-"""`myllm import`, `export`, `pull` and `push`: captioners of other programs as ours, ours as theirs, and a hub."""
+"""`myllm import`, `export`, `pull` and `push`: captioners to and from other programs and hubs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.evaluate import caption_with_progress, load_split
+from myllm.apps.opening import caption_split, load_split
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
+from myllm.apps.printing import quantity
+from myllm.apps.run_folder import unused
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.formats import WRITERS, find_format, load
 from myllm.checkpoints.hf_generation import unsupported_options
@@ -23,22 +24,22 @@ from myllm.metrics.score import score_captions
 from myllm.model.weight_files import count_parameters
 
 NO_TOKENIZER = (
-    "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
-    "folder with vocab.json and merges.txt, and import again"
+    "the source has no tokenizer, which captioning needs. Set HF_GPT2_REPO to one of GPT-2, a hub id or a folder with "
+    "vocab.json and merges.txt, and import again"
 )
-# captioners that run without torch, in a precision
+# exports that run without torch
 RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, onnx_export.Progress], None]] = {
     "onnx": onnx_export.to_folder,
     "web": web.to_folder,
 }
-# None keeps the numbers as they are
+# None stores the weights as they are
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping[str, Any]) -> int:
-    """Say what the source is, and write it as a captioner of ours."""
+def import_model(options: ImportOptions) -> int:
+    """Open a captioner of another program or on a hub, print its format, and write it as captioner.pt."""
     out, display = unused(options.out), Display(options.quiet)
-    form, path = find_format(_only(sources))
+    form, path = find_format(only_path(options.paths))
     display.say(f"{path}: {form.name}")
     checkpoint = form.read(path)
     for note in checkpoint.provenance.get("notes", ()):
@@ -50,93 +51,96 @@ def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping
     return 0
 
 
-def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[str, Any]) -> int:
-    """Write the captioner in the form that --to names."""
+def export_model(options: ExportOptions) -> int:
+    """Write the captioner in the format of --to."""
     out, display, dtype = unused(options.out), Display(options.quiet), DTYPES[options.dtype]
     if dtype is not None and options.to != "safetensors":
-        raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes it")
+        raise ConfigError(f"--dtype {options.dtype}: only --to safetensors takes this option")
     for name, value in (("precision", options.precision), ("data", options.data)):
         if value is not None and options.to not in RUNNABLE:
-            raise ConfigError(f"--{name} {value}: only --to {' and '.join(RUNNABLE)} take it")
-    checkpoint = load(_only(models))
+            raise ConfigError(f"--{name} {value}: only --to {' and '.join(RUNNABLE)} take this option")
+    checkpoint = load(only_path(options.paths))
     if options.to in RUNNABLE:
-        return _export_to_run(checkpoint, out, options, display)
+        return export_runnable(checkpoint, out, options, display)
     if dtype is not None:
         native.save_folder(checkpoint, out, dtype)
     else:
         WRITERS[options.to](checkpoint, out)
     for message in unsupported_options(checkpoint.decode) if options.to == "hf" else ():
         display.warn(message)
-    display.say(_written(checkpoint, out))
+    display.say(files_as_text(checkpoint, out))
     return 0
 
 
-def _export_to_run(checkpoint: native.Checkpoint, out: Path, options: ExportOptions, display: Display) -> int:
-    """Write what runs without torch; with --data, print what that changes."""
+def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOptions, display: Display) -> int:
+    """Write an export that runs without torch; with --data, print how its captions differ."""
     records: Sequence[Record] = ()
-    if options.data is not None:
-        records = load_split(Path(options.data), options.split, checkpoint.captions, display).records[: options.limit]
+    if options.data is not None:  # errors in the data are raised before anything is written
+        data = load_split(options.data, options.split, checkpoint.captions, display, limit=options.limit)
+        records = data.records
     is_web = options.to == "web"
+    for option in web.ignored_options(checkpoint.decode) if is_web else ():
+        display.warn(f"the page ignores the captioner's decode.{option}")
     if is_web and not web.runtime_folder().is_dir():
-        kept = web.runtime_folder()
-        display.say(f"npm fetches {web.PACKAGE}, {web.MEGABYTES} MB, once; the 14 that are used stay in {kept}")
-    with display.counting() as progress:
+        folder = web.runtime_folder()
+        display.say(f"npm downloads {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 MB in use stay in {folder}")
+    with display.progress() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
         RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
-    display.say(_written(checkpoint, out))
-    way = f"serve it with `python -m http.server --directory {out}`" if is_web else f"--model {out} captions with it"
-    display.say(way)
+    display.say(files_as_text(checkpoint, out))
+    if is_web:
+        display.say(f"serve it with `python -m http.server --directory {out}`")
+    else:
+        display.say(f"caption with `myllm caption PICTURE --model {out}`")
     if records:
-        _compare(checkpoint, OnnxCaptioner.load(out / "model" if is_web else out), records, options.split, display)
+        export = OnnxCaptioner.load(out / "model" if is_web else out)
+        compare_with_export(checkpoint, export, records, options.split, display)
     return 0
 
 
-def _written(checkpoint: native.Checkpoint, out: Path) -> str:
+def files_as_text(checkpoint: native.Checkpoint, out: Path) -> str:
+    """Return the size of the model and the files of its export."""
     files = sorted(path for path in out.rglob("*") if path.is_file())
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     return f"{_size(checkpoint)} in {out}: {', '.join(path.name for path in files)} ({megabytes:.1f} MB)"
 
 
-def _compare(
-    checkpoint: native.Checkpoint, exported: OnnxCaptioner, records: Sequence[Record], split: str, display: Display
+def compare_with_export(
+    checkpoint: native.Checkpoint, export: OnnxCaptioner, records: Sequence[Record], split: str, display: Display
 ) -> None:
-    """Print the figures of the captioner and of its export on a split, and how many captions stay the same."""
+    """Print the figures of the captioner and of its export on a split, and how many captions are equal."""
     captioner, decode = Captioner(checkpoint, torch.device("cpu")), checkpoint.decode
-    first = caption_with_progress("the captioner", captioner, records, display, decode)
-    second = caption_with_progress("its export", exported, records, display, decode)
-    references = [record.captions for record in first.records]
+    original = caption_split("the captioner", captioner, records, display, decode)
+    exported = caption_split("its export", export, records, display, decode)
+    references = [record.captions for record in original.records]
     before, after = (
-        score_captions([caption.text for caption in said.captions], references, ("BLEU", "CIDEr")).corpus
-        for said in (first, second)
+        score_captions([caption.text for caption in result.captions], references, ("BLEU", "CIDEr")).corpus
+        for result in (original, exported)
     )
     for figure in ("BLEU-4", "CIDEr-D"):
         difference = 100 * (after[figure] - before[figure])
         display.say(f"{figure} {before[figure]:.4f} exported {after[figure]:.4f}, {difference:+.2f} points")
-    same = sum(one.text == other.text for one, other in zip(first.captions, second.captions, strict=True))
+    equal = sum(a.text == b.text for a, b in zip(original.captions, exported.captions, strict=True))
     search = describe_search(asdict(decode))
-    display.say(f"the same caption for {same:,} of {len(first.captions):,} pictures of {split}, {search}")
+    display.say(
+        f"the same caption for {equal:,} of {quantity(len(original.captions), 'picture')} of {split}, {search}"
+    )
 
 
-def push_model(words: Sequence[str], options: PushOptions, decode: Mapping[str, Any]) -> int:
-    """Put the captioner into a repository of a hub."""
-    if len(words) != 2:
+def push_model(options: PushOptions) -> int:
+    """Upload the captioner to a repository on a hub."""
+    if len(options.paths) != 2:
         raise ConfigError(
-            f"expected a captioner and a repository, as `myllm push runs/mine user/name`; got {len(words)}"
+            f"expected a captioner and a repository, like `myllm push runs/mine user/name`; got {len(options.paths)}"
         )
-    model, repo = words
+    model, repo = options.paths
     address = hub.upload(load(model), repo, options.private, DTYPES[options.dtype])
     Display(options.quiet).say(f"pushed to {address}")
     return 0
 
 
-def unused(out: str) -> Path:
-    """Where --out is to be written. Raises ConfigError where something is there already."""
-    if Path(out).exists():
-        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
-    return Path(out)
-
-
-def _only(paths: Sequence[str]) -> str:
+def only_path(paths: Sequence[str]) -> str:
+    """Return the only path. Raises ConfigError if there are several."""
     if len(paths) > 1:
         raise ConfigError(f"one model at a time; {len(paths)} were given")
     return paths[0]

@@ -1,17 +1,21 @@
-"""`myllm demo` and `myllm scenes`: the embedded default, from drawn pictures to a judged captioner."""
+"""`myllm demo`: from drawn scenes to a captioner, judged on scenes that it has never seen."""
 
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from myllm.apps.console import Display
-from myllm.apps.options import DemoOptions, RunOptions, ScenesOptions
-from myllm.apps.train import REPORT_FILE, check_run_folder, describe, run_training, write_text
+from myllm.apps.opening import draw_with_progress
+from myllm.apps.options import DemoOptions
+from myllm.apps.printing import quantity
+from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
+from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
-from myllm.data.scenes import draw_scene, write_scenes
+from myllm.data.scenes import draw_scene
+from myllm.errors import ConfigError
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions
+from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
 from myllm.presets import PRESETS
@@ -22,53 +26,63 @@ REPORT = "report.json"
 JUDGED_SEED = 1_000_003
 
 
-def scenes(options: ScenesOptions) -> int:
-    """Write a folder of scenes."""
-    display = Display(options.quiet)
-    with display.counting() as progress:
-        for done in write_scenes(Path(options.out), options.count, options.seed):
-            progress("drawing scenes", done, options.count)
-    display.console.print(f"Wrote {options.count:,} scenes to {options.out}. Train on them with: "
-                          f"myllm train --preset scenes --data {options.out} --out captioner")
-    return 0
-
-
 def demo(options: DemoOptions) -> int:
-    """Render, train, judge on fresh scenes, report. An interrupted demo goes on where it was."""
-    began = time.monotonic()
-    display = Display(options.quiet)
-    out = Path(options.out)
-    data = out / "scenes"
-    if not (out / STAMP).is_file():
-        check_run_folder(out, RunOptions())  # the run that is there is no demo's
-    # another recipe under the same options is another demo: its checkpoints would not fit
-    stamp = json.dumps([asdict(replace(options, quiet=False, judged=1)), PRESETS["scenes"]], sort_keys=True)
-    is_same = (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp
+    """Draw scenes, train, judge on new scenes, report. The same command resumes an interrupted demo."""
+    with lock_folder(Path(options.out)):
+        return run_demo(options, Display(options.quiet))
+
+
+def run_demo(options: DemoOptions, display: Display) -> int:
+    """Run a demo in a folder that is locked; returns the exit code."""
+    begin = time.monotonic()
+    out, data = Path(options.out), Path(options.out) / "scenes"
+    is_same = holds_demo(out, options)
+    if is_same and (out / REPORT).is_file():
+        display.print(f"{out} holds this demo already; repeat it by --overwrite. {list_files(out)}")
+        return 0
     if not is_same or not (data / "splits").is_dir():
-        _render(data, options, display)
-    resumes = is_same and (out / run_state.FILE_NAME).is_file() and not (out / REPORT).is_file()
-    write_text(out / STAMP, stamp)
-    (out / REPORT).unlink(missing_ok=True)
-    config = demo_config(options, str(data))
-    finished, evaluation = run_training(config, RunOptions(resume=resumes, overwrite=not resumes), display)
-    if not finished:
-        display.console.print("The same command goes on with the demo.")
-        return 130
-    assert evaluation is not None
-    report = _judge(options, display)
+        draw_scenes(data, options, display)
+    if not is_same:
+        remove_checkpoints(out)
+        (out / REPORT).unlink(missing_ok=True)
+        write_text(out / STAMP, recipe(options))
+    resume = (out / run_state.FILE_NAME).is_file()
+    evaluation = run_training(demo_config(options, str(data)), display, resume)
+    if evaluation is None:
+        display.print("The same command resumes the demo.")
+        return INTERRUPTED
+    report = judge_on_new_scenes(options, display)
     write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
-    display.console.print("\n" + describe(evaluation), highlight=False)
-    display.console.print("\n" + _told(report, options), highlight=False)
-    display.console.print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all. Look at:")
-    for name in (REPORT_FILE, "samples.png", "loss.png", "perplexity.png", "metrics.csv", REPORT):
-        display.console.print(f"  {out / name}")
-    display.console.print("Caption a picture with:")
-    display.console.print(f"  .venv/bin/myllm caption {data}/flickr30k_images/val_000000.png --model {out}")
+    display.print(f"\n{evaluation_as_text(evaluation)}\n\n{report_as_text(report, options)}")
+    display.print(f"\n{(time.monotonic() - begin) / 60:.1f} minutes in all. {list_files(out)}")
     return 0
+
+
+def holds_demo(out: Path, options: DemoOptions) -> bool:
+    """Return whether the folder holds a demo with these options that may be resumed or reported.
+
+    Raises ConfigError if it holds any other run, unless that may be overwritten.
+    """
+    if not (out / STAMP).is_file():
+        check_run_folder(out, overwrite=options.overwrite)
+        return False
+    is_same = (out / STAMP).read_text(encoding="utf-8") == recipe(options)
+    if not is_same and not options.overwrite:
+        raise ConfigError(
+            f"--out {out} holds a demo with other options, or of another version; replace it by --overwrite, or give "
+            "another --out"
+        )
+    return is_same and not options.overwrite
+
+
+def recipe(options: DemoOptions) -> str:
+    """Return, as JSON, what a demo's scenes and checkpoints depend on."""
+    names = ("count", "seed", "minutes", "max_steps")
+    return json.dumps([{name: getattr(options, name) for name in names}, PRESETS["scenes"]], sort_keys=True)
 
 
 def demo_config(options: DemoOptions, data: str) -> TrainConfig:
-    """The preset `scenes` with the demo's folder, time and seed."""
+    """Return the preset `scenes` with the demo's folder, time and seed."""
     preset = dict(PRESETS["scenes"])
     return TrainConfig(
         **(preset | {
@@ -80,45 +94,50 @@ def demo_config(options: DemoOptions, data: str) -> TrainConfig:
     )
 
 
-def _render(data: Path, options: DemoOptions, display: Display) -> None:
-    """Into a folder beside, moved when complete: a half-drawn folder is never trained on."""
+def draw_scenes(data: Path, options: DemoOptions, display: Display) -> None:
+    """Draw the scenes, and only then replace those of an earlier demo."""
     partial = data.with_name(f"{data.name}.part")
-    for folder in (partial, data):
-        shutil.rmtree(folder, ignore_errors=True)
-    with display.counting() as progress:
-        for done in write_scenes(partial, options.count, options.seed):
-            progress("drawing scenes", done, options.count)
+    shutil.rmtree(partial, ignore_errors=True)
+    draw_with_progress(partial, options.count, options.seed, display)
+    shutil.rmtree(data, ignore_errors=True)
     partial.rename(data)
     display.say(f"Drew {options.count:,} scenes into {data}")
 
 
-def _judge(options: DemoOptions, display: Display) -> dict[str, dict[str, float]]:
-    """Hold the captioner against scenes that no one has seen: of seen colour-thing pairs, and of held-out ones."""
+def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dict[str, float]]:
+    """Return figures on new scenes: of colour-thing pairs that occur in training, and of held-out pairs."""
     captioner = Captioner.load(options.out)
     report: dict[str, dict[str, float]] = {}
-    with display.counting() as progress:
+    with display.progress() as progress:
         for part, name in (("val", "seen pairs"), ("heldout", "held-out pairs")):
             images, drawn = [], []
             for number in range(options.judged):
                 image, scene = draw_scene(options.seed + JUDGED_SEED, part, number)
                 images.append(image)
                 drawn.append(scene)
-                progress(f"drawing fresh {name}", number + 1, options.judged)
-            texts = [caption.text for caption in captioner.caption_batch(images, batch_size=100)]
+                progress(f"drawing new {name}", number + 1, options.judged)
+            captions = [caption.text for caption in captioner.caption_batch(images, batch_size=100)]
             references = [scene.captions for scene in drawn]
-            report[name] = score_scene_captions(texts, [scene.things for scene in drawn])
-            for figure, said in (("CIDEr-D", texts), ("CIDEr-D_shuffled", shuffled(texts))):
-                report[name][figure] = score_captions(said, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
+            report[name] = score_scene_captions(captions, [scene.things for scene in drawn])
+            for figure, texts in (("CIDEr-D", captions), ("CIDEr-D_shuffled", shuffled(captions))):
+                report[name][figure] = score_captions(texts, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
     return report
 
 
-def _told(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
-    lines = [f"{options.judged:,} fresh scenes each, captions by greedy search:"]
+def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
+    """Return the figures on new scenes as text."""
+    lines = [f"{quantity(options.judged, 'new scene')} each, captions by greedy search:"]
     for name, figures in report.items():
         lines.append(
             f"  {name + ':':<15} {describe_scene_figures(figures)}   "
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
         )
-    lines.append(JUDGEMENT)
-    lines.append("Held-out pairs are colours of things that no training picture or caption had.")
-    return "\n".join(lines)
+    return "\n".join([*lines, JUDGEMENT, "Held-out pairs are colours of things that occur in no training picture."])
+
+
+def list_files(out: Path) -> str:
+    """Return the files to look at, and a command that captions a picture."""
+    names = (REPORT_FILE, SAMPLES_PICTURE, "loss.png", "perplexity.png", "metrics.csv", REPORT)
+    lines = "\n".join(f"  {out / name}" for name in names)
+    picture = out / "scenes/flickr30k_images/val_000000.png"
+    return f"Look at:\n{lines}\nCaption a picture with:\n  .venv/bin/myllm caption {picture} --model {out}"

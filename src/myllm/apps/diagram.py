@@ -3,25 +3,20 @@
 from pathlib import Path
 
 from myllm.apps.options import DiagramOptions
-from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig, nearest
-from myllm.errors import ConfigError
+from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig
 from myllm.evaluation.diagram import draw_architecture
 from myllm.presets import PRESETS
 
 
 def diagram(options: DiagramOptions) -> int:
-    """Draw it into `out`. Raises ConfigError for an unknown preset."""
-    if options.preset not in PRESETS:
-        raise ConfigError(
-            f"--preset {options.preset!r}{nearest(options.preset, PRESETS)}. The presets: {', '.join(PRESETS)}"
-        )
+    """Draw the architecture into `out`. Raises ConfigError for an unknown preset."""
     draw_architecture(captioner_config(options.preset), Path(options.out))
     print(f"Wrote {options.out}")
     return 0
 
 
 def captioner_config(preset: str) -> CaptionerConfig:
-    """The model of a preset, with as many tokens as its tokenizer may have."""
+    """Return the architecture of a preset, with the maximum vocabulary of its tokenizer."""
     options = PRESETS[preset]
     text = dict(options["text"])
     if not text.get("pretrained"):

@@ -1,6 +1,5 @@
-"""`myllm info`: what is in a captioner, how it came to be, and what about it should make one wonder."""
+"""`myllm info`: what is in a captioner, how it was trained, and signs that something is wrong with it."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from myllm.apps.options import InfoOptions
+from myllm.apps.printing import print_json, printable
 from myllm.caption import describe_calibration
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.build import TIED
@@ -21,32 +21,35 @@ PARTS = {"encoder": "encoder.", "projection": "enc_to_dec_proj.", "decoder": "de
 GEOMETRY = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
 
-def info(paths: Sequence[str], options: InfoOptions, _: Mapping[str, Any]) -> int:
-    """Print each captioner's facts. Raises CheckpointError for one that can't be opened, which says why."""
-    for path in paths:
+def info(options: InfoOptions) -> int:
+    """Print each captioner's facts. Raises CheckpointError, with the reason, for one that cannot be opened."""
+    for path in options.paths:
         facts = facts_of(path)
-        print(json.dumps(facts, ensure_ascii=False) if options.json else told(facts))
+        if options.json:
+            print_json(facts)
+        else:
+            print(facts_as_text(facts))
     return 0
 
 
 def facts_of(source: str) -> dict[str, Any]:
-    """All that `myllm info` tells, in plain values."""
-    form, place = find_format(source)
-    checkpoint = form.read(place)
+    """Return all that `myllm info` prints, in types that JSON has."""
+    form, path = find_format(source)
+    checkpoint = form.read(path)
     if form is NATIVE:
-        place = native.locate(place)
-        content = native.read(place)
-        kind = "folder of safetensors" if place.is_dir() else native.FILE_NAME
-    else:  # as it is once it is read; how its own program stores it is that one's matter
+        path = native.locate(path)
+        content = native.read(path)
+        kind = "folder of safetensors" if path.is_dir() else native.FILE_NAME
+    else:  # dtype and size are those after loading
         content = {"model": checkpoint.model.state_dict(), "format_version": None}
         kind = form.name
         if form is ADAPTER:
-            place = lora.locate(place) or place
+            path = lora.locate(path) or path
     tensors: dict[str, Tensor] = {name: value for name, value in content["model"].items() if name not in TIED}
-    config, encoder, standard = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    config, encoder, defaults = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
     return {
-        "path": str(place),
+        "path": str(path),
         "kind": kind,
         "format_version": content["format_version"],
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
@@ -56,60 +59,62 @@ def facts_of(source: str) -> dict[str, Any]:
             **{name: getattr(config.text, name) for name in GEOMETRY},
         },
         "parts": {
-            part: _size([value for name, value in tensors.items() if name.startswith(prefix)])
+            part: _size([tensor for name, tensor in tensors.items() if name.startswith(prefix)])
             for part, prefix in PARTS.items()
         },
-        "dtype": sorted({str(one.dtype).removeprefix("torch.") for one in tensors.values() if one.is_floating_point()}),
+        "dtype": sorted({
+            str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()
+        }),
         "tokens": checkpoint.tokenizer.get_vocab_size(),
         "preprocess": _plain(asdict(checkpoint.preprocess)),
         "decode": {name: value for name, value in _plain(asdict(checkpoint.decode)).items()
-                   if value != _plain(standard[name])},
+                   if value != _plain(defaults[name])},
         "calibration": checkpoint.calibration and _plain(checkpoint.calibration.as_json()),
         "confidence": describe_calibration(checkpoint.calibration),
         "provenance": _plain(checkpoint.provenance),
         "suspicious": list(suspicions(checkpoint)),
-        **({"adapter": adapter_facts(lora.read(place))} if form is ADAPTER else {}),
+        **({"adapter": adapter_facts(lora.read(path))} if form is ADAPTER else {}),
     }
 
 
 def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
-    """What an adapter is, beside the captioner that it makes of its base."""
+    """Return the adapter's size, layers and base."""
     layers = adapter.layers.values()
     return {
-        "ranks": sorted({len(one.a) for one in layers}), "scales": sorted({one.scale for one in layers}),
-        "parameters": sum(one.a.numel() + one.b.numel() for one in layers), "layers": list(adapter.layers),
+        "ranks": sorted({len(layer.a) for layer in layers}), "scales": sorted({layer.scale for layer in layers}),
+        "parameters": sum(layer.a.numel() + layer.b.numel() for layer in layers), "layers": list(adapter.layers),
         "base": adapter.base, "base_hash": adapter.base_hash,
     }
 
 
 def suspicions(checkpoint: Checkpoint) -> Iterator[str]:
-    """What can be opened and used, and still is probably not what was meant."""
+    """Yield signs of a captioner that opens, but is probably not what was intended."""
     tokens, rows = checkpoint.tokenizer.get_vocab_size(), checkpoint.model.config.text.vocab_size
     if tokens < rows:
-        yield f"the embedding has {rows:,} rows, the tokenizer {tokens:,} tokens: the rest stands for nothing"
+        yield f"the embedding has {rows:,} rows, the tokenizer {tokens:,} tokens: the other rows are unused"
     for name, parameter in checkpoint.model.named_parameters():
         if parameter.dim() in (2, 4) and parameter.numel() > 1 and bool(parameter.min() == parameter.max()):
-            yield f"{name} holds one number alone: it was never trained, or was lost"
+            yield f"all values of {name} are equal: it was not trained, or was lost"
     if not checkpoint.provenance:
-        yield "nothing tells how it was trained"
+        yield "there is no record of its training"
     row = checkpoint.provenance.get("validation")
     cider, control = (row.get(name) if isinstance(row, dict) else None for name in ("CIDEr-D", "CIDEr-D_shuffled"))
     if isinstance(cider, float) and isinstance(control, float) and cider < 2 * control:
         yield (
-            f"captions of shuffled pictures scored nearly as well (CIDEr-D {control:.3f} beside {cider:.3f}): "
-            "it hardly looked at the pictures"
+            f"captions of shuffled pictures scored nearly as well (CIDEr-D {control:.3f} and {cider:.3f}): it hardly "
+            "uses the pictures"
         )
 
 
-def told(facts: Mapping[str, Any]) -> str:
-    """The facts for people."""
+def facts_as_text(facts: Mapping[str, Any]) -> str:
+    """Return the facts as lines of text."""
     model, sizes = facts["model"], facts["parts"]
     geometry = (
         f"{model['backbone']} at {model['image_size'][0]} x {model['image_size'][1]} pixels, {model['image_tokens']:,} "
         f"image tokens of {model['backbone_width']:,}; mode {model['mode']}; GPT of {model['n_layer']} blocks, "
         f"{model['n_head']} heads, width {model['n_embd']:,}, context {model['n_positions']:,}"
     )
-    rows = [("adapter", line) for line in _told_adapter(facts["adapter"])] if "adapter" in facts else []
+    rows = [("adapter", line) for line in _adapter_lines(facts["adapter"])] if "adapter" in facts else []
     rows.append(("model", geometry))
     rows += [
         (part, f"{size['parameters'] / 1e6:,.2f} M parameters, {_megabytes(size['bytes'])}")
@@ -119,36 +124,39 @@ def told(facts: Mapping[str, Any]) -> str:
     rows += [
         ("stored in", ", ".join(facts["dtype"])),
         ("tokenizer", f"{facts['tokens']:,} tokens"),
-        ("pictures", _told_fields(facts["preprocess"])),
-        ("decoding", _told_fields(facts["decode"]) or "the standard: greedy search"),
+        ("pictures", _pairs(facts["preprocess"])),
+        ("decoding", _pairs(facts["decode"]) or "greedy search, the default"),
     ]
     rows.append(("confidence", facts["confidence"]))
     provenance = dict(facts["provenance"])
     figures = provenance.pop("validation", {})
-    rows += [("trained", line) for line in _told_lines(provenance)] or [("trained", "the checkpoint does not say")]
-    rows += [("figures", line) for line in _told_lines({"validation": figures})] if figures else []
+    rows += [("trained", line) for line in _lines(provenance)] or [("trained", "not recorded")]
+    rows += [("figures", line) for line in _lines({"validation": figures})] if figures else []
     rows += [("suspicious", line) for line in facts["suspicious"]] or [("suspicious", "nothing")]
     version = "" if facts["format_version"] is None else f", format {facts['format_version']}"
     head = f"{facts['path']}: {facts['kind']}{version}, {_megabytes(facts['bytes'])}"
-    shown = [f"  {'' if at and rows[at - 1][0] == name else name:<11} {text}" for at, (name, text) in enumerate(rows)]
-    return "\n".join(_printable(line) for line in [head, *shown])
+    lines, previous = [head], ""
+    for name, text in rows:
+        lines.append(f"  {'' if name == previous else name:<11} {text}")
+        previous = name
+    return "\n".join(map(printable, lines))
 
 
-def _told_adapter(facts: Mapping[str, Any]) -> list[str]:
-    ranks, scales = (", ".join(f"{one:g}" for one in facts[name]) for name in ("ranks", "scales"))
+def _adapter_lines(facts: Mapping[str, Any]) -> list[str]:
+    ranks, scales = (", ".join(f"{value:g}" for value in facts[name]) for name in ("ranks", "scales"))
     checked = f"with the weights that it was trained on (hash {facts['base_hash']})"
-    unchecked = "with whatever weights that has now, as it does not say which it was trained on"
+    unchecked = "with its present weights, since the adapter does not record which it was trained on"
     return [
         f"{facts['parameters'] / 1e6:,.2f} M parameters of rank {ranks}, scaled by {scales}, on {len(facts['layers'])} "
-        f"layers, {facts['layers'][0]} for one",
-        f"stands on {facts['base']}, {checked if facts['base_hash'] else unchecked}; all below is of both together",
+        f"layers, for example {facts['layers'][0]}",
+        f"based on {facts['base']}, {checked if facts['base_hash'] else unchecked}; the lines below describe both",
     ]
 
 
 def _size(tensors: Sequence[Tensor]) -> dict[str, int]:
     return {
-        "parameters": sum(value.numel() for value in tensors if value.is_floating_point()),
-        "bytes": sum(value.numel() * value.element_size() for value in tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors if tensor.is_floating_point()),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
     }
 
 
@@ -156,26 +164,21 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB"
 
 
-def _told_fields(fields: Mapping[str, Any]) -> str:
+def _pairs(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
-def _told_lines(facts: Mapping[str, Any]) -> list[str]:
-    """A line for each value, those of a group within its name: 'data.train 6000'."""
+def _lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return a line for each value, with dotted names for nested ones: 'data.train 6000'."""
     return [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in flatten(facts, ".")]
 
 
 def _plain(value: Any) -> Any:
-    """What JSON knows: lists for tuples, and null for what is no number."""
+    """Return the value in types that JSON has: lists for tuples, null for NaN and infinity."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _printable(line: str) -> str:
-    """A stranger's file may hold characters that move the terminal's cursor or colour its text."""
-    return "".join(one if one.isprintable() else " " for one in line)

@@ -1,289 +1,307 @@
-"""The options of each verb that are not already in `config`; read without torch, so that help is instant."""
+"""The options of each verb, a frozen dataclass each; importing them imports no torch, so that help is instant.
 
-from dataclasses import dataclass, field
-from typing import Literal
+Options that several verbs share are declared once, in the base classes at the top.
+"""
 
-from myllm.config import CaptionsConfig, DecodeConfig
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig, check_seed
 from myllm.errors import ConfigError
+from myllm.option_checks import Range, check_options
+from myllm.presets import PRESETS
+
+DEFAULT_PRESET = "vit-gpt2"
+RANGES = {
+    Range.POSITIVE: ("batch_size", "limit", "minutes", "max_steps", "judged", "count"),
+    Range.AT_LEAST_0: ("weights",),
+}
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How `myllm train` treats its run folder, and what it prints."""
-
-    resume: bool = False
-    """Go on with the run in --out from its last.pt."""
-    overwrite: bool = False
-    """Begin anew although --out holds a run; its checkpoints are replaced."""
-    quiet: bool = False
-    """Print only warnings, errors and the last line."""
-    json: bool = False
-    """Print the final figures as JSON on standard output, everything else on standard error."""
+def positional(text: str) -> Any:
+    """Field of the words after a verb that are not options; `text` is their help."""
+    return field(default=(), metadata={"help": text})
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """Render scenes, train on them, judge the captioner, and report."""
+@dataclass(frozen=True, kw_only=True)
+class VerbOptions:
+    """Base of the options of every verb."""
 
-    out: str = "runs/demo"
-    """Folder for the demo's scenes and its run; what an earlier demo wrote there is replaced."""
-    minutes: float = 7.5
-    """Time for training alone; rendering and judging take about one more."""
-    max_steps: int | None = None
-    """Train for so many steps instead, so that the result does not depend on the machine's speed."""
-    count: int = 24_000
-    """Scenes to render."""
-    judged: int = 1_000
-    """Fresh scenes to judge by, of seen and of held-out pairs each."""
-    seed: int = 0
-    """Of scenes and training."""
-    quiet: bool = False
-    """Print only warnings, errors and the report."""
+    given_names: frozenset[str] = field(default=frozenset(), repr=False)
+    """Not an option: the names of the options that were given, like decode.beams; all others have their defaults."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.judged <= 0 or (self.max_steps is not None and self.max_steps <= 0):
-            raise ConfigError("--minutes, --max-steps and --judged must be above 0")
+        ranges = {allowed: [name for name in names if hasattr(self, name)] for allowed, names in RANGES.items()}
+        check_options(self, "--", ranges)
+        check_seed(getattr(self, "seed", None))
 
 
-@dataclass(frozen=True)
-class ScenesOptions:
-    """Write drawn pictures with captions in the layout that `myllm train` reads."""
-
-    out: str
-    """New folder for them."""
-    count: int = 24_000
-    """Pictures in all; a twentieth each goes to the splits val and heldout."""
-    seed: int = 0
-    """The same seed gives the same bytes."""
+@dataclass(frozen=True, kw_only=True)
+class Printed(VerbOptions):
     quiet: bool = False
-    """No progress bar."""
+    """Print only results, warnings and errors: no progress."""
 
 
-@dataclass(frozen=True)
-class CaptionOptions:
-    """Caption pictures, folders of pictures (with all below them) and globs."""
-
-    model: str = "captioner"
-    """A captioner.pt, a run folder with one, or a folder of safetensors."""
-    adapter: str | None = None
-    """Folder of a low-rank adapter that was trained on this model, to caption with it."""
-    out: str | None = None
-    """Write caption JSONL here, and what could not be read to OUT.errors.jsonl; else print."""
+@dataclass(frozen=True, kw_only=True)
+class AsJson(VerbOptions):
     json: bool = False
-    """Print JSONL instead of text."""
-    heatmaps: str | None = None
-    """Folder for a PNG of each picture that shows what was looked at to say each word."""
+    """Print the results as JSON on standard output, everything else on standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacing(VerbOptions):
     overwrite: bool = False
-    """Replace --out, and the files of --heatmaps, where they are there already."""
-    batch_size: int = 32
-    """Pictures captioned at once."""
+    """Replace existing results in --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewFile(Printed):
+    out: str
+    """New captioner file to write, for example captioner.pt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Printed):
     devices: str = "auto"
     """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning(OnDevice):
+    """Verbs that caption pictures with decoding options of the user's choice."""
+
+    batch_size: int = 32
+    """Number of pictures captioned at once."""
     precision: str = "auto"
-    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
-    quiet: bool = False
-    """No progress bar."""
+    """Arithmetic: auto and fp32 are exact; bf16 is faster on GPUs; int8 is faster on CPUs and changes few captions."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Overrides the model's own decoding defaults."""
+    """Decoding options; those that are given override the model's own defaults."""
 
-    def __post_init__(self) -> None:
-        if self.batch_size <= 0:
-            raise ConfigError(f"--batch_size {self.batch_size}: it must be above 0")
+    @property
+    def decode_changes(self) -> dict[str, Any]:
+        """Decoding options that were given, by name."""
+        names = [name.removeprefix("decode.") for name in self.given_names if name.startswith("decode.")]
+        return {name: getattr(self.decode, name) for name in names}
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Caption a split of a data folder and score the captions."""
+@dataclass(frozen=True, kw_only=True)
+class OneModel(Captioning):
+    model: str = "captioner"
+    """The captioner: captioner.pt, a run folder, a folder of safetensors, an ONNX export, or a hub id (user/name)."""
+    adapter: str | None = None
+    """Folder of a low-rank adapter (LoRA) to use; it must have been trained on this model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnSplit(VerbOptions):
+    split: str = "val"
+    """Split of the data: val, train, or the name of another file in DATA/splits."""
+    limit: int | None = None
+    """Use only the first LIMIT pictures of the split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithMetrics(VerbOptions):
+    metrics: tuple[str, ...] = ()
+    """Metrics to compute, separated by commas, like CIDEr-D,BLEU-4; by default all that are available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
+    """Verbs that caption a split of a data folder and score the captions."""
 
     data: str
-    """Data folder, as for training."""
-    model: str = "captioner"
-    """A captioner.pt, a run folder with one, or a folder of safetensors."""
-    adapter: str | None = None
-    """Folder of a low-rank adapter that was trained on this model, to caption with it."""
-    split: str = "val"
-    """Name of the split: val, train, or that of another file in DATA/splits."""
+    """Data folder, in the format that `myllm train` reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Printed):
+    count: int = 24_000
+    """Number of scenes to draw; 5 % each go to the splits val and heldout."""
+    seed: int = 0
+    """Random seed; the same seed gives the same scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(Printed):
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the stored weights; the 16-bit types halve the file and change captions slightly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
+    """Train a captioner on a folder of pictures with captions."""
+
+    preset: str | None = None
+    """Options to start from: vit-gpt2, scenes, photos-fast or photos. All other options override them."""
+    resume: bool = False
+    """Resume the run in --out from its last.pt."""
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        if self.preset is not None:
+            PRESETS[self.preset]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options that the run itself depends on."""
+        return TrainConfig(**{option.name: getattr(self, option.name) for option in fields(TrainConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Drawing):
+    """Draw scenes, train a captioner on them, judge it and write a report."""
+
+    out: str = "runs/demo"
+    """Folder for the scenes and the run. The same command resumes a demo that was interrupted."""
+    overwrite: bool = False
+    """Replace a demo with other options in --out."""
+    minutes: float = 7.5
+    """Minutes of training; drawing and judging take about one more."""
+    max_steps: int | None = None
+    """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
+    judged: int = 1_000
+    """Number of new scenes to judge the captioner on, for seen and for held-out pairs each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesOptions(Drawing):
+    """Draw scenes with captions, in the format that `myllm train` reads."""
+
+    out: str
+    """New folder for the pictures and captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(OneModel, Replacing, AsJson):
+    """Caption pictures, all pictures in folders and their subfolders, and globs."""
+
+    paths: tuple[str, ...] = positional("Pictures, folders and globs to caption.")
+    out: str | None = None
+    """Write the captions to this file as JSONL, and pictures that cannot be read to OUT.errors.jsonl."""
+    heatmaps: str | None = None
+    """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked."""
+    seed: int | None = None
+    """Random seed for --decode.do_sample; with the same seed, the same pictures get the same captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(OneModel, Judging):
+    """Caption a split of a data folder and score the captions."""
+
     training: str | None = None
-    """Data folder that the model was trained on: pictures and captions that are in both are counted, named and left out
-    of a second set of figures. DATA's own split train where not given."""
-    limit: int | None = None
-    """Only this many pictures, the first ones."""
+    """Data folder that the model was trained on; by default the split train of DATA. Pictures and captions that also
+    occur there are listed, and the figures are also reported without them."""
     clip: str | None = None
-    """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
+    """CLIP model for CLIPScore and RefCLIPScore: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
     the extra `clip`."""
     out: str | None = None
     """Folder for metrics.json, captions.jsonl, samples.png, report.html and its plots."""
-    overwrite: bool = False
-    """Replace the figures that --out holds already."""
     calibrate: bool = False
-    """Learn from these captions what confidence means, and write that into --model, a captioner.pt or our folder."""
-    json: bool = False
-    """Print the figures as JSON."""
-    batch_size: int = 32
-    """Pictures captioned at once."""
-    devices: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "auto"
-    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
-    quiet: bool = False
-    """No progress bar."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Overrides the model's own decoding defaults."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size <= 0 or (self.limit is not None and self.limit <= 0):
-            raise ConfigError(f"--batch_size {self.batch_size} and --limit {self.limit} must be above 0")
+    """Calibrate the model's confidence on these captions, and save the calibration in --model (a captioner.pt or a
+    folder of safetensors)."""
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Score captions, anyone's, against references: the metrics alone."""
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(WithMetrics, AsJson, Printed):
+    """Score captions, from any source, against references. Needs no model."""
 
     predictions: str
-    """Captions: COCO results (JSON), caption JSONL, or CSV with columns image and caption."""
+    """Captions to score: COCO results (JSON), caption JSONL, or CSV with columns image and caption."""
     references: str
-    """What people wrote: COCO annotations, Karpathy's JSON, results.csv, or a data folder."""
+    """Captions written by people: COCO annotations, Karpathy's JSON, results.csv, or a data folder."""
     split: str | None = None
-    """Hold against this split's pictures alone, where the references have splits."""
+    """Score only this split, if the references have splits."""
     allow_missing: bool = False
-    """Score the pictures that have both where captions or references are left over; how many are left out is told."""
+    """Score the pictures that have both a caption and references, and report how many were left out."""
     clip: str | None = None
-    """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
+    """CLIP model for CLIPScore and RefCLIPScore: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
     the extra `clip`."""
     pictures: str | None = None
-    """Folder of the pictures, which --clip looks at."""
+    """Folder of the pictures, needed by --clip."""
     per_image: bool = False
-    """Print each picture's figures too."""
-    json: bool = False
-    """Print JSON on standard output."""
+    """Also print the figures of each picture."""
     csv: bool = False
-    """Print CSV: a line a figure, with --per-image a line a picture."""
-    quiet: bool = False
-    """Print only warnings beside the figures."""
+    """Print CSV: a line for each figure, or with --per-image a line for each picture."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     """How results.csv is read."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.json and self.csv:
-            raise ConfigError("--json and --csv: one form at a time")
+            raise ConfigError("--json and --csv: choose one of them")
         if (self.clip is None) != (self.pictures is None):
-            raise ConfigError("--clip looks at pictures: give it and --pictures, or neither")
+            raise ConfigError("--clip needs the pictures: give both --clip and --pictures, or neither")
 
 
-@dataclass(frozen=True)
-class CompareOptions:
-    """Put two captioners side by side on the same pictures: which is better, by how much, and may it be chance?
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Judging):
+    """Compare two captioners on the same pictures: which one is better, by how much, and could it be chance?"""
 
-    Either may be a model or a file of captions, as `myllm score` reads them."""
-
-    data: str
-    """Data folder, as for training."""
-    split: str = "val"
-    """Name of the split to compare on."""
-    limit: int | None = None
-    """Only this many pictures, the first ones."""
+    paths: tuple[str, ...] = positional("The two to compare: models, or files of captions that `myllm score` reads.")
     out: str | None = None
     """Folder for comparison.json, report.html and its plots."""
-    overwrite: bool = False
-    """Replace the comparison that --out holds already."""
     allow_missing: bool = False
-    """Compare on the pictures that both caption, where a file lacks some; how many are left out is told."""
-    json: bool = False
-    """Print the comparison as JSON."""
-    batch_size: int = 32
-    """Pictures captioned at once."""
-    devices: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "auto"
-    """auto and fp32 are exact; bf16 computes in it; int8 is faster on a CPU, and says nearly the same."""
-    quiet: bool = False
-    """No progress bar."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Overrides both models' own decoding defaults."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size <= 0 or (self.limit is not None and self.limit <= 0):
-            raise ConfigError(f"--batch_size {self.batch_size} and --limit {self.limit} must be above 0")
+    """Compare only the pictures that both have captions for, and report how many were left out."""
 
 
-@dataclass(frozen=True)
-class InfoOptions:
-    """Tell what is in a captioner: a captioner.pt, a run folder with one, or a folder of safetensors."""
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(AsJson):
+    """Print what is in a captioner: captioner.pt, a run folder, a folder of safetensors, or a hub id."""
 
-    json: bool = False
-    """Print JSON, a line for each captioner."""
+    paths: tuple[str, ...] = positional("Captioners to describe.")
 
 
-@dataclass(frozen=True)
-class DiagramOptions:
-    """Draw the architecture of a configuration."""
+@dataclass(frozen=True, kw_only=True)
+class DiagramOptions(VerbOptions):
+    """Draw the architecture of a preset."""
 
-    preset: str = "seed"
-    """Whose configuration."""
+    preset: str = DEFAULT_PRESET
+    """Preset to draw: vit-gpt2, scenes, photos-fast or photos."""
     out: str = "architecture.svg"
     """File to write; .svg or .png."""
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """Turn a captioner of another program, or one on a hub, into a file of ours."""
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(NewFile):
+    """Convert a captioner of another program, or one on a hub, into a captioner file of MyLLM."""
 
+    paths: tuple[str, ...] = positional("The captioner: a folder, a file, or a hub id like user/name@revision.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Stored, OnSplit):
+    """Write a captioner in the format of another program."""
+
+    paths: tuple[str, ...] = positional("The captioner: captioner.pt, or the folder that contains it.")
     out: str
-    """New file for it, as captioner.pt."""
-    quiet: bool = False
-    """Print only warnings and errors."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Write a captioner in the form of another program."""
-
-    out: str
-    """New folder for it."""
+    """New folder to write."""
     to: Literal["hf", "safetensors", "gpt2", "onnx", "web"] = "hf"
-    """hf: transformers' VisionEncoderDecoderModel with all it needs; safetensors: our own folder, with a model card;
-    gpt2: the decoder's language alone; onnx: to run without torch, in Python or transformers.js; web: a page that
-    captions in the browser, with all it needs."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the numbers in safetensors: the last two make half as large a file, and change captions a little."""
+    """hf: transformers' VisionEncoderDecoderModel with all its files; safetensors: MyLLM's own folder with a model
+    card; gpt2: only the language model; onnx: runs without torch, in Python or transformers.js; web: a web page that
+    captions in the browser, with all its files."""
     precision: Literal["fp32", "int8", "int4"] | None = None
-    """Of the weights in onnx (fp32 where not given) and web (int8): int8 makes files of 30 %, int4 of 20 % of fp32's
-    size; --data tells what it costs."""
+    """Weights of --to onnx (default fp32) and --to web (default int8). int8 files have 30 %, int4 files 20 % of the
+    size of fp32; --data shows how much the captions change."""
     data: str | None = None
-    """Data folder: caption a split of it with the captioner and with its export (onnx, web), and compare figures."""
-    split: str = "val"
-    """Name of that split."""
-    limit: int | None = None
-    """Only the first so many pictures of it."""
-    quiet: bool = False
-    """Print only warnings and errors."""
+    """Data folder: caption a split with the captioner and with its export (onnx, web) and compare the figures."""
 
 
-@dataclass(frozen=True)
-class PushOptions:
-    """Put a captioner into a repository of a hub, with a model card; HF_TOKEN says who you are."""
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(Stored):
+    """Upload a captioner to a repository on a hub, with a model card. HF_TOKEN authenticates you."""
 
+    paths: tuple[str, ...] = positional("The captioner, and the repository as user/name.")
     private: bool = False
-    """Make the repository for yourself alone, where it is not there yet."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the numbers: the last two make half as large a file, and change captions a little."""
-    quiet: bool = False
-    """Print only warnings and errors."""
+    """Make the repository private if it does not exist yet."""
 
 
-@dataclass(frozen=True)
-class AverageOptions:
-    """Average the weights of captioners of one geometry: often better than any checkpoint of the run they are from."""
+@dataclass(frozen=True, kw_only=True)
+class AverageOptions(NewFile, OnDevice, OnSplit):
+    """Average the weights of captioners of one architecture: often better than any checkpoint of their run."""
 
-    out: str
-    """New file for the mean, as captioner.pt."""
+    paths: tuple[str, ...] = positional("The captioners: captioner.pt, or folders that contain one.")
     weights: tuple[float, ...] = ()
-    """One for each captioner, as [1, 2]; all count alike where none are given."""
+    """One weight for each captioner, like [1, 2]; by default all are equal."""
     data: str | None = None
-    """Data folder: judge each captioner and the mean on a split of it."""
-    split: str = "val"
-    """Name of that split."""
-    devices: str = "auto"
-    """auto, cpu or cuda."""
-    quiet: bool = False
-    """Print only warnings and errors."""
+    """Data folder: judge each captioner and the average on a split."""

@@ -1,4 +1,4 @@
-"""The seed's own command: train with preset seed, then caption sample pictures."""
+"""The original script's command: train with the preset vit-gpt2, then print captions of sample pictures."""
 
 import json
 import os
@@ -8,38 +8,41 @@ from pathlib import Path
 
 from PIL import Image
 
-from myllm.apps.cli import DONE, given_value, main_verb
+from myllm.apps.cli import DONE, exit_code, parse_verb
+from myllm.apps.options import DEFAULT_PRESET
+from myllm.apps.printing import printable
+from myllm.apps.run_folder import SAMPLES_FILE, SAMPLES_PICTURE
 
 
 def main(words: Sequence[str], repository: Path) -> int:
-    """`myllm train` with the seed's preset, data and run folder where none are given, then the demo loop."""
-    options = list(words)
-    defaults = {"preset": "seed", "data": find_data(repository), "out": repository / "captioner"}
-    for option, value in defaults.items():
-        if given_value(words, option) is None:
-            options += [f"--{option}", str(value)]
-    code = main_verb("train", options)
-    if code != DONE or {"-h", "--help"} & set(options):
-        return code
-    return show_samples(Path(str(given_value(options, "out"))))
+    """Run `myllm train WORDS` with the original's preset, data and run folder as defaults; then show samples."""
+    defaults = {"preset": DEFAULT_PRESET, "data": str(find_data(repository)), "out": str(repository / "captioner")}
+
+    def train_and_show() -> int:
+        options = parse_verb("train", words, defaults)
+        from myllm.apps.train import train
+
+        code = train(options)
+        return show_samples(Path(options.out)) if code == DONE else code
+
+    return exit_code(train_and_show)
 
 
 def find_data(repository: Path) -> Path:
-    """data/ in the repository, else in the working directory; the first where there is neither, for the message."""
-    places = [repository / "data", Path.cwd() / "data"]
-    return next((place for place in places if place.is_dir()), places[0])
+    """Return data/ in the repository, or else in the working directory; if neither exists, the first."""
+    folders = [repository / "data", Path.cwd() / "data"]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def show_samples(run: Path) -> int:
-    """The sample pictures with their captions: printed, and shown where there is a display."""
-    for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+    """Print captions of sample pictures with a reference, and show the pictures if there is a display."""
+    for line in (run / SAMPLES_FILE).read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
-        print(
-            f"{Path(sample['image']).name}\n   caption:   {sample['caption']}\n   reference: {sample['references'][0]}"
-        )
-    print(f"The pictures with their captions: {run / 'samples.png'}")
+        name, caption, reference = Path(sample["image"]).name, sample["caption"], sample["references"][0]
+        print(printable(f"{name}\n   caption:   {caption}\n   reference: {reference}", keep="\n"))
+    print(f"The pictures with their captions: {run / SAMPLES_PICTURE}")
     if _has_display():
-        Image.open(run / "samples.png").show(title="captions")
+        Image.open(run / SAMPLES_PICTURE).show(title="captions")
     return DONE
 
 

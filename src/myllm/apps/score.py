@@ -1,4 +1,4 @@
-"""`myllm score`: the metrics alone, for captions of anyone's."""
+"""`myllm score`: the metrics for captions from any source; needs no model and no torch."""
 
 import csv
 import hashlib
@@ -7,123 +7,127 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from myllm.apps.console import Display
 from myllm.apps.options import ScoreOptions
+from myllm.apps.printing import print_json, printable, quantity
 from myllm.data.predictions import Matched, match, read_predictions, read_references
 from myllm.data.records import counted
 from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
-from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.evaluation.judge import Judgement, defined, judge_captions
 
-# What a picture and its captions take in memory while they are scored, measured with five references each.
-BYTES_A_PICTURE = 10_000
-TOLD_FROM = 100_000
+# memory of a caption and five references that differ, while they are scored, as measured
+BYTES_PER_PICTURE = 26_000
+MEMORY_REPORTED_FROM = 100_000
+# a spreadsheet takes a cell that begins like this for a formula
+FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def score(options: ScoreOptions) -> int:
-    """Print figures of predictions against references, with their intervals and what they were measured by."""
+    """Print the figures of predictions against references, with their intervals and how they were measured."""
     display = Display(options.quiet, json=True)
     predictions = read_predictions(Path(options.predictions))
     references = read_references(Path(options.references), options.split, options.captions)
     matched = match(predictions, references)
-    _check_complete(matched, options, display)
-    empty = [name for name, caption in zip(matched.names, matched.captions, strict=True) if not caption.strip()]
-    if empty:
-        display.warn(f"{counted(empty, 'caption is empty and scores 0', 'captions are empty and score 0')}")
-    if all(len(group) == 1 for group in matched.references):
-        display.warn("each picture has one reference: figures are lower than by five, and noisier")
-    if len(matched.names) > TOLD_FROM:
-        display.say(
-            f"{len(matched.names):,} captions: about {len(matched.names) * BYTES_A_PICTURE / 1e9:.1f} GB of memory"
+    check_complete(matched, options, display)
+    warn_of_captions(matched, display)
+    with display.progress() as progress:
+        judgement = judge_captions(
+            matched.captions, matched.references, progress=progress, metrics=options.metrics or None
         )
-    with display.counting() as progress:
-        judgement = judge_captions(matched.captions, matched.references, progress=progress)
-    if options.clip is not None and options.pictures is not None:
-        folder = Path(options.pictures)
-        with display.counting() as progress:
+        if options.clip is not None and options.pictures is not None:
             figures = clip_scores(
-                options.clip, [folder / name for name in matched.names], matched.captions, matched.references,
-                choose_device("auto"), partial(progress, "looking with CLIP"),
+                options.clip, [Path(options.pictures) / name for name in matched.names], matched.captions,
+                matched.references, choose_device("auto"), partial(progress, "scoring with CLIP"),
             )
-        judgement.add(figures, clip=options.clip)
-    judgement.protocol.update(
+            judgement = judgement.with_figures(figures, clip=options.clip)
+    judgement = judgement.with_protocol(
         predictions=options.predictions, references_file=options.references, split=options.split,
-        missing=len(matched.missing), unknown=len(matched.unknown), data=_hash([matched.names, matched.references]),
-        captions=_hash(matched.captions),
+        missing=len(matched.missing), unknown=len(matched.unknown),
+        data=hash_of([matched.names, matched.references]), captions=hash_of(matched.captions),
     )
     if options.json:
-        _print_json(judgement, matched, options)
+        rows = {"per_image": rows_of(judgement, matched)} if options.per_image else {}
+        print_json({**judgement.as_json(), **rows})
     elif options.csv:
-        _print_csv(judgement, matched, options)
+        print_csv(judgement, matched, options.per_image)
     else:
-        _print_text(judgement, matched, options)
+        print_text(judgement, matched, options)
     return 0
 
 
-def _hash(texts: Sequence[object]) -> str:
-    """Equal where figures are of the same captions, or of the same references."""
+def hash_of(texts: Sequence[object]) -> str:
+    """Return a hash that shows whether two figures are of the same captions, or of the same references."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
-def _check_complete(matched: Matched, options: ScoreOptions, display: Display) -> None:
-    """Raises DataError where captions or references are left over, unless that is allowed; then it is told."""
-    told = []
+def check_complete(matched: Matched, options: ScoreOptions, display: Display) -> None:
+    """Raise DataError if captions or references are left over; warn of it if --allow-missing."""
+    faults = []
     if matched.missing:
-        told.append(counted(matched.missing, "picture has no caption", "pictures have no caption"))
+        faults.append(counted(matched.missing, "picture has no caption", "pictures have no caption"))
     if matched.unknown:
-        told.append(counted(matched.unknown, "caption is of an unknown picture", "captions are of unknown pictures"))
-    if told and not options.allow_missing:
+        faults.append(counted(matched.unknown, "caption is of an unknown picture", "captions are of unknown pictures"))
+    if faults and not options.allow_missing:
         raise DataError(
-            f"{options.predictions} and {options.references} do not fit together: {' and '.join(told)}; name "
+            f"{options.predictions} and {options.references} do not fit together: {' and '.join(faults)}; name "
             f"the --split that was captioned, or score the {len(matched.names):,} that have both by --allow-missing"
         )
-    for line in told:
-        display.warn(f"{line}, and left out")
+    for fault in faults:
+        display.warn(f"{fault}, and left out")
 
 
-def _print_json(judgement: Judgement, matched: Matched, options: ScoreOptions) -> None:
-    held = judgement.as_json()
-    if options.per_image:
-        held["per_image"] = _rows(judgement, matched)
-    print(json.dumps(held, ensure_ascii=False))
+def warn_of_captions(matched: Matched, display: Display) -> None:
+    """Warn of empty captions and of pictures with one reference; report the memory that many captions take."""
+    empty = [name for name, caption in zip(matched.names, matched.captions, strict=True) if not caption.strip()]
+    if empty:
+        display.warn(counted(empty, "caption is empty and scores 0", "captions are empty and score 0"))
+    if all(len(references) == 1 for references in matched.references):
+        display.warn("each picture has one reference: figures are lower than with five, and less certain")
+    if len(matched.names) > MEMORY_REPORTED_FROM:
+        gigabytes = len(matched.names) * BYTES_PER_PICTURE / 1e9
+        display.say(f"{len(matched.names):,} captions need about {gigabytes:.1f} GB of memory")
 
 
-def _print_csv(judgement: Judgement, matched: Matched, options: ScoreOptions) -> None:
-    if options.per_image:
-        rows = _rows(judgement, matched)
-    else:
-        ends = judgement.intervals
-        rows = [
-            {"figure": name, "value": figure.corpus, "low": ends[name][0], "high": ends[name][1]}
-            for name, figure in judgement.figures.items()
-        ]
+def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
+    """Print a row for each figure, or for each picture; text that a spreadsheet would run gets a leading quote."""
+    rows: list[dict[str, Any]] = rows_of(judgement, matched) if per_image else [
+        {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
+        for (name, figure), (low, high) in zip(judgement.figures.items(), judgement.intervals.values(), strict=True)
+    ]
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({
+            name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
+            for name, value in row.items()
+        })
 
 
-def _rows(judgement: Judgement, matched: Matched) -> list[dict[str, str | float]]:
-    columns = {name: values.tolist() for name, values in judgement.per_image.items()}
+def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:
+    """Return a row for each picture: {image, caption, and its figures by name}."""
+    columns = {name: [defined(value) for value in values.tolist()] for name, values in judgement.per_image.items()}
     return [
-        {"image": name, "caption": caption, **{figure: values[at] for figure, values in columns.items()}}
-        for at, (name, caption) in enumerate(zip(matched.names, matched.captions, strict=True))
+        {"image": name, "caption": caption, **{figure: values[index] for figure, values in columns.items()}}
+        for index, (name, caption) in enumerate(zip(matched.names, matched.captions, strict=True))
     ]
 
 
-def _print_text(judgement: Judgement, matched: Matched, options: ScoreOptions) -> None:
-    display = Display()
-    protocol = judgement.protocol
-    display.console.print(
-        f"{protocol['pictures']:,} pictures, {protocol['references']:,} references, tokenizer {protocol['tokenizer']}"
-        + (f", split {options.split}" if options.split else "")
+def print_text(judgement: Judgement, matched: Matched, options: ScoreOptions) -> None:
+    """Print the figures, and with --per-image a table of pictures."""
+    display, protocol = Display(), judgement.protocol
+    display.print(
+        f"{quantity(protocol['pictures'], 'picture')}, {quantity(protocol['references'], 'reference')}, "
+        f"tokenizer {protocol['tokenizer']}" + (f", split {options.split}" if options.split else "")
     )
-    display.console.print("\n".join(judgement.lines()))
+    display.print("\n".join(judgement.lines()))
     if options.per_image:
         table = Table("image", "CIDEr-D", "caption", box=None)
-        for row in _rows(judgement, matched):
-            table.add_row(str(row["image"]), f"{row['CIDEr-D']:.3f}", str(row["caption"]))
+        for row in rows_of(judgement, matched):
+            table.add_row(printable(row["image"]), f"{row['CIDEr-D']:.3f}", printable(row["caption"]))
         display.console.print(table)

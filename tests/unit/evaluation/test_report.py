@@ -262,7 +262,7 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_words(
         (tmp_path / "bad.png").write_bytes(content)
     page = report(tmp_path, evaluation([tmp_path / "bad.png", picture], ["of the bad one", "of the good one"]))
     assert [one["alt"] for one in page.all("img")] == ["of the good one"]
-    own = "CIDEr-D 1.50 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
+    own = "CIDEr-D 1.500 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
     assert {"bad.png cannot be read any more", "of the bad one", own} <= set(page.text("p"))
 
 
@@ -353,7 +353,7 @@ def test_what_confidence_is_worth_is_drawn_and_told(tmp_path: Path, picture: Pat
     report(tmp_path, evaluation([picture], ["a caption"]), calibration=section)
     assert [one.told for one in section.plots] == [
         "confidence is off by 0.188 in the mean for a word, by 0.000 for a caption",
-        "the more confident half of the captions has CIDEr-D 1.50, all have 1.25",
+        "the more confident half of the captions has CIDEr-D 1.500, all have 1.250",
     ]
     assert "a calibration of other pictures" in section.told[0]
 

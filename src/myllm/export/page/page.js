@@ -1,4 +1,4 @@
-// What a person sees: pictures chosen, dropped or pasted, each with its caption.
+// The page: takes chosen, dropped and pasted pictures, and shows each with its caption.
 
 const status = document.getElementById('status');
 const bar = document.getElementById('bar');
@@ -10,18 +10,18 @@ const waiting = new Map();
 let count = 0;
 
 worker.onmessage = ({ data }) => {
-  if (data.number !== undefined) return finished(data);
+  if (data.id !== undefined) return showResult(data);
   if (data.error) {
     status.textContent = `The model could not be opened: ${data.error}`;
     bar.hidden = true;
   } else if (data.ready) {
-    status.textContent = 'Ready. Pictures stay on this device.';
+    status.textContent = 'Ready.';
     bar.hidden = true;
     beams.value = data.ready.decode.beams;
     document.body.dataset.state = 'ready';
   } else {
     const megabytes = bytes => (bytes / 1e6).toFixed(1);
-    status.textContent = `Reading the model: ${megabytes(data.done)} of ${megabytes(data.total)} MB`;
+    status.textContent = `Loading the model: ${megabytes(data.done)} of ${megabytes(data.total)} MB`;
     bar.value = data.done / data.total;
   }
 };
@@ -30,25 +30,26 @@ worker.onerror = event => {
   bar.hidden = true;
 };
 
-function caption(file) {
-  const number = count++;
+function addPicture(file) {
+  const id = count++;
   const figure = document.createElement('figure');
   const picture = document.createElement('img');
   const text = document.createElement('figcaption');
   const address = URL.createObjectURL(file);
   picture.src = address;
   picture.alt = '';
+  picture.loading = 'lazy';
   picture.onload = picture.onerror = () => URL.revokeObjectURL(address);
-  text.textContent = 'Looking …';
+  text.textContent = 'Waiting …';
   figure.append(picture, text);
   results.prepend(figure);
-  waiting.set(number, { picture, text, name: file.name });
-  worker.postMessage({ number, file, options: { beams: Math.max(1, Math.round(beams.valueAsNumber) || 1) } });
+  waiting.set(id, { picture, text, name: file.name });
+  worker.postMessage({ id, file, options: { beams: Math.max(1, Math.round(beams.valueAsNumber) || 1) } });
 }
 
-function finished({ number, caption, seconds, error }) {
-  const { picture, text, name } = waiting.get(number);
-  waiting.delete(number);
+function showResult({ id, caption, seconds, error }) {
+  const { picture, text, name } = waiting.get(id);
+  waiting.delete(id);
   if (error) {
     text.textContent = `${name}: ${error}`;
     text.className = 'error';
@@ -63,14 +64,14 @@ function finished({ number, caption, seconds, error }) {
 }
 
 chooser.onchange = () => {
-  for (const file of chooser.files) caption(file);
+  for (const file of chooser.files) addPicture(file);
   chooser.value = '';
 };
 document.addEventListener('dragover', event => event.preventDefault());
 document.addEventListener('drop', event => {
   event.preventDefault();
-  for (const file of event.dataTransfer.files) caption(file);
+  for (const file of event.dataTransfer.files) addPicture(file);
 });
 document.addEventListener('paste', event => {
-  for (const file of event.clipboardData.files) caption(file);
+  for (const file of event.clipboardData.files) addPicture(file);
 });

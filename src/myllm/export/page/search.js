@@ -1,123 +1,160 @@
-// Greedy and beam search over an exported decoder: `myllm.inference.onnx_search`, for one picture.
+// Greedy and beam search for one picture: the search of `myllm.decoding`, under the same names.
 
-const NEVER = -Infinity;
+const IMPOSSIBLE = -Infinity;
 
-// step(tokens, rows): tokens is a list for each caption; rows says which caption of the last call each goes on from
-// -> logits of what comes next, a Float32Array for each caption. given: what every caption begins with, the end first.
-// -> captions, best first: {tokens, logprobs, endedBy}.
-export async function search(step, given, options) {
-  return options.beams > 1 ? beams(step, given, options) : greedy(step, given, options);
-}
-
-async function greedy(step, given, options) {
-  const end = given[0];
-  const caption = { tokens: given.slice(1), logprobs: [], endedBy: 'length' };
-  let newest = given;
-  let said = given;
-  for (let chosen = 0; chosen < options.max_new_tokens; chosen++) {
-    const [logits] = await step([newest], [0]);
-    const logprobs = logSoftmax(logits);
-    const scores = byRules(logits.slice(), said, given.length, end, options);
-    const token = scores.reduce((best, score, at) => (score > scores[best] ? at : best), 0);
-    if (scores[token] === NEVER) throw nothingLeft();
-    caption.logprobs.push(logprobs[token]);
-    if (token === end) {
-      caption.endedBy = 'end';
-      break;
-    }
-    caption.tokens.push(token);
-    newest = [token];
-    said = [...said, token];
+// request: {step, end, prefix, config}. end: the token that begins and ends a caption; prefix: tokens that a caption
+// begins with; config: decoding options; step(tokens, origin): the model. In step, tokens[i] are the newest tokens of
+// caption i, which continues caption origin[i] of the call before; it resolves to a Float32Array of logits for each.
+// Returns hypotheses, best first: {tokens, logprobs, endedBy, rank}; tokens include the prefix, not the end.
+export async function runSearch(request) {
+  const { step, end, prefix, config } = request;
+  const strategy = config.beams > 1 ? new Beams(request) : new Greedy(request);
+  let history = [{ tokens: [end, ...prefix], logprobs: [], total: 0 }];
+  let newest = [history[0].tokens];
+  let origin = [0];
+  for (let length = 1; length <= config.max_new_tokens && history.length; length++) {
+    const logits = await step(newest, origin);
+    const logprobs = logits.map(logSoftmax);
+    const scores = (strategy.ranksLogprobs ? logprobs : logits).map((row, index) =>
+      applyRules(row.slice(), history[index], request));
+    const choice = strategy.choose(history, scores, logprobs);
+    history = choice.map(candidate => extend(history[candidate.origin], candidate));
+    newest = choice.map(({ token }) => [token]);
+    origin = choice.map(candidate => candidate.origin);
   }
-  return [caption];
+  return strategy.results().slice(0, config.num_return_sequences ?? undefined);
 }
 
-async function beams(step, given, options) {
-  const end = given[0];
-  const width = options.beams;
-  let open = [{ said: given, logprobs: [], total: 0 }];
-  let newest = [given];
-  let rows = [0];
-  let ended = [];
-  const putAside = (tokens, logprobs, total, endedBy) => {
-    ended.push({ tokens, logprobs, endedBy, rank: total / logprobs.length ** options.length_penalty });
-    ended = ended.sort((one, other) => other.rank - one.rank).slice(0, width);
-  };
-  for (let length = 1; length <= options.max_new_tokens; length++) {
-    const own = (await step(newest, rows)).map(logSoftmax);
-    const scores = own.map((row, beam) => byRules(row.slice(), open[beam].said, given.length, end, options));
-    // if every beam ends now, as many open ones remain
-    const candidates = best(scores, open, 2 * width);
-    const goesOn = [];
-    candidates.forEach(({ beam, token, total }, place) => {
-      if (goesOn.length === width) return;
-      const { said, logprobs } = open[beam];
-      const told = [...logprobs, own[beam][token]];
-      if (token !== end) goesOn.push({ beam, said: [...said, token], logprobs: told, total });
-      else if (place < width) putAside(said.slice(1), told, total, 'end');
+function extend(caption, { token, logprob, total }) {
+  return { tokens: [...caption.tokens, token], logprobs: [...caption.logprobs, logprob], total };
+}
+
+// Takes the likeliest token each time.
+class Greedy {
+  ranksLogprobs = false;
+
+  constructor({ end }) {
+    this.end = end;
+  }
+
+  choose([caption], [scores], [logprobs]) {
+    const token = scores.reduce((best, score, index) => (score > scores[best] ? index : best), 0);
+    if (scores[token] === IMPOSSIBLE) throw noTokenError();
+    const choice = { origin: 0, token, logprob: logprobs[token], total: 0 };
+    this.caption = extend(caption, choice);
+    return token === this.end ? [] : [choice];
+  }
+
+  results() {
+    return [hypothesis(this.caption, this.end, 1)];
+  }
+}
+
+// Keeps the likeliest unfinished captions, and sets finished ones aside until the search is over.
+class Beams {
+  ranksLogprobs = true;
+
+  constructor({ end, config }) {
+    this.end = end;
+    this.config = config;
+    this.ended = [];
+  }
+
+  choose(history, scores, logprobs) {
+    const { beams, max_new_tokens } = this.config;
+    const length = history[0].logprobs.length + 1;
+    const kept = [];
+    // twice as many candidates as beams: if every beam ends now, as many open ones remain
+    bestCandidates(scores, history, 2 * beams).forEach((candidate, position) => {
+      candidate.logprob = logprobs[candidate.origin][candidate.token];
+      if (kept.length === beams) return;
+      if (candidate.token !== this.end) kept.push(candidate);
+      else if (position < beams) this.add(history, candidate);
     });
-    const isOver = isSearchOver(ended, goesOn, length, options);
-    if (isOver && !ended.length) throw nothingLeft();
-    if (isOver) break;
-    if (length === options.max_new_tokens) {
-      for (const one of goesOn) putAside(one.said.slice(1), one.logprobs, one.total, 'length');
-    }
-    open = goesOn;
-    rows = goesOn.map(one => one.beam);
-    newest = goesOn.map(one => [one.said.at(-1)]);
+    const isOver = this.isOver(kept, length);
+    if (isOver && !this.ended.length) throw noTokenError();
+    if (isOver) return [];
+    if (length === max_new_tokens) kept.forEach(candidate => this.add(history, candidate));
+    return kept;
   }
-  return ended;
+
+  results() {
+    return this.ended;
+  }
+
+  add(history, candidate) {
+    const caption = extend(history[candidate.origin], candidate);
+    this.ended.push(hypothesis(caption, this.end, this.config.length_penalty));
+    this.ended = this.ended.sort((first, second) => second.rank - first.rank).slice(0, this.config.beams);
+  }
+
+  // As in transformers: see `Beams._is_over` of `myllm.decoding.beam`.
+  isOver(kept, length) {
+    const { beams, early_stopping, length_penalty, max_new_tokens } = this.config;
+    if (!kept.length) return true;
+    if (this.ended.length < beams) return false;
+    if (early_stopping === true) return true;
+    const finalLength = early_stopping === 'never' && length_penalty > 0 ? max_new_tokens : length;
+    return this.ended.at(-1).rank >= kept[0].total / finalLength ** length_penalty;
+  }
 }
 
-// As in myllm.decoding.beam, which does as transformers.
-function isSearchOver(ended, open, length, options) {
-  if (!open.length) return true;
-  if (ended.length < options.beams) return false;
-  if (options.early_stopping === true) return true;
-  const reached = options.early_stopping === 'never' && options.length_penalty > 0 ? options.max_new_tokens : length;
-  return ended.at(-1).rank >= open[0].total / reached ** options.length_penalty;
+// The caption without begin and end token.
+function hypothesis({ tokens, logprobs, total }, end, lengthPenalty) {
+  const isEnded = tokens.at(-1) === end;
+  const rank = total / logprobs.length ** lengthPenalty;
+  return { tokens: tokens.slice(1, isEnded ? -1 : undefined), logprobs, endedBy: isEnded ? 'end' : 'length', rank };
 }
 
-function best(scores, open, count) {
-  const found = [];
-  scores.forEach((row, beam) => {
+function bestCandidates(scores, history, count) {
+  const candidates = [];
+  scores.forEach((row, origin) => {
     row.forEach((score, token) => {
-      const total = Math.fround(open[beam].total + score);
-      if (total === NEVER || (found.length === count && total <= found.at(-1).total)) return;
-      let at = found.length;
-      while (at > 0 && found[at - 1].total < total) at--;
-      found.splice(at, 0, { beam, token, total });
-      if (found.length > count) found.pop();
+      const total = Math.fround(history[origin].total + score);
+      if (total === IMPOSSIBLE || (candidates.length === count && total <= candidates.at(-1).total)) return;
+      let index = candidates.length;
+      while (index > 0 && candidates[index - 1].total < total) index--;
+      candidates.splice(index, 0, { origin, token, total });
+      if (candidates.length > count) candidates.pop();
     });
   });
-  return found;
+  return candidates;
 }
 
-function byRules(scores, said, given, end, options) {
-  if (options.repetition_penalty !== 1) {
-    for (const token of new Set(said)) scores[token] *= options.repetition_penalty ** (scores[token] < 0 ? 1 : -1);
-  }
-  const size = options.no_repeat_ngram_size;
-  if (size > 0 && said.length >= size) {
-    const newest = said.slice(said.length - size + 1).join();
-    for (let at = 0; at + size <= said.length; at++) {
-      if (said.slice(at, at + size - 1).join() === newest) scores[said[at + size - 1]] = NEVER;
+// Rules change the scores of one caption's next tokens in place; value is the decoding option of the same name.
+const RULES = {
+  repetition_penalty(scores, { tokens }, value) {
+    for (const token of new Set(tokens)) scores[token] *= scores[token] < 0 ? value : 1 / value;
+  },
+
+  no_repeat_ngram_size(scores, { tokens }, value) {
+    if (value === 0 || tokens.length < value) return;
+    const newest = tokens.slice(tokens.length - value + 1).join();
+    for (let index = value - 1; index < tokens.length; index++) {
+      if (tokens.slice(index - value + 1, index).join() === newest) scores[tokens[index]] = IMPOSSIBLE;
     }
-  }
-  if (said.length - given < options.min_new_tokens) scores[end] = NEVER;
+  },
+
+  min_new_tokens(scores, { logprobs }, value, end) {
+    if (logprobs.length < value) scores[end] = IMPOSSIBLE;
+  },
+};
+
+function applyRules(scores, caption, { config, end }) {
+  for (const [name, rule] of Object.entries(RULES)) rule(scores, caption, config[name], end);
   return scores;
 }
 
 function logSoftmax(logits) {
-  let most = NEVER;
-  for (const one of logits) most = Math.max(most, one);
-  let sum = 0;
-  for (const one of logits) sum += Math.exp(one - most);
-  if (Number.isNaN(sum)) throw new Error("the model's scores are no numbers; its weights are damaged, or overflow");
-  const log = most + Math.log(sum);
-  return logits.map(one => one - log);
+  const largest = logits.reduce((first, second) => Math.max(first, second), IMPOSSIBLE);
+  const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
+  if (Number.isNaN(sum)) {
+    throw new Error("the model's logits are NaN or all minus infinity; its weights are damaged, or they overflow");
+  }
+  const logSum = largest + Math.log(sum);
+  return logits.map(logit => logit - logSum);
 }
 
-function nothingLeft() {
-  return new Error('the decoding options leave nothing that may come next; loosen one');
+function noTokenError() {
+  return new Error('the decoding options leave no token that may come next; loosen one of them');
 }

@@ -1,0 +1,112 @@
+"""The files of a run folder, and of other folders with results: which exist, and writing them."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from myllm.apps.printing import quantity
+from myllm.caption import Sample
+from myllm.errors import ConfigError
+from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
+from myllm.evaluation.evaluate import Evaluation, describe_search
+from myllm.evaluation.judge import MAIN
+from myllm.files import atomic_write
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+SAMPLES_FILE = "samples.jsonl"
+SAMPLES_PICTURE = "samples.png"
+SAMPLES = 20  # in samples.png and samples.jsonl
+WEAKEST_SLICES = 3  # printed with the figures
+
+
+def unused(out: str) -> Path:
+    """Return the path to write. Raises ConfigError if something is there already."""
+    if Path(out).exists():
+        raise ConfigError(f"--out {out} is there already; give another name, or remove it")
+    return Path(out)
+
+
+def output_folder(out: str | None, file: str, overwrite: bool) -> Path | None:
+    """Return the folder for results, or None. Raises ConfigError if it has `file` and may not be overwritten."""
+    if out is not None and not overwrite and (Path(out) / file).exists():
+        raise ConfigError(f"--out {out} holds {file} already; replace it by --overwrite, or give another folder")
+    return None if out is None else Path(out)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def write_jsonl(path: Path, rows: Sequence[object]) -> None:
+    """Write a file of JSON lines, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_samples(samples: Sequence[Sample], out: Path) -> None:
+    """Write samples.jsonl: a line for each picture, with its caption and references."""
+    write_jsonl(out / SAMPLES_FILE, [
+        {"image": str(sample.image), "caption": sample.caption, "references": list(sample.references)}
+        for sample in samples
+    ])
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """Write metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
+    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words  # imports matplotlib
+
+    write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
+    samples = [
+        Sample(evaluation.records[index].image, evaluation.captions[index].text, evaluation.records[index].captions)
+        for index in evaluation.spread(SAMPLES)
+    ]
+    write_samples(samples, out)
+    plot_samples(samples, out / SAMPLES_PICTURE)
+    plot_words(evaluation.words, out)
+    if evaluation.trust is not None:
+        plot_confidence(evaluation.trust, out)
+
+
+def save_calibration(model: Path, evaluation: Evaluation) -> None:
+    """Calibrate confidence on an evaluation's captions, and save the calibration in the model's file or folder.
+
+    Raises DataError if there are too few words to learn from; the model then stays as it was.
+    """
+    from myllm.checkpoints import native
+
+    references = [record.captions for record in evaluation.records]
+    native.write_calibration(calibrate(evaluation.captions, references, described(evaluation.protocol)), model)
+
+
+def evaluation_as_text(evaluation: Evaluation) -> str:
+    """Return the figures as a few lines of text, with how they were measured."""
+    protocol = evaluation.protocol
+    first = (
+        f"Split {protocol['split']}, {quantity(protocol['pictures'], 'picture')}, "
+        f"{describe_search(protocol['decode'])}, tokenizer {protocol['tokenizer']}:"
+    )
+    slices = [
+        f"{MAIN} {part.value:.3f} ({part.interval[0]:.3f} to {part.interval[1]:.3f}) of "
+        f"{quantity(part.pictures, 'picture')}, {part.kind}: {part.label}"
+        for part in evaluation.slices[:WEAKEST_SLICES]
+    ]
+    confidence = [] if evaluation.trust is None else _confidence_lines(evaluation.trust)
+    return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.describe_leaks(), *slices, *confidence])
+
+
+def _confidence_lines(report: ConfidenceReport) -> list[str]:
+    source = "a calibration of other pictures" if report.is_cross_fitted else "the captioner's own calibration"
+    return [
+        f"confidence by {source}: off by {report.word_error:.3f} in the mean for a word, by "
+        f"{report.caption_error:.3f} for a caption",
+        report.describe_sorting(MAIN),
+    ]
+
+
+def current_time() -> str:
+    """Return day, hour and time zone, for reports."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")

@@ -1,0 +1,18 @@
+"""`myllm scenes`: drawn pictures with captions, as data to train on."""
+
+from pathlib import Path
+
+from myllm.apps.console import Display
+from myllm.apps.opening import draw_with_progress
+from myllm.apps.options import ScenesOptions
+
+
+def scenes(options: ScenesOptions) -> int:
+    """Draw scenes into a new folder."""
+    display = Display(options.quiet)
+    draw_with_progress(Path(options.out), options.count, options.seed, display)
+    display.print(
+        f"Wrote {options.count:,} scenes to {options.out}. Train on them with: "
+        f"myllm train --preset scenes --data {options.out} --out captioner"
+    )
+    return 0

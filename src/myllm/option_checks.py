@@ -1,0 +1,71 @@
+"""Types and ranges of options: the checks that every configuration makes when it is created."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from myllm.errors import ConfigError
+
+MAX_NUMBER = 2**31 - 1
+MAX_IMAGE_SIZE = 4096
+
+
+def describe_type(kind: Any) -> str:
+    """Return in words which values an option of this type takes, for error messages."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        return "a list, like [new, all]; put a word that YAML reads as something else, like on or 3, in quotes"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(describe_type, get_args(kind)))
+    return words.get(kind, "options as `name: value`")
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, part) for part in arguments)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is tuple:
+        has_length = isinstance(value, list | tuple) and (... in arguments or len(value) == len(arguments))
+        return has_length and all(_has_type(item, arguments[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, Mapping if origin is dict else origin or kind)
+
+
+class Range(Enum):
+    """Allowed values of a number: in words, and as a function. NaN is in none of them."""
+
+    _value_: tuple[str, Callable[[float], bool]]
+    POSITIVE = "above 0", lambda value: value > 0
+    AT_LEAST_0 = "at least 0", lambda value: value >= 0
+    FRACTION = "at least 0 and below 1", lambda value: 0 <= value < 1
+    SHARE = "above 0 and at most 1", lambda value: 0 < value <= 1
+    IMAGE_SIZE = f"above 0 and at most {MAX_IMAGE_SIZE}", lambda value: 0 < value <= MAX_IMAGE_SIZE
+    # beyond these, float32 logits or a float64 power of the length overflow
+    SCALE = "between 0.001 and 1000", lambda value: 0.001 <= value <= 1000
+    WEIGHT = "at least 0 and at most 1000", lambda value: 0 <= value <= 1000
+    MODERATE = "between -10 and 10", lambda value: -10 <= value <= 10
+
+
+def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]) -> None:
+    """Raise ConfigError, naming the option, for a value of another type or outside its range; None has no range."""
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if not _has_type(value, option.type):
+            raise ConfigError(f"{group}{option.name} is {value!r}; expected {describe_type(option.type)}")
+    for allowed, names in ranges.items():
+        words, contains = allowed.value
+        for name in names:
+            value = getattr(config, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not contains(number):
+                    raise ConfigError(f"{group}{name} is {value}; it must be {words}")
+                if number is not None and number > (MAX_NUMBER if isinstance(number, int) else sys.float_info.max):
+                    raise ConfigError(f"{group}{name} is {value}; it must be at most {MAX_NUMBER:,}")

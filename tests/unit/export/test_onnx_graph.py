@@ -1,0 +1,17 @@
+"""Quantization of weights by block, as exports and the ONNX Runtime stepper use it."""
+
+import pytest
+import torch
+
+from myllm.export.onnx_graph import BLOCK_SIZE, quantize_by_block
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantize_by_block_is_off_by_half_a_scale_at_most(bits: int) -> None:
+    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
+    numbers, scales = quantize_by_block(weight, bits)
+    assert numbers.shape == (5, 3, BLOCK_SIZE) and scales.shape == (5, 3)
+    assert torch.equal(numbers, numbers.round()) and numbers.abs().amax() == 2 ** (bits - 1) - 1
+    restored = (numbers * scales[..., None]).flatten(1)
+    assert ((restored[:, :70] - weight).abs() <= 0.5001 * scales.repeat_interleave(BLOCK_SIZE, 1)[:, :70]).all()
+    assert not restored[:, 70:].any()
