@@ -170,7 +170,7 @@ def test_missing_weights_are_an_error_with_the_remedy(tmp_path: Path) -> None:
         clip_scores(f"transformers:{tmp_path}/none", [], [], [])
     with pytest.raises(ConfigError, match="give a local folder or file"):
         clip_scores(f"open_clip:ViT-B-32/{tmp_path}/none.pt", [], [], [])
-    with pytest.raises(ConfigError, match="no weights are named.*laion2b"):
+    with pytest.raises(ConfigError, match="weights are not named.*laion2b"):
         clip_scores("open_clip:ViT-B-32", [], [], [])
 
 
