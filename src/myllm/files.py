@@ -1,22 +1,28 @@
-"""Atomic file and folder writes, JSON files, and the cache folder."""
+"""Atomic file and folder writes, bounded reads, locks, JSON files, and the cache folder."""
 
+import errno
 import json
 import os
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from myllm.errors import CheckpointError, ConfigError, MyLLMError, reason
 
+LOCK_FILE = "in-use.lock"
+MAX_JSON_BYTES = 2**28
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well; until then, and if not, `path` stays.
+    """Yield a binary file that replaces `path` when the block ends without an error; otherwise `path` is unchanged.
 
-    Raises MyLLMError where the disk is full or the folder can't be written to.
+    Raises MyLLMError if the disk is full or the folder cannot be written to.
     """
     name = None
     try:
@@ -31,15 +37,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        _raise_if_of_disk(error, path)
+        _raise_disk_error(error, path)
         raise
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that gets the name `path` when the block ends well; until then, and if not, there is none.
+    """Yield an empty folder that is renamed to `path` when the block ends without an error; otherwise it is removed.
 
-    Raises ConfigError where `path` is there already, and MyLLMError where the disk is full or can't be written to.
+    Raises ConfigError if `path` exists, and MyLLMError if the disk is full or cannot be written to.
     """
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} is there already; give another name, or move it away")
@@ -60,32 +66,83 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
-        _raise_if_of_disk(error, path)
+        _raise_disk_error(error, path)
         raise
 
 
-def _raise_if_of_disk(error: BaseException, path: Path) -> None:
-    """Raises MyLLMError where the disk, and not our code, is why `path` could not be written."""
-    disk = _disk_error(error)
-    if disk is not None:
-        kept = "; what was there before is still there" if path.exists() else ""
-        told = disk.strerror or disk
-        raise MyLLMError(f"cannot write {path}: {told}{kept}. Make room or choose another folder") from error
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    """The OSError behind an error; torch's zip writer raises a RuntimeError of its own over it."""
+def _raise_disk_error(error: BaseException, path: Path) -> None:
+    """Raise MyLLMError if the operating system, and not our code, is why `path` could not be written."""
     if not isinstance(error, OSError | RuntimeError):
-        return None
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+        return
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # torch's zip writer wraps the OSError
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        hint = "; what was there before is still there" if path.exists() else ""
+        message = cause.strerror or cause
+        raise MyLLMError(f"cannot write {path}: {message}{hint}. Make room or choose another folder") from error
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Reserve `folder` for this process until the block ends. A missing folder is made, and removed if it stays empty.
+
+    The lock ends with the process, however that ends. On systems without fcntl (Windows) nothing is locked.
+    Raises ConfigError with the number of the process that has the folder, and MyLLMError if it cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        _raise_disk_error(error, folder)
+        raise
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read() or "another process"
+            raise ConfigError(f"{folder} is in use by {owner}; wait until it ends, or give another folder") from None
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            # another process ended, and removed its lock file, between our opening it and our locking it
+            raise ConfigError(f"{folder} was in use until now; start again")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file or pipe, without ever reading more than `max_bytes`.
+
+    Raises OSError if it cannot be read, is larger, or is a device.
+    """
+    status = path.stat()
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        raise OSError(errno.EINVAL, "is a device, not a file")
+    if status.st_size <= max_bytes:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) <= max_bytes:
+            return content
+    raise OSError(errno.EFBIG, f"larger than the limit of {max_bytes:,} bytes")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError where it is missing or anything else."""
+    """Return the object in a JSON file. Raises CheckpointError if it is missing or holds something else."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_bytes(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
     if not isinstance(facts, dict):
@@ -94,16 +151,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(facts: Mapping[str, Any]) -> str:
-    """Names and values as JSON for people, what JSON does not know as text."""
+    """Return indented JSON; values that JSON does not know are written as text."""
     return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def write_json(facts: Mapping[str, Any], path: Path) -> None:
+    """Write `json_text(facts)` in UTF-8, not atomically."""
     path.write_text(json_text(facts), encoding="utf-8")
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept between runs: MYLLM_CACHE, else the user's own cache folder."""
-    own = os.environ.get("MYLLM_CACHE")
+    """Return the folder for what can be computed again: MYLLM_CACHE, or `myllm` in the user's cache folder."""
+    chosen = os.environ.get("MYLLM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "myllm"
+    return Path(chosen) if chosen else Path(base) / "myllm"

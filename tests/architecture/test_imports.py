@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < config, files, device, batched < caption, presets < metrics < data, model, decoding"
+    "errors < config, files, device, batched, progress < caption, presets < metrics < data, model, decoding"
     " < attribution, checkpoints < export < inference < training, evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}

@@ -22,7 +22,7 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.loss import Objective
-from myllm.training.trainer import validation_loss
+from myllm.training.validate import validation_loss
 
 HELD = Image.effect_noise((64, 64), 90).convert("RGB")
 
@@ -50,7 +50,7 @@ def test_1_no_picture_is_in_both_training_and_validation(tiny_picture_folder: Pa
 def test_2_the_begin_token_is_fed_in_training_and_the_end_is_a_target(source: CaptionSource) -> None:
     [batch] = evaluation_batches(source, 12, workers=0).epoch(0)
     assert (batch.tokens[..., 0] == source.end).all()
-    targets, lengths = batch.tokens[..., 1:], batch.mask.sum(-1)
+    targets, lengths = batch.tokens[..., 1:], batch.lengths
     last = targets.gather(-1, (lengths - 1).clamp(min=0)[..., None])[..., 0]
     is_whole = lengths < 23  # what fills the context has been cut, and did not end there
     assert is_whole.any() and (last[is_whole] == source.end).all()

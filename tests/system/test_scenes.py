@@ -1,4 +1,4 @@
-"""`myllm scenes`: the same bytes from the same seed, in a layout that reads without a finding."""
+"""`myllm scenes`: the same seed gives the same bytes, in a layout that is read without findings."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_seed_gives_the_same_bytes_and_another_gives_others(scenes: Path, tmp_path: Path) -> None:
+def test_scenes_of_a_seed_are_the_same_bytes_and_of_another_seed_differ(scenes: Path, tmp_path: Path) -> None:
     for name, seed in (("same", "0"), ("other", "1")):
         assert main(["scenes", "--out", str(tmp_path / name), "--count=60", "--seed", seed, "--quiet"]) == 0
     assert digest(tmp_path / "same") == digest(scenes)
@@ -29,28 +29,28 @@ def test_a_seed_gives_the_same_bytes_and_another_gives_others(scenes: Path, tmp_
     )
 
 
-def test_the_layout_reads_without_a_finding(scenes: Path) -> None:
+def test_scenes_are_read_without_findings(scenes: Path) -> None:
     records, findings = read_records(scenes, CaptionsConfig())
     splits = split_records(records, scenes, findings)
-    assert {name: len(side) for name, side in splits.items()} == {"train": 54, "val": 3, "heldout": 3}
+    assert {name: len(split) for name, split in splits.items()} == {"train": 54, "val": 3, "heldout": 3}
     assert findings.lines() == []
     assert all(len(record.captions) == 5 for record in records)
 
 
-def test_captions_of_train_and_val_never_say_a_held_out_pair(scenes: Path) -> None:
+def test_scenes_name_held_out_pairs_only_in_part_heldout(scenes: Path) -> None:
     records, _ = read_records(scenes, CaptionsConfig())
     for record in records:
-        said = {(kind, colour) for caption in record.captions for _, colour, kind in named_groups(caption)}
-        assert bool(said & HELD_OUT) == record.name.startswith("heldout")
+        pairs = {(kind, colour) for caption in record.captions for _, colour, kind in named_groups(caption)}
+        assert bool(pairs & HELD_OUT) == record.name.startswith("heldout")
 
 
-def test_the_side_file_holds_what_was_drawn(scenes: Path) -> None:
+def test_scenes_list_the_boxes_of_their_things(scenes: Path) -> None:
     things = read_things(scenes)
     assert things["val_000002.png"] == draw_scene(0, "val", 2)[1].things
     assert things.keys() == {path.name for path in (scenes / "flickr30k_images").iterdir()}
 
 
-def test_a_folder_that_holds_something_is_left_alone(
+def test_scenes_refuse_a_folder_that_is_not_empty(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(scenes, tmp_path / "data"))
@@ -60,7 +60,7 @@ def test_a_folder_that_holds_something_is_left_alone(
     assert digest(out) == before
 
 
-def test_too_few_to_split_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_refuse_a_count_too_small_to_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scenes", "--out", str(tmp_path / "data"), "--count=19"]) == 2
     assert "--count 19: at least 20 pictures" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()

@@ -133,7 +133,7 @@ def test_one_reference_a_picture_is_scored_with_a_warning(files: dict[str, Path]
     ("options", "code", "reason"),
     [
         (["--json", "--csv"], 2, "--json and --csv: one form at a time"),
-        (["--split=val"], 1, "COCO's annotations have no splits"),
+        (["--split=val"], 1, "COCO annotations have no splits"),
         (["--refs=x"], 2, "unknown option --refs"),
     ],
 )

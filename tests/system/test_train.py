@@ -1,7 +1,9 @@
-"""`myllm train`: what a run leaves behind, and that no interruption, mistake or full disk costs more than a step."""
+"""`myllm train`: the files of a run, and that no interruption, mistake or full disk costs more than a step."""
 
 import csv
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +18,7 @@ import yaml
 from PIL import Image
 
 from myllm.apps.cli import main
+from myllm.files import LOCK_FILE, lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.presets import PRESETS
 
@@ -29,7 +32,7 @@ WRITTEN = (
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without the one column that no two runs share."""
+    """Return the rows of metrics.csv without the minutes, which differ between runs."""
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [{name: value for name, value in row.items() if name != "minutes"} for row in csv.DictReader(file)]
 
@@ -38,18 +41,18 @@ def weights(path: Path, part: str = "model") -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)[part]  # type: ignore[no-any-return]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """To the bit: every epoch's figures, and the weights of the best and of the last step."""
-    assert rows_of(one) == rows_of(other)
+def assert_same_run(run: Path, expected: Path) -> None:
+    """Compare to the bit: the figures of each epoch, and the weights of the best epoch and of the last step."""
+    assert rows_of(run) == rows_of(expected)
     for name, part in (("captioner.pt", "model"), ("last.pt", "objective")):
-        ours, theirs = weights(one / name, part), weights(other / name, part)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+        result, correct = weights(run / name, part), weights(expected / name, part)
+        assert result.keys() == correct.keys()
+        assert all(torch.equal(result[key], correct[key]) for key in result), name
 
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """What a disk without room does to a write, done by the operating system to this process."""
+    """Let the operating system refuse larger files of this process, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -58,7 +61,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_the_run_folder_is_complete(tiny_run: Path) -> None:
+def test_train_writes_all_files_of_the_run_folder(tiny_run: Path) -> None:
     assert {name for name in WRITTEN if (tiny_run / name).stat().st_size} == set(WRITTEN)
     assert list(tiny_run.glob("events.out.tfevents.*"))
     assert not list(tiny_run.glob(".*"))  # nothing half-written
@@ -66,19 +69,27 @@ def test_the_run_folder_is_complete(tiny_run: Path) -> None:
         Image.open(tiny_run / name).verify()
 
 
-def test_metrics_csv_has_a_row_an_epoch_and_the_loss_falls(tiny_run: Path) -> None:
+def test_train_writes_a_row_of_metrics_csv_for_each_epoch_and_the_loss_falls(tiny_run: Path) -> None:
     rows = rows_of(tiny_run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+    assert 0.01 > float(rows[1]["learning_rate"]) > float(rows[2]["learning_rate"]) > float(rows[3]["learning_rate"])
 
 
-def test_metrics_json_has_the_figures_and_how_they_were_measured(tiny_run: Path) -> None:
+def test_train_writes_steps_and_epochs_for_tensorboard(tiny_run: Path) -> None:
+    [events] = tiny_run.glob("events.out.tfevents.*")
+    tags = set(re.findall(rb"[a-z_]+/[a-z_]+|val_loss|learning_rate|gradient_norm", events.read_bytes()))
+    assert tags >= {b"step/loss", b"step/learning_rate", b"step/gradient_norm", b"val_loss", b"learning_rate"}
+
+
+def test_train_writes_figures_and_protocol_into_metrics_json(tiny_run: Path) -> None:
     figures = json.loads((tiny_run / "metrics.json").read_text())
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"} <= figures.keys()
     assert figures["protocol"]["split"] == "val" and figures["protocol"]["pictures"] == 3
 
 
-def test_the_report_is_of_this_run(tiny_run: Path, jsonl: Callable[[Path], list[dict[str, object]]]) -> None:
+def test_train_writes_a_report_of_the_run(tiny_run: Path, jsonl: Callable[[Path], list[dict[str, object]]]) -> None:
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     figures = json.loads((tiny_run / "metrics.json").read_text())
     assert "<h1>captioner</h1>" in page and "<dt>Epochs</dt><dd>4, the best is " in page
@@ -86,13 +97,15 @@ def test_the_report_is_of_this_run(tiny_run: Path, jsonl: Callable[[Path], list[
     assert all(f'alt="{sample["caption"]}"' in page for sample in jsonl(tiny_run / "samples.jsonl"))
 
 
-def test_captioner_pt_alone_captions(tiny_run: Path, pictures: list[Path], tmp_path: Path) -> None:
-    shutil.copy(tiny_run / "captioner.pt", tmp_path / "alone.pt")
-    there = [one.text for one in Captioner.load(tiny_run).caption_batch(pictures)]
-    assert [one.text for one in Captioner.load(tmp_path / "alone.pt").caption_batch(pictures)] == there
+def test_captioner_pt_captions_without_the_rest_of_the_run(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    shutil.copy(tiny_run / "captioner.pt", tmp_path / "copy.pt")
+    expected = [caption.text for caption in Captioner.load(tiny_run).caption_batch(pictures)]
+    assert [caption.text for caption in Captioner.load(tmp_path / "copy.pt").caption_batch(pictures)] == expected
 
 
-def test_the_same_seed_gives_the_same_run_and_another_does_not(train: Train, tiny_run: Path, tmp_path: Path) -> None:
+def test_train_with_the_same_seed_is_the_same_run(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "again", "--epochs=4", "--quiet") == 0
     assert_same_run(tmp_path / "again", tiny_run)
     assert train(tmp_path / "other", "--epochs=1", "--seed=1", "--quiet") == 0
@@ -100,7 +113,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(train: Train, tin
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_tells_how_to_go_on_and_the_resumed_run_is_the_uninterrupted_one(
+def test_train_saves_on_ctrl_c_and_resumes_to_the_uninterrupted_run(
     stopped: Stopped, tiny: list[str], tiny_run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -115,7 +128,7 @@ def test_ctrl_c_saves_tells_how_to_go_on_and_the_resumed_run_is_the_uninterrupte
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_whole_files_and_goes_on(
+def test_train_resumes_a_killed_run(
     stopped: Stopped, tiny: list[str], tiny_run: Path, scenes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -127,17 +140,26 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(
     assert_same_run(out, tiny_run)
 
 
-def test_a_run_is_refused_where_one_is_and_stays_as_it_was(
+def test_train_refuses_a_folder_with_a_run_and_leaves_it_unchanged(
     train: Train, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in tiny_run.iterdir()}
     assert train(tiny_run, "--epochs=1") == 2
-    assert f"--out {tiny_run} holds a run already" in (told := capsys.readouterr().err)
-    assert "--resume" in told and "--overwrite" in told
+    assert f"--out {tiny_run} holds a run already" in (message := capsys.readouterr().err)
+    assert "--resume" in message and "--overwrite" in message
     assert {path: path.read_bytes() for path in tiny_run.iterdir()} == before
 
 
-def test_overwrite_begins_anew(train: Train, tiny_run: Path, tmp_path: Path) -> None:
+def test_train_refuses_a_folder_that_another_process_trains_into(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lock_folder(tmp_path / "run"):
+        assert train(tmp_path / "run", "--epochs=1") == 2
+        assert f"{tmp_path}/run is in use by process {os.getpid()}" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+
+
+def test_train_with_overwrite_starts_again(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert train(out, "--epochs=1", "--overwrite", "--quiet") == 0
     assert len(rows_of(out)) == 1
@@ -152,7 +174,7 @@ def test_overwrite_begins_anew(train: Train, tiny_run: Path, tmp_path: Path) -> 
         (["--resume", "--overwrite"], 2),
     ],
 )
-def test_a_run_that_cannot_begin_or_go_on_costs_nothing(
+def test_train_changes_no_file_of_a_run_that_it_cannot_replace_or_resume(
     train: Train, tiny_run: Path, tmp_path: Path, options: list[str], code: int
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
@@ -161,15 +183,15 @@ def test_a_run_that_cannot_begin_or_go_on_costs_nothing(
     assert {name: (out / name).read_bytes() for name in WRITTEN} == before
 
 
-def test_resume_without_a_run_says_so_and_makes_no_folder(
+def test_train_refuses_to_resume_without_a_run_and_makes_no_folder(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--resume") == 2
-    assert f"{tmp_path}/run/last.pt is not there, so there is no run to go on with" in capsys.readouterr().err
+    assert f"--resume: {tmp_path}/run/last.pt is " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_with_other_data_is_refused(
+def test_train_refuses_to_resume_with_other_data(
     train: Train, tiny_run: Path, tiny_picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
@@ -178,94 +200,112 @@ def test_resume_with_other_data_is_refused(
     assert len(list(out.glob("events.*"))) == 1
 
 
-def test_a_finished_run_goes_on_for_more_epochs(train: Train, tiny_run: Path, tmp_path: Path) -> None:
+def test_train_resumes_a_finished_run_for_more_epochs(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert train(out, "--epochs=5", "--resume", "--quiet") == 0
     assert rows_of(out)[:4] == rows_of(tiny_run) and len(rows_of(out)) == 5
 
 
-def test_config_yaml_alone_reproduces_the_run(tiny_run: Path, tmp_path: Path) -> None:
+def test_train_with_config_yaml_reproduces_the_run(tiny_run: Path, tmp_path: Path) -> None:
     words = ["--config", str(tiny_run / "config.yaml"), "--out", str(tmp_path / "other"), "--quiet"]
     assert main(["train", *words]) == 0
     assert_same_run(tmp_path / "other", tiny_run)
 
 
-def test_a_preset_gives_the_options_that_are_not_given(train: Train, tmp_path: Path) -> None:
+def test_train_takes_options_that_are_not_given_from_the_preset(train: Train, tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--preset", "photos-fast", "--vision.frozen=false", "--max-steps=1", "--quiet") == 0
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["best_by"] == PRESETS["photos-fast"]["best_by"] == "CIDEr-D"
     assert saved["decode"]["beams"] == 5 and saved["decode"]["max_new_tokens"] == 12
 
 
-def test_hyphen_and_underscore_are_the_same_in_a_name(train: Train, tmp_path: Path) -> None:
+def test_train_accepts_hyphen_and_underscore_in_option_names(train: Train, tmp_path: Path) -> None:
     assert train(tmp_path / "a", "--max-steps=1", "--text.n-embd=16", "--batch-size", "4", "--quiet") == 0
     assert train(tmp_path / "b", "--max_steps=1", "--text.n_embd=16", "--batch_size", "4", "--quiet") == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_json_prints_nothing_but_json_on_standard_output(
+def test_train_with_json_prints_only_json_on_standard_output(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--max-steps=1", "--json") == 0
-    told = capfd.readouterr()
-    assert json.loads(told.out) == json.loads((tmp_path / "run/metrics.json").read_text())
-    assert "training pictures" in told.err
+    printed = capfd.readouterr()
+    assert json.loads(printed.out) == json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "training pictures" in printed.err
 
 
-def test_quiet_leaves_the_figures_and_what_was_written(
+def test_train_with_quiet_prints_figures_and_files(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--max-steps=1", "--quiet") == 0
-    told = capfd.readouterr().out.strip().splitlines()
-    assert told[0].startswith("Split val, 3 pictures, greedy")
-    assert told[-1].startswith(f"Wrote {tmp_path}/run: captioner.pt, config.yaml")
+    lines = [line for line in capfd.readouterr().out.strip().splitlines() if not line.startswith("!")]
+    assert lines[0].startswith("Split val, 3 pictures, greedy")
+    assert lines[-1].startswith(f"Wrote {tmp_path}/run: captioner.pt, config.yaml")
 
 
-def test_each_epoch_shows_its_figures_and_three_captions_beside_a_reference(
+def test_train_prints_figures_and_three_captions_after_each_epoch(
     train: Train, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--epochs=1") == 0
-    told = capfd.readouterr().out
-    assert "epoch 1  " in told and "perplexity" in told and "shuffled pictures" in told
-    assert told.count("reference: ") == 3
-    assert f"myllm caption PICTURES --model {tmp_path}/run" in told
+    output = capfd.readouterr().out
+    assert "epoch 1  " in output and "perplexity" in output and "shuffled pictures" in output
+    assert output.count("reference: ") == 3
+    assert f"myllm caption PICTURES --model {tmp_path}/run" in output
 
 
-def test_without_room_on_the_disk_the_last_good_checkpoint_stays(
+def test_train_keeps_the_last_good_checkpoint_if_the_disk_is_full(
     train: Train, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     before = {name: (out / name).read_bytes() for name in ("captioner.pt", "last.pt")}
     with files_no_larger_than(200_000):
         assert train(out, "--epochs=5", "--resume", "--quiet") == 1
-    assert "cannot write" in (told := capsys.readouterr().err) and "Make room" in told
+    assert "cannot write" in (message := capsys.readouterr().err) and "Make room" in message
     assert {name: (out / name).read_bytes() for name in before} == before
     assert not list(out.glob(".*"))
     assert train(out, "--epochs=5", "--resume", "--quiet") == 0
 
 
-def test_patience_stops_after_so_many_epochs_without_a_better_one(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_train_stops_after_patience_epochs_without_a_better_one(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the first epoch is the best for ever: no caption is like another, and CIDEr-D stays 0
-    options = ["--epochs=9", "--lr=1e-9", "--best_by=CIDEr-D", "--patience=2"]
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    # so low a rate that the weights, and the validation loss, never change
+    options = ["--epochs=9", "--lr=1e-30", "--vision.frozen=true", "--best_by=CIDEr-D", "--patience=2"]
     assert train(tmp_path / "run", *options) == 0
     assert len(rows_of(tmp_path / "run")) == 3
-    assert "stopped: 2 epochs without a better CIDEr-D" in capsys.readouterr().out
-    assert train(tmp_path / "run", *options, "--resume") == 0  # a run that has stopped has nothing to go on with
+    output = capsys.readouterr().out
+    assert "CIDEr-D needs at least 50 captioned validation pictures, and there are 3" in output
+    assert "stopped: 2 epochs without a better loss" in output
+    assert train(tmp_path / "run", *options, "--resume") == 0  # a stopped run stays stopped
     assert len(rows_of(tmp_path / "run")) == 3
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_the_way_out(
+def test_train_ends_with_the_fix_if_the_loss_is_not_finite(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--epochs=9", "--lr=1e30", "--quiet") == 1
-    assert "the loss is nan" in (told := capsys.readouterr().err) and "lower --lr" in told
+    assert "the loss is nan" in (message := capsys.readouterr().err) and "lower --lr" in message
 
 
-def test_a_long_caption_is_cut_and_reported(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_cuts_and_reports_long_captions(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", "--text.n_positions=8", "--max-steps=1") == 0
     assert "captions cut at the context's end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["command line", "file"])
+def test_train_with_base_refuses_an_option_that_differs_even_at_its_default(
+    scenes: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("text:\n  n_layer: 12\n")
+    option = "--text.n-layer=12" if source == "command line" else f"--config={tmp_path}/mine.yaml"
+    assert main(["train", f"--data={scenes}", f"--out={tmp_path}/run", f"--base={tiny_run}", option]) == 2
+    assert f"text.n_layer is 12, but the base {tiny_run} has 1; leave that out" in capsys.readouterr().err
+
+
+def test_train_accepts_the_config_yaml_of_its_base(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["train", f"--config={tiny_run}/config.yaml", f"--base={tiny_run}", f"--out={tmp_path}/run"]
+    assert main([*words, "--max-steps=1", "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -282,6 +322,6 @@ def test_a_long_caption_is_cut_and_reported(train: Train, tmp_path: Path, capsys
         ["--augment=true", "--workers=0", "--precision=bf16", "--decode.do_sample=true"],
     ],
 )
-def test_every_way_to_train_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
+def test_train_runs_with_options_that_change_how_it_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
     assert train(tmp_path / "run", "--epochs=1", "--quiet", *options) == 0
     assert float(rows_of(tmp_path / "run")[0]["val_loss"]) < 6

@@ -1,19 +1,17 @@
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from myllm.batched import batched
-from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import ConfigError, MyLLMError
-from myllm.files import atomic_folder, atomic_write, cache_folder
-
-CPU = torch.device("cpu")
+from myllm.files import atomic_folder, atomic_write, cache_folder, lock_folder, read_bytes
 
 
-def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+def test_atomic_write_shows_the_file_only_when_the_block_ends(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "new/a.txt") as file:
         file.write(b"whole")
         assert not (tmp_path / "new/a.txt").exists()
@@ -21,14 +19,14 @@ def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
-def test_the_file_can_be_read_by_others(tmp_path: Path) -> None:
+def test_atomic_write_makes_files_that_others_can_read(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.txt") as file:
         file.write(b"whole")
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MyLLMError])
-def test_what_was_there_stays_where_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+def test_atomic_write_keeps_the_old_file_if_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.txt").write_bytes(b"before")
     with pytest.raises(error), atomic_write(tmp_path / "a.txt") as file:
         file.write(b"half")
@@ -37,7 +35,7 @@ def test_what_was_there_stays_where_the_block_fails(tmp_path: Path, error: type[
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_told_with_what_is_still_there(tmp_path: Path) -> None:
+def test_atomic_write_reports_a_full_disk_and_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"before")
     message = rf"cannot write {tmp_path}/a.txt: No space left on device; what was there before is still there"
     with pytest.raises(MyLLMError, match=message), atomic_write(tmp_path / "a.txt") as file:
@@ -46,7 +44,14 @@ def test_a_full_disk_is_told_with_what_is_still_there(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.txt": b"before"}
 
 
-def test_a_folder_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
+def test_atomic_write_reports_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = r"cannot write .*file/a.txt: .*choose another folder"
+    with pytest.raises(MyLLMError, match=message), atomic_write(tmp_path / "file/a.txt"):
+        pass
+
+
+def test_atomic_folder_shows_the_whole_folder_and_others_can_read_it(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "new/a") as part:
         (part / "b.txt").write_text("whole")
         assert not (tmp_path / "new/a").exists()
@@ -56,51 +61,69 @@ def test_a_folder_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MyLLMError])
-def test_nothing_of_a_folder_stays_where_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+def test_atomic_folder_leaves_nothing_if_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), atomic_folder(tmp_path / "a") as part:
         (part / "b.txt").write_text("half")
         raise error("in the middle")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_not_put_over_another(tmp_path: Path) -> None:
+def test_atomic_folder_refuses_a_name_that_exists(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("nowhere")
     with pytest.raises(ConfigError, match="a is there already"), atomic_folder(tmp_path / "a"):
         pass
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    message = r"cannot write .*file/a.txt: .*choose another folder"
-    with pytest.raises(MyLLMError, match=message), atomic_write(tmp_path / "file/a.txt"):
+LOCKED = "import sys, pathlib, myllm.files\nwith myllm.files.lock_folder(pathlib.Path(sys.argv[1])): print('locked')"
+
+
+def test_lock_folder_refuses_a_second_process_and_names_the_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCKED, str(tmp_path / "run")]
+    with lock_folder(tmp_path / "run"):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 1 and f"ConfigError: {tmp_path}/run is in use by process {os.getpid()} on " in (
+            second.stderr
+        )
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "locked\n"
+
+
+def test_lock_folder_ends_with_a_killed_process(tmp_path: Path) -> None:
+    code = LOCKED.replace("print('locked')", "print('locked', flush=True), sys.stdin.read()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigError, match=f"process {process.pid} "), lock_folder(tmp_path):
+            pass
+        process.kill()
+    with lock_folder(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("has_gpu", [False, True])
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    assert choose_device("auto").type == ("cuda" if has_gpu else "cpu")
-    assert choose_device("cpu").type == "cpu"
+def test_lock_folder_leaves_files_and_removes_what_it_made(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "empty"), lock_folder(tmp_path / "run"):
+        (tmp_path / "run/last.pt").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["run", "run/last.pt"]
 
 
-def test_a_device_that_is_unknown_or_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"devices cuda: this machine has no usable GPU; take --devices cpu or auto"):
-        choose_device("cuda")
-    with pytest.raises(ConfigError, match=r"devices 'tpu': expected auto, cpu or cuda"):
-        choose_device("tpu")
+def test_lock_folder_reports_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = r"cannot write .*file/run.*choose another folder"
+    with pytest.raises(MyLLMError, match=message), lock_folder(tmp_path / "file/run"):
+        pass
 
 
-def test_a_cpu_computes_in_fp32_unless_asked() -> None:
-    assert [choose_precision(name, CPU) for name in ("auto", "fp32", "bf16")] == ["fp32", "fp32", "bf16"]
-    with pytest.raises(ConfigError, match=r"precision fp16: a CPU does not train in it; take fp32 or bf16"):
-        choose_precision("fp16", CPU)
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
-    with autocast(precision, CPU):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+def test_read_bytes_reads_no_more_than_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than the limit of 4 bytes"):
+        read_bytes(path, 4)
+    os.truncate(path, 60 * 2**30)  # sparse: it takes no room on the disk
+    with pytest.raises(OSError, match="larger than the limit"):
+        read_bytes(path, 2**20)
+    with pytest.raises(OSError, match="is a device"):
+        read_bytes(Path("/dev/zero"), 2**20)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +134,7 @@ def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) 
         ({}, os.path.expanduser("~/.cache/myllm")),
     ],
 )
-def test_the_cache_is_where_the_environment_says(
+def test_cache_folder_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
 ) -> None:
     for name in ("MYLLM_CACHE", "XDG_CACHE_HOME"):

@@ -15,15 +15,13 @@ from myllm.apps.options import CaptionOptions
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.checkpoints.checks import is_onnx_export
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.errors import ConfigError, DataError
 from myllm.files import atomic_write
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
 # A file's name may hold bytes that are no UTF-8; escaped so, JSON gives them back as they were.
 ODD_NAMES = "backslashreplace"
-PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
-)
 
 
 def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, Any]) -> int:

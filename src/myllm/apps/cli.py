@@ -114,7 +114,7 @@ def run_verb(name: str, words: Sequence[str]) -> int:
     parsed, instances, given = parse(name, words)
     run: Callable[..., int] = _imported(verb.run)
     if name == "train":
-        return run(instances[TrainConfig], instances[_imported(verb.options)])
+        return run(instances[TrainConfig], instances[_imported(verb.options)], given_names(words))
     options = instances[_imported(verb.options)]
     if verb.paths is not None:
         return run(parsed.paths, options, given)
@@ -152,6 +152,17 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, dict[type, Any], dict[s
     instances = {one: one(**_values(one, parser.instantiate(parsed))) for one in classes}
     decode = {word.removeprefix("--decode.").split("=")[0] for word in words if word.startswith("--decode.")}
     return parsed, instances, {key: parsed.decode[key] for key in decode}
+
+
+def given_names(words: Sequence[str]) -> frozenset[str]:
+    """Return the dotted names of the options that are given on the command line or in YAML files."""
+    import yaml
+
+    spelled = _spelled_out(words, {})
+    names = [word[2:].partition("=")[0] for word in spelled if word.startswith("--")]
+    for path in _config_files(spelled):
+        names += [name for name, _ in _keys(yaml.compose(path.read_text(encoding="utf-8")), "")]
+    return frozenset(names)
 
 
 def _values(one: type, namespace: Any) -> dict[str, Any]:

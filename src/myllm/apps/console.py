@@ -71,11 +71,12 @@ class TrainingDisplay:
     def __init__(self, display: Display) -> None:
         self.display = display
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-                   TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} pictures/s"),
+                   TextColumn("{task.fields[figures]}"),
                    TimeRemainingColumn(elapsed_when_finished=True))
         self.moves = display.console.is_terminal and not display.quiet
         self.bars = Progress(*columns, console=display.console, transient=True, disable=not self.moves)
-        self.task = self.bars.add_task("training", total=1.0, epoch=1, loss=0.0, rate=0.0)
+        self.task = self.bars.add_task("training", total=1.0, epoch=1, figures="")
+        self.latest: StepReport | None = None
         self.loss: float | None = None
         self.rate: float | None = None
 
@@ -87,13 +88,19 @@ class TrainingDisplay:
         self.bars.stop()
 
     def step(self, report: "StepReport") -> None:
-        # smoothed, as single batches differ more than the eye should see
-        self.loss = report.loss if self.loss is None else 0.95 * self.loss + 0.05 * report.loss
+        """Show the figures; loss and speed are smoothed, because they vary from batch to batch."""
+        # the loss of the step before, because reading the newest one would make a GPU wait
+        finished, self.latest = self.latest or report, report
+        self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
         rate = report.pictures_per_second
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, loss=self.loss, rate=self.rate)
+        figures = (
+            f"loss {self.loss:.3f}  lr {finished.learning_rate:.2g}  gradient {finished.gradient_norm:.2g}  "
+            f"{self.rate:.0f} pictures/s"
+        )
+        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
         if not self.moves and self.display.is_due():
-            self.display.say(f"{report.progress:4.0%}  loss {self.loss:.3f}  {self.rate:.0f} pictures/s")
+            self.display.say(f"{report.progress:4.0%}  {figures}")
 
     def epoch(self, row: dict[str, float | str], samples: "Sequence[Sample]") -> None:
         figures = {key: value for key, value in row.items() if not isinstance(value, str)}

@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
@@ -29,25 +29,26 @@ from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.judge import MAIN
 from myllm.evaluation.plots import plot_confidence, plot_curves, plot_samples, plot_words
 from myllm.evaluation.report import evaluation_report, write_report
-from myllm.files import atomic_write
+from myllm.files import atomic_write, lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.run_state import RunState
-from myllm.training.trainer import SAMPLES, Trainer
+from myllm.training.trainer import SAMPLES, StepReport, Trainer
 
 CONFIG_FILE = "config.yaml"
 WEAKEST = 3  # slices that are told
+STEPS_PER_EVENT = 10
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
 
 
-def train(config: TrainConfig, options: RunOptions) -> int:
+def train(config: TrainConfig, options: RunOptions, given_options: Collection[str] = ()) -> int:
     """Train, judge the best checkpoint on the validation split, and leave the run folder complete."""
     display = Display(options.quiet, options.json)
-    finished, evaluation = run_training(config, options, display)
+    finished, evaluation = run_training(config, options, display, given_options)
     if not finished:
         return 130
     assert evaluation is not None
@@ -62,15 +63,24 @@ def train(config: TrainConfig, options: RunOptions) -> int:
     return 0
 
 
-def run_training(config: TrainConfig, options: RunOptions, display: Display) -> tuple[bool, Evaluation | None]:
+def run_training(
+    config: TrainConfig, options: RunOptions, display: Display, given_options: Collection[str] = ()
+) -> tuple[bool, Evaluation | None]:
     """Whether the run came to its end, and then its final figures."""
+    with lock_folder(Path(config.out)):
+        return _run_training(config, options, display, given_options)
+
+
+def _run_training(
+    config: TrainConfig, options: RunOptions, display: Display, given_options: Collection[str]
+) -> tuple[bool, Evaluation | None]:
     out = Path(config.out)
     check_run_folder(out, options)
     check_base(config)
     device = choose_device(config.devices)
     display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
     with display.counting() as progress:
-        prepared = prepare(config, progress)
+        prepared = prepare(config, progress, given_options)
     config = prepared.config
     describe_data(prepared, config, display)
     with TrainingDisplay(display) as shown:
@@ -239,13 +249,19 @@ class _Recorder:
     def __init__(self, shown: TrainingDisplay, out: Path) -> None:
         self.shown, self.out = shown, out
         self.rows: list[dict[str, float | str]] = []
-        self.step = shown.step
         self.warn = shown.warn
 
     @cached_property
     def events(self) -> SummaryWriter:
-        """Opened at the first epoch's end, so that a run which can't begin leaves no file of events."""
+        """Opened at the first use, so that a run which cannot start leaves no file of events."""
         return SummaryWriter(str(self.out))
+
+    def step(self, report: StepReport) -> None:
+        """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
+        self.shown.step(report)
+        if report.step % STEPS_PER_EVENT == 0:
+            for name in ("loss", "learning_rate", "gradient_norm"):
+                self.events.add_scalar(f"step/{name}", getattr(report, name), report.step)
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
         self.rows.append(row)

@@ -1,10 +1,10 @@
-"""From records to batches of tensors. What an epoch holds is a function of (seed, epoch, picture's name) alone.
+"""Batches of tensors from records. The content of an epoch depends only on the seed, the epoch and pictures' names.
 
-Small sets are decoded once and kept in memory; otherwise worker processes decode beside the training.
+Small data sets are decoded once and kept in memory; for others, worker processes decode during training.
 """
 
 import random
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +24,9 @@ from myllm.data.records import Findings, Record
 from myllm.data.splits import name_hash
 from myllm.data.tokenizer import encode_captions, end_token
 from myllm.errors import DataError
+from myllm.progress import Progress, no_progress
 
 MEMORY_BYTES = 2**30
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -34,49 +34,51 @@ class Batch:
     """B pictures with G captions of each, padded to the longest caption of the batch."""
 
     images: Tensor | None
-    """(B, 3, H, W) float32, normalised; None where there are features."""
+    """(B, 3, H, W) float32, normalised; None if there are features."""
     features: tuple[Tensor, ...] | None
-    """A frozen backbone's image tokens (B, S, C) float32, one tensor a reading; None where there are images."""
+    """Image tokens (B, S, C) float32 of a frozen backbone, one tensor for each output; None if there are images."""
     tokens: Tensor
-    """(B, G, T) int64."""
-    mask: Tensor
-    """(B, G, T - 1) bool: whether tokens[..., 1:] is a target or padding."""
+    """(B, G, T) int64: the end token, the caption, and end tokens up to T."""
+    lengths: Tensor
+    """(B, G) int64, always on the CPU: tokens[..., 1 : length + 1] are targets, what follows is padding."""
     index: Tensor
-    """(B,) int64, positions of the pictures in the source's records."""
+    """(B,) int64, indexes of the pictures in the source's records."""
 
     def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device; `lengths` stay on the CPU, so that no step has to wait for them."""
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         images = None if self.images is None else move(self.images)
         features = None if self.features is None else tuple(map(move, self.features))
-        return Batch(images, features, move(self.tokens), move(self.mask), move(self.index))
+        return Batch(images, features, move(self.tokens), self.lengths, move(self.index))
 
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """Whole pictures with their captions as token ids: what batches are made of. Made by `make_source`."""
+    """Readable pictures with their captions as token ids. Made by `make_source`."""
 
     records: tuple[Record, ...]
     ids: Mapping[str, list[int]]
-    """Token ids of each caption, mirrored ones included."""
+    """Token ids by caption; captions of mirrored pictures are included."""
     end: int
-    """The end token, with which captions are padded; the mask tells it from a target."""
+    """The end token, which is also the padding."""
     preprocess: Preprocess
     pixels: Tensor | None = None
-    """(N, 3, H, W) uint8 where all fit into memory."""
+    """(N, 3, H, W) uint8 if all pictures fit into memory."""
     features: Features | None = None
-    """Stored features instead of pictures."""
+    """Stored features that replace the pictures."""
 
-    def images(self, positions: Sequence[int]) -> Tensor:
-        """(B, 3, H, W) float32 of the pictures at these positions, not augmented."""
-        return torch.from_numpy(self.preprocess.normalise(self.resized(positions).numpy()))
+    def images(self, index: Sequence[int]) -> Tensor:
+        """Return pictures without augmentation: (B, 3, H, W) float32, normalised."""
+        return torch.from_numpy(self.preprocess.normalise(self.resized(index).numpy()))
 
-    def resized(self, positions: Sequence[int]) -> Tensor:
-        """(B, 3, H, W) uint8."""
+    def resized(self, index: Sequence[int]) -> Tensor:
+        """Return pictures without augmentation: (B, 3, H, W) uint8."""
         if self.pixels is not None:
-            return self.pixels[torch.as_tensor(positions)]
-        pictures = [self.preprocess.resize(load_image(self.records[at].image)) for at in positions]
+            return self.pixels[torch.as_tensor(index)]
+        pictures = [self.preprocess.resize(load_image(self.records[number].image)) for number in index]
         return torch.from_numpy(np.stack(pictures))
 
 
@@ -86,7 +88,8 @@ class BatchPlan:
 
     batch_size: int
     captions_per_image: int | None = None
-    """None: every caption once; else this many a picture, drawn anew each epoch, repeated where there are fewer."""
+    """None: each caption once. A number: so many captions of each picture, drawn anew in each epoch; captions are
+    repeated if the picture has fewer."""
     shuffle: bool = False
     augment: bool = False
     seed: int = 0
@@ -95,13 +98,13 @@ class BatchPlan:
 
 def check_pictures(
     records: Sequence[Record], preprocess: Preprocess, findings: Findings,
-    progress: Progress | None = None, known: Container[Path] = (), memory_bytes: int = MEMORY_BYTES,
+    progress: Progress = no_progress, known: Container[Path] = (), memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[list[Record], Tensor | None]:
-    """The records whose pictures are whole, with all their pixels (N, 3, H, W) uint8 where these fit into memory.
+    """Return the records with readable pictures, and their pixels (N, 3, H, W) uint8 if these fit into memory.
 
-    Each picture is decoded once; broken ones are left out and reported. progress: called with (pictures done, in all).
-    known: pictures that were read before, as those with stored features, are not decoded, and no pixels are kept then.
-    Raises DataError where no picture is whole.
+    Each picture is decoded once; broken ones are left out and listed in the findings.
+    known: pictures that need no check, because their features are stored; if there are any, no pixels are returned.
+    Raises DataError if no picture can be read.
     """
 
     def decode(record: Record) -> NDArray[np.uint8] | str:
@@ -115,27 +118,28 @@ def check_pictures(
     fits = len(unread) == len(records) and len(records) * 3 * height * width <= memory_bytes
     pixels = torch.empty(len(records), 3, height, width, dtype=torch.uint8) if fits else None
     broken: set[Path] = set()
-    # Pillow lets go of the interpreter while it decodes, so threads share the work
-    with ThreadPoolExecutor(2) as pool:
-        for at, (record, result) in enumerate(zip(unread, pool.map(decode, unread), strict=True)):
+    with ThreadPoolExecutor(2) as pool:  # Pillow releases the GIL while it decodes
+        for number, (record, result) in enumerate(zip(unread, pool.map(decode, unread), strict=True)):
             if isinstance(result, str):
                 findings.broken_pictures.append(result)
                 broken.add(record.image)
             elif pixels is not None:
-                pixels[at - len(broken)] = torch.from_numpy(result)
-            if progress is not None:
-                progress(at + 1, len(unread))
-    whole = [record for record in records if record.image not in broken]
-    if not whole:
+                pixels[number - len(broken)] = torch.from_numpy(result)
+            progress("reading pictures", number + 1, len(unread))
+    readable = [record for record in records if record.image not in broken]
+    if not readable:
         raise DataError(f"none of {len(records):,} pictures can be read: {'; '.join(findings.broken_pictures[:3])}")
-    return whole, None if pixels is None else pixels[: len(whole)]
+    return readable, None if pixels is None else pixels[: len(readable)]
 
 
 def make_source(
     records: Sequence[Record], pixels: Tensor | None, preprocess: Preprocess,
     tokenizer: Tokenizer, n_positions: int, findings: Findings,
 ) -> CaptionSource:
-    """What `check_pictures` gave, with the captions as ids; those too long for `n_positions` are cut and reported."""
+    """Encode the captions of what `check_pictures` returned.
+
+    Captions of more than `n_positions` tokens are cut and listed in the findings.
+    """
     texts = list(dict.fromkeys(caption for record in records for caption in record.captions))
     ids = dict(zip(texts, encode_captions(tokenizer, texts, n_positions, findings), strict=True))
     mirrored = dict.fromkeys(text for record in records for text in mirrored_captions(record.captions) or ())
@@ -147,12 +151,12 @@ def make_source(
 def training_batches(
     source: CaptionSource, batch_size: int, captions_per_image: int, seed: int, augment: bool = False, workers: int = 1
 ) -> "Batches":
-    """Shuffled batches with captions drawn anew in each epoch."""
+    """Return shuffled batches with captions drawn anew in each epoch."""
     return Batches(source, BatchPlan(batch_size, captions_per_image, True, augment, seed, workers))
 
 
 def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1) -> "Batches":
-    """Batches in the order of the records with every caption once; G is the most that a picture of the batch has."""
+    """Return batches in the order of the records with each caption once; G is the maximum over the batch."""
     return Batches(source, BatchPlan(batch_size, workers=workers))
 
 
@@ -161,7 +165,7 @@ class Batches:
 
     def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
         self.source = source
-        # features are of unchanged pictures
+        # stored features are of unchanged pictures
         self.plan = plan if source.features is None else replace(plan, augment=False)
         self._keys = _EpochKeys(source, self.plan)
         in_memory = source.pixels is not None or source.features is not None
@@ -178,7 +182,7 @@ class Batches:
         return -(-len(self.source.records) // self.plan.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of this epoch from number `start` on, the same whatever was delivered before."""
+        """Yield the batches of an epoch from number `start` on; they do not depend on earlier calls."""
         self._keys.epoch, self._keys.start = epoch, start
         batches = self._loader if self._loader is not None else (self._dataset[key] for key in self._keys)
         for batch in batches:
@@ -192,7 +196,7 @@ Key = tuple[int, tuple[int, ...]]
 
 
 class _EpochKeys(Sampler[Key]):
-    """(epoch, positions) of each batch. It is told the epoch, as a loader with living workers keeps its sampler."""
+    """Yields (epoch, indexes) of each batch. The epoch is an attribute, because a loader keeps its sampler."""
 
     def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
         self.source, self.plan = source, plan
@@ -210,47 +214,43 @@ class _EpochKeys(Sampler[Key]):
 
 
 class _BatchDataset(Dataset[Batch]):
-    """A batch for a key; its images are still uint8."""
+    """Maps a key to its batch; the images are still uint8."""
 
     def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
         self.source, self.plan = source, plan
 
     def __getitem__(self, key: Any) -> Batch:
-        epoch, positions = key
+        epoch, numbers = key
         source, plan = self.source, self.plan
-        index = torch.tensor(positions)
-        images = source.resized(positions) if source.features is None else None
+        index = torch.tensor(numbers)
+        images = source.resized(numbers) if source.features is None else None
         features = source.features.rows(index) if source.features is not None else None
         captions = []
-        for place, position in enumerate(positions):
-            record = source.records[position]
+        for row, number in enumerate(numbers):
+            record = source.records[number]
             texts: Sequence[str] = record.captions
             rng = random.Random(name_hash(plan.seed, epoch, record.name))
             if plan.augment and images is not None:
-                picture = Image.fromarray(images[place].permute(1, 2, 0).numpy())
+                picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
                 picture, texts = augment(picture, texts, rng)
-                images[place] = torch.from_numpy(as_pixels(picture))
+                images[row] = torch.from_numpy(as_pixels(picture))
             captions.append([source.ids[text] for text in _choose(texts, plan.captions_per_image, rng)])
-        tokens, mask = _pad(captions, source.end)
-        return Batch(images, features, tokens, mask, index)
+        tokens, lengths = _pad(captions, source.end)
+        return Batch(images, features, tokens, lengths, index)
 
 
 def _choose(captions: Sequence[str], count: int | None, rng: random.Random) -> Sequence[str]:
     if count is None:
         return captions
-    drawn = rng.sample(captions, len(captions))
-    return [drawn[at % len(drawn)] for at in range(count)]
+    shuffled = rng.sample(captions, len(captions))
+    return [shuffled[number % len(shuffled)] for number in range(count)]
 
 
 def _pad(captions: Sequence[Sequence[Sequence[int]]], end: int) -> tuple[Tensor, Tensor]:
-    """(B, G, T) tokens and (B, G, T - 1) mask; a place without a caption is padding alone."""
+    """Return tokens (B, G, T) and numbers of targets (B, G); a picture with fewer captions gets rows of padding."""
     groups = max(len(group) for group in captions)
     longest = max(len(ids) for group in captions for ids in group)
-    tokens = [[[*ids, *[end] * (longest - len(ids))] for ids in _filled(group, groups)] for group in captions]
-    lengths = torch.tensor([[len(ids) for ids in _filled(group, groups)] for group in captions])
-    mask = torch.arange(1, longest) < lengths[..., None]
-    return torch.tensor(tokens), mask
-
-
-def _filled(group: Sequence[Sequence[int]], groups: int) -> Sequence[Sequence[int]]:
-    return [*group, *[()] * (groups - len(group))]
+    filled = [[*group, *[()] * (groups - len(group))] for group in captions]
+    tokens = [[[*ids, *[end] * (longest - len(ids))] for ids in group] for group in filled]
+    lengths = [[max(0, len(ids) - 1) for ids in group] for group in filled]
+    return torch.tensor(tokens), torch.tensor(lengths)

@@ -1,6 +1,6 @@
-"""A frozen backbone's features, computed once and kept on disk, so that an epoch costs only the decoder.
+"""Features of a frozen backbone, computed once and kept on disk, so that an epoch runs only the decoder.
 
-A row is found by its picture's bytes and carries a checksum: what is missing, cut short or damaged is computed again.
+Rows are looked up by the picture's bytes and have checksums: missing, truncated and damaged rows are computed again.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,35 +20,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from myllm.batched import batched
 from myllm.data.records import Findings
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError, MyLLMError
 from myllm.files import atomic_write
+from myllm.progress import Progress, no_progress
 
-# The index is written this often (in batches): at most so much work is lost when extraction is interrupted.
-BATCHES_A_SAVE = 20
+# Batches between two writes of the index: what an interruption can cost.
+BATCHES_PER_SAVE = 20
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of pictures by position, read from the disk as they are asked for."""
+    """Features of pictures, read from the disk on access."""
 
     array: np.memmap[Any, Any]
-    """(rows, readings, S, C)."""
+    """(rows, outputs, S, C): the backbone has one output in mode last, and one for each decoder block in layerwise."""
     row_of: np.ndarray[Any, Any]
-    """The row of each position."""
+    """Row of each picture, by the picture's index."""
 
-    def rows(self, positions: Tensor) -> tuple[Tensor, ...]:
-        """(B,) int64 -> (B, S, C) float32 for each reading of the backbone."""
-        return torch.from_numpy(self.array[self.row_of[positions.numpy()]]).float().unbind(1)
+    def rows(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return the features (B, S, C) float32 of pictures (B,) int64, one tensor for each output of the backbone."""
+        return torch.from_numpy(self.array[self.row_of[index.numpy()]]).float().unbind(1)
 
 
 class FeatureCache:
-    """Rows of features in `folder`/`features.bin`, and in `index.json` which picture each is of and its checksum."""
+    """Features in `features.bin`, with the picture and the checksum of each row in `index.json`."""
 
     def __init__(self, folder: Path, key: str, half: bool = False) -> None:
-        """key: the backbone, the hash of its weights and the preprocessing in words; another key is another folder."""
+        """Choose the subfolder for `key`: text with all that features depend on (backbone, weights, preprocessing).
+
+        half: keep float16 instead of float32.
+        """
         self.key = f"{key} {'float16' if half else 'float32'}"
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.folder = folder / hashlib.blake2b(self.key.encode(), digest_size=8).hexdigest()
@@ -56,28 +62,32 @@ class FeatureCache:
 
     def features(
         self, pictures: Sequence[Path], images: Callable[[Sequence[int]], Tensor], encode: Encode, findings: Findings,
-        batch_size: int = 16, progress: Callable[[int, int], None] | None = None,
+        batch_size: int = 16, progress: Progress = no_progress,
     ) -> Features:
-        """Features of all `pictures`; those that are not on disk are computed.
+        """Return the features of all `pictures`; those that are not on disk are computed.
 
-        images: positions -> (B, 3, H, W), prepared beside the encoding of the batch before.
-        encode: (B, 3, H, W) -> (B, S, C) for each reading. progress: called with (pictures done, pictures in all).
+        images: returns (B, 3, H, W) for indexes of pictures; called in a thread while the previous batch is encoded.
+        encode: returns (B, S, C) for each output of the backbone. Raises MyLLMError if the disk is full.
         """
         digests = [picture_digest(path) for path in pictures]
         index = self._checked_index(findings)
-        first = {digest: at for at, digest in reversed(list(enumerate(digests)))}
-        missing = sorted(at for digest, at in first.items() if digest not in index.rows)
+        first = {digest: number for number, digest in reversed(list(enumerate(digests)))}
+        missing = sorted(number for digest, number in first.items() if digest not in index.rows)
         self._extract(missing, digests, index, images, encode, batch_size, progress)
         array: Any = np.memmap(self._bin, self.dtype, "r", shape=(index.count, *index.shape))
         return Features(array, np.array([index.rows[digest][0] for digest in digests]))
 
     def known(self, pictures: Sequence[Path]) -> set[Path]:
-        """Those of `pictures` that have a row: they were decoded well once. Its checksum is not looked at."""
+        """Return the pictures that have a row, so that they need no decoding; checksums are not verified."""
         rows = self._checked_index(Findings(), check_rows=False).rows
-        return {path for path in pictures if picture_digest(path) in rows} if rows else set()
+        known = set[Path]()
+        for path in pictures if rows else ():
+            with suppress(DataError):  # `check_pictures` reports it
+                known |= {path} if picture_digest(path) in rows else set()
+        return known
 
     def _checked_index(self, findings: Findings, check_rows: bool = True) -> "_Index":
-        """What is on disk without its damaged rows. They are reported, and computed and appended again."""
+        """Return the index without damaged rows, which are listed in the findings and computed again."""
         try:
             index = _Index(**json.loads(self._index.read_text(encoding="utf-8")))
             index.check(self.key)
@@ -91,7 +101,7 @@ class FeatureCache:
         return index
 
     def _damaged(self, index: "_Index") -> list[str]:
-        """Digests of the pictures whose rows are gone or not what was written."""
+        """Return the digests of the pictures whose rows are missing or differ from what was written."""
         if not self._bin.is_file():
             return list(index.rows)
         row_bytes = math.prod(index.shape) * self.dtype.itemsize
@@ -106,48 +116,47 @@ class FeatureCache:
 
     def _extract(
         self, missing: Sequence[int], digests: Sequence[str], index: "_Index",
-        images: Callable[[Sequence[int]], Tensor], encode: Encode, batch_size: int,
-        progress: Callable[[int, int], None] | None,
+        images: Callable[[Sequence[int]], Tensor], encode: Encode, batch_size: int, progress: Progress,
     ) -> None:
-        batches = [missing[at : at + batch_size] for at in range(0, len(missing), batch_size)]
+        batches = list(batched(missing, batch_size))
         if not batches:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         free = index.free_rows()
         try:
             with ThreadPoolExecutor(1) as pool, open(os.open(self._bin, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-                coming = pool.submit(images, batches[0])
+                next_images = pool.submit(images, batches[0])
                 for number, batch in enumerate(batches, start=1):
-                    pictures = coming.result()
+                    pictures = next_images.result()
                     if number < len(batches):
-                        coming = pool.submit(images, batches[number])
-                    for at, values in zip(batch, self._encoded(pictures, encode, index), strict=True):
+                        next_images = pool.submit(images, batches[number])
+                    for picture, values in zip(batch, self._encode(pictures, encode, index), strict=True):
                         content = values.tobytes()
                         row = next(free)
                         file.seek(row * len(content))
                         file.write(content)
-                        index.rows[digests[at]] = (row, _checksum(digests[at], content))
-                    if number % BATCHES_A_SAVE == 0 or number == len(batches):
+                        index.rows[digests[picture]] = (row, _checksum(digests[picture], content))
+                    if number % BATCHES_PER_SAVE == 0 or number == len(batches):
                         file.flush()
                         os.fsync(file.fileno())
                         self._save(index)
-                    if progress is not None:
-                        progress(len(digests) - len(missing) + min(number * batch_size, len(missing)), len(digests))
+                    done = len(digests) - len(missing) + min(number * batch_size, len(missing))
+                    progress("encoding pictures", done, len(digests))
         except OSError as error:
             raise MyLLMError(
-                f"cannot write {self._bin}: {error.strerror or error}. Make room and run again: what was done is kept"
+                f"cannot write {self._bin}: {error.strerror or error}. Make room and run again; finished features stay"
             ) from error
 
-    def _encoded(self, pictures: Tensor, encode: Encode, index: "_Index") -> np.ndarray[Any, Any]:
-        """(B, readings, S, C) in the cache's precision."""
+    def _encode(self, pictures: Tensor, encode: Encode, index: "_Index") -> np.ndarray[Any, Any]:
+        """Return the features (B, outputs, S, C) in the cache's precision."""
         with torch.inference_mode():
             stacked = torch.stack(encode(pictures), dim=1).float().cpu().numpy()
-        with np.errstate(over="ignore"):  # looked for in the next line
+        with np.errstate(over="ignore"):  # checked two lines below
             values = stacked.astype(self.dtype)
         if not np.isfinite(values).all():
             raise DataError("the backbone's features are not finite in this precision; leave half_features off")
         index.shape = index.shape or list(values.shape[1:])
-        assert index.shape == list(values.shape[1:]), "the key says too little: another shape under the same key"
+        assert index.shape == list(values.shape[1:]), "the key is incomplete: two shapes under one key"
         return values
 
     def _save(self, index: "_Index") -> None:
@@ -156,7 +165,7 @@ class FeatureCache:
 
 
 def _checksum(digest: str, content: bytes) -> int:
-    """Of the row and of whose it is."""
+    """Return a checksum of the row and of the picture that it belongs to."""
     return zlib.crc32(content, zlib.crc32(digest.encode()))
 
 
@@ -164,21 +173,21 @@ def _checksum(digest: str, content: bytes) -> int:
 class _Index:
     key: str
     shape: list[int] = field(default_factory=list)
-    """Of one row: readings, S, C."""
+    """Outputs, S and C of a row."""
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Digest of a picture's bytes -> its row and checksum."""
+    """Row and checksum by the digest of the picture's bytes."""
 
     @property
     def count(self) -> int:
         return 1 + max(row for row, _ in self.rows.values())
 
     def free_rows(self) -> Iterator[int]:
-        """Places of damaged rows first, then beyond the end."""
+        """Yield the numbers of unused rows: gaps first, then rows beyond the end."""
         used = {row for row, _ in self.rows.values()}
         return (row for row in itertools.count() if row not in used)
 
     def check(self, key: str) -> None:
-        """Raises ValueError where this is not what `key` and the format say."""
+        """Raise ValueError if this index belongs to another key or has another form."""
         rows = [number for pair in self.rows.values() for number in pair]
         if self.key != key or len(self.shape) != 3 or not all(type(n) is int and n >= 0 for n in [*self.shape, *rows]):
             raise ValueError("not an index of features")

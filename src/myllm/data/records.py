@@ -1,6 +1,6 @@
-"""From the files of a data folder to records: a picture's path with its captions.
+"""Reads a data folder into records: the path of a picture with its captions.
 
-`READERS` is the table of formats: a reader is a function from folder to rows, and one line there.
+`READERS` is the table of formats. A new format is a function that yields rows, and a line in the table.
 """
 
 import os
@@ -10,70 +10,73 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from myllm.config import CaptionsConfig, nearest
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.errors import DataError
+from myllm.files import read_bytes
 
+MAX_TEXT_BYTES = 2**31
 SEPARATOR = "|"
 PICTURE_FOLDERS = ("flickr30k_images", "images")
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
 EXPECTED = "image_name| comment_number| comment"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with all its captions."""
+    """A picture with all its captions."""
 
     image: Path
     captions: tuple[str, ...]
 
     @property
     def name(self) -> str:
+        """File name without the folder."""
         return self.image.name
 
 
-def _named(singular: str, plural: str) -> list[str]:
+def _finding(singular: str, plural: str) -> list[str]:
     return field(default_factory=list, metadata={"phrases": (singular, plural)})
 
 
 @dataclass
 class Findings:
-    """What was noticed in the data and nothing was lost silently over: each list holds names, or lines of a file."""
+    """What is unusual in the data, by kind. Each list holds the names of pictures, or lines of a file."""
 
-    recovered_rows: list[str] = _named("row recovered", "rows recovered")
-    unreadable_rows: list[str] = _named("row unreadable and left out", "rows unreadable and left out")
-    empty_captions: list[str] = _named("empty caption left out", "empty captions left out")
-    missing_pictures: list[str] = _named("captioned picture missing", "captioned pictures missing")
-    unused_pictures: list[str] = _named("picture without captions", "pictures without captions")
-    broken_pictures: list[str] = _named("broken picture left out", "broken pictures left out")
-    equal_pictures: list[str] = _named("group of byte-equal pictures", "groups of byte-equal pictures")
-    dropped_copies: list[str] = _named(
+    recovered_rows: list[str] = _finding("row recovered", "rows recovered")
+    unreadable_rows: list[str] = _finding("row unreadable and left out", "rows unreadable and left out")
+    empty_captions: list[str] = _finding("empty caption left out", "empty captions left out")
+    missing_pictures: list[str] = _finding("captioned picture missing", "captioned pictures missing")
+    unused_pictures: list[str] = _finding("picture without captions", "pictures without captions")
+    broken_pictures: list[str] = _finding("broken picture left out", "broken pictures left out")
+    equal_pictures: list[str] = _finding("group of byte-equal pictures", "groups of byte-equal pictures")
+    dropped_copies: list[str] = _finding(
         "copy dropped, as another split has the picture", "copies dropped, as another split has the picture"
     )
-    in_two_splits: list[str] = _named("picture named in two splits", "pictures named in two splits")
-    in_no_split: list[str] = _named("picture in no split and left out", "pictures in no split and left out")
-    unknown_in_splits: list[str] = _named("unknown picture named in splits", "unknown pictures named in splits")
-    cut_captions: list[str] = _named("caption cut at the context's end", "captions cut at the context's end")
-    repaired_features: list[str] = _named("damaged feature recomputed", "damaged features recomputed")
+    in_two_splits: list[str] = _finding("picture named in two splits", "pictures named in two splits")
+    in_no_split: list[str] = _finding("picture in no split and left out", "pictures in no split and left out")
+    unknown_in_splits: list[str] = _finding("unknown picture named in splits", "unknown pictures named in splits")
+    cut_captions: list[str] = _finding("caption cut at the context's end", "captions cut at the context's end")
+    repaired_features: list[str] = _finding("damaged feature recomputed", "damaged features recomputed")
 
-    def lines(self, shown: int = 3) -> list[str]:
-        """One line for people about each kind of finding, with the first few names."""
+    def lines(self, max_names: int = 3) -> list[str]:
+        """Return a sentence for each kind of finding: how many there are, and the first `max_names` names."""
         lines = []
         for kind in fields(self):
             names: list[str] = getattr(self, kind.name)
             if names:
                 singular, plural = kind.metadata["phrases"]
-                lines.append(counted(names, singular, plural, shown))
+                lines.append(counted(names, singular, plural, max_names))
         return lines
 
 
-def counted(names: Sequence[str], singular: str, plural: str, shown: int = 3) -> str:
-    """How many there are of what, and the first of them by name."""
-    more = f", and {len(names) - shown:,} more" if len(names) > shown else ""
-    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:shown])}{more})"
+def counted(names: Sequence[str], singular: str, plural: str, max_names: int = 3) -> str:
+    """Return how many names there are, with the noun in the right number and the first `max_names` names."""
+    more = f", and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:max_names])}{more})"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A caption of a picture, and where it stands."""
+    """A caption of a picture, and its line in the file."""
 
     line: int
     image: str
@@ -81,9 +84,9 @@ class Row:
 
 
 def read_records(folder: Path, captions: CaptionsConfig) -> tuple[list[Record], Findings]:
-    """The records of a data folder in the order of its rows; pictures that are missing are reported, not kept.
+    """Return the records of a data folder in the order of its rows; missing pictures are only in the findings.
 
-    Raises DataError where the folder, its captions or all of its pictures can't be used, with the way out.
+    Raises DataError with the fix if the folder, its captions or all of its pictures cannot be used.
     """
     if not folder.is_dir():
         raise DataError(
@@ -109,10 +112,10 @@ def read_records(folder: Path, captions: CaptionsConfig) -> tuple[list[Record], 
 
 
 def _with_pictures(folder: Path, texts: dict[str, list[str]], findings: Findings) -> list[Record]:
-    looked = [folder / name for name in PICTURE_FOLDERS]
-    pictures = next((path for path in looked if path.is_dir()), None)
+    candidates = [folder / name for name in PICTURE_FOLDERS]
+    pictures = next((path for path in candidates if path.is_dir()), None)
     if pictures is None:
-        raise DataError(f"{folder}: no picture folder; looked for {' and '.join(map(str, looked))}")
+        raise DataError(f"{folder}: no picture folder; looked for {' and '.join(map(str, candidates))}")
     records = []
     for name, captions in texts.items():
         path = pictures / name
@@ -139,25 +142,25 @@ def _picture_names(pictures: Path) -> set[str]:
 
 
 def read_results_csv(path: Path, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
-    """Rows of the seed's `results.csv`: '|' between the columns, blanks around them, a header with their names."""
-    # splitlines() would also cut at the odd separators (form feed, U+2028) that a caption may hold
+    """Yield the rows of `results.csv` as Flickr30k has it: a header, and '|' between the columns."""
+    # splitlines() would also split at a form feed or U+2028, which a caption may contain
     lines = re.split(r"\r\n|\n|\r", decode_text(path))
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: the file is empty; expected a header '{EXPECTED}' and a line for each caption")
     header = [_clean(name) for name in lines[0].split(SEPARATOR)]
-    image_at, caption_at = _columns(path, lines[0], header, captions)
+    image_column, caption_column = _columns(path, lines[0], header, captions)
     if not any(line.strip() for line in lines[1:]):
         raise DataError(f"{path}: only the header; expected a line '{EXPECTED}' for each caption below it")
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        values = _split_row(line, len(header), caption_at)
+        values = _split_row(line, len(header), caption_column)
         if values is None:
-            values = _recover(line, header, image_at, caption_at)
+            values = _recover(line, header, image_column, caption_column)
             findings_list = findings.unreadable_rows if values is None else findings.recovered_rows
             findings_list.append(f"line {number:,}: {line.strip()}")
         if values is not None:
-            yield Row(number, values[image_at], values[caption_at])
+            yield Row(number, values[image_column], values[caption_column])
 
 
 READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = {
@@ -166,8 +169,11 @@ READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = 
 
 
 def decode_text(path: Path) -> str:
-    """A file's text, which is UTF-8 with a byte order mark or without. Raises DataError."""
-    content = path.read_bytes()
+    """Return the text of a UTF-8 file, without a byte order mark. Raises DataError for other or unreadable files."""
+    try:
+        content = read_bytes(path, MAX_TEXT_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -180,7 +186,7 @@ def decode_text(path: Path) -> str:
 
 
 def _clean(value: str) -> str:
-    """Without blanks around, and without quotes where the whole value is quoted."""
+    """Remove blanks around a value, and quotes if they surround all of it."""
     value = value.strip()
     if len(value) >= 2 and value[0] == value[-1] == '"' and '"' not in value[1:-1].replace('""', ""):
         return value[1:-1].replace('""', '"').strip()
@@ -188,13 +194,13 @@ def _clean(value: str) -> str:
 
 
 def _columns(path: Path, line: str, header: list[str], captions: CaptionsConfig) -> tuple[int, int]:
-    """Places of the picture's and the caption's column."""
+    """Return the indexes of the picture's and the caption's column."""
     if len(header) == 1:
         others = {",": "commas", "\t": "tabs", ";": "semicolons"}
-        found = next((others[mark] for mark in others if mark in line), None)
-        what = f"has {found} between its columns" if found else "has no separator"
+        separator = next((others[mark] for mark in others if mark in line), None)
+        problem = f"has {separator} between its columns" if separator else "has no separator"
         raise DataError(
-            f"{path}: line 1, {line.strip()!r}, {what}; expected '{SEPARATOR}', as in '{EXPECTED}': "
+            f"{path}: line 1, {line.strip()!r}, {problem}; expected '{SEPARATOR}', as in '{EXPECTED}': "
             f"save the file with '{SEPARATOR}' as its separator"
         )
     for option, column in (("image_column", captions.image_column), ("caption_column", captions.caption_column)):
@@ -206,21 +212,21 @@ def _columns(path: Path, line: str, header: list[str], captions: CaptionsConfig)
     return header.index(captions.image_column), header.index(captions.caption_column)
 
 
-def _split_row(line: str, width: int, caption_at: int) -> list[str] | None:
-    """The values of a row, or None where they are too few. Where too many, the caption holds a '|'."""
+def _split_row(line: str, width: int, caption_column: int) -> list[str] | None:
+    """Return the values of a row, or None if there are too few. If there are too many, the caption contains a '|'."""
     values = line.split(SEPARATOR)
     surplus = len(values) - width
     if surplus < 0:
         return None
-    end = caption_at + surplus + 1
-    values[caption_at:end] = [SEPARATOR.join(values[caption_at:end])]
+    end = caption_column + surplus + 1
+    values[caption_column:end] = [SEPARATOR.join(values[caption_column:end])]
     return [_clean(value) for value in values]
 
 
-def _recover(line: str, header: list[str], image_at: int, caption_at: int) -> list[str] | None:
-    """A row that lacks the separator before its last column, the caption: '1.jpg| 4   A dog runs .'."""
+def _recover(line: str, header: list[str], image_column: int, caption_column: int) -> list[str] | None:
+    """Return the values of a row without the separator before its last column, as in '1.jpg| 4   A dog runs .'."""
     values = [_clean(value) for value in line.split(SEPARATOR)]
-    if caption_at != len(header) - 1 or image_at >= len(values) - 1 or len(values) != len(header) - 1:
+    if caption_column != len(header) - 1 or image_column >= len(values) - 1 or len(values) != len(header) - 1:
         return None
     match = re.fullmatch(r"(\d+)\s+(\S.*)", values[-1], re.DOTALL)
     if match is None:

@@ -1,7 +1,7 @@
-"""Scenes: the embedded default, small drawn pictures of which every true sentence is known.
+"""Scenes: small drawn pictures with captions that are known to be true, the data set that comes with the package.
 
-Each picture is a function of (seed, part, number) alone, so any of them can be drawn again, alone and to the byte.
-Written in the seed's own layout, with the boxes of the things in `boxes.jsonl` beside it.
+A picture depends only on its seed, part and number, so that each can be drawn again to the byte. Scenes are written in
+the Flickr30k layout, with the boxes of the things in `boxes.jsonl`.
 """
 
 import json
@@ -33,7 +33,7 @@ COLOURS = {
 RADII = {"small": (7.0, 8.0), "big": (10.5, 12.0)}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
-# Texture grain as (columns, rows) of random values stretched over the picture, and how strongly they show.
+# Colour of each ground, the grid (columns, rows) of random values that makes its texture, and the texture's strength.
 GROUNDS = {
     "grass": ((92, 116, 74), (48, 12), 26),
     "sand": ((190, 172, 132), (64, 64), 22),
@@ -46,7 +46,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing; box is (left, top, right, bottom) in pixels, right and bottom excluded."""
+    """A drawn thing; box is (left, top, right, bottom) in pixels, right and bottom excluded."""
 
     kind: str
     colour: str
@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Group:
-    """Things of one kind, colour and size: what a caption names at once."""
+    """Things of one kind, colour and size, which a caption names together."""
 
     count: int
     size: str
@@ -66,7 +66,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: groups in reading order, and how the first lies to the second."""
+    """Content of a picture: groups in reading order, and the relation of the first to the second."""
 
     groups: tuple[Group, ...]
     things: tuple[Thing, ...]
@@ -81,8 +81,8 @@ def _curve(function: Callable[[float], Point], points: int = 28) -> list[Point]:
 
 def _star() -> list[Point]:
     radii = [1.0, 0.42]
-    turns = [math.pi * index / 5 - math.pi / 2 for index in range(10)]
-    return [(radii[i % 2] * math.cos(turn), radii[i % 2] * math.sin(turn)) for i, turn in enumerate(turns)]
+    angles = [math.pi * index / 5 - math.pi / 2 for index in range(10)]
+    return [(radii[i % 2] * math.cos(angle), radii[i % 2] * math.sin(angle)) for i, angle in enumerate(angles)]
 
 
 def _heart() -> list[Point]:
@@ -102,7 +102,7 @@ def _moon() -> list[Point]:
     return outer + inner
 
 
-# Outlines in units of the radius, y down; a kind with several faces lists them with their lightness.
+# Faces of each kind: lightness and outline in units of the radius, y down. Lightness 0 cuts a hole.
 OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
     "ball": [
         (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
@@ -128,34 +128,34 @@ OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
 }
 KINDS = tuple(OUTLINES)
 PLURALS = {kind: kind + ("es" if kind == "cross" else "s") for kind in KINDS}
-# One held-out colour a kind, each colour once, so that every word is still seen in training.
+# A held-out colour for each kind, and each colour once, so that training still has every word.
 HELD_OUT = frozenset((kind, tuple(COLOURS)[(3 * index + 1) % len(COLOURS)]) for index, kind in enumerate(KINDS))
 PAIRS = tuple((kind, colour) for kind in KINDS for colour in COLOURS)
-SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 PARTS = ("train", "val", "heldout")
 BOXES_FILE = "boxes.jsonl"
 
 
 def draw_scene(seed: int, part: str, number: int) -> tuple[Image.Image, Scene]:
-    """The picture `number` of a part: 64 x 64 RGB, and what is on it."""
+    """Return picture `number` of a part, 64 x 64 RGB, and its content."""
     rng = random.Random(f"{seed}/{part}/{number}")
-    while True:  # a crowded draw finds no room for its things now and then
-        groups = _draw_groups(rng, part)
+    while True:  # sometimes there is no room for all things
+        groups = _choose_groups(rng, part)
         relation = rng.choice(("left", "above")) if len(groups) == 2 else "list"
-        placed = _place(rng, groups, relation)
-        if placed is not None:
+        positions = _choose_positions(rng, groups, relation)
+        if positions is not None:
             break
     ground = rng.choice(tuple(GROUNDS))
     image = _draw_ground(rng, ground)
-    things = tuple(_draw_thing(image, rng, group, centre, radius) for group, centre, radius in placed)
+    things = tuple(_draw_thing(image, rng, group, centre, radius) for group, centre, radius in positions)
     image = _add_noise(image, rng)
     captions = tuple(_caption(rng, groups, relation, ground) for _ in range(5))
     return image, Scene(groups, things, relation, ground, captions)
 
 
-def _draw_groups(rng: random.Random, part: str) -> tuple[Group, ...]:
+def _choose_groups(rng: random.Random, part: str) -> tuple[Group, ...]:
     counts = rng.choice(((1,), (2,), (3,), (1, 1), (1, 1), (1, 2), (2, 1), (1, 1, 1)))
-    pairs = list(rng.sample(SEEN if part != "heldout" else PAIRS, len(counts)))
+    pairs = list(rng.sample(SEEN_PAIRS if part != "heldout" else PAIRS, len(counts)))
     if part == "heldout" and not HELD_OUT.intersection(pairs):
         pairs[rng.randrange(len(pairs))] = rng.choice(sorted(HELD_OUT))
     return tuple(
@@ -164,9 +164,11 @@ def _draw_groups(rng: random.Random, part: str) -> tuple[Group, ...]:
     )
 
 
-def _place(rng: random.Random, groups: Sequence[Group], relation: str) -> list[tuple[Group, Point, float]] | None:
-    """Centres and radii without overlap; each group keeps to its own strip, strips in reading order."""
-    placed: list[tuple[Group, Point, float]] = []
+def _choose_positions(
+    rng: random.Random, groups: Sequence[Group], relation: str
+) -> list[tuple[Group, Point, float]] | None:
+    """Return centres and radii without overlap, or None if there is no room. Groups are in strips in reading order."""
+    positions: list[tuple[Group, Point, float]] = []
     middle = rng.uniform(0.42, 0.58)
     edges = {1: (0.0, 1.0), 2: (0.0, middle, 1.0), 3: (0.0, 0.333, 0.667, 1.0)}[len(groups)]
     for index, group in enumerate(groups):
@@ -180,12 +182,12 @@ def _place(rng: random.Random, groups: Sequence[Group], relation: str) -> list[t
             for _ in range(20):
                 along, across = rng.uniform(low, high), rng.uniform(radius + 1, PICTURE_SIZE - radius - 1)
                 centre = (across, along) if relation == "above" else (along, across)
-                if all(math.dist(centre, other) > radius + reach + 1.5 for _, other, reach in placed):
+                if all(math.dist(centre, other) > radius + reach + 1.5 for _, other, reach in positions):
                     break
             else:
                 return None
-            placed.append((group, centre, radius))
-    return placed
+            positions.append((group, centre, radius))
+    return positions
 
 
 def _draw_ground(rng: random.Random, ground: str) -> Image.Image:
@@ -201,7 +203,7 @@ def _draw_ground(rng: random.Random, ground: str) -> Image.Image:
 
 def _draw_thing(image: Image.Image, rng: random.Random, group: Group, centre: Point, radius: float) -> Thing:
     base = [min(255, max(0, value + rng.randint(-16, 16))) for value in COLOURS[group.colour]]
-    turn = math.radians(rng.uniform(-18, 18))
+    angle = math.radians(rng.uniform(-18, 18))
     reach = math.ceil(radius) + 2
     left, top = math.floor(centre[0]) - reach, math.floor(centre[1]) - reach
     side = 2 * reach + 1
@@ -210,13 +212,13 @@ def _draw_thing(image: Image.Image, rng: random.Random, group: Group, centre: Po
     for lightness, outline in OUTLINES[group.kind]:
         points = [
             (
-                round((centre[0] - left + radius * (x * math.cos(turn) - y * math.sin(turn))) * SUPERSAMPLING),
-                round((centre[1] - top + radius * (x * math.sin(turn) + y * math.cos(turn))) * SUPERSAMPLING),
+                round((centre[0] - left + radius * (x * math.cos(angle) - y * math.sin(angle))) * SUPERSAMPLING),
+                round((centre[1] - top + radius * (x * math.sin(angle) + y * math.cos(angle))) * SUPERSAMPLING),
             )
             for x, y in outline
         ]
         alpha = 255 if lightness else 0
-        # the sum lets dark things show their faces too, which a product alone leaves all dark
+        # the summand keeps the faces of dark things apart, which a product would leave all dark
         fill = tuple(min(255, max(0, round(value * lightness + 90 * (lightness - 1)))) for value in base)
         edge = tuple(round(value * 0.6) for value in fill)
         draw.polygon(points, fill=(*fill, alpha), outline=(*edge, alpha), width=2)
@@ -273,16 +275,16 @@ def _write_scene(folder: str, seed: int, job: tuple[str, int]) -> tuple[str, str
 
 
 def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterator[int]:
-    """Write `count` pictures, a twentieth of them for each of val and heldout; yields after each picture.
+    """Write `count` pictures, a twentieth of them for val and for heldout each; yields the number done after each.
 
-    Raises ConfigError for a count too small to split and DataError where `out` holds something already.
+    Raises ConfigError if `count` is too small to split, and DataError if `out` is not empty.
     """
     if count < 20:
         raise ConfigError(f"--count {count}: at least 20 pictures are needed to have a training, val and heldout part")
     if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty; give another --out, so that nothing of yours is mixed with scenes")
-    held = count // 20
-    sizes = {"train": count - 2 * held, "val": held, "heldout": held}
+        raise DataError(f"{out} is not empty; give another --out, so that scenes are not mixed with other files")
+    twentieth = count // 20
+    sizes = {"train": count - 2 * twentieth, "val": twentieth, "heldout": twentieth}
     jobs = [(part, number) for part in PARTS for number in range(sizes[part])]
     images = out / "flickr30k_images"
     images.mkdir(parents=True, exist_ok=True)
@@ -305,11 +307,11 @@ def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterat
 
 
 def read_things(folder: Path) -> dict[str, tuple[Thing, ...]]:
-    """The side file of a scenes folder: picture name -> its things. None of other folders."""
+    """Return the things of each picture of a scenes folder by the picture's name; empty for other folders."""
     path = folder / BOXES_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
     return {
-        row["image"]: tuple(Thing(t["kind"], t["colour"], t["size"], tuple(t["box"])) for t in row["things"])
+        row["image"]: tuple(Thing(**thing | {"box": tuple(thing["box"])}) for thing in row["things"])
         for row in rows
     }

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW for everything, or Muon for the matrices beside it; and the course of the learning rate."""
+"""Optimizers (AdamW, or AdamW and Muon) and the learning rate schedule."""
 
 import math
 from collections import defaultdict
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from myllm.config import TrainConfig
 
-# of the quintic iteration in the reference implementation of Muon (Jordan et al. 2024)
+# Coefficients of the quintic iteration in the reference implementation of Muon (Jordan et al. 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+    """Return matrices (N, rows, columns) with the same singular vectors, and singular values of about 0.7 to 1.2.
 
-    matrices: (N, rows, columns). Newton-Schulz iteration with the coefficients of the reference implementation.
+    This is the Newton-Schulz iteration of Muon's reference implementation.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
@@ -30,11 +30,11 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised (Jordan et al. 2024): `torch.optim.Muon` with two differences.
+    """Momentum with orthogonalised steps (Jordan et al. 2024): `torch.optim.Muon` with two differences.
 
-    torch's computes in bfloat16 always, which takes 20 times as long on a processor without bf16 units; this one
-    computes in the parameters' own type and all matrices of a shape at once. And it takes convolutions too, as
-    matrices of (channels out, everything else).
+    torch's computes always in bfloat16, which takes 20 times as long on a CPU without bf16 units; this one computes in
+    the parameters' type, and all matrices of a shape at once. It also accepts convolutions, as matrices of (output
+    channels, everything else).
     """
 
     def __init__(
@@ -44,21 +44,21 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step over every parameter that has a gradient."""
+        """Update each parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                stretch = math.sqrt(max(1, rows / columns))
+                scale = math.sqrt(max(1, rows / columns))
                 updates = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
                 for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * stretch)
+                    parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's: the gradient leaning towards its running mean."""
+        """Return the gradient with Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -69,9 +69,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Matrices decay, norms, biases and embeddings do not; with muon, the blocks' matrices and convolutions are its.
+    """Return AdamW for all parameters; with config.optimizer muon, Muon for matrices and convolutions instead.
 
-    Each group remembers its peak rate as `peak_lr`.
+    Weight decay applies only to matrices and convolutions, not to norms, biases, embeddings and the word presence
+    head's bias. Each parameter group holds its peak learning rate as `peak_lr`.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
@@ -91,11 +92,11 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
 
 
 def _groups(by_decay: Mapping[float, list[nn.Parameter]], rate: float) -> list[dict[str, Any]]:
-    return [{"params": own, "weight_decay": decay, "peak_lr": rate} for decay, own in by_decay.items()]
+    return [{"params": params, "weight_decay": decay, "peak_lr": rate} for decay, params in by_decay.items()]
 
 
 def _undecayed(module: nn.Module) -> list[Tensor]:
-    """Embeddings, and of a timm model the tables of positions that it names so."""
+    """Return the module's parameters without weight decay: embeddings, and what a timm model names as such."""
     if isinstance(module, nn.Embedding):
         return [module.weight]
     names: set[str] = getattr(module, "no_weight_decay", set)()
@@ -103,22 +104,22 @@ def _undecayed(module: nn.Module) -> list[Tensor]:
 
 
 def rate_factor(progress: float, schedule: str) -> float:
-    """Share of the peak rate at `progress` (0..1) of the run.
+    """Return the learning rate as a share of its peak, at `progress` (0..1) of the run.
 
-    onecycle: a cosine up from 1/25 over the first 30 %, then down to nothing (Smith and Topin 2018, as in
-    `torch.optim.lr_scheduler.OneCycleLR`). cosine: straight up over 5 %, then a cosine down. linear: straight down.
+    onecycle: rises as a cosine from 1/25 over the first 30 %, then falls as a cosine to 0 (Smith and Topin 2018, as
+    `torch.optim.lr_scheduler.OneCycleLR`). cosine, linear: rise linearly over 5 %, then fall as the name says.
     """
     warmup, first = {"onecycle": (0.3, 1 / 25), "cosine": (0.05, 0.0), "linear": (0.05, 0.0)}[schedule]
     if progress < warmup:
-        climbed = progress / warmup
-        rise = (1 - math.cos(math.pi * climbed)) / 2 if schedule == "onecycle" else climbed
+        share = progress / warmup
+        rise = (1 - math.cos(math.pi * share)) / 2 if schedule == "onecycle" else share
         return first + (1 - first) * rise
     left = 1 - min(1.0, (progress - warmup) / (1 - warmup))
     return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Every group's rate as a share of its peak."""
+    """Set the learning rate of each parameter group to `factor` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

@@ -1,10 +1,9 @@
-"""From a configuration to what the loop needs: model, tokenizer, and pictures with their captions."""
+"""Prepares a run from its configuration: data, tokenizer, model, and features of a frozen backbone."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -27,17 +26,15 @@ from myllm.model.gpt2_weights import fit_to_pretrained, gpt2_folder
 from myllm.model.lora import adapted_layers, add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done, and of how many."""
+from myllm.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains, on what."""
+    """Model and data of a run."""
 
     config: TrainConfig
-    """The run's, with the base's geometry and decoding defaults where there is one."""
+    """The run's configuration; with a base it has the base's geometry and decoding defaults."""
     model: VisionGPT2
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
@@ -45,76 +42,79 @@ class Prepared:
     val: CaptionSource
     findings: Findings
     fingerprint: str
-    """Of the pictures' names and captions, train and val: tells whether two runs had the same data."""
+    """Hash of the pictures' names and captions, train and val: equal for runs with the same data."""
     base_hash: str | None = None
-    """Of the weights that stay as they are, beside which adapters train."""
+    """Hash of the base's weights if adapters train on them."""
 
 
-def prepare(config: TrainConfig, progress: Progress | None = None) -> Prepared:
+def prepare(config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = ()) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
-    Raises DataError, ConfigError or CheckpointError with the way out.
+    given_options: dotted names of the options that the user set (`text.dropout`): with a base, they count even if their
+    value is the default. Raises DataError, ConfigError or CheckpointError with the fix.
     """
     records, findings = read_records(Path(config.data), config.captions)
     splits = split_records(records, Path(config.data), findings)
     base = _base(config)
     if base is not None:
-        config = fit_to_base(config, base)
+        config = fit_to_base(config, base, given_options)
     torch.manual_seed(config.seed)
-    begun = base or _new(config, splits["train"])
-    model, preprocess = begun.model, Preprocess(begun.preprocess)
+    start = base or _new_checkpoint(config, splits["train"])
+    model, preprocess = start.model, Preprocess(start.preprocess)
     base_hash = None
     if config.lora.rank:
         base_hash = weights_hash(model)
         add_adapters(model, config.lora)
         _check_features(config, model)
-    cache = _feature_cache(begun, config) if config.vision.frozen else None
+    cache = _feature_cache(start, config) if config.vision.frozen else None
     sources = []
     for name in ("train", "val"):
         pictures = [record.image for record in splits[name]]
         known = cache.known(pictures) if cache is not None else ()
-        told = _told(progress, f"reading {name} pictures")
-        whole, pixels = check_pictures(splits[name], preprocess, findings, told, known)
-        source = make_source(whole, pixels, preprocess, begun.tokenizer, model.config.text.n_positions, findings)
+        readable, pixels = check_pictures(splits[name], preprocess, findings, progress, known)
+        source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
         if cache is not None:
-            told = _told(progress, f"encoding {name} pictures")
-            source = _with_features(source, cache, model, choose_device(config.devices), findings, told)
+            source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
         sources.append(source)
     fingerprint = fingerprint_of([*sources[0].records, *sources[1].records])
     return Prepared(
-        config, model, begun.tokenizer, begun.preprocess, sources[0], sources[1], findings, fingerprint, base_hash
+        config, model, start.tokenizer, start.preprocess, sources[0], sources[1], findings, fingerprint, base_hash
     )
 
 
 def _base(config: TrainConfig) -> Checkpoint | None:
     if config.base is None:
         return None
-    # what an adapter stands on is opened again wherever the adapter is
+    # an adapter file names its base, which must open as a whole captioner again
     return formats.load_base(config.base) if config.lora.rank else formats.load(config.base)
 
 
-def fit_to_base(config: TrainConfig, base: Checkpoint) -> TrainConfig:
-    """`config` with the base's geometry and decoding defaults, for what was left at the default.
+# Options of the model that a base does not fix: where its weights came from, and what trains.
+NOT_GEOMETRY = ("vision.pretrained", "vision.frozen", "text.pretrained")
 
-    Raises ConfigError where it asks for another geometry.
+
+def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
+    """Return `config` with the base's model options, and with its decoding options if none are set.
+
+    An option is set if it differs from the default, or is in `given_options`. Raises ConfigError if a model option that
+    is set differs from the base's.
     """
-    own = base.model.config
-    given, found, default = (dict(flatten(asdict(one), ".")) for one in (config.captioner, own, CaptionerConfig()))
-    for name, value in given.items():
-        # whether a part was pretrained before, and whether it trains now, is no geometry
-        if value not in (found.get(name), default.get(name)) and not name.endswith((".pretrained", ".frozen")):
-            raise ConfigError(f"{name} is {value}, but the base {config.base} has {found.get(name)}; leave that out")
-    return replace(
-        config,
-        vision=replace(own.vision, frozen=config.vision.frozen),
-        text=own.text,
-        mode=own.mode,
-        decode=base.decode if config.decode == DecodeConfig() else config.decode,
+    model = base.model.config
+    options, of_base, default = (
+        dict(flatten(asdict(part), ".")) for part in (config.captioner, model, CaptionerConfig())
     )
+    for name, value in options.items():
+        # a config.yaml holds the default of text.vocab_size, because training takes it from the tokenizer
+        is_set = value != default.get(name) or (name in given_options and name != "text.vocab_size")
+        if is_set and value != of_base.get(name) and name not in NOT_GEOMETRY:
+            raise ConfigError(f"{name} is {value}, but the base {config.base} has {of_base.get(name)}; leave that out")
+    sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given_options)
+    vision, decode = replace(model.vision, frozen=config.vision.frozen), config.decode if sets_decode else base.decode
+    return replace(config, vision=vision, text=model.text, mode=model.mode, decode=decode)
 
 
-def _new(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
-    """A model as it is before training, and its tokenizer."""
+def _new_checkpoint(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
+    """Return an untrained model with its tokenizer and preprocessing."""
     tokenizer = _tokenizer(config, train)
     text = replace(fit_to_pretrained(config.text), vocab_size=tokenizer.get_vocab_size())
     model = VisionGPT2(replace(config.captioner, text=text))
@@ -122,31 +122,27 @@ def _new(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
 
 
 def _check_features(config: TrainConfig, model: VisionGPT2) -> None:
-    """Raises ConfigError where adapters would change features that are computed once."""
-    within = [name for name, _ in adapted_layers(model) if name.startswith("encoder.")]
-    if config.vision.frozen and within:
+    """Raise ConfigError if adapters would change features that are computed only once."""
+    in_backbone = [name for name, _ in adapted_layers(model) if name.startswith("encoder.")]
+    if config.vision.frozen and in_backbone:
         raise ConfigError(
-            f"lora.targets has {within[0]}, a layer of the backbone, and vision.frozen keeps the features of that; "
-            "drop one of them"
+            f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
+            "backbone's features; drop one of them"
         )
 
 
-def _feature_cache(begun: Checkpoint, config: TrainConfig) -> FeatureCache:
-    """Keyed by what the features depend on, and nothing else, so that runs with other decoders share them."""
-    encoder = begun.model.encoder
-    key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {begun.preprocess}"
+def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
+    """Return the cache for the backbone and the preprocessing; runs with other decoders share it."""
+    encoder = start.model.encoder
+    key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
     return FeatureCache(cache_folder() / "features", key, config.half_features)
 
 
 def _with_features(
-    source: CaptionSource,
-    cache: FeatureCache,
-    model: VisionGPT2,
-    device: torch.device,
-    findings: Findings,
-    progress: Callable[[int, int], None] | None,
+    source: CaptionSource, cache: FeatureCache, model: VisionGPT2, device: torch.device, findings: Findings,
+    progress: Progress,
 ) -> CaptionSource:
-    """The source with the features of its pictures, from the cache or computed now."""
+    """Return the source with the features of its pictures, from the cache or computed now."""
     encoder = model.encoder.to(device).eval()
 
     def encode(images: Tensor) -> tuple[Tensor, ...]:
@@ -158,7 +154,7 @@ def _with_features(
 
 
 def fingerprint_of(records: Sequence[Record]) -> str:
-    """Of the pictures' names and captions."""
+    """Return a hash of the pictures' names and captions."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
         digest.update("\0".join((record.name, *record.captions)).encode())
@@ -169,7 +165,3 @@ def _tokenizer(config: TrainConfig, train: Sequence[Record]) -> Tokenizer:
     if config.text.pretrained:
         return gpt2_tokenizer(str(gpt2_folder(config.text.pretrained)))
     return train_tokenizer((text for record in train for text in record.captions), config.captions.vocab_size)
-
-
-def _told(progress: Progress | None, what: str) -> Callable[[int, int], Any] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)

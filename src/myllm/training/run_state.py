@@ -1,4 +1,4 @@
-"""The state of a run, all of it in one place: what last.pt holds, and how it goes on from there."""
+"""The state of a run, and how last.pt stores it."""
 
 import pickle
 from dataclasses import asdict, dataclass, field, fields
@@ -16,29 +16,31 @@ FILE_NAME = "last.pt"
 
 @dataclass
 class RunState:
-    """Counters of a run. `batch` is the next batch of `epoch`, so that a run goes on where it was."""
+    """Counters of a run."""
 
     epoch: int = 0
+    """Finished epochs."""
     batch: int = 0
+    """Finished batches of the current epoch."""
     step: int = 0
+    """Finished optimizer steps."""
     seconds: float = 0.0
-    """Of training alone, over all sessions."""
-    best: float | None = None
+    """Time in training steps over all sessions, without validation."""
     best_epoch: int = 0
+    """Number of the best epoch from 1; 0 if none is finished."""
     loss_sum: float = 0.0
-    """Of this epoch so far, in nats."""
+    """Sum of the current epoch's losses in nats."""
     loss_tokens: int = 0
+    """Number of tokens in `loss_sum`."""
+    gradient_norm: float = 0.0
+    """Gradient norm of the latest step, before clipping."""
     history: list[dict[str, float | str]] = field(default_factory=list)
-    """One row for each finished epoch."""
+    """A row for each finished epoch."""
 
 
 def save(
-    path: Path,
-    state: RunState,
-    objective: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
-    fingerprint: str,
+    path: Path, state: RunState, objective: nn.Module, optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler, fingerprint: str,
 ) -> None:
     """Write last.pt atomically."""
     content = {
@@ -55,15 +57,12 @@ def save(
 
 
 def load(
-    path: Path,
-    objective: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
+    path: Path, objective: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
     fingerprint: str,
 ) -> RunState:
-    """Put a saved run back into the objective, the optimizers and the random generators; returns its counters.
+    """Restore the objective, the optimizers and the random generators from last.pt, and return the counters.
 
-    Raises CheckpointError where there is none, it is damaged, or it belongs to other data or another model.
+    Raises CheckpointError if the file is missing or damaged, or belongs to other data or another model.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, so there is no run to resume; leave out --resume to start one")
@@ -81,10 +80,10 @@ def load(
         torch.set_rng_state(content["rng"])
         if content["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(content["cuda_rng"])
-        known = {one.name for one in fields(RunState)}
+        known = {counter.name for counter in fields(RunState)}
         return RunState(**{name: value for name, value in content["state"].items() if name in known})
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
         raise CheckpointError(
             f"{path}: does not fit this run ({reason(error)}); resume with the options it began with "
-            "(they are in config.yaml beside it), or start anew with --overwrite"
+            "(they are in config.yaml next to it), or start again with --overwrite"
         ) from error

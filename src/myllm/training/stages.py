@@ -1,4 +1,4 @@
-"""Stages of unfreezing: what is new learns first, so that it does not drag what was pretrained along while random."""
+"""Stages of unfreezing: new parameters learn first, because gradients through random weights spoil pretrained ones."""
 
 from myllm.config import TrainConfig
 from myllm.model.lora import adapted_layers
@@ -6,15 +6,15 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 
 def stage_of(epoch: int, config: TrainConfig) -> str:
-    """One stage an epoch, the last one goes on."""
+    """Return the stage of an epoch (from 0): one stage for each epoch, and the last one for all later epochs."""
     return config.stages[min(epoch, len(config.stages) - 1)]
 
 
 def set_stage(model: VisionGPT2, stage: str, config: TrainConfig) -> None:
-    """Let the stage's parameters train, and no others.
+    """Set `requires_grad` so that only the stage's parameters train.
 
-    new: cross-attention, the projection between the widths, and whatever did not start from pretrained weights;
-    text: and the decoder; all: and the backbone, if it isn't frozen. Where there are adapters, they alone train.
+    new: cross-attention, the projection to the decoder's width, and all parts without pretrained weights;
+    text: the decoder too; all: the backbone too, if it is not frozen. With adapters, only adapters train in each stage.
     """
     is_text_new = not (config.text.pretrained or config.base)
     is_vision_new = not (config.vision.pretrained or config.vision.weights or config.base)
@@ -31,9 +31,10 @@ def set_stage(model: VisionGPT2, stage: str, config: TrainConfig) -> None:
 
 
 def set_train_mode(model: VisionGPT2) -> None:
-    """Training mode, but for a backbone whose own weights don't train: dropout is off and batch statistics stay."""
+    """Set training mode, except for a backbone whose weights do not train: no dropout, fixed batch statistics."""
     model.train()
-    if not any(one.requires_grad for name, one in model.encoder.named_parameters() if ".lora_" not in name):
+    weights = [parameter for name, parameter in model.encoder.named_parameters() if ".lora_" not in name]
+    if not any(weight.requires_grad for weight in weights):
         model.encoder.eval()
         for _, layer in adapted_layers(model.encoder):
             layer.train()

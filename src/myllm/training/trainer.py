@@ -1,4 +1,4 @@
-"""The training loop, read from top to bottom."""
+"""The training loop."""
 
 import math
 import signal
@@ -7,22 +7,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
-from myllm.data.batches import Batch, Batches, evaluation_batches, training_batches
+from myllm.data.batches import Batch, training_batches
 from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import MyLLMError
-from myllm.inference.generate import generate_captions, make_search, make_vocabulary
 from myllm.metrics.diversity import measure_diversity
-from myllm.metrics.score import score_captions, shuffled
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
 from myllm.training.loss import Objective, WordPresence, word_occurrences
@@ -30,26 +30,43 @@ from myllm.training.optim import build_optimizers, rate_factor, set_rates
 from myllm.training.prepare import Prepared
 from myllm.training.run_state import RunState
 from myllm.training.stages import set_stage, set_train_mode, stage_of
+from myllm.training.validate import MIN_CIDER_PICTURES, Validation, Validator, best_criterion, is_better
 
 SAVE_SECONDS = 600.0
-COLLAPSED_SHARE = 0.2
 SAMPLES = 20
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """How far a run is after a step."""
+    """A finished step. Reading `loss` or `gradient_norm` waits for the device; the other fields cost nothing."""
 
     epoch: int
+    """The epoch from 0."""
     step: int
+    """Steps so far, this one included."""
     progress: float
     """0..1 of the whole run."""
-    loss: float
+    learning_rate: float
+    """Learning rate of AdamW in this step."""
     pictures_per_second: float
+    loss_tensor: Tensor
+    """() on the device."""
+    norm_tensor: Tensor
+    """() on the device."""
+
+    @cached_property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.loss_tensor)
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of all parameters, before clipping."""
+        return float(self.norm_tensor)
 
 
 class Reporter(Protocol):
-    """Who is told while it runs."""
+    """Receives the progress of a run."""
 
     def step(self, report: StepReport) -> None: ...
 
@@ -59,7 +76,7 @@ class Reporter(Protocol):
 
 
 class Trainer:
-    """One run: `train` goes from where `state` is to the end, or to an interruption, which it saves."""
+    """A training run from `state` to its end."""
 
     def __init__(self, config: TrainConfig, prepared: Prepared, reporter: Reporter) -> None:
         self.config = config
@@ -68,15 +85,9 @@ class Trainer:
         self.out = Path(config.out)
         self.device = choose_device(config.devices)
         self.precision = choose_precision(config.precision, self.device)
-        self.end = prepared.train.end
-        self.vocabulary = make_vocabulary(prepared.tokenizer)
         self.model = prepared.model.to(self.device)
         self.objective = Objective(
-            self.model,
-            self.end,
-            config.label_smoothing,
-            config.word_dropout,
-            self._presence(),
+            self.model, prepared.train.end, config.label_smoothing, config.word_dropout, self._word_presence(),
             config.word_presence_weight,
         ).to(self.device)
         self.optimizers = build_optimizers(self.objective, config)
@@ -84,48 +95,77 @@ class Trainer:
         self.batches = training_batches(
             prepared.train, config.batch_size, config.captions_per_image, config.seed, config.augment, config.workers
         )
-        self.judged = evaluation_batches(prepared.val, config.batch_size, config.workers)
+        self.validator = Validator(config, prepared, self.device, self.precision)
+        self.best_by = best_criterion(config.best_by, self.validator.count)
         self.state = RunState()
+        # These stay on the device until a row or a file needs them: reading them in each step would make a GPU wait.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.gradient_norm = torch.zeros((), device=self.device)
 
     def resume(self) -> None:
-        """Go on from last.pt. Raises CheckpointError."""
+        """Restore the run from last.pt. Raises CheckpointError."""
         path = self.out / run_state.FILE_NAME
         self.state = run_state.load(path, self.objective, self.optimizers, self.scaler, self._fingerprint)
+        self.loss_sum.fill_(self.state.loss_sum)
+        self.gradient_norm.fill_(self.state.gradient_norm)
 
     def train(self) -> bool:
-        """Train to the end. False where Ctrl-C came first: the run is then saved and can be resumed."""
-        state, config = self.state, self.config
-        with _interruptible() as interrupted:
-            while not self._is_over():
-                set_stage(self.model, stage_of(state.epoch, config), config)
-                self._train_epoch(interrupted)
-                if interrupted.is_set():
+        """Train to the end. Returns False if Ctrl-C came first; the run is then saved and can be resumed.
+
+        Raises MyLLMError if the loss is not finite, or a file cannot be written.
+        """
+        config, state = self.config, self.state
+        if self.best_by != config.best_by:
+            self.reporter.warn(
+                f"the best epoch is the one with the lowest validation loss: {config.best_by} needs at least "
+                f"{MIN_CIDER_PICTURES} captioned validation pictures, and there are {self.validator.count}"
+            )
+        batches = self._start_epoch()
+        previous: StepReport | None = None
+        step_time = save_time = time.monotonic()
+        with _catch_interrupt() as interrupted:
+            while not self._is_finished():
+                group = list(islice(batches, config.accumulate))
+                if group:  # empty if the run was interrupted after the last batch of an epoch
+                    rate = rate_factor(self.progress, config.schedule)
+                    set_rates(self.optimizers, rate)
+                    loss, gradient_norm = self._step(group)
+                    seconds = time.monotonic() - step_time
+                    step_time += seconds
+                    state.batch += len(group)
+                    state.step += 1
+                    state.seconds += seconds
+                    speed = sum(len(batch.index) for batch in group) / max(seconds, 1e-9)
+                    report = StepReport(
+                        state.epoch, state.step, self.progress, config.lr * rate, speed, loss, gradient_norm
+                    )
+                    self.reporter.step(report)
+                    if previous is not None:  # a GPU finished that step while this one was prepared
+                        self._check_loss(previous.loss, previous.step)
+                    previous = report
+                if interrupted.is_set() and self.progress < 1.0:
                     self.save()
                     return False
-                self._end_epoch()
+                if state.batch >= len(self.batches) or self.progress >= 1.0:
+                    self._end_epoch()
+                    batches = self._start_epoch()
+                    step_time = save_time = time.monotonic()
+                elif step_time - save_time > SAVE_SECONDS:
+                    self.save()
+                    save_time = step_time
         if self._is_out_of_patience():
-            self.reporter.warn(f"stopped: {config.patience} epochs without a better {config.best_by}")
+            self.reporter.warn(f"stopped: {config.patience} epochs without a better {self.best_by}")
         return True
 
     def save(self) -> None:
-        """Write last.pt."""
-        run_state.save(
-            self.out / run_state.FILE_NAME,
-            self.state,
-            self.objective,
-            self.optimizers,
-            self.scaler,
-            self._fingerprint,
-        )
-
-    @property
-    def _fingerprint(self) -> str:
-        """Of what a run can't go on without: the same data, and where adapters train the same weights under them."""
-        return " ".join(filter(None, (self.prepared.fingerprint, self.prepared.base_hash)))
+        """Write last.pt. Raises MyLLMError if the loss is not finite: such a state is not worth keeping."""
+        self._read_device()
+        path = self.out / run_state.FILE_NAME
+        run_state.save(path, self.state, self.objective, self.optimizers, self.scaler, self._fingerprint)
 
     @property
     def progress(self) -> float:
-        """0..1, by whichever of the limits is nearest."""
+        """0..1 of the run, by the limit that is nearest."""
         config, state = self.config, self.state
         steps = config.epochs * math.ceil(len(self.batches) / config.accumulate)
         shares = [state.step / min(steps, config.max_steps or steps)]
@@ -133,186 +173,137 @@ class Trainer:
             shares.append(state.seconds / (60 * config.max_minutes))
         return min(1.0, max(shares))
 
-    def _is_over(self) -> bool:
+    @property
+    def _fingerprint(self) -> str:
+        """Identifies the data and, under adapters, the base's weights; a run is resumed only with the same ones."""
+        return " ".join(filter(None, (self.prepared.fingerprint, self.prepared.base_hash)))
+
+    def _is_finished(self) -> bool:
         return self.progress >= 1.0 or self.state.epoch >= self.config.epochs or self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
-    def _presence(self) -> WordPresence | None:
+    def _word_presence(self) -> WordPresence | None:
         if not self.config.word_presence_weight:
             return None
         text, source = self.model.config.text, self.prepared.train
         captions = [[source.ids[caption] for caption in record.captions] for record in source.records]
-        return WordPresence(text.n_embd, word_occurrences(captions, text.vocab_size, self.end))
+        return WordPresence(text.n_embd, word_occurrences(captions, text.vocab_size, source.end))
 
-    def _train_epoch(self, interrupted: threading.Event) -> None:
-        """The rest of an epoch, or of the run's limit, or until interrupted."""
-        state, config = self.state, self.config
+    def _start_epoch(self) -> Iterator[Batch]:
+        """Set the epoch's stage and training mode, and return its remaining batches."""
+        set_stage(self.model, stage_of(self.state.epoch, self.config), self.config)
         self.objective.train()
         set_train_mode(self.model)
-        coming = self.batches.epoch(state.epoch, state.batch)
-        began = saved = time.monotonic()
-        while not self._is_over() and (group := list(islice(coming, config.accumulate))):
-            set_rates(self.optimizers, rate_factor(self.progress, config.schedule))
-            loss = self._step(group)
-            now = time.monotonic()
-            pictures = sum(len(batch.index) for batch in group)
-            state.batch += len(group)
-            state.step += 1
-            state.seconds += now - began
-            self.reporter.step(
-                StepReport(state.epoch, state.step, self.progress, loss, pictures / max(now - began, 1e-9))
-            )
-            began = now
-            if interrupted.is_set():
-                return
-            if now - saved > SAVE_SECONDS:
-                self.save()
-                saved = now
+        return self.batches.epoch(self.state.epoch, self.state.batch)
 
-    def _step(self, group: Sequence[Batch]) -> float:
-        """One optimizer step over the batches of `group`, as if they were one. Returns the loss a token."""
-        tokens = sum(int(batch.mask.sum()) for batch in group)
-        caption_sum = 0.0
+    def _step(self, group: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step over the batches of `group`, as if they were one.
+
+        Returns the loss per token and the gradient norm before clipping, both () on the device.
+        """
+        tokens = max(1, sum(int(batch.lengths.sum()) for batch in group))
+        step_sum = torch.zeros_like(self.loss_sum)
         for batch in group:
             with autocast(self.precision, self.device):
                 losses = self.objective(batch.to(self.device))
-            self.scaler.scale(losses.total * (losses.tokens / max(1, tokens))).backward()
-            caption_sum += float(losses.caption_sum)
-        if not math.isfinite(caption_sum):
-            kept = f"; the best epoch is still in {self.out}" if self.state.best is not None else ""
-            raise MyLLMError(
-                f"the loss is {caption_sum} at step {self.state.step}: the rate is too high for this model. Take a "
-                f"lower --lr, or --precision fp32{kept}"
-            )
+            self.scaler.scale(losses.total * (losses.tokens / tokens)).backward()
+            step_sum += losses.caption_sum
         if self.state.step == 0:
             self._warn_of_idle_adapters()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
-        self.state.loss_sum += caption_sum
+        self.loss_sum += step_sum
         self.state.loss_tokens += tokens
-        return caption_sum / max(1, tokens)
+        return step_sum / tokens, self.gradient_norm
+
+    def _check_loss(self, loss: float, step: int) -> None:
+        """Raise MyLLMError if the loss of a step is NaN or infinite."""
+        if not math.isfinite(loss):
+            hint = f"; the best epoch is still in {self.out}" if self.state.best_epoch else ""
+            raise MyLLMError(
+                f"the loss is {loss} at step {step}: the learning rate is too high for this model. Take a lower --lr, "
+                f"or --precision fp32{hint}"
+            )
+
+    def _read_device(self) -> None:
+        """Copy the sums of the epoch into the state. Raises MyLLMError if the loss is not finite."""
+        self.state.loss_sum, self.state.gradient_norm = float(self.loss_sum), float(self.gradient_norm)
+        self._check_loss(self.state.loss_sum, self.state.step)
 
     def _warn_of_idle_adapters(self) -> None:
-        """Some layers only lend their weight to what computes, as BEiT's qkv: nothing reaches their adapters."""
+        """Warn of adapters without gradient: some models (BEiT) read a layer's weight instead of calling the layer."""
         idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
         if idle:
-            told = f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one"
-            self.reporter.warn(f"{told}; leave these out of --lora.targets")
+            message = f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one"
+            self.reporter.warn(f"{message}; leave these out of --lora.targets")
 
     def _end_epoch(self) -> None:
-        """Validate, keep the best, save, report."""
-        state, config = self.state, self.config
-        train_loss = state.loss_sum / max(1, state.loss_tokens)
-        val_loss = validation_loss(self.objective, self.judged, self.device)
-        samples = self._validation_captions()
-        captions, references = [s.caption for s in samples], [s.references for s in samples]
-        cider = score_captions(captions, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
-        control = score_captions(shuffled(captions), references, metrics=("CIDEr",)).corpus["CIDEr-D"]
+        """Validate, add a row to the history, write captioner.pt if it is the best epoch, write last.pt, and report."""
+        self._read_device()
+        state = self.state
+        validation = self.validator(self.objective)
+        row = self._row(validation)
         state.epoch, state.batch = state.epoch + 1, 0
         state.loss_sum, state.loss_tokens = 0.0, 0
-        row: dict[str, float | str] = {
-            "epoch": state.epoch, "step": state.step, "minutes": state.seconds / 60,
-            "stage": stage_of(state.epoch - 1, config), "train_loss": train_loss,
-            "train_perplexity": math.exp(min(train_loss, 50.0)), "val_loss": val_loss,
-            "val_perplexity": math.exp(min(val_loss, 50.0)), "CIDEr-D": cider, "CIDEr-D_shuffled": control,
-            "distinct_captions": measure_diversity(captions).distinct_share,
-        }
+        self.loss_sum.zero_()
         state.history.append(row)
-        value = -val_loss if config.best_by == "loss" else cider
-        if state.best is None or value > state.best:
-            state.best, state.best_epoch = value, state.epoch
-            self._save_best(self._checkpoint(row))
+        if not state.best_epoch or is_better(row, state.history[state.best_epoch - 1], self.best_by):
+            state.best_epoch = state.epoch
+            self._save_best(row)
         self.save()
-        self.reporter.epoch(row, samples[:SAMPLES])
-        for warning in warnings_of(captions, cider, control):
+        self.reporter.epoch(row, validation.samples[:SAMPLES])
+        for warning in validation.warnings():
             self.reporter.warn(warning)
+        if self.best_by == "CIDEr-D" and validation.cider == 0:
+            self.reporter.warn("CIDEr-D is 0; epochs with equal CIDEr-D are compared by validation loss")
 
-    def _validation_captions(self) -> list[Sample]:
-        """Captions of the first validation pictures, by the run's decoding options."""
-        model = self.model.eval()
-        samples: list[Sample] = []
-        count = min(self.config.val_images, len(self.prepared.val.records))
-        for batch in self.judged.epoch(0):
-            with torch.inference_mode(), autocast(self.precision, self.device):
-                batch = batch.to(self.device)
-                features = batch.features if batch.features is not None else model.encoder(batch.images)
-                image = model.image_kv(model.image_tokens(features))
-                # a picture is drawn for alike in each epoch
-                seeds = batch.index.tolist()
-                search = make_search(model, self.vocabulary, image, self.config.decode, seeds)
-                written = generate_captions(search, self.prepared.tokenizer)
-            for position, caption in zip(batch.index.tolist(), written, strict=True):
-                record = self.prepared.val.records[position]
-                samples.append(Sample(record.image, caption.text, record.captions))
-            if len(samples) >= count:
-                break
-        return samples[:count]
+    def _row(self, validation: Validation) -> dict[str, float | str]:
+        """Return the epoch's row of metrics.csv."""
+        state = self.state
+        train_loss = state.loss_sum / max(1, state.loss_tokens)
+        return {
+            "epoch": state.epoch + 1, "step": state.step, "minutes": state.seconds / 60,
+            "stage": stage_of(state.epoch, self.config), "train_loss": train_loss,
+            "train_perplexity": math.exp(min(train_loss, 50.0)), "val_loss": validation.loss,
+            "val_perplexity": math.exp(min(validation.loss, 50.0)), "CIDEr-D": validation.cider,
+            "CIDEr-D_shuffled": validation.shuffled_cider,
+            "distinct_captions": measure_diversity(validation.captions).distinct_share,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"], "gradient_norm": state.gradient_norm,
+        }
 
-    def _save_best(self, checkpoint: native.Checkpoint) -> None:
-        """captioner.pt; or, where adapters train, these alone."""
-        config, base_hash = self.config, self.prepared.base_hash
-        if config.base is None or base_hash is None:
-            native.save(checkpoint, self.out / native.FILE_NAME)
-        else:
-            lora.save(checkpoint, config.lora, config.base, base_hash, self.out / lora.FOLDER)
-
-    def _checkpoint(self, row: dict[str, float | str]) -> native.Checkpoint:
+    def _save_best(self, row: dict[str, float | str]) -> None:
+        """Write captioner.pt or, if adapters train, adapter/."""
         prepared, config = self.prepared, self.config
         provenance: dict[str, Any] = {
             "data": {"folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
                      "train": len(prepared.train.records), "val": len(prepared.val.records)},
-            "validation": dict(row), "captioned": min(config.val_images, len(prepared.val.records)),
+            "validation": dict(row), "captioned": self.validator.count,
             "seed": config.seed, "torch": str(torch.__version__),
         }
         if config.base is not None:
             provenance["base"] = config.base
-        return native.Checkpoint(
+        checkpoint = native.Checkpoint(
             self.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
         )
-
-
-@torch.inference_mode()
-def validation_loss(objective: Objective, batches: Batches, device: torch.device) -> float:
-    """Nats a token over all captions of all pictures: summed, then divided once."""
-    objective.eval()
-    caption_sum, tokens = 0.0, 0
-    for batch in batches.epoch(0):
-        losses = objective(batch.to(device))
-        caption_sum += float(losses.caption_sum)
-        tokens += losses.tokens
-    return caption_sum / max(1, tokens)
-
-
-def warnings_of(captions: Sequence[str], cider: float, control: float) -> list[str]:
-    """In words, what figures alone let one overlook."""
-    found = []
-    diversity = measure_diversity(captions)
-    if len(captions) > 20 and diversity.most_frequent_share > COLLAPSED_SHARE:
-        found.append(
-            f"{diversity.most_frequent_share:.0%} of the captions are the same sentence ({diversity.most_frequent!r}): "
-            "the model has collapsed, or has only begun to learn"
-        )
-    if len(captions) > 20 and cider < 2 * control:
-        found.append(
-            f"captions of shuffled pictures score nearly as well (CIDEr-D {control:.3f} beside {cider:.3f}): "
-            "the model does not look at the pictures yet"
-        )
-    return found
+        if config.base is None or prepared.base_hash is None:
+            native.save(checkpoint, self.out / native.FILE_NAME)
+        else:
+            lora.save(checkpoint, config.lora, config.base, prepared.base_hash, self.out / lora.FOLDER)
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that a step is finished before a run is saved; the second breaks off."""
+def _catch_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets, so that the step is finished; the second raises KeyboardInterrupt."""
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield interrupted
         return
     before = signal.getsignal(signal.SIGINT)

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from myllm.errors import DataError, MyLLMError
 KEY = "vit_tiny weights abc 8 x 8 bicubic"
 
 
-class Bench:
-    """Pictures whose images and features are known, and a count of what was computed."""
+class Extraction:
+    """Pictures with known images and features, and the numbers of the pictures that were encoded."""
 
     def __init__(self, folder: Path, count: int = 7) -> None:
         self.folder = folder / "cache"
@@ -25,30 +26,30 @@ class Bench:
         self.findings = Findings()
 
     def images(self, positions: Sequence[int]) -> Tensor:
-        numbers = [int(self.pictures[at].read_bytes().split()[1]) for at in positions]
+        numbers = [int(self.pictures[position].read_bytes().split()[1]) for position in positions]
         return torch.tensor(numbers, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 8, 8)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         numbers = images[:, 0, 0, 0]
         self.computed += numbers.int().tolist()
-        return self.meant(numbers)
+        return self.features(numbers)
 
-    def meant(self, numbers: Tensor) -> tuple[Tensor, ...]:
+    def features(self, numbers: Tensor) -> tuple[Tensor, ...]:
         grid = torch.arange(20.0).reshape(1, 4, 5) / 7 + numbers[:, None, None]
         return grid, -grid
 
     def run(
         self, key: str = KEY, half: bool = False, encode: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     ) -> None:
-        """Features of all pictures, held against what is meant; `computed` and `findings` are of this run alone."""
+        """Extract the features of all pictures and check them; `computed` and `findings` are of this run."""
         self.computed, self.findings = [], Findings()
         cache = FeatureCache(self.folder, key, half)
         features = cache.features(self.pictures, self.images, encode or self.encode, self.findings, batch_size=3)
         positions = torch.tensor([len(self.pictures) - 1, 0, 2])
-        numbers = torch.tensor([float(self.pictures[at].read_bytes().split()[1]) for at in positions.tolist()])
-        for found, meant in zip(features.rows(positions), self.meant(numbers), strict=True):
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found, meant, rtol=1e-3 if half else 0, atol=0)
+        numbers = torch.tensor([float(self.pictures[number].read_bytes().split()[1]) for number in positions.tolist()])
+        for result, expected in zip(features.rows(positions), self.features(numbers), strict=True):
+            assert result.dtype == torch.float32
+            torch.testing.assert_close(result, expected, rtol=1e-3 if half else 0, atol=0)
 
     def file(self, name: str) -> Path:
         [path] = self.folder.glob(f"*/{name}")
@@ -56,152 +57,157 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def extraction(tmp_path: Path) -> Extraction:
+    return Extraction(tmp_path)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_features_are_computed_once(bench: Bench, half: bool) -> None:
-    bench.run(half=half)
-    assert bench.computed == list(range(7))
-    bench.run(half=half)
-    assert bench.computed == [] and bench.findings == Findings()
+def test_feature_cache_computes_each_picture_once(extraction: Extraction, half: bool) -> None:
+    extraction.run(half=half)
+    assert extraction.computed == list(range(7))
+    extraction.run(half=half)
+    assert extraction.computed == [] and extraction.findings == Findings()
 
 
-def test_half_precision_halves_the_file(bench: Bench, tmp_path: Path) -> None:
-    bench.run()
-    whole = bench.file("features.bin").stat().st_size
-    other = Bench(tmp_path)
+def test_feature_cache_in_half_precision_has_half_the_size(extraction: Extraction, tmp_path: Path) -> None:
+    extraction.run()
+    whole = extraction.file("features.bin").stat().st_size
+    other = Extraction(tmp_path)
     other.folder = tmp_path / "half"
     other.run(half=True)
     assert other.file("features.bin").stat().st_size * 2 == whole == 7 * 2 * 4 * 5 * 4
 
 
-def test_known_are_the_pictures_with_a_row(bench: Bench, tmp_path: Path) -> None:
-    cache = FeatureCache(bench.folder, KEY)
-    assert cache.known(bench.pictures) == set()
-    bench.run()
+def test_feature_cache_knows_the_pictures_with_a_row(extraction: Extraction, tmp_path: Path) -> None:
+    cache = FeatureCache(extraction.folder, KEY)
+    assert cache.known(extraction.pictures) == set()
+    extraction.run()
     (tmp_path / "new.jpg").write_bytes(b"picture 30")
-    assert cache.known([*bench.pictures, tmp_path / "new.jpg"]) == set(bench.pictures)
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", 60 * 2**30)  # sparse: it takes no room on the disk
+    pictures = [*extraction.pictures, tmp_path / "new.jpg", tmp_path / "huge.jpg"]
+    assert cache.known(pictures) == set(extraction.pictures)
 
 
-def test_another_key_or_precision_shares_nothing(bench: Bench) -> None:
-    bench.run()
+def test_feature_cache_shares_nothing_between_keys_and_precisions(extraction: Extraction) -> None:
+    extraction.run()
     for change in ({"key": KEY + "!"}, {"half": True}):
-        bench.run(**change)  # type: ignore[arg-type]
-        assert bench.computed == list(range(7))
-    bench.run()
-    assert bench.computed == []
+        extraction.run(**change)  # type: ignore[arg-type]
+        assert extraction.computed == list(range(7))
+    extraction.run()
+    assert extraction.computed == []
 
 
-def test_only_new_and_changed_pictures_are_computed(bench: Bench, tmp_path: Path) -> None:
-    bench.run()
+def test_feature_cache_computes_only_new_and_changed_pictures(extraction: Extraction, tmp_path: Path) -> None:
+    extraction.run()
     (tmp_path / "new.jpg").write_bytes(b"picture 30")
-    bench.pictures.insert(0, tmp_path / "new.jpg")
-    bench.pictures[3].write_bytes(b"picture 40")
-    bench.run()
-    assert sorted(bench.computed) == [30, 40]
+    extraction.pictures.insert(0, tmp_path / "new.jpg")
+    extraction.pictures[3].write_bytes(b"picture 40")
+    extraction.run()
+    assert sorted(extraction.computed) == [30, 40]
 
 
-def test_names_and_order_do_not_matter_and_byte_equal_pictures_share_a_row(bench: Bench, tmp_path: Path) -> None:
-    bench.run()
-    bench.pictures[0].rename(tmp_path / "moved.jpg")
+def test_feature_cache_finds_rows_by_content(extraction: Extraction, tmp_path: Path) -> None:
+    extraction.run()
+    extraction.pictures[0].rename(tmp_path / "moved.jpg")
     (tmp_path / "copy.jpg").write_bytes(b"picture 3")
-    bench.pictures = [tmp_path / "copy.jpg", *reversed(bench.pictures[1:]), tmp_path / "moved.jpg"]
-    bench.run()
-    assert bench.computed == []
+    extraction.pictures = [tmp_path / "copy.jpg", *reversed(extraction.pictures[1:]), tmp_path / "moved.jpg"]
+    extraction.run()
+    assert extraction.computed == []
 
 
-def test_a_flipped_bit_is_found_and_its_row_computed_again(bench: Bench) -> None:
-    bench.run()
-    content = bytearray(bench.file("features.bin").read_bytes())
+def test_feature_cache_repairs_a_flipped_bit(extraction: Extraction) -> None:
+    extraction.run()
+    content = bytearray(extraction.file("features.bin").read_bytes())
     content[2 * len(content) // 7 + 5] ^= 1
-    bench.file("features.bin").write_bytes(content)
-    bench.run()
-    assert bench.computed == [2]
-    assert bench.findings.lines() == [f"1 damaged feature recomputed ({bench.file('features.bin')}: row 2)"]
-    bench.run()
-    assert bench.computed == [] and bench.findings == Findings()
+    extraction.file("features.bin").write_bytes(content)
+    extraction.run()
+    assert extraction.computed == [2]
+    assert extraction.findings.lines() == [f"1 damaged feature recomputed ({extraction.file('features.bin')}: row 2)"]
+    extraction.run()
+    assert extraction.computed == [] and extraction.findings == Findings()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 160 * 4 + 3, 160 * 6])
-def test_a_file_cut_short_costs_only_what_is_gone(bench: Bench, kept: int) -> None:
-    bench.run()
-    content = bench.file("features.bin").read_bytes()
-    bench.file("features.bin").write_bytes(content[:kept])
-    bench.run()
-    assert bench.computed == list(range(kept // 160, 7))
-    assert bench.file("features.bin").read_bytes() == content
+def test_feature_cache_repairs_a_truncated_file(extraction: Extraction, kept: int) -> None:
+    extraction.run()
+    content = extraction.file("features.bin").read_bytes()
+    extraction.file("features.bin").write_bytes(content[:kept])
+    extraction.run()
+    assert extraction.computed == list(range(kept // 160, 7))
+    assert extraction.file("features.bin").read_bytes() == content
 
 
-def test_a_lost_file_is_made_again(bench: Bench) -> None:
-    bench.run()
-    bench.file("features.bin").unlink()
-    bench.run()
-    assert bench.computed == list(range(7)) and len(bench.findings.repaired_features) == 7
+def test_feature_cache_repairs_a_missing_file(extraction: Extraction) -> None:
+    extraction.run()
+    extraction.file("features.bin").unlink()
+    extraction.run()
+    assert extraction.computed == list(range(7)) and len(extraction.findings.repaired_features) == 7
 
 
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "{}", '{"key": 3}', '{"key": "?", "shape": [1], "rows": []}', "\xff"],
 )
-def test_an_unreadable_index_is_reported_and_made_again(bench: Bench, content: str) -> None:
-    bench.run()
-    bench.file("index.json").write_bytes(content.encode("latin-1"))
-    bench.run()
-    assert bench.computed == list(range(7))
-    assert "unreadable" in bench.findings.repaired_features[0]
-    bench.run()
-    assert bench.computed == []
+def test_feature_cache_reports_and_repairs_an_unreadable_index(extraction: Extraction, content: str) -> None:
+    extraction.run()
+    extraction.file("index.json").write_bytes(content.encode("latin-1"))
+    extraction.run()
+    assert extraction.computed == list(range(7))
+    assert "unreadable" in extraction.findings.repaired_features[0]
+    extraction.run()
+    assert extraction.computed == []
 
 
-def test_an_index_with_a_wrong_row_is_found(bench: Bench) -> None:
-    bench.run()
-    index = json.loads(bench.file("index.json").read_text())
+def test_feature_cache_repairs_an_index_with_a_wrong_row(extraction: Extraction) -> None:
+    extraction.run()
+    index = json.loads(extraction.file("index.json").read_text())
     first, second = list(index["rows"])[:2]
     index["rows"][first], index["rows"][second] = index["rows"][second], index["rows"][first]
-    bench.file("index.json").write_text(json.dumps(index))
-    bench.run()
-    assert sorted(bench.computed) == [0, 1]
+    extraction.file("index.json").write_text(json.dumps(index))
+    extraction.run()
+    assert sorted(extraction.computed) == [0, 1]
 
 
-def test_interrupted_extraction_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("myllm.data.features.BATCHES_A_SAVE", 1)
+def test_feature_cache_resumes_interrupted_extraction(extraction: Extraction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("myllm.data.features.BATCHES_PER_SAVE", 1)
 
     def interrupted(images: Tensor) -> tuple[Tensor, ...]:
-        if len(bench.computed) >= 6:
+        if len(extraction.computed) >= 6:
             raise KeyboardInterrupt
-        return bench.encode(images)
+        return extraction.encode(images)
 
     with pytest.raises(KeyboardInterrupt):
-        bench.run(encode=interrupted)
-    bench.run()
-    assert bench.computed == [6] and bench.findings == Findings()
+        extraction.run(encode=interrupted)
+    extraction.run()
+    assert extraction.computed == [6] and extraction.findings == Findings()
 
 
-def test_progress_counts_what_was_there_too(bench: Bench, tmp_path: Path) -> None:
-    bench.run()
+def test_feature_cache_progress_includes_stored_pictures(extraction: Extraction, tmp_path: Path) -> None:
+    extraction.run()
     for number in range(7, 12):
         (tmp_path / f"{number}.jpg").write_bytes(f"picture {number}".encode())
-        bench.pictures.append(tmp_path / f"{number}.jpg")
-    seen: list[tuple[int, int]] = []
-    FeatureCache(bench.folder, KEY).features(
-        bench.pictures, bench.images, bench.encode, Findings(), 3, lambda done, total: seen.append((done, total))
+        extraction.pictures.append(tmp_path / f"{number}.jpg")
+    reports: list[tuple[str, int, int]] = []
+    FeatureCache(extraction.folder, KEY).features(
+        extraction.pictures, extraction.images, extraction.encode, Findings(), 3, lambda *report: reports.append(report)
     )
-    assert seen == [(10, 12), (12, 12)]
+    assert reports == [("encoding pictures", 10, 12), ("encoding pictures", 12, 12)]
 
 
-def test_features_beyond_half_precision_are_refused(bench: Bench) -> None:
+def test_feature_cache_refuses_features_beyond_half_precision(extraction: Extraction) -> None:
     with pytest.raises(DataError, match="half_features"):
-        bench.run(half=True, encode=lambda images: (images[:, 0] + 1e6,))
+        extraction.run(half=True, encode=lambda images: (images[:, 0] + 1e6,))
 
 
-def test_a_full_disk_is_told_and_costs_nothing_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run()
-    bench.pictures[0].write_bytes(b"picture 50")
+def test_feature_cache_keeps_finished_rows_if_the_disk_is_full(
+    extraction: Extraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extraction.run()
+    extraction.pictures[0].write_bytes(b"picture 50")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(MyLLMError, match=r"features.bin: No space left.*Make room"):
-        bench.run()
+        extraction.run()
     monkeypatch.undo()
-    bench.run()
-    assert bench.computed == [50]
+    extraction.run()
+    assert extraction.computed == [50]

@@ -1,15 +1,28 @@
 import io
+import os
 import random
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from myllm.config import PreprocessConfig
-from myllm.data.images import MAX_PIXELS, Preprocess, augment, grey_thumbnail, load_image, mirrored_captions
+from myllm.data.images import (
+    FORMATS,
+    MAX_PIXELS,
+    PICTURE_SUFFIXES,
+    Preprocess,
+    augment,
+    grey_thumbnail,
+    load_image,
+    mirrored_captions,
+)
 from myllm.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -32,7 +45,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds nothing."""
+    """Return a PNG with a header for this size and no pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -41,41 +54,69 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_path_string_bytes_and_picture_load_the_same(tmp_path: Path) -> None:
+def test_load_image_takes_path_string_bytes_and_picture(tmp_path: Path) -> None:
     image = noise()
     path = tmp_path / "a.png"
     path.write_bytes(encoded(image))
     loaded = [load_image(source) for source in (path, str(path), path.read_bytes(), image)]
-    assert all(each.mode == "RGB" and each.tobytes() == image.tobytes() for each in loaded)
+    assert all(result.mode == "RGB" and result.tobytes() == image.tobytes() for result in loaded)
+
+
+def test_picture_suffixes_are_all_that_pillow_has_for_the_formats() -> None:
+    registered = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert registered == PICTURE_SUFFIXES >= {".jp2", ".j2k", ".jpe", ".pnm", ".apng", ".dib", ".ico"}
+
+
+@pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES - {".pfm"}))  # a .pfm holds floats
+def test_load_image_reads_each_suffix_as_pillow_writes_it(tmp_path: Path, suffix: str) -> None:
+    image = Image.new("RGB", (16, 16), (255, 0, 0))
+    image.save(tmp_path / f"a{suffix}")
+    assert np.allclose(load_image(tmp_path / f"a{suffix}").resize((1, 1)).getpixel((0, 0)), (255, 0, 0), atol=6) or (
+        suffix in (".pbm", ".pgm")  # without colour
+    )
+
+
+def test_heic_is_read_with_pillow_heif(tmp_path: Path) -> None:
+    """A stand-in for the package registers an opener for a format of its own."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, PngImagePlugin\n"
+        "class Heif(PngImagePlugin.PngImageFile): format = 'HEIF'\n"
+        "def register_heif_opener(): Image.register_open('HEIF', Heif)\n"
+    )
+    noise().save(tmp_path / "a.heic", "PNG")
+    code = "from myllm.data.images import *; print(load_image('a.heic').size, '.heic' in PICTURE_SUFFIXES)"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert output == "(40, 30) True\n"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_come_upright(orientation: int) -> None:
+def test_load_image_turns_pictures_upright(orientation: int) -> None:
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation -> the transposition that turns it upright
     image = noise()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    meant = image if orientation == 1 else image.transpose(Image.Transpose(undo[orientation]))
-    assert load_image(encoded(image, exif=exif)).tobytes() == meant.tobytes()
+    expected = image if orientation == 1 else image.transpose(Image.Transpose(undo[orientation]))
+    assert load_image(encoded(image, exif=exif)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_camera_data_cost_no_picture() -> None:
+def test_load_image_ignores_broken_camera_data() -> None:
     image = noise()
     assert load_image(encoded(image, exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")).tobytes() == image.tobytes()
 
 
-def test_cmyk_is_turned_into_rgb() -> None:
+def test_load_image_converts_cmyk() -> None:
     image = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
     pixel = load_image(encoded(image, "JPEG", quality=95)).getpixel((10, 10))
     assert np.allclose(pixel, (255, 0, 0), atol=6)
 
 
-def test_palette_is_resolved() -> None:
+def test_load_image_converts_palettes() -> None:
     assert load_image(encoded(halves().quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+def test_load_image_scales_sixteen_bit_grey() -> None:
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(2, 0)
     for kind in ("PNG", "TIFF"):
         loaded = np.asarray(load_image(encoded(Image.fromarray(ramp), kind)))
@@ -83,29 +124,38 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "meant"),
-    [([0.0, 0.5, 1.0], [0, 128, 255]), ([-10.0, 0.0, 30.0], [0, 64, 255]), ([0, np.nan, 1], [0, 0, 255])],
+    ("values", "kind", "expected"),
+    [
+        ([0.0, 0.5, 1.0], "float32", [0, 128, 255]),
+        ([0.0, 128.0, 255.0], "float32", [0, 128, 255]),
+        ([0, 128, 255], "int32", [0, 128, 255]),
+        ([0, 257, 65535], "int32", [0, 1, 255]),
+        ([0, 255, 20], "uint16", [0, 1, 0]),  # 16 bits: white is always 65,535
+        ([-10.0, 0.0, 30.0], "float32", [0, 64, 255]),
+        ([0, 50_000, 100_000], "int32", [0, 128, 255]),
+        ([0, np.nan, 1], "float32", [0, 0, 255]),
+    ],
 )
-def test_floats_are_scaled_as_meant_or_stretched(values: list[float], meant: list[int]) -> None:
-    image = Image.fromarray(np.array([values], dtype=np.float32))
-    assert np.asarray(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == meant
+def test_load_image_scales_grey_by_its_range(values: list[float], kind: str, expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=kind))
+    assert np.asarray(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_alpha_lies_on_white(mode: str) -> None:
+def test_load_image_puts_transparency_on_white(mode: str) -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
     assert load_image(clear).getpixel((0, 0)) == (255, 255, 255)
     half = load_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
     assert half.getpixel((0, 0)) == (127, 127, 127)
 
 
-def test_a_transparent_colour_lies_on_white() -> None:
+def test_load_image_puts_a_transparent_colour_on_white() -> None:
     image = Image.new("RGB", (4, 4), (1, 2, 3))
     assert load_image(encoded(image, transparency=(1, 2, 3))).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_an_animation_gives_its_first_frame(kind: str) -> None:
+def test_load_image_takes_the_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     loaded = load_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
@@ -125,32 +175,50 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
         (png_header(60_000, 60_000), "refused"),
     ],
 )
-def test_a_bad_picture_is_refused_with_its_name_and_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_load_image_refuses_a_bad_picture_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "bad.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"bad.jpg: {reason}"):
         load_image(path)
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no.jpg: cannot be read"):
-        load_image(tmp_path / "no.jpg")
-    with pytest.raises(DataError, match="cannot be read"):
-        load_image(tmp_path)
+def test_load_image_refuses_missing_files_folders_and_devices(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.jpg", tmp_path, Path("/dev/zero"), "a\0b"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load_image(path)
 
 
-def test_the_limit_keeps_below_pillows_own_warning() -> None:
-    assert Image.MAX_IMAGE_PIXELS is None or MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+def test_load_image_refuses_a_huge_file_without_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded(noise(), "JPEG"))
+    os.truncate(tmp_path / "x.jpg", 60 * 2**30)  # sparse: it takes no room on the disk
+    with pytest.raises(DataError, match=r"x.jpg: cannot be read \(larger than the limit of 536,870,912 bytes"):
+        load_image(tmp_path / "x.jpg")
+
+
+def test_load_image_leaves_no_warning_of_pillow_about_large_pictures() -> None:
+    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS < 12_000 * 9_000  # Pillow warns about this picture
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="refused, 12000 x 9000 is above the limit of 80,000,000 pixels"):
+            load_image(png_header(12_000, 9_000))
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_load_image_reads_a_png_with_megabytes_of_text(is_compressed: bool) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "a" * 3_000_000, zip=is_compressed)
+    image = noise()
+    assert load_image(encoded(image, pnginfo=text)).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (224, 224), (3, 700)])
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-def test_a_picture_of_any_shape_becomes_the_input(size: tuple[int, int], mode: str) -> None:
+def test_preprocess_takes_pictures_of_any_shape(size: tuple[int, int], mode: str) -> None:
     tensor = Preprocess(PreprocessConfig(image_size=(32, 48), crop_mode=mode, crop_pct=0.9))(Image.new("RGB", size))
     assert tensor.shape == (3, 32, 48) and tensor.dtype == np.float32
 
 
-def test_normalising_a_batch_equals_normalising_each() -> None:
+def test_normalise_of_a_batch_equals_normalise_of_each() -> None:
     preprocess = Preprocess(PreprocessConfig(image_size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
     images = [noise() for _ in range(4)]
     batch = preprocess.normalise(np.stack([preprocess.resize(image) for image in images]))
@@ -170,7 +238,7 @@ def test_normalising_a_batch_equals_normalising_each() -> None:
         ("a dog runs .", "a dog runs ."),
     ],
 )
-def test_sides_are_swapped_in_mirrored_captions(caption: str, mirrored: str) -> None:
+def test_mirrored_captions_swap_left_and_right(caption: str, mirrored: str) -> None:
     assert mirrored_captions([caption]) == (mirrored,)
     assert mirrored_captions([mirrored]) == (caption,)
 
@@ -184,7 +252,7 @@ def test_sides_are_swapped_in_mirrored_captions(caption: str, mirrored: str) -> 
         "a man turns clockwise", "all that is left of the wall",
     ],
 )
-def test_a_caption_that_might_turn_false_is_not_mirrored(caption: str) -> None:
+def test_mirrored_captions_are_none_if_one_might_be_false(caption: str) -> None:
     assert mirrored_captions(["a dog", caption]) is None
 
 
@@ -192,7 +260,7 @@ def hues(image: Image.Image) -> set[int]:
     return set(np.unique(np.asarray(image.convert("HSV"))[..., 0]).tolist())
 
 
-def test_a_flip_tells_left_from_right() -> None:
+def test_augment_swaps_left_and_right_with_a_flip() -> None:
     flips = set()
     for seed in range(40):
         image, (caption,) = augment(halves(), ["a red half left of a blue half"], random.Random(seed))
@@ -202,29 +270,29 @@ def test_a_flip_tells_left_from_right() -> None:
     assert flips == {True, False}
 
 
-def test_no_flip_where_a_caption_might_turn_false() -> None:
+def test_augment_does_not_flip_if_a_caption_might_be_false() -> None:
     for seed in range(40):
         image, captions = augment(halves(), ["the dog has left"], random.Random(seed))
         assert captions == ("the dog has left",)
         assert image.getpixel((5, 20))[0] > image.getpixel((5, 20))[2]
 
 
-@pytest.mark.parametrize(("caption", "may_shift"), [("a dog", False), ("a reddish dog", True), ("a blonde", True)])
-def test_hues_stay_where_a_caption_names_a_colour(caption: str, may_shift: bool) -> None:
+@pytest.mark.parametrize(("caption", "is_kept"), [("a dog", False), ("a reddish dog", True), ("a blonde", True)])
+def test_augment_keeps_the_hue_if_a_caption_names_a_colour(caption: str, is_kept: bool) -> None:
     plain = Image.new("RGB", (16, 16), (200, 40, 40))
-    seen = set.union(*(hues(augment(plain, [caption], random.Random(seed))[0]) for seed in range(20)))
-    assert (seen == {0}) == may_shift
+    augmented = set.union(*(hues(augment(plain, [caption], random.Random(seed))[0]) for seed in range(20)))
+    assert (augmented == {0}) == is_kept
 
 
-def test_augmentation_is_a_function_of_its_generator() -> None:
+def test_augment_depends_only_on_its_generator() -> None:
     image = noise()
-    one, two = (augment(image, ["a dog"], random.Random(3)) for _ in range(2))
-    assert one[0].tobytes() == two[0].tobytes() and one[1] == two[1]
-    assert augment(image, ["a dog"], random.Random(4))[0].tobytes() != one[0].tobytes()
+    first, second = (augment(image, ["a dog"], random.Random(3)) for _ in range(2))
+    assert first[0].tobytes() == second[0].tobytes() and first[1] == second[1]
+    assert augment(image, ["a dog"], random.Random(4))[0].tobytes() != first[0].tobytes()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (30, 80)])
-def test_augmentation_keeps_the_size_and_changes_little(size: tuple[int, int]) -> None:
+def test_augment_keeps_the_size_and_changes_little(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (120, 130, 140))
     changed, _ = augment(image, ["a grey picture"], random.Random(0))
     assert changed.size == size
@@ -232,7 +300,7 @@ def test_augmentation_keeps_the_size_and_changes_little(size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_thumbnail_is_the_upright_picture_small_and_grey(kind: str, tmp_path: Path) -> None:
+def test_grey_thumbnail_is_the_upright_picture(kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     slope = np.add.outer(np.linspace(0, 200, 900), np.linspace(0, 50, 1300)).astype(np.uint8)
@@ -244,7 +312,7 @@ def test_a_thumbnail_is_the_upright_picture_small_and_grey(kind: str, tmp_path: 
     np.testing.assert_allclose(thumbnail.astype(int), np.asarray(whole, dtype=int), atol=3)
 
 
-def test_a_thumbnail_of_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+def test_grey_thumbnail_refuses_a_damaged_picture(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
     with pytest.raises(DataError, match="notes.jpg"):
         grey_thumbnail(tmp_path / "notes.jpg", 16)
@@ -257,9 +325,9 @@ def test_a_thumbnail_of_what_is_no_picture_is_refused_by_name(tmp_path: Path) ->
     ("border", 1.0, (90, 30), (0, -30, 90, 60)),
     ("center", 1.0, (9000, 2), (4499, 0, 4501, 2)),
 ])
-def test_the_window_is_what_the_backbone_sees(
+def test_window_is_the_part_that_the_backbone_reads(
     crop_mode: str, crop_pct: float, size: tuple[int, int], window: tuple[float, ...]
 ) -> None:
     grey = (0.5, 0.5, 0.5)
     preprocess = Preprocess(PreprocessConfig((32, 32), grey, grey, "bilinear", crop_pct, crop_mode))
-    assert preprocess.window(size) == pytest.approx(window, abs=3)  # a pixel of the input, of 32, is up to as wide
+    assert preprocess.window(size) == pytest.approx(window, abs=3)  # one of 32 pixels of the input is up to 3 wide

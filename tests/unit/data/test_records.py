@@ -34,22 +34,22 @@ def captions_of(folder: Path, **options: object) -> dict[str, tuple[str, ...]]:
     return {record.name: record.captions for record in read(folder, **options)[0]}
 
 
-def test_reading_needs_no_torch() -> None:
+def test_reading_records_and_splits_needs_no_torch() -> None:
     code = "import sys, myllm.data.records, myllm.data.splits; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_captions_are_gathered_by_picture_lower_cased_and_stripped(tmp_path: Path) -> None:
+def test_read_records_groups_captions_by_picture_and_cleans_them(tmp_path: Path) -> None:
     rows = "1.jpg| 0|  A Dog runs . \n2.jpg| 0| A cat .\n1.jpg| 1| Dogs !\n"
     captions = captions_of(make_folder(tmp_path, HEADER + rows))
     assert captions == {"1.jpg": ("a dog runs .", "dogs !"), "2.jpg": ("a cat .",)}
 
 
-def test_case_is_kept_on_request(tmp_path: Path) -> None:
+def test_read_records_keeps_case_on_request(tmp_path: Path) -> None:
     assert captions_of(make_folder(tmp_path, HEADER + "1.jpg| 0| A Dog\n"), lowercase=False) == {"1.jpg": ("A Dog",)}
 
 
-def test_the_known_malformed_row_is_recovered_and_reported(tmp_path: Path) -> None:
+def test_read_records_recovers_and_reports_the_malformed_row_of_flickr30k(tmp_path: Path) -> None:
     row = "2199200615.jpg| 4   A dog runs across the grass .\n"
     records, findings = read(make_folder(tmp_path, HEADER + "1.jpg| 0| a cat\n" + row, "1.jpg 2199200615.jpg"))
     assert records[1].captions == ("a dog runs across the grass .",)
@@ -58,7 +58,7 @@ def test_the_known_malformed_row_is_recovered_and_reported(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("row", ["1.jpg", "1.jpg| a caption without its number", "1.jpg| 3"])
-def test_a_row_that_cannot_be_read_is_reported_and_costs_no_other(tmp_path: Path, row: str) -> None:
+def test_read_records_reports_an_unreadable_row_and_reads_the_others(tmp_path: Path, row: str) -> None:
     records, findings = read(make_folder(tmp_path, f"{HEADER}{row}\n1.jpg| 0| a cat\n"))
     assert records[0].captions == ("a cat",)
     assert findings.unreadable_rows == [f"line 2: {row}"]
@@ -75,12 +75,12 @@ def test_a_row_that_cannot_be_read_is_reported_and_costs_no_other(tmp_path: Path
     ],
     ids=["bom", "crlf", "quotes", "other columns", "blank line and no last newline"],
 )
-def test_forms_of_the_same_file_read_the_same(tmp_path: Path, content: str) -> None:
+def test_read_records_reads_variants_of_a_file_alike(tmp_path: Path, content: str) -> None:
     assert captions_of(make_folder(tmp_path, content)) == {"1.jpg": ("a dog",)}
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("written", "expected"),
     [
         ("a | b || c", "a | b || c"),
         ('"a ""big"" dog"', 'a "big" dog'),
@@ -88,26 +88,30 @@ def test_forms_of_the_same_file_read_the_same(tmp_path: Path, content: str) -> N
         ('a "dog', 'a "dog'),
     ],
 )
-def test_separators_and_quotes_inside_a_caption_stay(tmp_path: Path, written: str, meant: str) -> None:
-    assert captions_of(make_folder(tmp_path, f"{HEADER}1.jpg| 0| {written}\n")) == {"1.jpg": (meant,)}
+def test_read_records_keeps_separators_and_quotes_inside_a_caption(
+    tmp_path: Path, written: str, expected: str
+) -> None:
+    assert captions_of(make_folder(tmp_path, f"{HEADER}1.jpg| 0| {written}\n")) == {"1.jpg": (expected,)}
 
 
-def test_columns_are_named_in_the_configuration(tmp_path: Path) -> None:
+def test_read_records_takes_column_names_from_the_configuration(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "file| text\n1.jpg| a dog\n")
     assert captions_of(folder, image_column="file", caption_column="text") == {"1.jpg": ("a dog",)}
 
 
-def test_pictures_may_lie_in_images(tmp_path: Path) -> None:
+def test_read_records_finds_pictures_in_images(tmp_path: Path) -> None:
     assert captions_of(make_folder(tmp_path, HEADER + "1.jpg| 0| a\n", into="images")) == {"1.jpg": ("a",)}
 
 
-def test_what_does_not_fit_is_reported_with_names(tmp_path: Path) -> None:
+def test_read_records_reports_names_that_do_not_fit(tmp_path: Path) -> None:
     rows = "1.jpg| 0| a\n1.jpg| 1|  \n9.jpg| 0| gone\n"
-    _, findings = read(make_folder(tmp_path, HEADER + rows, "1.jpg 2.jpg notes.txt"))
-    assert findings == Findings(empty_captions=["line 3: 1.jpg"], missing_pictures=["9.jpg"], unused_pictures=["2.jpg"])
+    _, findings = read(make_folder(tmp_path, HEADER + rows, "1.jpg 2.jpg 3.JP2 notes.txt"))
+    assert findings == Findings(
+        empty_captions=["line 3: 1.jpg"], missing_pictures=["9.jpg"], unused_pictures=["2.jpg", "3.JP2"]
+    )
 
 
-def test_long_findings_are_shortened() -> None:
+def test_findings_shorten_long_lists() -> None:
     findings = Findings(missing_pictures=[f"{number}.jpg" for number in range(1200)])
     assert findings.lines() == ["1,200 captioned pictures missing (0.jpg; 1.jpg; 2.jpg, and 1,197 more)"]
 
@@ -130,7 +134,7 @@ def test_long_findings_are_shortened() -> None:
         (HEADER + "8.jpg| 0| a\n9.jpg| 0| b\n", "all 2 captioned pictures are missing|flickr30k_images for '8.jpg'"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_name_and_a_way_out(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_read_records_refuses_a_bad_file_with_the_fix(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError) as caught:
         read(make_folder(tmp_path, content))
     assert str(tmp_path) in str(caught.value)
@@ -138,7 +142,7 @@ def test_a_bad_file_is_refused_with_its_name_and_a_way_out(tmp_path: Path, conte
         assert part in str(caught.value)
 
 
-def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
+def test_read_records_names_missing_folders_and_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder.*--data"):
         read(tmp_path / "data")
     with pytest.raises(DataError, match="holds no results.csv"):
@@ -153,7 +157,9 @@ text = st.text(characters, min_size=1).filter(lambda text: text.strip() == text)
 
 
 @given(st.lists(text, min_size=1, max_size=5))
-def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, captions: list[str]) -> None:
+def test_read_results_csv_reads_what_the_csv_module_writes(
+    tmp_path_factory: pytest.TempPathFactory, captions: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     file = io.StringIO()
     writer = csv.writer(file, delimiter="|", quoting=csv.QUOTE_ALL)
@@ -165,7 +171,7 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs ../shared")
-def test_flickr8k_is_read_whole() -> None:
+def test_read_records_of_flickr8k_reads_all_of_it() -> None:
     records, findings = read(FLICKR8K)
     assert (len(records), sum(len(record.captions) for record in records)) == (7000, 35000)
     assert findings == Findings()

@@ -17,22 +17,22 @@ def pairs(scene: Scene) -> set[tuple[str, str]]:
 
 
 def things(*groups: tuple[int, str, str]) -> list[Thing]:
-    """Things by (count, colour, kind)."""
+    """Return things of groups (count, colour, kind)."""
     return [Thing(kind, colour, "big", (0, 0, 9, 9)) for count, colour, kind in groups for _ in range(count)]
 
 
-def test_a_picture_is_a_function_of_seed_part_and_number() -> None:
+def test_draw_scene_depends_only_on_seed_part_and_number() -> None:
     image, scene = draw_scene(1, "train", 5)
-    again, other = draw_scene(1, "train", 5), [draw_scene(2, "train", 5), draw_scene(1, "val", 5)]
+    again, others = draw_scene(1, "train", 5), [draw_scene(2, "train", 5), draw_scene(1, "val", 5)]
     assert again[0].tobytes() == image.tobytes() and again[1] == scene
-    assert all(one.tobytes() != image.tobytes() for one, _ in other)
+    assert all(other.tobytes() != image.tobytes() for other, _ in others)
 
 
-def test_pictures_are_small_and_coloured() -> None:
+def test_draw_scene_makes_small_rgb_pictures() -> None:
     assert {(image.size, image.mode) for image, _ in DRAWN} == {((PICTURE_SIZE, PICTURE_SIZE), "RGB")}
 
 
-def test_every_caption_is_true_and_complete() -> None:
+def test_scene_captions_are_true_and_complete() -> None:
     for scene in SCENES:
         assert len(scene.captions) == 5
         for caption in scene.captions:
@@ -40,22 +40,22 @@ def test_every_caption_is_true_and_complete() -> None:
             assert verdict.true and verdict.complete and verdict.placed is not False, (caption, scene.groups)
 
 
-def test_every_kind_colour_and_count_is_drawn() -> None:
+def test_scenes_have_every_kind_colour_and_count() -> None:
     assert {thing.kind for scene in SCENES for thing in scene.things} == set(KINDS)
     assert {thing.colour for scene in SCENES for thing in scene.things} == set(COLOURS)
     assert {group.count for scene in SCENES for group in scene.groups} == {1, 2, 3}
 
 
-def test_held_out_pairs_are_in_every_heldout_picture_and_in_no_other() -> None:
+def test_scenes_have_held_out_pairs_only_in_part_heldout() -> None:
     assert not any(pairs(scene) & HELD_OUT for scene in SCENES[:340])
     assert all(pairs(scene) & HELD_OUT for scene in SCENES[340:])
 
 
-def test_each_word_of_a_held_out_pair_is_seen_in_training() -> None:
+def test_held_out_pairs_have_each_kind_and_colour_once() -> None:
     assert len(HELD_OUT) == len({kind for kind, _ in HELD_OUT}) == len({colour for _, colour in HELD_OUT}) == 8
 
 
-def test_boxes_lie_inside_the_picture_and_around_a_thing_of_the_colour_named() -> None:
+def test_scene_boxes_are_inside_the_picture_and_have_the_colour() -> None:
     for image, scene in DRAWN:
         pixels = np.asarray(image, dtype=int)
         for thing in scene.things:
@@ -63,18 +63,18 @@ def test_boxes_lie_inside_the_picture_and_around_a_thing_of_the_colour_named() -
             assert 0 <= left < right <= PICTURE_SIZE and 0 <= top < bottom <= PICTURE_SIZE
             inside = pixels[top:bottom, left:right].reshape(-1, 3)
             distance = np.abs(inside - COLOURS[thing.colour]).max(1)
-            # 16 of tint and 9 of noise, and the lit faces of balls and cubes are lighter or darker
+            # tint of up to 16 and noise of up to 9; some faces of balls and cubes are lighter or darker
             assert (distance < 60).mean() > 0.15, thing
 
 
-def test_things_do_not_lie_in_one_anothers_middle() -> None:
+def test_scene_things_do_not_cover_the_middle_of_others() -> None:
     for scene in SCENES:
-        for one, other in itertools.permutations(scene.things, 2):
-            x, y = (one.box[0] + one.box[2]) / 2, (one.box[1] + one.box[3]) / 2
+        for thing, other in itertools.permutations(scene.things, 2):
+            x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
             assert not (other.box[0] + 2 < x < other.box[2] - 2 and other.box[1] + 2 < y < other.box[3] - 2)
 
 
-def test_relations_are_as_the_boxes_lie() -> None:
+def test_scene_relations_agree_with_the_boxes() -> None:
     for scene in SCENES:
         if scene.relation in ("left", "above"):
             side = 0 if scene.relation == "left" else 1
@@ -101,7 +101,7 @@ def test_relations_are_as_the_boxes_lie() -> None:
         ("a ball on grass", False, False),
     ],
 )
-def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: bool) -> None:
+def test_judge_scene_caption_finds_false_and_incomplete_ones(caption: str, is_true: bool, is_complete: bool) -> None:
     verdict = judge_scene_caption(caption, things((1, "red", "ball"), (2, "blue", "cube")))
     assert (verdict.true, verdict.complete) == (is_true, is_complete)
 
@@ -118,14 +118,14 @@ def test_lies_and_silence_are_caught(caption: str, is_true: bool, is_complete: b
         ("grass", False, False, False),
     ],
 )
-def test_what_is_false_is_invented_miscoloured_or_miscounted(
+def test_judge_scene_caption_says_what_is_wrong(
     caption: str, invented: bool, miscoloured: bool, miscounted: bool
 ) -> None:
     verdict = judge_scene_caption(caption, things((1, "red", "ball"), (2, "blue", "cube")))
     assert (verdict.invented, verdict.miscoloured, verdict.miscounted) == (invented, miscoloured, miscounted)
 
 
-def test_a_caption_of_another_scene_is_true_where_nothing_is_invented_or_miscoloured() -> None:
+def test_judge_scene_caption_is_true_unless_something_is_invented_or_miscoloured() -> None:
     for scene, other in itertools.pairwise(SCENES):
         verdict = judge_scene_caption(other.captions[0], scene.things)
         assert verdict.true == (not verdict.invented and not verdict.miscoloured)
@@ -146,21 +146,26 @@ def test_a_caption_of_another_scene_is_true_where_nothing_is_invented_or_miscolo
         ("left of", None),
     ],
 )
-def test_what_lies_the_other_way_round_is_caught(caption: str, is_placed: bool | None) -> None:
-    drawn = [Thing("ball", "red", "small", (5, 40, 15, 50)), *(
+def test_judge_scene_caption_checks_relations(caption: str, is_placed: bool | None) -> None:
+    boxes = [Thing("ball", "red", "small", (5, 40, 15, 50)), *(
         Thing("cube", "blue", "small", (left, 10, left + 10, 20)) for left in (2, 40)
     )]
-    assert judge_scene_caption(caption, drawn).placed is is_placed
+    assert judge_scene_caption(caption, boxes).placed is is_placed
 
 
-def test_of_the_mirrored_picture_left_and_right_are_false() -> None:
-    said = [(caption, scene) for scene in SCENES for caption in scene.captions if re.search("left|right", caption)]
-    for caption, scene in said:
-        turned = [replace(one, box=(-one.box[2], one.box[1], -one.box[0], one.box[3])) for one in scene.things]
-        assert judge_scene_caption(caption, turned).placed is False
+def test_judge_scene_caption_finds_left_and_right_false_in_the_mirrored_picture() -> None:
+    captions = [(caption, scene) for scene in SCENES for caption in scene.captions if re.search("left|right", caption)]
+    assert captions
+    for caption, scene in captions:
+        boxes = [thing.box for thing in scene.things]
+        mirrored = [
+            replace(thing, box=(-right, top, -left, bottom))
+            for thing, (left, top, right, bottom) in zip(scene.things, boxes, strict=True)
+        ]
+        assert judge_scene_caption(caption, mirrored).placed is False
 
 
-def test_a_caption_is_false_of_the_same_picture_in_other_colours() -> None:
+def test_judge_scene_caption_finds_captions_false_in_other_colours() -> None:
     for scene in SCENES[:100]:
-        turned = [replace(thing, colour="teal") for thing in scene.things]
-        assert not any(judge_scene_caption(caption, turned).true for caption in scene.captions)
+        recoloured = [replace(thing, colour="teal") for thing in scene.things]
+        assert not any(judge_scene_caption(caption, recoloured).true for caption in scene.captions)

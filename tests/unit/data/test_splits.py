@@ -27,81 +27,81 @@ def write_splits(folder: Path, **splits: str) -> None:
         (folder / "splits" / f"{name}.txt").write_text("\n".join(names.split()) + "\n")
 
 
-def names(sides: dict[str, list[Record]]) -> dict[str, list[str]]:
-    return {side: [record.name for record in records] for side, records in sides.items()}
+def names(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
+    return {split: [record.name for record in records] for split, records in splits.items()}
 
 
-def test_a_tenth_validates_and_each_picture_is_on_one_side(tmp_path: Path) -> None:
+def test_split_records_validates_on_a_tenth_and_puts_each_picture_into_one_split(tmp_path: Path) -> None:
     records = numbered(tmp_path, 1000)
-    sides = split_records(records, tmp_path, Findings())
-    assert 70 < len(sides["val"]) < 130
-    assert sorted(names(sides)["train"] + names(sides)["val"]) == sorted(record.name for record in records)
+    splits = split_records(records, tmp_path, Findings())
+    assert 70 < len(splits["val"]) < 130
+    assert sorted(names(splits)["train"] + names(splits)["val"]) == sorted(record.name for record in records)
 
 
-def test_the_hash_is_the_same_for_ever() -> None:
+def test_name_hash_never_changes() -> None:
     assert name_hash("1000268201_693b08cb0e.jpg") == 0x8461104CAC719868  # printf NAME | b2sum -l 64
 
 
-def test_adding_pictures_and_reordering_rows_move_none(tmp_path: Path) -> None:
+def test_split_records_moves_no_picture_if_others_are_added_or_rows_reordered(tmp_path: Path) -> None:
     records = numbered(tmp_path, 300)
     before = names(split_records(records[:200], tmp_path, Findings()))
     random.Random(0).shuffle(records)
     after = names(split_records(records, tmp_path, Findings()))
-    assert all(set(before[side]) <= set(after[side]) for side in ("train", "val"))
+    assert all(set(before[split]) <= set(after[split]) for split in ("train", "val"))
 
 
 @pytest.mark.parametrize("count", range(2, 12))
-def test_the_smallest_sets_have_both_sides(tmp_path: Path, count: int) -> None:
-    sides = split_records(numbered(tmp_path, count), tmp_path, Findings())
-    assert sides["train"] and sides["val"]
+def test_split_records_of_few_pictures_has_both_splits(tmp_path: Path, count: int) -> None:
+    splits = split_records(numbered(tmp_path, count), tmp_path, Findings())
+    assert splits["train"] and splits["val"]
 
 
-def test_byte_equal_pictures_are_on_one_side_and_reported(tmp_path: Path) -> None:
+def test_split_records_puts_byte_equal_pictures_into_one_split(tmp_path: Path) -> None:
     records = make_records(tmp_path, {f"{number}.jpg": f"picture {number // 4:03}" for number in range(400)})
     findings = Findings()
-    sides = split_records(records, tmp_path, findings)
-    shown = [{record.image.read_text() for record in sides[side]} for side in ("train", "val")]
-    assert not shown[0] & shown[1]
-    assert len(sides["train"]) + len(sides["val"]) == 400
+    splits = split_records(records, tmp_path, findings)
+    train, val = ({record.image.read_text() for record in splits[name]} for name in ("train", "val"))
+    assert not train & val
+    assert len(splits["train"]) + len(splits["val"]) == 400
     assert len(findings.equal_pictures) == 100
     assert findings.equal_pictures[0] == "0.jpg = 1.jpg = 2.jpg = 3.jpg"
 
 
 @pytest.mark.parametrize("contents", [{"1.jpg": "a"}, {"1.jpg": "a", "2.jpg": "a"}])
-def test_one_picture_cannot_be_split(tmp_path: Path, contents: dict[str, str]) -> None:
+def test_split_records_refuses_a_single_picture(tmp_path: Path, contents: dict[str, str]) -> None:
     with pytest.raises(DataError, match="too few different ones"):
         split_records(make_records(tmp_path, contents), tmp_path, Findings())
 
 
-def test_official_files_decide_under_any_name(tmp_path: Path) -> None:
+def test_split_files_decide_under_any_name(tmp_path: Path) -> None:
     records = numbered(tmp_path, 6)
     write_splits(tmp_path, train="0.jpg 5.jpg", val="1.jpg", test="2.jpg", heldout="3.jpg 77.jpg")
     findings = Findings()
-    sides = split_records(records, tmp_path, findings)
-    assert names(sides) == {"train": ["0.jpg", "5.jpg"], "val": ["1.jpg"], "test": ["2.jpg"], "heldout": ["3.jpg"]}
+    splits = split_records(records, tmp_path, findings)
+    assert names(splits) == {"train": ["0.jpg", "5.jpg"], "val": ["1.jpg"], "test": ["2.jpg"], "heldout": ["3.jpg"]}
     assert findings == Findings(in_no_split=["4.jpg"], unknown_in_splits=["77.jpg in heldout"])
 
 
-def test_without_a_train_file_the_rest_trains(tmp_path: Path) -> None:
+def test_split_records_without_a_train_file_trains_on_the_rest(tmp_path: Path) -> None:
     records = numbered(tmp_path, 4)
     write_splits(tmp_path, val="1.jpg", test="2.jpg")
     assert names(split_records(records, tmp_path, Findings()))["train"] == ["0.jpg", "3.jpg"]
 
 
-def test_without_a_val_file_a_share_of_the_training_pictures_validates(tmp_path: Path) -> None:
+def test_split_records_without_a_val_file_validates_on_training_pictures(tmp_path: Path) -> None:
     records = numbered(tmp_path, 100)
     write_splits(tmp_path, test=" ".join(f"{number}.jpg" for number in range(50)))
-    sides = split_records(records, tmp_path, Findings())
-    assert names(sides)["test"] == [f"{number}.jpg" for number in range(50)]
-    assert sides["val"] and len(sides["train"]) + len(sides["val"]) == 50
+    splits = split_records(records, tmp_path, Findings())
+    assert names(splits)["test"] == [f"{number}.jpg" for number in range(50)]
+    assert splits["val"] and len(splits["train"]) + len(splits["val"]) == 50
 
 
-def test_a_picture_in_two_files_judges(tmp_path: Path) -> None:
+def test_split_records_keeps_a_picture_of_two_files_out_of_training(tmp_path: Path) -> None:
     records = numbered(tmp_path, 3)
     write_splits(tmp_path, train="0.jpg 1.jpg", val="1.jpg 2.jpg", test="2.jpg")
     findings = Findings()
-    sides = split_records(records, tmp_path, findings)
-    assert names(sides) == {"train": ["0.jpg"], "val": ["1.jpg"], "test": ["2.jpg"]}
+    splits = split_records(records, tmp_path, findings)
+    assert names(splits) == {"train": ["0.jpg"], "val": ["1.jpg"], "test": ["2.jpg"]}
     assert findings.in_two_splits == ["2.jpg in val and test, kept in test", "1.jpg in train and val, kept in val"]
 
 
@@ -116,7 +116,7 @@ def test_copies_left_out_of_training_are_the_dropped_training_pictures(tmp_path:
     assert [record.name for record in copies] == ["a.jpg", "f.jpg"]
 
 
-def test_the_training_copy_of_a_judging_picture_is_dropped(tmp_path: Path) -> None:
+def test_split_records_drops_training_copies_of_validation_pictures(tmp_path: Path) -> None:
     records = make_records(tmp_path, {"a.jpg": "same", "b.jpg": "same", "c.jpg": "else", "d.jpg": "same"})
     write_splits(tmp_path, train="a.jpg c.jpg", val="b.jpg d.jpg")
     findings = Findings()
@@ -130,18 +130,18 @@ def test_split_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
         split_records(numbered(tmp_path, 3), tmp_path, Findings())
 
 
-def test_a_split_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_split_files_that_are_not_text_are_refused(tmp_path: Path) -> None:
     write_splits(tmp_path, train="0.jpg")
     (tmp_path / "splits" / "val.txt").write_bytes(b"\xff\xfe1")
-    with pytest.raises(DataError, match="val.txt: cannot be read"):
+    with pytest.raises(DataError, match="val.txt: line 1 holds byte 0xff, which is not UTF-8"):
         split_records(numbered(tmp_path, 3), tmp_path, Findings())
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs ../shared")
-def test_flickr8k_has_its_official_split() -> None:
+def test_split_records_of_flickr8k_is_its_official_split() -> None:
     records, findings = read_records(FLICKR8K, CaptionsConfig())
-    sides = split_records(records, FLICKR8K, findings)
-    assert {side: len(members) for side, members in sides.items()} == {"train": 6000, "val": 1000}
+    splits = split_records(records, FLICKR8K, findings)
+    assert {split: len(members) for split, members in splits.items()} == {"train": 6000, "val": 1000}
     assert findings.lines() == [
         "1 group of byte-equal pictures (2851198725_37b6027625.jpg = 3050606344_af711c726c.jpg)"
     ]

@@ -14,39 +14,39 @@ CAPTIONS = ["a dog runs on the grass .", "two dogs run on grass .", "the dog see
 TOKENIZER = train_tokenizer(CAPTIONS, 300)
 
 
-def test_training_depends_on_the_captions_alone() -> None:
+def test_train_tokenizer_does_not_depend_on_the_order_of_captions() -> None:
     again = train_tokenizer(list(reversed(CAPTIONS)), 300)
     assert again.to_str() == TOKENIZER.to_str()
 
 
-def test_the_vocabulary_keeps_to_its_size_and_starts_with_the_end_token() -> None:
+def test_train_tokenizer_keeps_to_the_size_and_starts_with_the_end_token() -> None:
     assert 257 < TOKENIZER.get_vocab_size() <= 300
     assert end_token(TOKENIZER) == 0
 
 
-def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+def test_train_tokenizer_refuses_a_size_without_room_for_bytes() -> None:
     with pytest.raises(ConfigError, match="captions.vocab_size is 256; .* at least 257"):
         train_tokenizer(CAPTIONS, 256)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: END_OF_TEXT not in text))
-def test_any_text_comes_back_as_it_was(text: str) -> None:
+def test_decode_tokens_inverts_encode_captions(text: str) -> None:
     [ids] = encode_captions(TOKENIZER, [text], n_positions=10_000)
     assert decode_tokens(TOKENIZER, ids) == text
 
 
-def test_captions_begin_and_end_with_the_end_token() -> None:
+def test_encode_captions_puts_the_end_token_at_both_ends() -> None:
     [ids] = encode_captions(TOKENIZER, ["a dog"], n_positions=48)
     assert ids == [0, *TOKENIZER.encode("a dog").ids, 0]
 
 
-def test_a_written_end_token_ends_nothing() -> None:
+def test_encode_captions_ignores_a_written_end_token() -> None:
     [ids] = encode_captions(TOKENIZER, [f"a dog{END_OF_TEXT}runs"], n_positions=48)
     assert ids.count(0) == 2
     assert decode_tokens(TOKENIZER, ids) == "a dog runs"
 
 
-def test_a_caption_longer_than_the_context_is_cut_without_an_end_and_reported_longest_first() -> None:
+def test_encode_captions_cuts_and_reports_captions_longer_than_the_context() -> None:
     findings = Findings()
     rows = encode_captions(TOKENIZER, ["x" * 8, "y" * 30, "ab"], n_positions=6, findings=findings)
     assert [len(row) for row in rows] == [6, 6, 4]
@@ -56,32 +56,32 @@ def test_a_caption_longer_than_the_context_is_cut_without_an_end_and_reported_lo
     ]
 
 
-def test_decoding_stops_at_the_end_token() -> None:
+def test_decode_tokens_stops_at_the_end_token() -> None:
     dog, cat = TOKENIZER.encode("a dog").ids, TOKENIZER.encode(" red").ids
     assert decode_tokens(TOKENIZER, [0, *dog, 0, *cat]) == decode_tokens(TOKENIZER, [*dog, 0, 0]) == "a dog"
     assert decode_tokens(TOKENIZER, [0, 0]) == decode_tokens(TOKENIZER, [0]) == decode_tokens(TOKENIZER, []) == ""
 
 
-def test_the_tokenizer_survives_its_own_file(tmp_path: Path) -> None:
+def test_gpt2_tokenizer_loads_a_saved_tokenizer(tmp_path: Path) -> None:
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     loaded = gpt2_tokenizer(str(tmp_path))
     assert encode_captions(loaded, CAPTIONS, 48) == encode_captions(TOKENIZER, CAPTIONS, 48)
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_gpt2_tokenizer_refuses_a_folder_without_one(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds no merges.txt, and no tokenizer.json"):
         gpt2_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}'])
-def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
+def test_gpt2_tokenizer_refuses_a_damaged_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(CheckpointError, match="tokenizer.json: no tokenizer of GPT-2's form"):
+    with pytest.raises(CheckpointError, match="tokenizer.json: not a GPT-2 tokenizer"):
         gpt2_tokenizer(str(tmp_path))
 
 
-def test_a_tokenizer_without_the_end_token_is_refused(tmp_path: Path) -> None:
+def test_gpt2_tokenizer_refuses_a_vocabulary_without_the_end_token(tmp_path: Path) -> None:
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text().replace(END_OF_TEXT, "</s>"))
@@ -92,7 +92,7 @@ def test_a_tokenizer_without_the_end_token_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("repo", ["openai-community/gpt2", "not a repo/at all/", ""])
-def test_without_network_and_cache_the_error_names_the_way_out(
+def test_gpt2_tokenizer_without_network_and_cache_names_the_fix(
     repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

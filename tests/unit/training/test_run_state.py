@@ -11,7 +11,7 @@ from myllm.training.optim import Muon
 from myllm.training.run_state import RunState
 
 FINGERPRINT = "0123456789abcdef"
-STATE = RunState(3, 7, 401, 12.5, -1.25, 2, 33.5, 20, [{"epoch": 1, "stage": "new", "val_loss": 2.5}])
+STATE = RunState(3, 7, 401, 12.5, 2, 33.5, 20, 1.5, [{"epoch": 1, "stage": "new", "val_loss": 2.5}])
 
 
 class Run:
@@ -26,7 +26,7 @@ class Run:
         self.width = width
 
     def steps(self, count: int) -> list[float]:
-        """Losses of so many steps on random inputs: they depend on weights, momenta and the random generator."""
+        """Take steps on random inputs; the losses depend on weights, momenta and the random generator."""
         losses = []
         for _ in range(count):
             loss = (self.objective(torch.randn(4, self.width)) - torch.randn(4, self.width)).square().mean()
@@ -52,7 +52,7 @@ def last(tmp_path: Path) -> Path:
     return run.save(tmp_path / run_state.FILE_NAME)
 
 
-def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+def test_run_state_restores_weights_momenta_and_random_generator(tmp_path: Path) -> None:
     run, other = Run(seed=0), Run(seed=1)
     run.steps(3)
     path = run.save(tmp_path / "last.pt")
@@ -62,33 +62,33 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert other.steps(5) == expected
 
 
-def test_counters_come_back(last: Path) -> None:
+def test_run_state_restores_counters(last: Path) -> None:
     assert Run(seed=1).load(last) == STATE
 
 
-def test_a_counter_of_a_later_version_is_passed_over(last: Path) -> None:
+def test_run_state_ignores_counters_of_other_versions(last: Path) -> None:
     content = torch.load(last, weights_only=True)
-    content["state"]["moons"] = 3
+    content["state"]["best"] = -1.25
     torch.save(content, last)
     assert Run(seed=1).load(last) == STATE
 
 
-def test_no_run_to_resume_is_told(tmp_path: Path) -> None:
+def test_run_state_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last.pt: no such file, .*leave out --resume"):
         Run(seed=0).load(tmp_path / "last.pt")
 
 
-def test_other_data_is_refused(last: Path) -> None:
+def test_run_state_refuses_other_data(last: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other training data \(fingerprint 0123456789abcdef, now fedcba\)"):
         Run(seed=0).load(last, fingerprint="fedcba")
 
 
-def test_another_model_is_refused(last: Path) -> None:
+def test_run_state_refuses_another_model(last: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last.pt: does not fit this run .*config.yaml"):
         Run(seed=0, width=7).load(last)
 
 
-def test_another_set_of_optimizers_is_refused(last: Path) -> None:
+def test_run_state_refuses_other_optimizers(last: Path) -> None:
     run = Run(seed=0)
     run.optimizers.pop()
     with pytest.raises(CheckpointError, match="does not fit this run"):
@@ -96,21 +96,21 @@ def test_another_set_of_optimizers_is_refused(last: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_file_cut_short_is_refused(last: Path, share: float) -> None:
+def test_run_state_refuses_a_truncated_file(last: Path, share: float) -> None:
     content = last.read_bytes()
     last.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=r"last.pt"):
         Run(seed=0).load(last)
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(last: Path, hostile: Callable[[Path], object]) -> None:
+def test_run_state_refuses_a_hostile_pickle_without_running_it(last: Path, hostile: Callable[[Path], object]) -> None:
     torch.save({"state": hostile(last.parent / "was-run")}, last)
     with pytest.raises(CheckpointError, match=r"last.pt"):
         Run(seed=0).load(last)
     assert not (last.parent / "was-run").exists()
 
 
-def test_a_refused_file_leaves_the_run_as_it_was(last: Path) -> None:
+def test_run_state_leaves_the_model_unchanged_if_it_refuses_a_file(last: Path) -> None:
     run = Run(seed=1)
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
     with pytest.raises(CheckpointError):

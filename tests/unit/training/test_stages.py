@@ -21,27 +21,27 @@ def run(pretrained: bool, frozen: bool = False) -> TrainConfig:
 
 
 def trained_parts(model: VisionGPT2) -> set[str]:
-    """Of new, text and vision, those that train; each must as a whole."""
-    found: dict[str, set[bool]] = {"new": set(), "text": set(), "vision": set()}
+    """Return which of new, text and vision train; each part must train as a whole or not at all."""
+    states_of: dict[str, set[bool]] = {"new": set(), "text": set(), "vision": set()}
     for name, parameter in model.named_parameters():
         part = next((part for mark, part in PARTS.items() if mark in name), "text")
-        found[part].add(parameter.requires_grad)
-    assert all(len(states) == 1 for states in found.values()), found
-    return {part for part, states in found.items() if True in states}
+        states_of[part].add(parameter.requires_grad)
+    assert all(len(states) == 1 for states in states_of.values()), states_of
+    return {part for part, states in states_of.items() if True in states}
 
 
 @pytest.mark.parametrize(
     ("stage", "parts"),
     [("new", {"new"}), ("text", {"new", "text"}), ("all", {"new", "text", "vision"}), ("new", {"new"})],
 )
-def test_of_pretrained_parts_those_of_the_stage_train(tiny_model, stage: str, parts: set[str]) -> None:
+def test_set_stage_trains_the_pretrained_parts_of_the_stage(tiny_model, stage: str, parts: set[str]) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained=True))
     assert trained_parts(model) == parts
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:
+def test_set_stage_treats_parts_without_pretrained_weights_as_new(tiny_model, stage: str) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained=False))
     assert trained_parts(model) == {"new", "text", "vision"}
@@ -49,28 +49,28 @@ def test_what_starts_from_nothing_is_new(tiny_model, stage: str) -> None:
 
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_a_frozen_backbone_never_trains(tiny_model, stage: str, pretrained: bool) -> None:
+def test_set_stage_never_trains_a_frozen_backbone(tiny_model, stage: str, pretrained: bool) -> None:
     model = tiny_model()
     set_stage(model, stage, run(pretrained, frozen=True))
     assert "vision" not in trained_parts(model)
 
 
-def test_a_backbone_from_a_local_file_is_no_new_one(tiny_model) -> None:
+def test_set_stage_treats_a_backbone_from_a_file_as_pretrained(tiny_model) -> None:
     model, config = tiny_model(), run(pretrained=False)
     set_stage(model, "new", replace(config, vision=replace(config.vision, weights="weights.safetensors")))
     assert "vision" not in trained_parts(model)
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_what_comes_from_a_base_is_no_new_one(tiny_model, stage: str) -> None:
-    found, expected = tiny_model(), tiny_model()
-    set_stage(found, stage, replace(run(pretrained=False), base="captioner.pt"))
+def test_set_stage_treats_a_base_as_pretrained(tiny_model, stage: str) -> None:
+    model, expected = tiny_model(), tiny_model()
+    set_stage(model, stage, replace(run(pretrained=False), base="captioner.pt"))
     set_stage(expected, stage, run(pretrained=True))
-    assert trained_parts(found) == trained_parts(expected)
+    assert trained_parts(model) == trained_parts(expected)
 
 
 @pytest.mark.parametrize("stage", ["new", "text", "all"])
-def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> None:
+def test_set_stage_trains_only_adapters_if_there_are_any(tiny_model, stage: str) -> None:
     model, lora = tiny_model(), LoraConfig(rank=2, targets=("c_attn", "qkv"))
     base = {id(parameter) for parameter in model.parameters()}
     add_adapters(model, lora)
@@ -79,29 +79,29 @@ def test_where_there_are_adapters_they_alone_train(tiny_model, stage: str) -> No
     assert len(trained) == 2 * 5 and not base & {id(parameter) for parameter in trained}
 
 
-def test_adapters_of_a_backbone_drop_while_the_backbone_does_not(tiny_model) -> None:
+def test_set_train_mode_of_a_fixed_backbone_is_only_for_its_adapters(tiny_model) -> None:
     model, lora = tiny_model(), LoraConfig(rank=2, targets=("qkv",))
     add_adapters(model, lora)
     set_stage(model, "all", replace(run(pretrained=False), base="captioner.pt", lora=lora))
     set_train_mode(model)
-    training = {name for name, one in model.encoder.named_modules() if one.training}
+    training = {name for name, module in model.encoder.named_modules() if module.training}
     assert training and all("attn.qkv" in name for name in training)
 
 
-def test_a_later_stage_lets_earlier_parts_train_on(tiny_model) -> None:
+def test_set_stage_can_return_to_an_earlier_stage(tiny_model) -> None:
     model = tiny_model()
     for stage in ("new", "all", "new"):
         set_stage(model, stage, run(pretrained=True))
     assert trained_parts(model) == {"new"}
 
 
-def test_there_is_a_stage_an_epoch_and_the_last_goes_on() -> None:
+def test_stage_of_repeats_the_last_stage() -> None:
     config = TrainConfig(stages=("new", "text", "all"))
     assert [stage_of(epoch, config) for epoch in range(5)] == ["new", "text", "all", "all", "all"]
 
 
 @pytest.mark.parametrize(("frozen", "moves"), [(True, False), (False, True)])
-def test_batch_statistics_of_a_frozen_backbone_stay(tiny_model, frozen: bool, moves: bool) -> None:
+def test_set_train_mode_keeps_batch_statistics_of_a_frozen_backbone(tiny_model, frozen: bool, moves: bool) -> None:
     model = tiny_model()
     set_stage(model, "all", run(pretrained=False, frozen=frozen))
     set_train_mode(model)

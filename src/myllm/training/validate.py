@@ -1,0 +1,126 @@
+"""Validation after each epoch: loss, captions with their scores, warnings, and which epoch is the best."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from myllm.caption import Sample
+from myllm.config import TrainConfig
+from myllm.data.batches import Batches, evaluation_batches
+from myllm.device import autocast
+from myllm.inference.generate import generate_captions, make_search, make_vocabulary
+from myllm.metrics.diversity import measure_diversity
+from myllm.metrics.score import score_captions, shuffled
+from myllm.training.loss import Objective
+from myllm.training.prepare import Prepared
+
+# With fewer captions, CIDEr-D hardly ranks epochs: of one picture it is 0 by definition.
+MIN_CIDER_PICTURES = 50
+MIN_WARNING_PICTURES = 20
+COLLAPSED_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Results of one validation."""
+
+    loss: float
+    """Nats per token over all captions of all validation pictures."""
+    samples: list[Sample]
+    """Captions of the first `val_images` validation pictures, with their references."""
+    cider: float
+    """CIDEr-D of the samples."""
+    shuffled_cider: float
+    """CIDEr-D of the same captions with the references of other pictures: what guessing reaches."""
+
+    @property
+    def captions(self) -> list[str]:
+        return [sample.caption for sample in self.samples]
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each sign that the model repeats itself or ignores the pictures."""
+        diversity, messages = measure_diversity(self.captions), []
+        if len(self.samples) <= MIN_WARNING_PICTURES:
+            return []
+        if diversity.most_frequent_share > COLLAPSED_SHARE:
+            messages.append(
+                f"{diversity.most_frequent_share:.0%} of the captions are the same sentence "
+                f"({diversity.most_frequent!r}): the model has collapsed, or has only begun to learn"
+            )
+        if self.cider < 2 * self.shuffled_cider:
+            messages.append(
+                f"with shuffled pictures the captions score nearly as well (CIDEr-D {self.shuffled_cider:.3f}, without "
+                f"shuffling {self.cider:.3f}): the model ignores the pictures so far"
+            )
+        return messages
+
+
+class Validator:
+    """Validates the model of a run on its validation pictures."""
+
+    def __init__(self, config: TrainConfig, prepared: Prepared, device: torch.device, precision: str) -> None:
+        self.decode = config.decode
+        self.source, self.tokenizer = prepared.val, prepared.tokenizer
+        self.device, self.precision = device, precision
+        self.vocabulary = make_vocabulary(prepared.tokenizer)
+        self.batches = evaluation_batches(prepared.val, config.batch_size, config.workers)
+        self.count = min(config.val_images, len(prepared.val.records))
+
+    def __call__(self, objective: Objective) -> Validation:
+        """Return the results; the objective is in evaluation mode afterwards."""
+        loss = validation_loss(objective, self.batches, self.device)
+        samples = self._caption(objective)
+        captions, references = [sample.caption for sample in samples], [sample.references for sample in samples]
+        cider, shuffled_cider = (
+            score_captions(order, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
+            for order in (captions, shuffled(captions))
+        )
+        return Validation(loss, samples, cider, shuffled_cider)
+
+    @torch.inference_mode()
+    def _caption(self, objective: Objective) -> list[Sample]:
+        """Caption the first validation pictures with the run's decoding options."""
+        model, samples = objective.model, list[Sample]()
+        for batch in self.batches.epoch(0):
+            numbers = batch.index.tolist()
+            with autocast(self.precision, self.device):
+                batch = batch.to(self.device)
+                features = batch.features if batch.features is not None else model.encoder(batch.images)
+                image = model.image_kv(model.image_tokens(features))
+                # seeds by picture, so that sampling draws the same for a picture in each epoch
+                search = make_search(model, self.vocabulary, image, self.decode, seeds=numbers)
+                captions = generate_captions(search, self.tokenizer)
+            for number, caption in zip(numbers, captions, strict=True):
+                record = self.source.records[number]
+                samples.append(Sample(record.image, caption.text, record.captions))
+            if len(samples) >= self.count:
+                break
+        return samples[: self.count]
+
+
+@torch.inference_mode()
+def validation_loss(objective: Objective, batches: Batches, device: torch.device) -> float:
+    """Return nats per token over all captions of all pictures: summed, then divided once."""
+    objective.eval()
+    loss_sum, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
+    for batch in batches.epoch(0):
+        losses = objective(batch.to(device))
+        loss_sum += losses.caption_sum
+        tokens += losses.tokens
+    return float(loss_sum) / max(1, tokens)
+
+
+def best_criterion(best_by: str, pictures: int) -> str:
+    """Return `best_by`, or "loss" if CIDEr-D is asked for and there are too few captioned validation pictures."""
+    return "loss" if pictures < MIN_CIDER_PICTURES else best_by
+
+
+def is_better(row: Mapping[str, float | str], best: Mapping[str, float | str], criterion: str) -> bool:
+    """Return whether an epoch's row beats that of the best epoch so far; equal CIDEr-D is decided by the loss."""
+
+    def quality(figures: Mapping[str, float | str]) -> list[float]:
+        loss = -float(figures["val_loss"])
+        return [float(figures["CIDEr-D"]), loss] if criterion == "CIDEr-D" else [loss]
+
+    return quality(row) > quality(best)

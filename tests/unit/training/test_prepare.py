@@ -1,0 +1,40 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from myllm.checkpoints.native import Checkpoint
+from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
+from myllm.errors import ConfigError
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.training.prepare import fit_to_base
+
+DEFAULT = TrainConfig(base="base.pt")
+
+
+def test_fit_to_base_takes_what_is_not_set_from_the_base(tiny_checkpoint: Checkpoint) -> None:
+    config = fit_to_base(DEFAULT, tiny_checkpoint)
+    assert config.captioner == tiny_checkpoint.model.config and config.decode == tiny_checkpoint.decode
+
+
+@pytest.mark.parametrize("name", ["text.dropout", "text.n_layer", "vision.name", "mode"])
+def test_fit_to_base_refuses_what_is_given_and_differs_even_at_its_default(
+    tiny_checkpoint: Checkpoint, tiny_model: Callable[..., VisionGPT2], name: str
+) -> None:
+    base = replace(tiny_checkpoint, model=tiny_model(dropout=0.0))
+    default: object = CaptionerConfig()
+    for part in name.split("."):
+        default = getattr(default, part)
+    with pytest.raises(ConfigError, match=f"{name} is {default}, but the base base.pt has .*; leave that out"):
+        fit_to_base(DEFAULT, base, given_options={name})
+
+
+@pytest.mark.parametrize("name", ["vision.pretrained", "vision.frozen", "text.vocab_size", "epochs", "decode.beams"])
+def test_fit_to_base_accepts_options_that_a_base_does_not_fix(tiny_checkpoint: Checkpoint, name: str) -> None:
+    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={name}).text == tiny_checkpoint.model.config.text
+
+
+def test_fit_to_base_keeps_decoding_options_that_are_given_at_their_default(tiny_checkpoint: Checkpoint) -> None:
+    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={"decode.beams"}).decode == DecodeConfig()
+    beams = replace(DEFAULT, decode=DecodeConfig(beams=2))
+    assert fit_to_base(beams, tiny_checkpoint).decode == DecodeConfig(beams=2)
