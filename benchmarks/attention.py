@@ -1,4 +1,4 @@
-"""What a captioner looked at, measured: on scenes against the boxes of things, on photographs by taking them away."""
+"""Quality of heat maps: on scenes by the boxes of things, on photographs by deletion and insertion curves."""
 
 import argparse
 import random
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from measures.deletion import Curves, judge_words
+from measures.pointing import CENTRE, CHANCE, mean_pointing, point_words
+
+from myllm import Captioner
 from myllm.attribution.methods import METHODS
 from myllm.data.images import load_image
 from myllm.data.records import read_records
 from myllm.data.scenes import read_things
 from myllm.data.splits import split_records
-from myllm.evaluation.deletion import Curves, judge_words
-from myllm.evaluation.pointing import CENTRE, CHANCE, mean_pointing, point_words
-from myllm.inference.captioner import Captioner
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "runs/demo"
@@ -26,8 +27,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEMO / "scenes", help="the scenes, with their boxes")
     parser.add_argument("--photos-model", type=Path, default=ROOT / "runs/photos", help="a captioner of photographs")
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared/data/flickr8k", help="photographs")
-    parser.add_argument("--scenes-count", type=int, default=400, help="scenes of two things or more, of split val")
-    parser.add_argument("--photos-count", type=int, default=60, help="photographs, spread over split val")
+    parser.add_argument("--scenes-count", type=int, default=400, help="scenes with two things or more, of split val")
+    parser.add_argument("--photos-count", type=int, default=60, help="number of photographs, spread over split val")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     arguments = parser.parse_args()
     if arguments.model.exists() and arguments.data.is_dir():
@@ -46,11 +47,11 @@ def main() -> None:
 def on_scenes(model: Path, data: Path, count: int, methods: Sequence[str]) -> None:
     captioner, things = Captioner.load(model, device="cpu"), read_things(data)
     paths = [path for path in val_pictures(captioner, data) if len(things[path.name]) >= 2][:count]
-    images, drawn = [load_image(path) for path in paths], [things[path.name] for path in paths]
-    words = list(point_words(captioner, images, drawn, methods))
+    images, boxes = [load_image(path) for path in paths], [things[path.name] for path in paths]
+    words = list(point_words(captioner, images, boxes, methods))
     chance = mean_pointing(words)[CHANCE].hit
     print(f"\n{len(words)} words that name things, on {len(paths)} scenes of two things or more of {data}\n")
-    print("| map | peak in a box of what is named | beside chance | part of the map in the boxes |\n|---|---|---|---|")
+    print("| map | peak in a box of the thing | relative to chance | share in the boxes |\n|---|---|---|---|")
     for name, figures in mean_pointing(words).items():
         print(f"| {name} | {figures.hit:.1%} | {figures.hit / chance:.1f} x | {figures.energy:.1%} |")
 
@@ -63,12 +64,12 @@ def on_photos(model: Path, data: Path, count: int, methods: Sequence[str]) -> No
     print(f"\n{len(words)} content words of the captions of {len(paths)} photographs of {data.name}, split val\n")
     print(
         "| map | deletion (less is better) | insertion (more is better) | insertion - deletion "
-        "| that, over `centre`'s (95 %) | ms a caption |\n|---|---|---|---|---|---|"
+        "| difference from `centre` (95 %) | ms a caption |\n|---|---|---|---|---|---|"
     )
     seconds = timed(captioner, paths[:10], methods)
     for name in words[0]:
         curves = [word[name] for word in words]
-        deleted, inserted = fmean(one.deletion for one in curves), fmean(one.insertion for one in curves)
+        deleted, inserted = fmean(curve.deletion for curve in curves), fmean(curve.insertion for curve in curves)
         low, high = interval([gain(word, name) - gain(word, CENTRE) for word in words])
         print(
             f"| {name} | {deleted:.3f} | {inserted:.3f} | {inserted - deleted:+.3f} "
@@ -81,14 +82,14 @@ def gain(word: Mapping[str, Curves], name: str) -> float:
 
 
 def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """Of the mean, by the bootstrap."""
+    """Return the 95 % bootstrap interval of the mean."""
     rng = random.Random(0)
     means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(draws))
     return means[draws // 40], means[-draws // 40]
 
 
 def timed(captioner: Captioner, paths: Sequence[Path], methods: Sequence[str]) -> dict[str, float]:
-    """Seconds for the maps of a caption."""
+    """Return the seconds that each method takes for the maps of one caption."""
     captions = [captioner.caption(path) for path in paths]
     seconds = {}
     for method in methods:

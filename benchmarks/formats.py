@@ -1,9 +1,9 @@
-"""Takes a captioner of real size through every form: seconds, megabytes, memory, and what another program says of it.
+"""Convert a captioner of real size to every format: seconds, megabytes, memory, and differences from other programs.
 
     python benchmarks/formats.py
 
-ViT-B/16 and GPT-2 small with random weights, as transformers writes them, are imported, written in each form and opened
-again, each time in a process of its own.
+ViT-B/16 and GPT-2 small with random weights, as transformers writes them, are imported, written in each format and
+opened again, each time in a new process.
 """
 
 import argparse
@@ -20,7 +20,7 @@ IMAGE_SEED, TOKENS = 0, 20
 
 
 def make(folder: Path) -> None:
-    """A captioner of transformers, and logits that it gives."""
+    """Write a captioner of transformers, and the logits that it computes."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
@@ -29,14 +29,15 @@ def make(folder: Path) -> None:
     torch.manual_seed(0)
     decoder = GPT2LMHeadModel(GPT2Config(add_cross_attention=True, bos_token_id=0, eos_token_id=0))
     model = VisionEncoderDecoderModel(encoder=ViTModel(ViTConfig(), add_pooling_layer=False), decoder=decoder).eval()
-    model.save_pretrained(folder / "theirs")
+    model.save_pretrained(folder / "original")
     tokenizer = train_tokenizer([], vocab_size=257)
-    tokenizer.save(str(folder / "theirs/tokenizer.json"))
-    said = logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits)
-    torch.save(said, folder / "said")
+    tokenizer.save(str(folder / "original/tokenizer.json"))
+    expected = logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits)
+    torch.save(expected, folder / "logits")
 
 
 def logits(model: Callable) -> object:  # type: ignore[type-arg]
+    """Return the logits of a model for fixed random images and tokens."""
     import torch
 
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(IMAGE_SEED))
@@ -44,40 +45,41 @@ def logits(model: Callable) -> object:  # type: ignore[type-arg]
         return model(images, torch.arange(2 * TOKENS).view(2, TOKENS))
 
 
-def off(folder: Path, found: object) -> float:
-    """The largest difference of a logit from what transformers said of the original."""
+def largest_difference(folder: Path, computed: object) -> float:
+    """Return the largest absolute difference of a logit from those of the original in transformers."""
     import torch
 
-    expected = torch.load(folder / "said", weights_only=True)
-    return float((found - expected).abs().max())
+    expected = torch.load(folder / "logits", weights_only=True)
+    return float((computed - expected).abs().max())
 
 
-def ours(source: str) -> Callable[[Path], float]:
-    """Open it here."""
+def open_here(source: str) -> Callable[[Path], float]:
+    """Return a job that opens a captioner with myllm and compares logits."""
 
     def job(folder: Path) -> float:
         from myllm.checkpoints import formats
 
         model = formats.load(folder / source).model
-        return off(folder, logits(lambda images, tokens: model(images, tokens[:, None])[:, 0]))
+        return largest_difference(folder, logits(lambda images, tokens: model(images, tokens[:, None])[:, 0]))
 
     return job
 
 
-def theirs(source: str) -> Callable[[Path], float]:
-    """Open it in transformers."""
+def open_in_transformers(source: str) -> Callable[[Path], float]:
+    """Return a job that opens a captioner in transformers and compares logits."""
 
     def job(folder: Path) -> float:
         from transformers import VisionEncoderDecoderModel
 
         model = VisionEncoderDecoderModel.from_pretrained(folder / source).eval()
-        return off(folder, logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits))
+        computed = logits(lambda images, tokens: model(pixel_values=images, decoder_input_ids=tokens).logits)
+        return largest_difference(folder, computed)
 
     return job
 
 
-def runtimes(source: str) -> Callable[[Path], float]:
-    """Open it on ONNX Runtime."""
+def open_on_onnx_runtime(source: str) -> Callable[[Path], float]:
+    """Return a job that opens an export on ONNX Runtime and compares logits."""
 
     def job(folder: Path) -> float:
         import torch
@@ -86,23 +88,23 @@ def runtimes(source: str) -> Callable[[Path], float]:
 
         captioner = OnnxCaptioner.load(folder / source)
         past = {
-            one.name: torch.zeros(2, one.shape[1], 0, one.shape[3]).numpy()
-            for one in captioner.decoder.get_inputs()
-            if one.name.startswith("past")
+            item.name: torch.zeros(2, item.shape[1], 0, item.shape[3]).numpy()
+            for item in captioner.decoder.get_inputs()
+            if item.name.startswith("past")
         }
 
         def model(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            (seen,) = captioner.encoder.run(None, {"pixel_values": images.numpy()})
-            fed = {"input_ids": tokens.numpy(), "encoder_hidden_states": seen, **past}
-            return torch.from_numpy(captioner.decoder.run(["logits"], fed)[0])
+            (image_kv,) = captioner.encoder.run(None, {"pixel_values": images.numpy()})
+            inputs = {"input_ids": tokens.numpy(), "encoder_hidden_states": image_kv, **past}
+            return torch.from_numpy(captioner.decoder.run(["logits"], inputs)[0])
 
-        return off(folder, logits(model))
+        return largest_difference(folder, logits(model))
 
     return job
 
 
 def caption(source: str) -> Callable[[Path], float]:
-    """Open it and write twenty tokens for a picture."""
+    """Return a job that opens a captioner and generates twenty tokens for a picture."""
 
     def job(folder: Path) -> float:
         from PIL import Image
@@ -111,94 +113,98 @@ def caption(source: str) -> Callable[[Path], float]:
 
         captioner = open_captioner(str(folder / source), "cpu", "auto")
         options = captioner.decode_options(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
-        (told,) = captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (640, 480), "orange"))], options)
-        assert len(told.tokens) == TOKENS
+        (caption,) = captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (640, 480), "orange"))], options)
+        assert len(caption.tokens) == TOKENS
         return float("nan")
 
     return job
 
 
-def write(source: str, form: str, out: str, *options: str) -> Callable[[Path], float]:
+def write(source: str, file_format: str, out: str, *options: str) -> Callable[[Path], float]:
+    """Return a job that converts a captioner by `myllm import` or `export`."""
+
     def job(folder: Path) -> float:
         from myllm.apps.cli import main
 
-        words = ["import"] if form == "captioner.pt" else ["export", "--to", form]
+        words = ["import"] if file_format == "captioner.pt" else ["export", "--to", file_format]
         assert main([*words, *options, str(folder / source), "--out", str(folder / out), "--quiet"]) == 0
         return float("nan")
 
     return job
 
 
-# what is done, to which result, and how
-JOURNEYS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
-    "transformers' folder opened here": ("theirs", ours("theirs")),
-    "imported as captioner.pt": ("ours.pt", write("theirs", "captioner.pt", "ours.pt")),
-    "captioner.pt opened": ("ours.pt", ours("ours.pt")),
+# name to the file that results and the job
+CONVERSIONS: Mapping[str, tuple[str, Callable[[Path], float]]] = {
+    "transformers' folder opened in myllm": ("original", open_here("original")),
+    "imported as captioner.pt": ("ours.pt", write("original", "captioner.pt", "ours.pt")),
+    "captioner.pt opened": ("ours.pt", open_here("ours.pt")),
     "captioner.pt opened, a picture captioned": ("ours.pt", caption("ours.pt")),
     "exported to safetensors": ("tensors", write("ours.pt", "safetensors", "tensors")),
-    "safetensors opened": ("tensors", ours("tensors")),
+    "safetensors opened": ("tensors", open_here("tensors")),
     "exported to safetensors, bfloat16": ("half", write("ours.pt", "safetensors", "half", "--dtype=bfloat16")),
-    "safetensors, bfloat16, opened": ("half", ours("half")),
+    "safetensors, bfloat16, opened": ("half", open_here("half")),
     "exported to hf": ("hf", write("ours.pt", "hf", "hf")),
-    "hf opened in transformers": ("hf", theirs("hf")),
+    "hf opened in transformers": ("hf", open_in_transformers("hf")),
     "exported to onnx": ("onnx", write("ours.pt", "onnx", "onnx")),
-    "onnx opened on ONNX Runtime": ("onnx", runtimes("onnx")),
+    "onnx opened on ONNX Runtime": ("onnx", open_on_onnx_runtime("onnx")),
     "onnx opened, a picture captioned": ("onnx", caption("onnx")),
     "exported to onnx, int8": ("int8", write("ours.pt", "onnx", "int8", "--precision=int8")),
-    "int8 opened on ONNX Runtime": ("int8", runtimes("int8")),
+    "int8 opened on ONNX Runtime": ("int8", open_on_onnx_runtime("int8")),
     "int8 opened, a picture captioned": ("int8", caption("int8")),
     "exported to onnx, int4": ("int4", write("ours.pt", "onnx", "int4", "--precision=int4")),
-    "int4 opened on ONNX Runtime": ("int4", runtimes("int4")),
+    "int4 opened on ONNX Runtime": ("int4", open_on_onnx_runtime("int4")),
     "int4 opened, a picture captioned": ("int4", caption("int4")),
 }
 
 
 def run(name: str, folder: Path) -> None:
-    """One journey in this process, with what takes time before it, imports, left out."""
+    """Run one conversion in this process and print its figures; imports are not timed."""
     import transformers
 
     import myllm.inference.captioner  # noqa: F401
 
     transformers.logging.set_verbosity_error()
-    before, began = peak(), perf_counter()
-    difference = JOURNEYS[name][1](folder)
-    seconds = perf_counter() - began
+    before, start = peak(), perf_counter()
+    difference = CONVERSIONS[name][1](folder)
+    seconds = perf_counter() - start
     print(json.dumps([seconds, peak(), before, difference]))
 
 
 def peak() -> int:
-    """MB that this process has held at most."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def megabytes(place: Path) -> float:
-    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-    return sum(path.stat().st_size for path in files) / 1e6
+def megabytes(path: Path) -> float:
+    """Return the size of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--journey", choices=JOURNEYS, help="only this one, in this process")
+    parser.add_argument("--conversion", choices=CONVERSIONS, help="only this one, in this process")
     parser.add_argument("--make", action="store_true", help="only the captioner of transformers, in this process")
-    parser.add_argument("--folder", type=Path, help="where the files of earlier journeys are")
+    parser.add_argument("--folder", type=Path, help="folder with the results of earlier conversions")
     arguments = parser.parse_args()
-    if arguments.journey:
-        run(arguments.journey, arguments.folder)
+    if arguments.conversion:
+        run(arguments.conversion, arguments.folder)
         return
     if arguments.make:
         make(arguments.folder)
         return
     with TemporaryDirectory(prefix="myllm-formats-") as name:
-        # a process begins with the peak of the one that started it, so this one stays small
+        # a process inherits the peak of its parent, so this one imports nothing large
         subprocess.run([sys.executable, __file__, "--make", "--folder", name], check=True)
-        print("| journey | seconds | file, MB | memory at most, MB (before) | logits off transformers' by at most |")
+        print("| conversion | seconds | file, MB | peak memory, MB (before) | largest difference of logits |")
         print("|---|---|---|---|---|")
-        for journey, (result, _) in JOURNEYS.items():
-            words = [sys.executable, __file__, "--journey", journey, "--folder", name]
-            told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
-            seconds, most, before, difference = json.loads(told)
-            size, seen = megabytes(Path(name) / result), "" if difference != difference else f"{difference:.1e}"
-            print(f"| {journey} | {seconds:.1f} | {size:,.0f} | {most:,} ({before:,}) | {seen} |", flush=True)
+        for conversion, (result, _) in CONVERSIONS.items():
+            words = [sys.executable, __file__, "--conversion", conversion, "--folder", name]
+            output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+            seconds, peak_memory, before, difference = json.loads(output)
+            size, error = megabytes(Path(name) / result), "" if difference != difference else f"{difference:.1e}"
+            memory = f"{peak_memory:,} ({before:,})"
+            print(f"| {conversion} | {seconds:.1f} | {size:,.0f} | {memory} | {error} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Peak memory of captioning, ours beside transformers', each in a process of its own: ViT-B/16 and GPT-2 small.
+"""Peak memory of captioning, ours and transformers', each in a separate process: ViT-B/16 and GPT-2 small.
 
     python benchmarks/memory.py [--batch 32] [--beams 4]
 """
@@ -55,7 +55,7 @@ ROUTES: Mapping[str, Callable[[], Callable[[Tensor, int], object]]] = {
 
 
 def peak() -> int:
-    """MB that this process has held at most."""
+    """Return the peak resident memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--beams", type=int, default=4)
-    parser.add_argument("--route", choices=ROUTES, help="only this one, in this process")
+    parser.add_argument("--route", choices=ROUTES, help="measure only this route, in this process")
     arguments = parser.parse_args()
     if arguments.route:
         with torch.inference_mode():
@@ -72,16 +72,15 @@ def main() -> None:
             caption(torch.randn(arguments.batch, 3, 224, 224), arguments.beams)
         print(f"{ready} {peak()}")
         return
-    at = f"{arguments.batch} x {arguments.beams}"
-    print(f"| {at} | MB at most until ready | MB at most in all | share of transformers |")
+    print(f"| {arguments.batch} x {arguments.beams} | peak MB until ready | peak MB | relative to transformers |")
     print("|---|---|---|---|")
-    of_transformers = 0
+    baseline = 0
     for name in ROUTES:
         command = [sys.executable, __file__, "--route", name, "--batch", str(arguments.batch), "--beams"]
-        told = subprocess.run([*command, str(arguments.beams)], capture_output=True, text=True, check=True).stdout
-        ready, most = map(int, told.split()[-2:])
-        of_transformers = of_transformers or most
-        print(f"| {name} | {ready:,} | {most:,} | {most / of_transformers:.2f} |", flush=True)
+        output = subprocess.run([*command, str(arguments.beams)], capture_output=True, text=True, check=True).stdout
+        ready, total = map(int, output.split()[-2:])
+        baseline = baseline or total
+        print(f"| {name} | {ready:,} | {total:,} | {total / baseline:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

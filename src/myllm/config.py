@@ -5,7 +5,7 @@ The text under a field is its help on the command line.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,12 @@ VERSION = "0.1.0"
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
 MAX_BEAMS = 1000
+# Old name to new: files, YAML and command lines that hold an old name stay readable.
+RENAMED_OPTIONS: Mapping[str, str] = {
+    "decode.contrast": "decode.contrastive_weight",
+    "presence": "word_presence_weight",
+    "clip": "grad_clip",
+}
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

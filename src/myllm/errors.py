@@ -8,6 +8,8 @@ MyLLMError
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class MyLLMError(Exception):
@@ -29,6 +31,23 @@ class CheckpointError(MyLLMError):
 def reason(error: BaseException) -> str:
     """First line of an error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def tokenizer_errors() -> Iterator[None]:
+    """Raise CheckpointError for a panic of the library tokenizers, which is not an Exception.
+
+    A tokenizer's regular expression may need more steps than the library permits for some text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the captioner's tokenizer failed on a text ({reason(error)}); its regular expressions may be hostile or "
+            "damaged: take the tokenizer that the captioner was trained with"
+        ) from None
 
 
 def install_command(*packages: str) -> str:

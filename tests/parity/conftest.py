@@ -1,4 +1,4 @@
-"""transformers' GPT-2 with random weights, and the same weights under our names."""
+"""transformers' GPT-2 with random weights, and their conversion to our layout."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @pytest.fixture(scope="session")
 def random_gpt2() -> Callable[..., nn.Module]:
-    """random_gpt2(n_embd, n_head, n_layer, seed=0, **of GPT2Config): GPT2LMHeadModel, norms and biases random too."""
+    """random_gpt2(n_embd, n_head, n_layer, seed=0, **options of GPT2Config): a GPT2LMHeadModel, all weights random."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def make(n_embd: int, n_head: int, n_layer: int, seed: int = 0, **options: object) -> nn.Module:
@@ -28,11 +28,11 @@ def random_gpt2() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def transposed() -> Callable[[nn.Module], Mapping[str, Tensor]]:
-    """The state of a model of transformers with its Conv1D, which keep (in, out), as Linear has it."""
+    """transposed(model): state dict of a transformers model with Conv1D weights (in, out) transposed, as in Linear."""
     from transformers.pytorch_utils import Conv1D
 
     def transpose(model: nn.Module) -> Mapping[str, Tensor]:
-        turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-        return {name: value.T if name in turned else value for name, value in model.state_dict().items()}
+        conv1d = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+        return {name: value.T if name in conv1d else value for name, value in model.state_dict().items()}
 
     return transpose

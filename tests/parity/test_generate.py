@@ -37,7 +37,7 @@ class Decoder:
 
     def reorder(self, state: tuple[ImageKV, SelfKV], rows: Tensor) -> tuple[ImageKV, SelfKV]:
         image, cache = state
-        captions = cache.keys.shape[1] // len(image.layers[0][0])
+        captions = cache.keys.shape[1] // image.batch_size
         cache.select(rows.flatten())
         return image.select(rows[:, 0] // captions), cache
 

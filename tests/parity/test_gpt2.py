@@ -1,4 +1,4 @@
-"""Our decoder against transformers' GPT-2, in geometries that hide no mixed-up axis."""
+"""Our decoder, compared with transformers' GPT-2, in geometries whose sizes differ, so that mixed-up axes show."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import Tensor
 from myllm.config import GPTConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt import GPT
-from myllm.model.gpt2_weights import fit_to_pretrained
+from myllm.model.gpt2_weights import check_same_geometry, fit_to_pretrained
 from myllm.model.kv_cache import ImageKV
 
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
@@ -25,9 +25,9 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
 
-def saved_as(folder: Path, theirs, form: str = FORMS[0], prefix: str = "transformer.") -> Path:
-    """The model as save_pretrained writes it; then its tensors in another form, or under other names."""
-    theirs.save_pretrained(folder)
+def saved_as(folder: Path, reference, form: str = FORMS[0], prefix: str = "transformer.") -> Path:
+    """Write the model with save_pretrained, then rewrite its tensors in another form and with another prefix."""
+    reference.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     save({name.replace("transformer.", prefix): value for name, value in tensors.items()}, folder / form)
@@ -37,83 +37,82 @@ def saved_as(folder: Path, theirs, form: str = FORMS[0], prefix: str = "transfor
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_of_a_loaded_folder_equal_transformers(
+def test_from_pretrained_logits_equal_transformers(
     random_gpt2, tmp_path: Path, geometry: tuple[int, int, int], form: str, prefix: str
 ) -> None:
-    theirs = random_gpt2(*geometry)
-    ours = GPT.from_pretrained(str(saved_as(tmp_path, theirs, form, prefix))).eval()
+    reference = random_gpt2(*geometry)
+    ours = GPT.from_pretrained(str(saved_as(tmp_path, reference, form, prefix))).eval()
     assert (ours.config.n_embd, ours.config.n_head, ours.config.n_layer) == geometry
     with torch.inference_mode():
-        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours(TOKENS), reference(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_the_file_as_transformers_writes_it_loads(random_gpt2, tmp_path: Path) -> None:
-    theirs = random_gpt2(*GEOMETRIES[0])
-    theirs.save_pretrained(tmp_path)
+def test_from_pretrained_loads_what_transformers_saves(random_gpt2, tmp_path: Path) -> None:
+    reference = random_gpt2(*GEOMETRIES[0])
+    reference.save_pretrained(tmp_path)
     with torch.inference_mode():
         ours = GPT.from_pretrained(str(tmp_path)).eval()(TOKENS)
-        torch.testing.assert_close(ours, theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, reference(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_the_exact_gelu_of_a_folder_is_followed(random_gpt2, tmp_path: Path) -> None:
-    theirs = random_gpt2(*GEOMETRIES[0], activation_function="gelu")
-    theirs.save_pretrained(tmp_path)
-    asked = fit_to_pretrained(GPTConfig(vocab_size=59, pretrained=str(tmp_path)))
-    captioner = GPT(asked, cross_attention=True).eval()
-    captioner.load_text_weights(GPT.from_pretrained(str(tmp_path)))
+def test_from_pretrained_follows_the_exact_gelu_of_a_folder(random_gpt2, tmp_path: Path) -> None:
+    reference = random_gpt2(*GEOMETRIES[0], activation_function="gelu")
+    reference.save_pretrained(tmp_path)
+    config = fit_to_pretrained(GPTConfig(vocab_size=59, pretrained=str(tmp_path)))
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(captioner(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours(TOKENS), reference(TOKENS).logits, rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match=r"text.gelu is tanh, but the pretrained GPT-2 has none"):
-        GPT(replace(asked, gelu="tanh")).load_text_weights(captioner)
+        check_same_geometry(replace(config, gelu="tanh"), ours.config)
 
 
-def test_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:
-    theirs = random_gpt2(*GEOMETRIES[1])
-    ours = GPT.from_pretrained(str(saved_as(tmp_path, theirs))).eval()
+def test_gpt_gradients_equal_transformers(random_gpt2, tmp_path: Path) -> None:
+    reference = random_gpt2(*GEOMETRIES[1])
+    ours = GPT.from_pretrained(str(saved_as(tmp_path, reference))).eval()
     ours(TOKENS).logsumexp(-1).mean().backward()
-    theirs(TOKENS).logits.logsumexp(-1).mean().backward()
-    turned = theirs.transformer.h[1].mlp.c_fc.weight.grad.T
-    torch.testing.assert_close(ours.transformer.h[1].mlp.c_fc.weight.grad, turned, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours.lm_head.weight.grad, theirs.lm_head.weight.grad, rtol=0, atol=1e-4)
+    reference(TOKENS).logits.logsumexp(-1).mean().backward()
+    transposed_gradient = reference.transformer.h[1].mlp.c_fc.weight.grad.T
+    torch.testing.assert_close(ours.transformer.h[1].mlp.c_fc.weight.grad, transposed_gradient, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.lm_head.weight.grad, reference.lm_head.weight.grad, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_cross_attention_equals_transformers(
+def test_gpt_cross_attention_equals_transformers(
     random_gpt2, transposed, geometry: tuple[int, int, int]
 ) -> None:
-    theirs = random_gpt2(*geometry, add_cross_attention=True)
+    reference = random_gpt2(*geometry, add_cross_attention=True)
     ours = GPT(config_of(geometry), cross_attention=True).eval()
-    ours.load_state_dict(transposed(theirs))
+    ours.load_state_dict(transposed(reference))
     picture = torch.randn(3, 7, geometry[0], generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in ours.blocks))
-        expected = theirs(TOKENS, encoder_hidden_states=picture).logits
+        expected = reference(TOKENS, encoder_hidden_states=picture).logits
         torch.testing.assert_close(ours(TOKENS, image), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("has_cross_attention", [False, True])
-def test_state_dict_keys_are_gpt2s(random_gpt2, has_cross_attention: bool) -> None:
-    theirs = random_gpt2(*GEOMETRIES[1], add_cross_attention=has_cross_attention)
+def test_gpt_state_dict_keys_equal_transformers(random_gpt2, has_cross_attention: bool) -> None:
+    reference = random_gpt2(*GEOMETRIES[1], add_cross_attention=has_cross_attention)
     ours = GPT(config_of(GEOMETRIES[1]), cross_attention=has_cross_attention)
-    assert sorted(ours.state_dict()) == sorted(theirs.state_dict())
+    assert sorted(ours.state_dict()) == sorted(reference.state_dict())
 
 
-def test_cached_steps_equal_transformers_full_pass(random_gpt2, tmp_path: Path) -> None:
-    theirs = random_gpt2(*GEOMETRIES[2])
-    ours = GPT.from_pretrained(str(saved_as(tmp_path, theirs))).eval()
+def test_gpt_cached_steps_equal_transformers_full_pass(random_gpt2, tmp_path: Path) -> None:
+    reference = random_gpt2(*GEOMETRIES[2])
+    ours = GPT.from_pretrained(str(saved_as(tmp_path, reference))).eval()
     cache = ours.new_cache(3)
     with torch.inference_mode():
-        steps = [ours(TOKENS[:, at : at + 1], cache=cache) for at in range(TOKENS.shape[1])]
-        torch.testing.assert_close(torch.cat(steps, 1), theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        steps = [ours(TOKENS[:, index : index + 1], cache=cache) for index in range(TOKENS.shape[1])]
+        torch.testing.assert_close(torch.cat(steps, 1), reference(TOKENS).logits, rtol=0, atol=1e-4)
 
 
-def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> None:
-    theirs = random_gpt2(*GEOMETRIES[0])
-    path = saved_as(tmp_path, theirs, prefix="") / "model.safetensors"
+def test_from_pretrained_ignores_the_buffers_of_old_files(random_gpt2, tmp_path: Path) -> None:
+    reference = random_gpt2(*GEOMETRIES[0])
+    path = saved_as(tmp_path, reference, prefix="") / "model.safetensors"
     save(load_file(path) | {"h.0.attn.bias": torch.ones(1, 1, 23, 23).tril()}, path)  # as in openai-community/gpt2
     with torch.inference_mode():
         ours = GPT.from_pretrained(str(tmp_path)).eval()(TOKENS)
-        torch.testing.assert_close(ours, theirs(TOKENS).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, reference(TOKENS).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_buffers_of_old_files_are_passed_over(random_gpt2, tmp_path: Path) -> No
         ("model.safetensors", b"short", "damaged, cut short"),
     ],
 )
-def test_a_damaged_folder_is_named(
+def test_from_pretrained_names_a_damaged_folder(
     random_gpt2, tmp_path: Path, name: str, content: bytes | None, reason: str
 ) -> None:
     saved_as(tmp_path, random_gpt2(*GEOMETRIES[0]))
@@ -146,7 +145,7 @@ def test_a_damaged_folder_is_named(
         ({"vocab_size": 60}, r"wte.weight is of shape \(59, 36\); expected shape \(60, 36\)"),
     ],
 )
-def test_tensors_that_do_not_fit_the_configuration_are_named(
+def test_from_pretrained_names_tensors_that_do_not_fit_the_configuration(
     random_gpt2, tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     facts = json.loads((saved_as(tmp_path, random_gpt2(*GEOMETRIES[0])) / "config.json").read_text())
@@ -155,7 +154,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(
         GPT.from_pretrained(str(tmp_path))
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(random_gpt2, hostile, tmp_path: Path) -> None:
+def test_from_pretrained_refuses_a_hostile_pickle_without_running_it(random_gpt2, hostile, tmp_path: Path) -> None:
     saved_as(tmp_path, random_gpt2(*GEOMETRIES[0]), form=FORMS[1])
     torch.save(hostile(tmp_path / "was-run"), tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError):

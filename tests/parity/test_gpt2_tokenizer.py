@@ -1,4 +1,4 @@
-"""Our GPT-2 tokenizer against transformers' own, made from the same two files."""
+"""Our GPT-2 tokenizer, compared with transformers' from the same two files."""
 
 from pathlib import Path
 
@@ -14,29 +14,29 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs ../shared")
 
 
 @pytest.fixture(scope="module")
-def both():
+def tokenizers():
     from transformers import GPT2Tokenizer
 
-    theirs = GPT2Tokenizer.from_pretrained(str(FOLDER))
-    return gpt2_tokenizer(str(FOLDER)), theirs
+    return gpt2_tokenizer(str(FOLDER)), GPT2Tokenizer.from_pretrained(str(FOLDER))
 
 
-def test_the_end_token_is_gpt2s(both) -> None:
-    assert end_token(both[0]) == both[1].eos_token_id == 50256
-    assert both[0].get_vocab_size() == 50257
+def test_gpt2_tokenizer_has_gpt2s_end_token(tokenizers) -> None:
+    ours, reference = tokenizers
+    assert end_token(ours) == reference.eos_token_id == 50256
+    assert ours.get_vocab_size() == 50257
 
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_has_the_same_ids_and_comes_back(both, text: str) -> None:
-    ours, theirs = both
+def test_gpt2_tokenizer_encodes_any_text_as_transformers_and_decodes_it(tokenizers, text: str) -> None:
+    ours, reference = tokenizers
     [ids] = encode_captions(ours, [text], n_positions=10_000)
-    assert ids[1:-1] == theirs(text)["input_ids"]
+    assert ids[1:-1] == reference(text)["input_ids"]
     assert decode_tokens(ours, ids) == text
 
 
 @pytest.mark.skipif(not FLICKR8K.is_file(), reason="needs ../shared")
-def test_captions_of_photographs_have_the_same_ids(both) -> None:
-    ours, theirs = both
+def test_gpt2_tokenizer_encodes_flickr8k_captions_as_transformers(tokenizers) -> None:
+    ours, reference = tokenizers
     captions = [line.split("|")[2].strip() for line in FLICKR8K.read_text(encoding="utf-8").splitlines()[1:2001]]
-    assert [ids[1:-1] for ids in encode_captions(ours, captions, 1024)] == theirs(captions)["input_ids"]
+    assert [ids[1:-1] for ids in encode_captions(ours, captions, 1024)] == reference(captions)["input_ids"]

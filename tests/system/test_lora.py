@@ -1,4 +1,4 @@
-"""`myllm train --base`, with adapters and without: from a captioner to one that goes on from it, and back."""
+"""`myllm train --base`, with adapters and without."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def adapt(scenes: Path, tiny_run: Path) -> Main:
 
 @pytest.fixture(scope="session")
 def lora_run(adapt: Main, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of three epochs of adapters; read only."""
+    """The run folder of three epochs of adapters; read-only."""
     out = tmp_path_factory.mktemp("lora") / "run"
     assert adapt(out, *LORA, "--epochs=3") == 0
     return out
@@ -53,13 +53,13 @@ def losses(run: Path) -> list[float]:
 
 
 def captions(capfd: Capture, picture: Path, *words: str) -> str:
-    """With their scores, which tell models apart that say the same."""
+    """Return captions as JSON: their scores differ even where models write the same."""
     capfd.readouterr()
     assert main(["caption", str(picture), *words, "--devices=cpu", "--quiet", "--json"]) == 0
     return capfd.readouterr().out
 
 
-def test_the_run_folder_holds_an_adapter_and_no_captioner(lora_run: Path, tiny_run: Path) -> None:
+def test_lora_run_folder_holds_an_adapter_and_no_captioner(lora_run: Path, tiny_run: Path) -> None:
     assert not (lora_run / "captioner.pt").exists()
     size = sum(path.stat().st_size for path in (lora_run / "adapter").iterdir())
     assert size < (tiny_run / "captioner.pt").stat().st_size / 20
@@ -67,13 +67,13 @@ def test_the_run_folder_holds_an_adapter_and_no_captioner(lora_run: Path, tiny_r
         assert (lora_run / name).stat().st_size
 
 
-def test_adapters_learn_and_the_base_stays(lora_run: Path, tiny_run: Path) -> None:
+def test_lora_training_lowers_the_loss_and_leaves_the_base(lora_run: Path, tiny_run: Path) -> None:
     assert losses(lora_run)[-1] < min(losses(tiny_run))
     before, last = native.load(tiny_run).model.state_dict(), torch.load(lora_run / "last.pt", weights_only=True)
     assert all(torch.equal(value, last["objective"][f"model.{name}"]) for name, value in before.items())
 
 
-def test_the_adapter_is_as_good_as_training_saw_it(lora_run: Path, scenes: Path, capfd: Capture) -> None:
+def test_saved_adapter_scores_as_in_training(lora_run: Path, scenes: Path, capfd: Capture) -> None:
     row = load(lora_run).provenance["validation"]
     assert row["val_loss"] == pytest.approx(min(losses(lora_run)))
     capfd.readouterr()
@@ -81,7 +81,7 @@ def test_the_adapter_is_as_good_as_training_saw_it(lora_run: Path, scenes: Path,
     assert json.loads(capfd.readouterr().out)["CIDEr-D"] == pytest.approx(row["CIDEr-D"])
 
 
-def test_run_folder_adapter_adapter_over_base_and_merged_file_caption_alike(
+def test_adapter_captions_alike_from_run_folder_base_and_merged_file(
     lora_run: Path, tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["import", str(lora_run), "--out", str(tmp_path / "merged.pt")]) == 0
@@ -93,45 +93,47 @@ def test_run_folder_adapter_adapter_over_base_and_merged_file_caption_alike(
     assert captions(capfd, pictures[0], "--model", str(tiny_run)) != expected
 
 
-def test_an_adapter_is_judged_over_its_base(lora_run: Path, tiny_run: Path, scenes: Path, tmp_path: Path) -> None:
-    def judged(*model: str) -> str:
+def test_evaluate_takes_an_adapter_with_its_base(lora_run: Path, tiny_run: Path, scenes: Path, tmp_path: Path) -> None:
+    def captions_of(*model: str) -> str:
         words = ["--data", str(scenes), "--out", str(tmp_path), "--overwrite", "--quiet"]
         assert main(["evaluate", *words, "--model", *model]) == 0
         return (tmp_path / "captions.jsonl").read_text()
 
-    assert judged(str(tiny_run), "--adapter", str(lora_run)) == judged(str(lora_run)) != judged(str(tiny_run))
+    with_adapter = captions_of(str(tiny_run), "--adapter", str(lora_run))
+    assert with_adapter == captions_of(str(lora_run)) != captions_of(str(tiny_run))
 
 
-def test_an_export_has_the_adapter_in_it_and_takes_no_other(
+def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other(
     lora_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["export", str(lora_run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0
-    found, expected = (
+    exported, expected = (
         json.loads(captions(capfd, pictures[0], "--model", str(model))) for model in (tmp_path / "onnx", lora_run)
     )
-    assert found["caption"] == expected["caption"] and found["score"] == pytest.approx(expected["score"], abs=1e-4)
+    assert exported["caption"] == expected["caption"]
+    assert exported["score"] == pytest.approx(expected["score"], abs=1e-4)
     words = ["caption", str(pictures[0]), "--model", str(tmp_path / "onnx"), "--adapter", str(lora_run)]
     assert main(words) == 2
     assert "leave out --devices, --precision and --adapter" in capfd.readouterr().err
 
 
-def test_info_tells_what_the_adapter_is_and_on_what_it_stands(lora_run: Path, tiny_run: Path, capfd: Capture) -> None:
+def test_info_describes_an_adapter_and_its_base(lora_run: Path, tiny_run: Path, capfd: Capture) -> None:
     assert main(["info", str(lora_run)]) == 0
-    told = capfd.readouterr().out
+    output = capfd.readouterr().out
     base_hash = weights_hash(native.load(tiny_run).model)
     for part in (
         f"{lora_run / 'adapter'}: a low-rank adapter on a captioner, ", "of rank 4, scaled by 2, on 7 layers",
         f"stands on {tiny_run}, with the weights that it was trained on (hash {base_hash})", "data.folder scenes",
     ):
-        assert part in told, told
+        assert part in output, output
     assert main(["info", str(lora_run), "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert found["bytes"] == sum(path.stat().st_size for path in (lora_run / "adapter").iterdir())
-    assert found["adapter"]["base_hash"] == base_hash and len(found["adapter"]["layers"]) == 7
+    values = json.loads(capfd.readouterr().out)
+    assert values["bytes"] == sum(path.stat().st_size for path in (lora_run / "adapter").iterdir())
+    assert values["adapter"]["base_hash"] == base_hash and len(values["adapter"]["layers"]) == 7
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_resumed_lora_run_equals_the_uninterrupted_one(
     stopped: Callable[..., Any], lora_run: Path, tmp_path: Path
 ) -> None:
     out, whole = tmp_path / "run", yaml.safe_load((lora_run / "config.yaml").read_text())
@@ -140,11 +142,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert process.returncode == 130, process.stderr
     assert main(["train", "--config", str(out / "config.yaml"), "--resume", "--quiet"]) == 0
     assert losses(out) == losses(lora_run)
-    found, expected = (load_file(run / "adapter/adapter_model.safetensors") for run in (out, lora_run))
-    assert found and all(torch.equal(value, expected[name]) for name, value in found.items())
+    resumed, expected = (load_file(run / "adapter/adapter_model.safetensors") for run in (out, lora_run))
+    assert resumed and all(torch.equal(value, expected[name]) for name, value in resumed.items())
 
 
-def test_overwrite_replaces_the_adapter_and_a_run_is_never_trained_over(
+def test_train_replaces_an_adapter_only_with_overwrite(
     adapt: Main, lora_run: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     out = Path(shutil.copytree(lora_run, tmp_path / "run"))
@@ -154,7 +156,7 @@ def test_overwrite_replaces_the_adapter_and_a_run_is_never_trained_over(
     assert (out / "captioner.pt").is_file() and not (out / "adapter").exists()
 
 
-def test_a_base_that_has_changed_is_refused(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_adapter_whose_base_has_changed_is_refused(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
     base, out = Path(shutil.copytree(tiny_run, tmp_path / "base")), tmp_path / "run"
     assert adapt(out, *LORA, "--max_steps=1", base=base) == 0
     changed = native.load(base)
@@ -167,30 +169,30 @@ def test_a_base_that_has_changed_is_refused(adapt: Main, tiny_run: Path, tmp_pat
     assert "another base; resume with what it began with" in capfd.readouterr().err
 
 
-def test_without_adapters_the_whole_captioner_goes_on_and_the_base_stays(
+def test_train_with_base_continues_the_whole_captioner_and_leaves_the_base(
     adapt: Main, tiny_run: Path, tmp_path: Path
 ) -> None:
     before = (tiny_run / "captioner.pt").read_bytes()
     assert adapt(tmp_path / "run", "--epochs=1", "--lr=0.01") == 0
     assert (tiny_run / "captioner.pt").read_bytes() == before
     assert losses(tmp_path / "run")[0] < losses(tiny_run)[0]
-    found, base = load(tmp_path / "run"), load(tiny_run)
-    assert found.model.config == base.model.config and found.decode == base.decode
-    assert found.tokenizer.to_str() == base.tokenizer.to_str()
-    assert found.provenance["base"] == str(tiny_run)
+    trained, base = load(tmp_path / "run"), load(tiny_run)
+    assert trained.model.config == base.model.config and trained.decode == base.decode
+    assert trained.tokenizer.to_str() == base.tokenizer.to_str()
+    assert trained.provenance["base"] == str(tiny_run)
 
 
-def test_adapters_of_the_backbone_train_and_its_batch_statistics_stay(
+def test_lora_on_the_backbone_trains_and_keeps_batch_statistics(
     adapt: Main, tiny_run: Path, tmp_path: Path
 ) -> None:
     assert adapt(tmp_path / "run", *LORA, "--lora.targets=[encoder.*qkv]", "--max_steps=2") == 0
     objective = torch.load(tmp_path / "run/last.pt", weights_only=True)["objective"]
     assert all(value.any() for name, value in objective.items() if "lora_B" in name)
     statistics = {name: value for name, value in load(tiny_run).model.state_dict().items() if "running" in name}
-    assert statistics and all(torch.equal(objective[f"model.{name}"], one) for name, one in statistics.items())
+    assert statistics and all(torch.equal(objective[f"model.{name}"], value) for name, value in statistics.items())
 
 
-def test_adapters_that_the_model_does_not_use_are_told(
+def test_train_warns_of_adapters_that_the_model_does_not_use(
     adapt: Main, tiny_checkpoint: Checkpoint, tmp_path: Path, capfd: Capture
 ) -> None:
     geometry = {"embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -205,44 +207,44 @@ def test_adapters_that_the_model_does_not_use_are_told(
     )
 
 
-def test_what_was_given_of_the_base_stands_in_the_configuration(lora_run: Path, tiny_run: Path) -> None:
+def test_lora_run_configuration_holds_the_options_of_its_base(lora_run: Path, tiny_run: Path) -> None:
     saved, base = (yaml.safe_load((run / "config.yaml").read_text()) for run in (lora_run, tiny_run))
     assert saved["base"] == str(tiny_run) and saved["lora"]["rank"] == 4
     assert saved["vision"] == base["vision"] and saved["mode"] == base["mode"] and saved["decode"] == base["decode"]
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (["--base=nowhere"], 1, "nowhere: no such file or folder"),
-        (["--lora.targets=[c_atn]"], 2, "'c_atn', which is no linear layer's name here; did you mean c_attn"),
+        (["--lora.targets=[c_atn]"], 2, "'c_atn', which matches no linear layer of this model; did you mean c_attn"),
         (["--lora.targets=[qkv]", "--vision.frozen"], 2, "a layer of the backbone, and vision.frozen keeps"),
         (["--text.n_layer=3"], 2, "text.n_layer is 3, but the base"),
         (["--vision.name=vit_small_patch16_224"], 2, "vision.name is vit_small_patch16_224, but the base"),
         (["--lora.rank=-1"], 2, "lora.rank is -1"),
     ],
 )
-def test_what_stands_in_the_way_is_told_and_nothing_is_written(
-    adapt: Main, tmp_path: Path, capfd: Capture, options: list[str], code: int, told: str
+def test_train_with_base_names_obstacles_and_writes_nothing(
+    adapt: Main, tmp_path: Path, capfd: Capture, options: list[str], code: int, message: str
 ) -> None:
     assert adapt(tmp_path / "run", *LORA, *options) == code
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_adapters_without_a_base_are_refused(train: Main, tmp_path: Path, capfd: Capture) -> None:
+def test_lora_without_a_base_is_refused(train: Main, tmp_path: Path, capfd: Capture) -> None:
     assert train(tmp_path / "run", *LORA) == 2
     assert "lora.rank 4 without base" in capfd.readouterr().err
 
 
-def test_a_run_cannot_be_written_over_its_base(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
+def test_run_cannot_be_written_over_its_base(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
     base = Path(shutil.copytree(tiny_run, tmp_path / "base"))
     assert adapt(base, *LORA, "--overwrite", base=base) == 2
     assert "lies in --out" in capfd.readouterr().err
     assert (base / "captioner.pt").is_file()
 
 
-def test_adapters_cannot_be_trained_on_an_adapter_but_a_captioner_can_go_on_from_one(
+def test_lora_on_an_adapter_is_refused_but_full_training_is_not(
     adapt: Main, lora_run: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     assert adapt(tmp_path / "run", *LORA, base=lora_run) == 1

@@ -11,8 +11,8 @@ from myllm.evaluation.evaluate import Evaluation
 
 def check_calibratable(options: EvaluateOptions) -> None:
     """Raises ConfigError for a model that a calibration can't be written into."""
-    form = None if hub.is_id(options.model) else formats.recognise(options.model)[0]
-    if form is not formats.OURS or options.adapter is not None:
+    form = None if hub.is_id(options.model) else formats.find_format(options.model)[0]
+    if form is not formats.NATIVE or options.adapter is not None:
         found = "one on a hub" if form is None else form.name if options.adapter is None else "one with an adapter"
         raise ConfigError(
             f"--calibrate writes into a captioner.pt, or into a folder of safetensors; --model {options.model} is "

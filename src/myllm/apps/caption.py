@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from myllm.apps.console import Display
 from myllm.apps.options import CaptionOptions
+from myllm.apps.startup import without_garbage_collection
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.checkpoints.checks import is_onnx_export
@@ -68,7 +69,8 @@ def caption(paths: Sequence[str], options: CaptionOptions, decode: Mapping[str, 
 def open_captioner(model: str, devices: str, precision: str, adapter: str | None = None) -> CaptionerProtocol:
     """The captioner in any form, with an adapter where one is named. Raises CheckpointError or ConfigError."""
     if not is_onnx_export(Path(model)):
-        from myllm.inference.captioner import Captioner  # brings torch, which an export does without
+        with without_garbage_collection():
+            from myllm.inference.captioner import Captioner  # brings torch, which an export does without
 
         opened = Captioner.load(model, devices, precision, {adapter: adapter} if adapter else {})
         opened.use_adapter(adapter)

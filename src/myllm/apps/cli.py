@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, TrainConfig, nearest
 from myllm.errors import ConfigError, MyLLMError
 from myllm.presets import PRESETS
@@ -298,7 +299,8 @@ def _fields_of(name: str) -> dict[str, Any]:
 
 def _imported(place: str) -> Any:
     module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    with without_garbage_collection():
+        return getattr(import_module(module), name)
 
 
 def _overview() -> str:

@@ -11,7 +11,8 @@ from myllm.apps.console import Display
 from myllm.apps.evaluate import caption_with_progress, load_split
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.checkpoints import hub, native
-from myllm.checkpoints.formats import WRITERS, load, recognise
+from myllm.checkpoints.formats import WRITERS, find_format, load
+from myllm.checkpoints.hf_generation import unsupported_options
 from myllm.data.records import Record
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import describe_search
@@ -20,6 +21,7 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.inference.onnx_search import check
 from myllm.metrics.score import score_captions
+from myllm.model.weight_files import count_parameters
 
 NO_TOKENIZER = (
     "no tokenizer: the source has none, so captioning will ask for one. Set HF_GPT2_REPO to GPT-2's, a hub id or a "
@@ -37,7 +39,7 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 def import_model(sources: Sequence[str], options: ImportOptions, decode: Mapping[str, Any]) -> int:
     """Say what the source is, and write it as a captioner of ours."""
     out, display = unused(options.out), Display(options.quiet)
-    form, path = recognise(_only(sources))
+    form, path = find_format(_only(sources))
     display.say(f"{path}: {form.name}")
     checkpoint = form.read(path)
     for note in checkpoint.provenance.get("notes", ()):
@@ -64,6 +66,8 @@ def export_model(models: Sequence[str], options: ExportOptions, decode: Mapping[
         native.save_folder(checkpoint, out, dtype)
     else:
         WRITERS[options.to](checkpoint, out)
+    for message in unsupported_options(checkpoint.decode) if options.to == "hf" else ():
+        display.warn(message)
     display.say(_written(checkpoint, out))
     return 0
 
@@ -146,4 +150,4 @@ def _only(paths: Sequence[str]) -> str:
 
 
 def _size(checkpoint: native.Checkpoint) -> str:
-    return f"{sum(one.numel() for one in checkpoint.model.parameters()) / 1e6:.1f} million parameters"
+    return f"{count_parameters(checkpoint.model) / 1e6:.1f} million parameters"

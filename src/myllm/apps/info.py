@@ -13,7 +13,7 @@ from myllm.caption import describe_calibration
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.build import TIED
 from myllm.checkpoints.card import flatten
-from myllm.checkpoints.formats import ADAPTER, OURS, recognise
+from myllm.checkpoints.formats import ADAPTER, NATIVE, find_format
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 
@@ -31,9 +31,9 @@ def info(paths: Sequence[str], options: InfoOptions, _: Mapping[str, Any]) -> in
 
 def facts_of(source: str) -> dict[str, Any]:
     """All that `myllm info` tells, in plain values."""
-    form, place = recognise(source)
+    form, place = find_format(source)
     checkpoint = form.read(place)
-    if form is OURS:
+    if form is NATIVE:
         place = native.locate(place)
         content = native.read(place)
         kind = "folder of safetensors" if place.is_dir() else native.FILE_NAME

@@ -32,6 +32,7 @@ from myllm.evaluation.report import evaluation_report, write_report
 from myllm.files import atomic_write, lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
+from myllm.model.weight_files import count_parameters
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.run_state import RunState
@@ -143,7 +144,7 @@ def describe_data(prepared: Prepared, config: TrainConfig, display: Display) -> 
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
     captions = sum(len(record.captions) for record in prepared.train.records)
-    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    parameters = count_parameters(prepared.model)
     display.say(
         f"{len(prepared.train.records):,} training pictures with {captions:,} captions, {len(prepared.val.records):,} "
         f"validation pictures; {prepared.tokenizer.get_vocab_size():,} tokens; {parameters / 1e6:.1f} M parameters"
@@ -178,7 +179,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
     """When the run was, and what was trained on what."""
-    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    parameters = count_parameters(prepared.model)
     return {
         "Finished": current_time(),
         "Data": Path(config.data).resolve().name,

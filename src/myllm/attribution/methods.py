@@ -1,6 +1,6 @@
-"""What a captioner looked at for each token: read from its attention, from its gradients, or by covering places.
+"""Where a captioner looks for each token: read from attention, from gradients, or by covering parts of the picture.
 
-Nothing is hung on the model and its forward is as ever: attention weights are seen through a mode of this thread alone.
+No hooks: attention weights are captured with a TorchFunctionMode, which is local to its thread.
 """
 
 import math
@@ -16,65 +16,69 @@ from myllm.errors import ConfigError
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
 
-AT_ONCE = 32  # covered pictures
+OCCLUSION_BATCH = 32
 Method = Callable[[VisionGPT2, Tensor, Tensor], Tensor]
-"""Model, picture (1, 3, H, W), tokens (T + 1,) with the begin first -> (L, T, S): what each decoder block looked at,
-among S image tokens, to say each of the T that follow the begin; or one map for all blocks, (1, T, S)."""
+"""(model, image (1, 3, H, W), tokens (T + 1,) with the begin token first) -> (L, T, S): how much each of L decoder
+blocks looked at each of S image tokens for each of the T tokens; L is 1 for methods that do not separate blocks."""
 
 
 def attribution_maps(
     model: VisionGPT2, image: Tensor, tokens: Tensor, method: str | None = None, block: int | None = None
 ) -> Tensor:
-    """Where the model looked to say each token.
+    """Return a heat map on the image grid for each token: (T, rows, columns), float32 on the CPU.
 
-    image: (3, H, W), preprocessed. tokens: (T + 1,) int64, the begin of a caption and its T tokens.
-    method: one of METHODS, DEFAULT where not given. block: this decoder block alone, else the mean of all.
-    Returns (T, rows, columns) of the image grid, float32 on the CPU; a map sums to one, or is zero if nothing counted.
-    Raises ConfigError for an unknown method, or a block that there is not.
+    Each map sums to one, or is zero if no cell supports the token.
+
+    image:  (3, H, W), preprocessed.
+    tokens: (T + 1,) int64, the begin token and the T tokens of a caption.
+    method: a key of METHODS; DEFAULT_METHOD if None.
+    block:  use only this decoder block; None for the mean of all.
+
+    Raises ConfigError for an unknown method or block.
     """
-    method = method or DEFAULT
+    method = method or DEFAULT_METHOD
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is unknown; known are {', '.join(METHODS)}")
     rows, columns = model.encoder.grid
     if len(tokens) < 2:
         return torch.zeros(0, rows, columns)
-    # gradients are wanted wherever this is called from, and a tensor of inference mode has none
+    # tensors made in inference mode cannot have gradients, so they are cloned outside it
     with torch.inference_mode(False), torch.no_grad():
-        looked = METHODS[method](model, image[None].clone(), tokens.clone())
+        maps = METHODS[method](model, image[None].clone(), tokens.clone())  # (L, T, S)
     blocks = len(model.decoder.blocks)
-    if block is not None and (len(looked) != blocks or not 0 <= block < blocks):
-        known = f"0 to {blocks - 1}" if len(looked) == blocks else "none: it tells of all blocks together"
+    if block is not None and (len(maps) != blocks or not 0 <= block < blocks):
+        known = f"0 to {blocks - 1}" if len(maps) == blocks else "none, as it covers all blocks together"
         raise ConfigError(f"block {block}: method {method} has {known}")
-    looked = looked.mean(0) if block is None else looked[block]
-    # prefix tokens (class, registers) are no place in the picture
-    return normalize_maps(looked[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu())
+    selected = maps.mean(0) if block is None else maps[block]
+    # prefix tokens (class, registers) come first and have no position in the picture
+    return normalize_maps(selected[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu())
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
-    """(..., H, W), none below zero -> each as parts of one; a map of zeros stays as it is."""
+    """Scale non-negative maps (..., H, W) so that each sums to one; a map of zeros stays zero."""
     return maps / maps.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Within it every attention of this thread is computed in the open, and its weights (N, n_head, T, S) are kept."""
+    """Context in which the weights (N, n_head, T, S) of each attention that this thread computes are kept, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        attended, weights = attention_with_weights(*args, **(kwargs or {}))
-        self.kept.append(weights)
-        return attended
+        output, weights = attention_with_weights(*args, **(kwargs or {}))
+        self.weights.append(weights)
+        return output
 
 
 def attention_with_weights(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """torch's scaled_dot_product_attention, without dropout, and its weights (..., T, S)."""
+    """Return the output of torch's scaled_dot_product_attention, without dropout, and its weights (..., T, S)."""
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -85,119 +89,119 @@ def attention_with_weights(
 
 
 def logprobs_and_attention(model: VisionGPT2, image: ImageKV, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities (B, T) of the tokens after the begin, and each block's cross-attention (B, n_head, T, S)."""
-    captions = len(image.layers[0][0])
-    with AttentionWeights() as weights:
-        logits = model.decode(tokens[:-1].expand(captions, 1, -1), image)[:, 0]
-    said = tokens[1:, None].expand(captions, -1, 1)
-    # each block looks at the text, then at the picture
-    return logits.log_softmax(-1).gather(-1, said)[..., 0], weights.kept[1::2]
+    """Return log-probabilities (B, T) of the tokens after the begin token, and the cross-attention weights
+    (B, n_head, T, S) of each decoder block."""
+    with AttentionWeights() as attentions:
+        logits = model.decode(tokens[:-1].expand(image.batch_size, 1, -1), image)[:, 0]
+    targets = tokens[1:, None].expand(image.batch_size, -1, 1)
+    # each block computes self-attention, then cross-attention
+    return logits.log_softmax(-1).gather(-1, targets)[..., 0], attentions.weights[1::2]
 
 
 def attention(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-attention, mean over heads, at the position that says the token: the one before it."""
+    """Cross-attention, mean over heads, at the position that predicts the token: the one before it."""
     weights = logprobs_and_attention(model, model.encode(image), tokens)[1]
-    return torch.stack([own[0].mean(0) for own in weights])
+    return torch.stack([block_weights[0].mean(0) for block_weights in weights])
 
 
 def rollout(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Attention, carried back to the places that the encoder's own attention mixed into each of its tokens."""
-    return attention(model, image, tokens) @ mixed_places(model, image)
+    """Attention, traced back through the encoder's own attention (Abnar & Zuidema 2020); see `encoder_rollout`."""
+    return attention(model, image, tokens) @ encoder_rollout(model, image)
 
 
-def mixed_places(model: VisionGPT2, image: Tensor) -> Tensor:
-    """(L, S, S): how much of each place is in each image token that a decoder block reads; rows sum to one.
+def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
+    """Return (L, S, S): how much of each image position is in each image token that a decoder block reads.
 
-    Attention rollout (Abnar & Zuidema 2020): at each encoder block half a token is its own, half what it attended to.
-    Backbones that are no plain vision transformer, as convolutional ones, are taken to mix nothing.
+    Rows sum to one. At each encoder block a token keeps half of itself and takes half from what it attends to.
+    Backbones other than plain vision transformers, such as convolutional ones, get the identity.
     """
     encoder, depth = model.encoder, len(model.decoder.blocks)
-    own = torch.eye(encoder.n_tokens, device=image.device)
-    with AttentionWeights() as weights:
+    identity = torch.eye(encoder.n_tokens, device=image.device)
+    with AttentionWeights() as attentions:
         encoder(image)
-    mixed = [own]
-    for seen in weights.kept:
-        if seen.shape[2:] != own.shape:
-            return own.expand(depth, -1, -1)
-        mixed.append((own + seen[0].mean(0)) / 2 @ mixed[-1])
-    readings = [len(mixed) - 2] * depth if encoder.indices is None else encoder.indices
-    return torch.stack([mixed[index + 1] for index in readings])
+    products = [identity]
+    for weights in attentions.weights:
+        if weights.shape[2:] != identity.shape:
+            return identity.expand(depth, -1, -1)
+        products.append((identity + weights[0].mean(0)) / 2 @ products[-1])
+    readings = [len(products) - 2] * depth if encoder.indices is None else encoder.indices
+    return torch.stack([products[index + 1] for index in readings])
 
 
 def norm(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """The length of what each place adds to the text, instead of its weight alone (Kobayashi et al. 2020)."""
-    kv, found = model.encode(image), []
+    """Length of the vector that each image token adds to the text, not only its weight (Kobayashi et al. 2020)."""
+    kv, maps = model.encode(image), []
     for weights, (_, value), block in zip(
         logprobs_and_attention(model, kv, tokens)[1], kv.layers, model.decoder.blocks, strict=True
     ):
         output = block.crossattention.c_proj.weight.unflatten(1, (block.crossattention.n_head, -1))
-        turned = torch.einsum("hsd,chd->hsc", value[0], output)
-        found.append(torch.einsum("hts,hsc->tsc", weights[0], turned).norm(dim=-1))
-    return torch.stack(found)
+        projected = torch.einsum("hsd,chd->hsc", value[0], output)
+        maps.append(torch.einsum("hts,hsc->tsc", weights[0], projected).norm(dim=-1))
+    return torch.stack(maps)
 
 
 def gradient(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Attention times its gradient of the token's log-probability, what is above zero, mean over heads.
+    """Attention times its gradient of the token's log-probability, the positive part, mean over heads.
 
-    As Chefer et al. (2021) weigh the attention of each block.
+    Weights the attention of each block as Chefer et al. (2021) do.
     """
-    # so that the weights have gradients where the model's own weights are frozen
+    # keys that require gradients give the attention weights gradients, even if the model is frozen
     kv = ImageKV(tuple((key.requires_grad_(), value) for key, value in model.encode(image).layers))
     with torch.enable_grad():
         logprobs, weights = logprobs_and_attention(model, kv, tokens)
-        slopes = [torch.autograd.grad(one, weights, retain_graph=True) for one in logprobs[0]]
+        gradients = [torch.autograd.grad(logprob, weights, retain_graph=True) for logprob in logprobs[0]]
     return torch.stack(
         [
-            torch.stack([(own * slope)[0, :, at].relu().mean(0) for at, slope in enumerate(of_block)])
-            for own, of_block in zip(weights, zip(*slopes, strict=True), strict=True)
+            torch.stack([(block_weights * slope)[0, :, index].relu().mean(0) for index, slope in enumerate(slopes)])
+            for block_weights, slopes in zip(weights, zip(*gradients, strict=True), strict=True)
         ]
     ).detach()
 
 
 def hires_cam(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Image tokens times their gradient of the token's log-probability, what is above zero (Draelos & Carin 2020)."""
-    return _features_and_slopes(model, image, tokens, lambda feature, slope: feature * slope)
+    """Image tokens times their gradient of the token's log-probability, the positive part (Draelos & Carin 2020)."""
+    return _weighted_features(model, image, tokens, lambda feature, slope: feature * slope)
 
 
 def grad_cam(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Image tokens, each channel times its mean gradient, what is above zero (Selvaraju et al. 2017)."""
-    return _features_and_slopes(model, image, tokens, lambda feature, slope: feature * slope.mean(0))
+    """Image tokens, each channel times its mean gradient, the positive part (Selvaraju et al. 2017)."""
+    return _weighted_features(model, image, tokens, lambda feature, slope: feature * slope.mean(0))
 
 
-def _features_and_slopes(
+def _weighted_features(
     model: VisionGPT2, image: Tensor, tokens: Tensor, weigh: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    features = tuple(one.clone().requires_grad_() for one in model.encoder(image))
+    features = tuple(feature.clone().requires_grad_() for feature in model.encoder(image))
     with torch.enable_grad():
         logprobs, _ = logprobs_and_attention(model, model.image_kv(model.image_tokens(features)), tokens)
-        slopes = [torch.autograd.grad(one, features, retain_graph=True) for one in logprobs[0]]
-    weighed = [
-        torch.stack([weigh(feature[0], slope[0]).sum(-1) for feature, slope in zip(features, own, strict=True)])
-        for own in slopes
+        gradients = [torch.autograd.grad(logprob, features, retain_graph=True) for logprob in logprobs[0]]
+    weighted = [
+        torch.stack([weigh(feature[0], slope[0]).sum(-1) for feature, slope in zip(features, slopes, strict=True)])
+        for slopes in gradients
     ]
-    return torch.stack(weighed).sum(1)[None].relu().detach()
+    return torch.stack(weighted).sum(1)[None].relu().detach()
 
 
 def input_gradient(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """Pixels times their gradient of the token's log-probability, without sign, summed over each place's pixels."""
+    """Absolute value of pixels times their gradient of the token's log-probability, summed over each grid cell."""
     with torch.enable_grad():
         logprobs, _ = logprobs_and_attention(model, model.encode(image.requires_grad_()), tokens)
-        slopes = [torch.autograd.grad(one, image, retain_graph=True)[0] for one in logprobs[0]]
-    told = torch.cat([(image * slope).sum(1, keepdim=True).abs() for slope in slopes])
-    return F.adaptive_avg_pool2d(told, model.encoder.grid).flatten(1)[None].detach()
+        slopes = [torch.autograd.grad(logprob, image, retain_graph=True)[0] for logprob in logprobs[0]]
+    saliency = torch.cat([(image * slope).sum(1, keepdim=True).abs() for slope in slopes])  # (T, 1, H, W)
+    return F.adaptive_avg_pool2d(saliency, model.encoder.grid).flatten(1)[None].detach()
 
 
 def occlusion(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
-    """By how much the log-probability falls where a place is covered with the mean colour (Zeiler & Fergus 2014)."""
+    """Fall of the log-probability when a grid cell is covered with the mean colour (Zeiler & Fergus 2014)."""
     rows, columns = model.encoder.grid
     height, width = image.shape[2:]
     row = torch.arange(height, device=image.device) * rows // height
     column = torch.arange(width, device=image.device) * columns // width
-    place = row[:, None] * columns + column
+    cell = row[:, None] * columns + column  # (H, W), the index of each pixel's cell
     uncovered = logprobs_and_attention(model, model.encode(image), tokens)[0]
     covered = [
-        logprobs_and_attention(model, model.encode(image.where(place != at[:, None, None, None], 0.0)), tokens)[0]
-        for at in torch.arange(rows * columns, device=image.device).split(AT_ONCE)
+        logprobs_and_attention(model, model.encode(image.where(cell != cells[:, None, None, None], 0.0)), tokens)[0]
+        for cells in torch.arange(rows * columns, device=image.device).split(OCCLUSION_BATCH)
     ]
     return (uncovered - torch.cat(covered)).relu().T[None]
 
@@ -212,6 +216,6 @@ METHODS: dict[str, Method] = {
     "input-gradient": input_gradient,
     "occlusion": occlusion,
 }
-DEFAULT = "gradient"
-OF_PIXELS = ("input-gradient", "occlusion")
-"""Methods that tell of the picture's own pixels by cells of the grid; the others tell of the places that see them."""
+DEFAULT_METHOD = "gradient"
+PIXEL_METHODS = ("input-gradient", "occlusion")
+"""Methods whose maps show pixels; those of the others show image tokens, each of which sees its receptive field."""

@@ -1,4 +1,4 @@
-"""Weighted means of captioners: between checkpoints of one run lies often a better one (Izmailov et al. 2018)."""
+"""Weighted means of captioners: the mean of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,34 +12,34 @@ from myllm.errors import CheckpointError, ConfigError
 
 
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
-    """The captioner whose every weight is the mean of theirs; all else is the first one's, whose model it takes.
+    """Return a captioner with the mean weights; all other parts are the first one's, whose model is changed in place.
 
-    It is not calibrated. weights: one for each, in any unit; all alike where none are given. Raises ConfigError where
-    they do not fit, and CheckpointError where the captioners differ in geometry or words, naming both files.
+    The result has no calibration, as confidence was calibrated for other weights.
+    names: the captioners' files, for messages. weights: one number for each captioner, scaled to a sum of 1; equal by
+    default. Raises ConfigError if there are fewer than two captioners or the weights do not fit, and CheckpointError,
+    naming both files, if captioners differ in geometry or tokens.
     """
     if len(checkpoints) < 2:
         raise ConfigError(f"a mean of {len(checkpoints)} captioner; give two or more")
     weights = list(weights) or [1.0] * len(checkpoints)
     if len(weights) != len(checkpoints) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ConfigError(f"weights {weights} for {len(checkpoints)} captioners; give one of at least 0 for each")
-    first, states = checkpoints[0], [one.model.state_dict() for one in checkpoints]
+    first, states = checkpoints[0], [checkpoint.model.state_dict() for checkpoint in checkpoints]
     for name, other, state in zip(names, checkpoints, states, strict=True):
         differing = [key for key, value in states[0].items() if key not in state or state[key].shape != value.shape]
         if differing or state.keys() != states[0].keys() or other.model.config.mode != first.model.config.mode:
-            what = differing[0] if differing else "their parts"
-            raise CheckpointError(f"{names[0]} and {name} differ in geometry ({what}); only like ones have a mean")
+            part = differing[0] if differing else "their parts"
+            raise CheckpointError(f"{names[0]} and {name} differ in geometry ({part}); average captioners of one kind")
         if other.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-            raise CheckpointError(f"{names[0]} and {name} have other tokens; a mean of their weights would say nothing")
+            raise CheckpointError(f"{names[0]} and {name} have other tokens; average captioners with one tokenizer")
     shares = [weight / sum(weights) for weight in weights]
-    mean = {key: _mean([state[key] for state in states], shares) for key in states[0]}
-    first.model.load_state_dict(mean)
-    of = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
-    # what was learned of one captioner's confidence is not so of another's
-    return replace(first, provenance={**first.provenance, "mean of": of}, calibration=None)
+    first.model.load_state_dict({key: _mean([state[key] for state in states], shares) for key in states[0]})
+    sources = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
+    return replace(first, provenance={**first.provenance, "mean of": sources}, calibration=None)
 
 
 def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """In double precision; what only counts, as the batches that a norm has seen, is the first one's."""
+    """Return the weighted mean, computed in float64; for counters, such as batch norm's, the first value."""
     if not values[0].is_floating_point():
         return values[0]
     total = sum((share * value.double() for share, value in zip(shares, values, strict=True)), torch.zeros(()))

@@ -1,4 +1,4 @@
-"""Every form that a captioner comes and goes in; a new one is a module of its own and a line here."""
+"""All formats that a captioner is read from and written to; a new one is a module and a line in READERS or WRITERS."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,40 +9,32 @@ from myllm.checkpoints.checks import is_onnx_export
 from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError
-from myllm.model.weight_files import read_tensors, weights_hash
+from myllm.files import read_json
+from myllm.model.weight_files import weights_hash
 
 
 @dataclass(frozen=True)
 class Format:
-    """One form."""
+    """A format that captioners are read from."""
 
     name: str
-    """As a sentence calls it."""
-    holds: Callable[[Path], bool]
-    """Whether this path looks like it, by the names of files and of tensors alone."""
+    """As printed to the user."""
+    matches: Callable[[Path], bool]
+    """Whether a path looks like this format, judged by the names of files and tensors."""
     read: Callable[[Path], Checkpoint]
 
 
-def _is_bare(path: Path) -> bool:
-    try:
-        return original.recognises(read_tensors(_file(path))) is not None
-    except CheckpointError:  # our own reader says more
-        return False
-
-
-def _read_bare(path: Path) -> Checkpoint:
-    return original.from_state(read_tensors(_file(path)), path)
-
-
-def _refuse_export(path: Path) -> Checkpoint:
+def _refuse_onnx(path: Path) -> Checkpoint:
+    config = path / "config.json"
+    if config.is_file() and "myllm" in read_json(config):
+        raise CheckpointError(
+            f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
+            "`myllm evaluate` run it, and OnnxCaptioner in Python; for all else take what it was exported from"
+        )
     raise CheckpointError(
-        f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
-        "`myllm evaluate` take it, and myllm.inference.onnx_captioner; for all else take what it was exported from"
+        f"{path}: ONNX graphs of another program, which myllm neither runs nor imports; take the weights that they "
+        "were exported from (model.safetensors or pytorch_model.bin with config.json)"
     )
-
-
-def _file(path: Path) -> Path:
-    return path / native.FILE_NAME if path.is_dir() else path
 
 
 def _read_merged(path: Path) -> Checkpoint:
@@ -53,7 +45,7 @@ def _read_merged(path: Path) -> Checkpoint:
         base = load_base(adapter.base)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{adapter.folder}: the captioner that this adapter was trained on was not opened: {error}. "
+            f"{adapter.folder}: the captioner that this adapter was trained on could not be opened: {error}. "
             "Give that captioner by --model, and this folder by --adapter"
         ) from error
     lora.check_fits(adapter, base.model, adapter.base, weights_hash(base.model))
@@ -61,18 +53,18 @@ def _read_merged(path: Path) -> Checkpoint:
 
 
 ADAPTER = Format("a low-rank adapter on a captioner", lora.matches, _read_merged)
-OURS = Format("a captioner of myllm", lambda path: True, native.load)
-# tried in this order; what is none of the others is read as our own, whose reader says what is wrong with it
+NATIVE = Format("a captioner of myllm", lambda path: True, native.load)
+# In this order; NATIVE takes whatever no other format matches, and its errors say what was expected.
 READERS = (
-    Format("an ONNX export", is_onnx_export, _refuse_export),
+    Format("an ONNX export", is_onnx_export, _refuse_onnx),
     ADAPTER,
     Format(
         "a VisionEncoderDecoder folder of transformers",
         hf_vision_encoder_decoder.matches,
         hf_vision_encoder_decoder.from_folder,
     ),
-    Format("a bare state dict of the seed, or of a relative of it", _is_bare, _read_bare),
-    OURS,
+    Format("a bare state dict of the original script, or of a relative of it", original.matches, original.from_file),
+    NATIVE,
 )
 WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
     "safetensors": native.save_folder,
@@ -81,40 +73,40 @@ WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
 }
 
 
-def recognise(source: str | Path) -> tuple[Format, Path]:
-    """The form that a file, a folder or a hub repository is in, and where it lies on this machine.
+def find_format(source: str | Path) -> tuple[Format, Path]:
+    """Return the format of a file, folder or hub repository, and its path on this machine.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is no such file, folder or repository.
     """
-    path = _here(source)
+    path = _local_path(source)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; expected a captioner.pt, or the folder that holds it")
-    return next(one for one in READERS if one.holds(path)), path
+    return next(reader for reader in READERS if reader.matches(path)), path
 
 
-def _here(source: str | Path) -> Path:
+def _local_path(source: str | Path) -> Path:
     return hub.download(str(source)) if hub.is_id(str(source)) else Path(source)
 
 
 def load(source: str | Path) -> Checkpoint:
-    """A captioner in any form. Raises CheckpointError."""
-    form, path = recognise(source)
-    return form.read(path)
+    """Open a captioner in any format. Raises CheckpointError."""
+    reader, path = find_format(source)
+    return reader.read(path)
 
 
 def load_base(source: str | Path) -> Checkpoint:
-    """A captioner that adapters can stand on: in any form but on an adapter itself. Raises CheckpointError."""
-    form, path = recognise(source)
-    if form is ADAPTER:
+    """Open a captioner in any format except an adapter, to train adapters on it. Raises CheckpointError."""
+    reader, path = find_format(source)
+    if reader is ADAPTER:
         raise CheckpointError(
             f"{path} is an adapter itself; merge it with its captioner by `myllm import {path} --out merged.pt` first"
         )
-    return form.read(path)
+    return reader.read(path)
 
 
 def load_adapters(sources: Mapping[str, str | Path], base: Checkpoint, name: str) -> dict[str, Adapter]:
-    """Adapters that fit the captioner `base`, which was opened as `name`. Raises CheckpointError."""
-    adapters = {key: lora.read(_here(source)) for key, source in sources.items()}
+    """Open adapters for the captioner `base`, called `name` in messages. Raises CheckpointError if one does not fit."""
+    adapters = {key: lora.read(_local_path(source)) for key, source in sources.items()}
     base_hash = weights_hash(base.model) if adapters else ""
     for adapter in adapters.values():
         lora.check_fits(adapter, base.model, name, base_hash)

@@ -1,21 +1,22 @@
-"""transformers' image encoders as timm's, both ways: ViT, DeiT, BEiT and Swin of any geometry.
+"""transformers' image encoders as timm's, and back: ViT, DeiT, BEiT and Swin of any geometry.
 
-Tensors keep their values; query, key and value are three matrices there and one in timm.
+Tensors keep their values; query, key and value are three matrices in transformers and one in timm.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from myllm.checkpoints.checks import describe_type, has_type
 from myllm.config import VisionConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.vision import ImageEncoder
 
-# A tensor's name in transformers' files, and in timm; # is the number of a block or stage, in the order of appearance.
+# Tensor names in transformers to those in timm; # stands for the number of a block or stage.
 NAMES = {
     "embeddings.cls_token": "cls_token",
     "embeddings.distillation_token": "dist_token",
@@ -50,108 +51,127 @@ NAMES = {
     "layernorm": "norm",
     "pooler.layernorm": "fc_norm",
 }
-# what transformers computes beside the image tokens, and what it can compute itself
+# Not read: what no caption depends on, and index tables that timm computes.
 NOT_NEEDED = re.compile(r"pooler\.dense\.|.*relative_position_index$|embeddings\.mask_token$")
 QV = {"q": "query", "v": "value"}
-
-
-def vision_config(facts: Mapping[str, Any], place: Path) -> VisionConfig:
-    """timm's model of the same family, in the geometry of transformers' configuration of it."""
-    family = str(facts.get("model_type"))
-    if family not in FAMILIES:
-        raise CheckpointError(f"{place}: encoder.model_type is {family!r}; supported are {', '.join(FAMILIES)}")
-    for name, expected in {"hidden_act": "gelu", "num_channels": 3, "use_absolute_embeddings": False}.items():
-        if facts.get(name, expected) != expected:
-            raise CheckpointError(f"{place}: encoder.{name} is {facts[name]!r}; supported is {expected!r}")
-    timm_name, geometry_of = FAMILIES[family]
-    geometry = {"patch_size": square(facts["patch_size"], "patch_size"), "norm_eps": facts["layer_norm_eps"]}
-    image_size = square(facts["image_size"], "image_size")
-    return VisionConfig(timm_name, pretrained=False, image_size=image_size, geometry=geometry | geometry_of(facts))
-
-
-def _of_vit(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "embed_dim": facts["hidden_size"], "depth": facts["num_hidden_layers"],
-        "num_heads": facts["num_attention_heads"], "mlp_ratio": facts["intermediate_size"] / facts["hidden_size"],
-        "qkv_bias": facts.get("qkv_bias", True),
-    }
-
-
-def _of_beit(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _of_vit(facts).items() if name != "qkv_bias"} | {
-        "qkv_bias": True,
-        "init_values": facts.get("layer_scale_init_value") or None,
-        "use_abs_pos_emb": facts.get("use_absolute_position_embeddings", False),
-        "use_rel_pos_bias": facts.get("use_relative_position_bias", False),
-        "use_shared_rel_pos_bias": facts.get("use_shared_relative_position_bias", False),
-        # transformers norms the tokens only where it does not pool them
-        "global_pool": "avg" if facts.get("use_mean_pooling", True) else "token",
-    }
-
-
-def _of_swin(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "embed_dim": facts["embed_dim"], "depths": list(facts["depths"]), "num_heads": list(facts["num_heads"]),
-        "window_size": facts["window_size"], "mlp_ratio": facts["mlp_ratio"], "qkv_bias": facts.get("qkv_bias", True),
-    }
-
-
-FAMILIES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
-    "vit": ("vit_base_patch16_224", _of_vit),
-    "deit": ("deit_base_distilled_patch16_224", _of_vit),
-    "beit": ("beit_base_patch16_224", _of_beit),
-    "swin": ("swin_tiny_patch4_window7_224", _of_swin),
+# transformers' defaults, for configurations that leave them out
+_DEFAULTS = {
+    "hidden_act": "gelu", "num_channels": 3, "image_size": 224, "patch_size": 16, "hidden_size": 768,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
 }
+_BEIT_DEFAULTS = {name: value for name, value in _DEFAULTS.items() if name != "qkv_bias"} | {
+    "layer_scale_init_value": 0.1, "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False, "use_mean_pooling": True,
+}
+_SWIN_DEFAULTS = {
+    "hidden_act": "gelu", "num_channels": 3, "image_size": 224, "patch_size": 4, "embed_dim": 96,
+    "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0, "qkv_bias": True,
+    "use_absolute_embeddings": False, "layer_norm_eps": 1e-5,
+}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "vit": _DEFAULTS, "deit": _DEFAULTS, "beit": _BEIT_DEFAULTS, "swin": _SWIN_DEFAULTS,
+}
+TIMM_NAMES = {
+    "vit": "vit_base_patch16_224", "deit": "deit_base_distilled_patch16_224", "beit": "beit_base_patch16_224",
+    "swin": "swin_tiny_patch4_window7_224",
+}
+SUPPORTED_VALUES = {"hidden_act": "gelu", "num_channels": 3, "use_absolute_embeddings": False}
+
+
+def with_defaults(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return transformers' configuration of an encoder with all options that matter; left-out ones get its defaults.
+
+    Raises CheckpointError, naming `path`, for another kind of encoder or a value of another type.
+    """
+    family = str(values.get("model_type"))
+    if family not in DEFAULTS:
+        raise CheckpointError(f"{path}: encoder.model_type is {family!r}; supported are {', '.join(DEFAULTS)}")
+    values = {**DEFAULTS[family], **values}
+    for name, default in DEFAULTS[family].items():
+        value, expected = values[name], type(default)
+        if name in SUPPORTED_VALUES and value != SUPPORTED_VALUES[name]:
+            raise CheckpointError(f"{path}: encoder.{name} is {value!r:.100}; supported is {SUPPORTED_VALUES[name]!r}")
+        if not has_type(value, expected) and name not in ("image_size", "patch_size"):
+            raise CheckpointError(f"{path}: encoder.{name} is {value!r:.100}; expected {describe_type(expected)}")
+    return values
+
+
+def vision_config(values: Mapping[str, Any]) -> VisionConfig:
+    """Return timm's model of the same family and geometry. values: as `with_defaults` returns them."""
+    family = values["model_type"]
+    geometry = {"patch_size": square(values["patch_size"], "patch_size"), "norm_eps": values["layer_norm_eps"]}
+    if family == "swin":
+        names = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")
+        geometry |= {name: values[name] for name in names}
+    else:
+        geometry |= {
+            "embed_dim": values["hidden_size"], "depth": values["num_hidden_layers"],
+            "num_heads": values["num_attention_heads"], "qkv_bias": values.get("qkv_bias", True),
+            "mlp_ratio": values["intermediate_size"] / values["hidden_size"],
+        }
+    if family == "beit":
+        geometry |= {
+            "qkv_bias": True,
+            "init_values": values["layer_scale_init_value"] or None,
+            "use_abs_pos_emb": values["use_absolute_position_embeddings"],
+            "use_rel_pos_bias": values["use_relative_position_bias"],
+            "use_shared_rel_pos_bias": values["use_shared_relative_position_bias"],
+            # transformers normalises the tokens only if it does not pool them
+            "global_pool": "avg" if values["use_mean_pooling"] else "token",
+        }
+    image_size = square(values["image_size"], "image_size")
+    return VisionConfig(TIMM_NAMES[family], pretrained=False, image_size=image_size, geometry=geometry)
 
 
 def to_timm(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """transformers' tensors of an encoder under timm's names, and the names of those that timm has no place for."""
-    found, unknown = dict[str, Tensor](), list[str]()
+    """Return transformers' tensors of an encoder under timm's names, and the names of those that timm lacks."""
+    state, unknown = dict[str, Tensor](), list[str]()
     for name, value in tensors.items():
         timm_name = _renamed(name, NAMES)
         if timm_name is not None:
-            found[_stage(timm_name, 1)] = value
+            state[_shift_stage(timm_name, 1)] = value
         elif not NOT_NEEDED.match(name):
             unknown.append(name)
-    _join_queries(found)
-    return found, unknown
+    _join_queries(state)
+    return state, unknown
 
 
 def from_timm(encoder: ImageEncoder, timm_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """transformers' configuration and tensors of an encoder. Raises ConfigError for what it has no words for."""
-    names, found = {ours: theirs for theirs, ours in NAMES.items()}, dict[str, Tensor]()
-    facts = _facts(encoder, timm_name)
+    """Return transformers' configuration and tensors of an encoder. Raises ConfigError if transformers lacks a part."""
+    names, state = {timm: hf for hf, timm in NAMES.items()}, dict[str, Tensor]()
+    config = _encoder_config(encoder, timm_name)
     for name, value in _split_queries(encoder.backbone.state_dict()).items():
-        theirs = _renamed(_stage(name, -1), names)
-        if theirs is None:
-            raise _not_said(timm_name, f"it has no tensor such as {name}")
-        found[theirs] = value
-    if facts["model_type"] in ("vit", "deit"):  # no caption sees what is pooled, but without it transformers warns
-        found |= {"pooler.dense.weight": torch.eye(encoder.width), "pooler.dense.bias": torch.zeros(encoder.width)}
-    return facts, found
+        hf_name = _renamed(_shift_stage(name, -1), names)
+        if hf_name is None:
+            raise _not_exportable(timm_name, f"it has no tensor such as {name}")
+        state[hf_name] = value
+    if config["model_type"] in ("vit", "deit"):  # unused by captions, but transformers warns if it is missing
+        state |= {"pooler.dense.weight": torch.eye(encoder.width), "pooler.dense.bias": torch.zeros(encoder.width)}
+    return config, state
 
 
-def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
-    """transformers' configuration of the encoder, read off the modules."""
+def _encoder_config(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
+    """Return transformers' configuration of an encoder, read from its modules."""
     backbone: Any = encoder.backbone
     family = {"VisionTransformer": "vit", "VisionTransformerDistilled": "deit", "Beit": "beit",
               "SwinTransformer": "swin"}.get(type(backbone).__name__)
     if family is None:
-        raise _not_said(timm_name, f"it has no counterpart of timm's {type(backbone).__name__}")
+        raise _not_exportable(timm_name, f"it has no counterpart of timm's {type(backbone).__name__}")
     blocks = list(backbone.blocks) if family != "swin" else list(backbone.layers[0].blocks)
     first = blocks[0]
     if type(first.mlp.act) is not nn.GELU or first.mlp.act.approximate != "none":
-        raise _not_said(timm_name, "its activation is not the exact GELU")
+        raise _not_exportable(timm_name, "its activation is not the exact GELU")
     if encoder.preprocess.image_size[0] != encoder.preprocess.image_size[1]:
-        raise _not_said(timm_name, "its pictures are no squares")
+        raise _not_exportable(timm_name, "its input is not square")
     width = backbone.embed_dim
-    facts = {
+    config = {
         "model_type": family, "image_size": encoder.preprocess.image_size[0],
         "patch_size": backbone.patch_embed.patch_size[0], "num_channels": 3, "hidden_act": "gelu",
         "layer_norm_eps": first.norm1.eps, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }
     if family == "swin":
-        return facts | {
+        return config | {
             "embed_dim": width, "depths": [len(stage.blocks) for stage in backbone.layers],
             "num_heads": [stage.blocks[0].attn.num_heads for stage in backbone.layers],
             "window_size": first.window_size[0],
@@ -159,42 +179,43 @@ def _facts(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
             "hidden_size": encoder.width, "drop_path_rate": 0.0,
         }
     if not isinstance(backbone.norm, nn.LayerNorm) and family != "beit":
-        raise _not_said(timm_name, "its tokens are not normalised at the end")
-    facts |= {
+        raise _not_exportable(timm_name, "it does not normalise its last tokens")
+    config |= {
         "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": first.attn.num_heads,
         "intermediate_size": first.mlp.fc1.out_features, "qkv_bias": first.attn.qkv.bias is not None,
     }
     if family == "beit":
-        facts |= {
+        config |= {
             "use_relative_position_bias": first.attn.relative_position_bias_table is not None,
             "use_shared_relative_position_bias": backbone.rel_pos_bias is not None,
             "use_absolute_position_embeddings": backbone.pos_embed is not None,
             "use_mean_pooling": not isinstance(backbone.norm, nn.LayerNorm), "drop_path_rate": 0.0,
             "layer_scale_init_value": 0.1 if first.gamma_1 is not None else 0.0,
         }
-    return facts
+    return config
 
 
-def _not_said(timm_name: str, why: str) -> ConfigError:
+def _not_exportable(timm_name: str, problem: str) -> ConfigError:
     return ConfigError(
-        f"vision.name {timm_name} can't be said in Hugging Face's form: {why}. "
-        f"Supported are plain {', '.join(FAMILIES)}; or export to safetensors"
+        f"vision.name {timm_name} cannot be exported to Hugging Face format: {problem}. "
+        f"Supported are plain {', '.join(DEFAULTS)}; or export to safetensors"
     )
 
 
 def square(value: Any, name: str) -> int:
+    """Return the side of a square, given as a number or as (height, width). Raises ConfigError for anything else."""
     sides = set(value) if isinstance(value, list | tuple) else {value}
-    if len(sides) != 1:
-        raise ConfigError(f"{name} is {value}; only squares are supported")
-    return int(sides.pop())
+    if len(sides) != 1 or not has_type(side := sides.pop(), int):
+        raise ConfigError(f"{name} is {value!r:.100}; only squares of a whole number of pixels are supported")
+    return int(side)
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
-    """A tensor's name in the other library; None where it has none."""
+    """Return a tensor's name in the other library, or None if it has none."""
     numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
-    place = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
-    module, _, kind = place.rpartition(".")
-    other = names.get(place) or (f"{names[module]}.{kind}" if module in names else None)
+    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+    module, _, kind = pattern.rpartition(".")
+    other = names.get(pattern) or (f"{names[module]}.{kind}" if module in names else None)
     if other is None:
         return None
     for number in numbers:
@@ -202,13 +223,13 @@ def _renamed(name: str, names: Mapping[str, str]) -> str | None:
     return other
 
 
-def _stage(name: str, step: int) -> str:
-    """timm merges patches where a stage begins, transformers where the one before it ends."""
-    return re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + step}.downsample", name)
+def _shift_stage(name: str, step: int) -> str:
+    """Renumber Swin's patch merging: it begins a stage in timm and ends the one before in transformers."""
+    return re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + step}.downsample", name)
 
 
 def _join_queries(state: dict[str, Tensor]) -> None:
-    """query, key and value, three tensors of transformers, as timm's one; of BEiT, which has no bias of keys, two."""
+    """Join query, key and value, in place, to timm's one tensor; BEiT has no key bias, and keeps two bias tensors."""
     for query in [name for name in state if ".attn.query." in name]:
         parts = {part: state.pop(query.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")}
         base, kind = query.split(".attn.query.")
@@ -219,14 +240,13 @@ def _join_queries(state: dict[str, Tensor]) -> None:
 
 
 def _split_queries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's one matrix of query, key and value as transformers' three."""
-    found: dict[str, Tensor] = {}
+    """Return a state dict in which timm's joint query, key and value are transformers' three tensors."""
+    split: dict[str, Tensor] = {}
     for name, value in state.items():
         base, fused, kind = name.partition(".attn.qkv.")
         if fused:
             parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            found |= {f"{base}.attn.{part}.{kind}": one for part, one in parts}
+            split |= {f"{base}.attn.{part}.{kind}": tensor for part, tensor in parts}
         else:
-            one_bias = re.sub(r"\.attn\.([qv])_bias$", lambda part: f".attn.{QV[part[1]]}.bias", name)
-            found[one_bias] = value
-    return found
+            split[re.sub(r"\.attn\.([qv])_bias$", lambda match: f".attn.{QV[match[1]]}.bias", name)] = value
+    return split

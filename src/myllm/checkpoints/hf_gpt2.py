@@ -1,4 +1,4 @@
-"""The decoder in GPT-2's own layout, for transformers; reading it is `GPT.from_pretrained`."""
+"""Write the decoder as transformers' GPT-2; `GPT.from_pretrained` reads it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from myllm.model.gpt2_weights import transpose_conv1d
 from myllm.model.weight_files import write_tensors
 
 
-def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
-    """transformers' configuration of the decoder."""
+def decoder_config(text: GPTConfig, end: int) -> dict[str, Any]:
+    """Return transformers' configuration of a decoder. end: id of the end token."""
     return {
         "model_type": "gpt2", "activation_function": "gelu_new" if text.gelu == "tanh" else "gelu",
         "bos_token_id": end, "eos_token_id": end, "resid_pdrop": text.dropout, "embd_pdrop": text.dropout,
@@ -25,25 +25,26 @@ def gpt2_facts(text: GPTConfig, end: int) -> dict[str, Any]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, n_positions: int, folder: Path) -> None:
-    """transformers' AutoTokenizer loads what this writes."""
+    """Write tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer loads them."""
     tokenizer.save(str(folder / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": n_positions, **special}
-    write_json(facts, folder / "tokenizer_config.json")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": n_positions, **special}
+    write_json(config, folder / "tokenizer_config.json")
 
 
 def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """The decoder as transformers' GPT2LMHeadModel: what it knows of language, without its looks at the picture.
+    """Write the decoder as transformers' GPT2LMHeadModel, without cross-attention: a language model.
 
-    Raises ConfigError where `folder` is there already.
+    Raises ConfigError if `folder` exists.
     """
     decoder = checkpoint.model.decoder
-    text = {
+    tensors = {
         name: value for name, value in decoder.state_dict().items()
         if "crossattention." not in name and "ln_cross_attn." not in name and name != "lm_head.weight"  # tied
     }
-    facts = {"architectures": ["GPT2LMHeadModel"], **gpt2_facts(decoder.config, end_token(checkpoint.tokenizer))}
+    end = end_token(checkpoint.tokenizer)
+    config = {"architectures": ["GPT2LMHeadModel"], **decoder_config(decoder.config, end)}
     with atomic_folder(folder) as out:
-        write_tensors(transpose_conv1d(text), out / "model.safetensors")
-        write_json(facts, out / "config.json")
+        write_tensors(transpose_conv1d(tensors), out / "model.safetensors")
+        write_json(config, out / "config.json")
         write_tokenizer(checkpoint.tokenizer, decoder.config.n_positions, out)

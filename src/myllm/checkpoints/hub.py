@@ -1,4 +1,4 @@
-"""Captioners on a model hub, through huggingface_hub: its cache, its token (HF_TOKEN), its address (HF_ENDPOINT)."""
+"""Download and upload captioners of a model hub through huggingface_hub, with its cache, HF_TOKEN and HF_ENDPOINT."""
 
 import hashlib
 import re
@@ -23,45 +23,46 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError, reason
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-BESIDE = ["*.json", "merges.txt"]
-# the first that a repository has is downloaded, the others are left
+OTHER_FILES = ["*.json", "merges.txt"]
+# Only the first that a repository has is downloaded.
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
 
 
 def is_id(source: str) -> bool:
-    """Whether this can only be a repository: user/name or user/name@revision, and nothing here has such a path."""
-    is_here = Path(source).exists() or Path(source).parent.is_dir()
-    return ID.fullmatch(source) is not None and not source.endswith((".pt", ".bin", ".safetensors")) and not is_here
+    """Return whether this is a repository, user/name or user/name@revision, and cannot be a local path."""
+    is_local = Path(source).exists() or Path(source).parent.is_dir()
+    return ID.fullmatch(source) is not None and not source.endswith((".pt", ".bin", ".safetensors")) and not is_local
 
 
 def download(source: str) -> Path:
-    """A folder with the captioner of user/name, or user/name@revision; what is in the cache is not fetched again.
+    """Return a folder with the captioner of user/name or user/name@revision, from the cache if it is there.
 
-    What broke off is gone on with, and what came is held against the hub's own hash.
-    Raises CheckpointError with the way out.
+    Interrupted downloads resume; finished files are checked against the hub's hash.
+    Raises CheckpointError, which says what to do.
     """
-    found = ID.fullmatch(source)
-    assert found is not None
-    repo, revision, began = found["repo"], found["revision"], time.time()
+    match = ID.fullmatch(source)
+    assert match is not None
+    repo, revision, start = match["repo"], match["revision"], time.time()
     try:
-        folder = _fetched(repo, revision)
-    except Exception as error:  # the network's errors have no common base below this
-        raise CheckpointError(f"{source}: no such file or folder here; as a hub id, {_told(error)}") from error
+        folder = _download(repo, revision)
+    except Exception as error:  # the network's errors have no other common base
+        raise CheckpointError(f"{source}: no such file or folder; as a hub id, {_describe(error)}") from error
     for path in folder.iterdir():
         blob = path.resolve()
-        if blob.is_file() and blob.stat().st_mtime >= began and not _is_whole(blob):
+        if blob.is_file() and blob.stat().st_mtime >= start and not _is_whole(blob):
             blob.unlink()
-            raise CheckpointError(f"{source}: {path.name} came damaged, and was thrown away; run this again")
+            raise CheckpointError(f"{source}: {path.name} was damaged on the way and has been deleted; run this again")
     return folder
 
 
 def upload(checkpoint: Checkpoint, repo: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
-    """Put a captioner into the repository user/name as safetensors with its model card; returns the commit's address.
+    """Upload a captioner to the repository user/name, as safetensors with its model card, and return the commit's URL.
 
-    The repository is made where there is none. Raises CheckpointError with the way out.
+    The repository is created if needed, `private` or not. dtype: as in `native.save`.
+    Raises CheckpointError, which says what to do.
     """
     if not ID.fullmatch(repo) or "@" in repo:
-        raise CheckpointError(f"{repo!r}: no name for a repository; expected user/name")
+        raise CheckpointError(f"{repo!r}: not the name of a repository; expected user/name")
     with TemporaryDirectory(prefix="myllm-push-") as name:
         folder = Path(name) / repo.partition("/")[2]
         native.save_folder(checkpoint, folder, dtype)
@@ -70,57 +71,58 @@ def upload(checkpoint: Checkpoint, repo: str, private: bool = False, dtype: torc
             api.create_repo(repo, private=private or None, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A captioner").commit_url)
         except Exception as error:  # as above
-            raise CheckpointError(f"{repo}: {_told(error)}") from error
+            raise CheckpointError(f"{repo}: {_describe(error)}") from error
 
 
-def _fetched(repo: str, revision: str | None) -> Path:
-    """The repository's files in the cache: one form of the weights, and what belongs to it."""
+def _download(repo: str, revision: str | None) -> Path:
+    """Return the cache folder with a repository's weights, in one format, and the files that belong to them."""
     try:
-        names = [one.rfilename for one in HfApi().model_info(repo, revision=revision).siblings or ()]
+        names = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
     except HfHubHTTPError:
         raise
-    except Exception as error:  # as above; what is in the cache needs no network
-        return _cached(repo, revision, error)
-    weights = next((one for one in WEIGHTS if any(Path(name).match(one) for name in names)), None)
+    except Exception as error:  # as above
+        return _from_cache(repo, revision, error)
+    weights = next((pattern for pattern in WEIGHTS if any(Path(name).match(pattern) for name in names)), None)
     if weights is None:
         raise ValueError(f"it holds no captioner: none of {', '.join(WEIGHTS)} is among its {len(names)} files")
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *BESIDE]))
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *OTHER_FILES]))
 
 
-def _cached(repo: str, revision: str | None, unreached: Exception) -> Path:
+def _from_cache(repo: str, revision: str | None, hub_error: Exception) -> Path:
+    """Return the repository's folder in the cache. Raises FileNotFoundError with the hub's error if it is not there."""
     for weights in WEIGHTS:
         with suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
-            patterns = [weights, *BESIDE]
+            patterns = [weights, *OTHER_FILES]
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
             if any(folder.glob(weights)):
                 return folder
-    raise FileNotFoundError(reason(unreached))
+    raise FileNotFoundError(reason(hub_error))
 
 
 def _is_whole(blob: Path) -> bool:
-    """The cache names a file by its hash: sha256, or git's sha1 for what is not stored as a large file."""
-    begun = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % blob.stat().st_size)}
-    if not re.fullmatch("[0-9a-f]+", blob.name) or len(blob.name) not in begun:
+    """Return whether a file of the cache has the hash that is its name: sha256, or git's sha1 for small files."""
+    digests = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % blob.stat().st_size)}
+    if not re.fullmatch("[0-9a-f]+", blob.name) or len(blob.name) not in digests:
         return True
-    with blob.open("rb") as file:  # by parts: it may be larger than memory
-        return hashlib.file_digest(file, lambda: begun[len(blob.name)]).hexdigest() == blob.name
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digests[len(blob.name)]).hexdigest() == blob.name
 
 
-def _told(error: Exception) -> str:
-    """What went wrong on the hub, and the way out."""
+def _describe(error: Exception) -> str:
+    """Return what went wrong on the hub and what to do."""
     if isinstance(error, GatedRepoError):
         return "it is gated: accept its terms on its page, and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return "unknown to the hub, or private: check the name, or set HF_TOKEN"
+        return "the hub does not know it, or it is private: check the name, or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
     if status in (401, 403) and not get_token():
-        return "it asks who you are: set HF_TOKEN"
+        return "the hub requires a login: set HF_TOKEN"
     if status == 403:
-        return "HF_TOKEN may not do this; take one that may write"
+        return "HF_TOKEN does not permit this; use a token with write access"
     if isinstance(error, RevisionNotFoundError):
         return "the hub has no such revision of it; leave @revision out for the newest"
     if status:
         return f"the hub answered {status}; try again later"
     if isinstance(error, ValueError):
         return reason(error)
-    return f"the hub was not reached, and it is not in the cache ({reason(error)})"
+    return f"the hub could not be reached, and it is not in the cache ({reason(error)})"

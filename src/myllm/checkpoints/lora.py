@@ -1,8 +1,7 @@
-"""Low-rank adapters in PEFT's form: a folder of adapter_config.json and adapter_model.safetensors, read and written.
+"""Low-rank adapters in PEFT's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no place for (which weights it was trained on, decoding defaults, where it came from) stands in the header
-of the tensors: PEFT warns of names in its configuration that it does not know, and so weights and figures are replaced
-as one.
+What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors:
+PEFT warns of unknown names in its configuration, and this way weights and metadata are replaced together.
 """
 
 import json
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.build import is_finite
-from myllm.checkpoints.checks import dataclass_from_dict
+from myllm.checkpoints.checks import dataclass_from_dict, has_type, with_current_names
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
@@ -31,13 +30,15 @@ from myllm.model.weight_files import read_tensors
 FOLDER = "adapter"
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-NOTES = "myllm"
-NO_HASH = "the adapter does not say which weights it was trained on; on others than those it spoils the captions"
-# what PEFT's configuration may say of them; the first is taken where it says nothing
-PLAIN: Mapping[str, tuple[Any, ...]] = {
+METADATA_KEY = "myllm"
+NO_HASH = (
+    "the adapter does not record which weights it was trained on; with other weights than those, captions are worse"
+)
+# Supported values in PEFT's configuration; the first is PEFT's default.
+SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
-# what would make them compute something else
+# Options that make PEFT compute something else than W + scale * B A.
 UNSUPPORTED = (
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
     "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
@@ -47,27 +48,27 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """The low-rank terms of some layers of a captioner, and which captioner that is."""
+    """Low-rank terms for layers of a captioner, and which captioner that is."""
 
     folder: Path
     layers: Mapping[str, LowRank]
     """By the layer's name."""
     base: str | None
-    """Where the captioner was that it was trained on: a path, or a hub id."""
+    """Path or hub id of the captioner that it was trained on."""
     base_hash: str | None = None
-    """Of that captioner's weights; None where PEFT wrote the adapter."""
+    """`weights_hash` of that captioner; None if PEFT wrote the adapter."""
     captions: CaptionsConfig | None = None
     decode: DecodeConfig | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, folder: Path) -> None:
-    """Write the adapters of a model that is being trained; its other weights, those of `base`, are left out.
+    """Write the adapters of a model in training, without the weights of its base.
 
-    An adapter that is in the folder already is replaced as a whole.
+    base: path or hub id of the captioner that is adapted. An existing adapter in `folder` is replaced as a whole.
     """
     layers = dict(adapted_layers(checkpoint.model))
-    facts = {
+    peft_config = {
         "peft_type": "LORA", "task_type": None, "inference_mode": True,
         "base_model_name_or_path": base if hub.is_id(base) else str(Path(base).resolve()),
         "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
@@ -78,120 +79,123 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
         for name, layer in layers.items()
         for part in ("lora_A", "lora_B")
     }
-    notes = {
+    metadata = {
         "base_hash": base_hash, "captions": asdict(checkpoint.captions), "decode": asdict(checkpoint.decode),
         "provenance": checkpoint.provenance,
     }
     with atomic_write(folder / CONFIG_NAME) as file:
-        file.write(json_text(facts).encode())
+        file.write(json_text(peft_config).encode())
     with atomic_write(folder / TENSORS_NAME) as file:
-        file.write(tensors_to_bytes(tensors, {"format": "pt", NOTES: json_text(notes)}))
+        file.write(tensors_to_bytes(tensors, {"format": "pt", METADATA_KEY: json_text(metadata)}))
 
 
 def locate(path: Path) -> Path | None:
-    """The adapter's folder that `path` stands for: itself, or a run folder's; None where it is neither."""
+    """Return the adapter's folder: `path` itself or `adapter` in a run folder; None if there is no adapter."""
     is_captioner = (path / native.FILE_NAME).exists() or (path / native.TENSORS_NAME).exists()
     folders = (path,) if is_captioner else (path, path / FOLDER)
     return next((folder for folder in folders if (folder / CONFIG_NAME).is_file()), None)
 
 
 def matches(path: Path) -> bool:
+    """Return whether a path is an adapter's folder, or the run folder of one."""
     return locate(path) is not None
 
 
 def read(path: Path) -> Adapter:
-    """An adapter of ours or of PEFT's, in the folder that `locate` finds.
+    """Open an adapter that we or PEFT wrote; path: as `locate` takes it.
 
-    Raises CheckpointError where it is missing or damaged, or where it would compute something else here.
+    Raises CheckpointError if it is missing or damaged, or would compute something else here than in PEFT.
     """
     folder = locate(path)
     if folder is None:
         raise CheckpointError(
             f"{path}: no adapter; expected a folder of {CONFIG_NAME} and {TENSORS_NAME}, or the run folder around it"
         )
-    facts, tensors = read_json(folder / CONFIG_NAME), read_tensors(folder / TENSORS_NAME)
+    config, tensors = read_json(folder / CONFIG_NAME), read_tensors(folder / TENSORS_NAME)
     try:
-        layers = _layers(tensors, facts)
+        layers = _layers(tensors, config)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    base = facts.get("base_model_name_or_path")
+    base = config.get("base_model_name_or_path")
     try:
-        return Adapter(folder, layers, str(base) if base else None, **_notes(folder / TENSORS_NAME))
+        return Adapter(folder, layers, str(base) if base else None, **_metadata(folder / TENSORS_NAME))
     except Exception as error:  # an edited file can raise anything
-        raise CheckpointError(f"{folder / TENSORS_NAME}: its notes cannot be read ({reason(error)})") from error
+        raise CheckpointError(f"{folder / TENSORS_NAME}: its metadata cannot be read ({reason(error)})") from error
 
 
-def _layers(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, LowRank]:
-    """PEFT's tensors by layer, where its configuration, `facts`, describes nothing but W + scale * B A."""
-    for name, allowed in PLAIN.items():
-        if facts.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{name} is {facts[name]!r}; supported is {' or '.join(map(str, allowed))}")
+def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, LowRank]:
+    """Return PEFT's tensors by layer. Raises CheckpointError unless they are W + scale * B A of linear layers."""
+    for name, allowed in SUPPORTED_VALUES.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{name} is {config[name]!r:.100}; supported is {' or '.join(map(str, allowed))}")
     for name in UNSUPPORTED:
-        if facts.get(name):
-            raise CheckpointError(f"{name} is {facts[name]!r}, which is not supported; train without it")
-    alpha = facts.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CheckpointError(f"lora_alpha is {alpha!r}; expected a number")
+        if config.get(name):
+            raise CheckpointError(f"{name} is {config[name]!r:.100}, which is not supported; train without it")
+    alpha: Any = config.get("lora_alpha")
+    if not has_type(alpha, float) or not math.isfinite(alpha):
+        raise CheckpointError(f"lora_alpha is {alpha!r:.100}; expected a number")
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
         layer, _, part = name.removeprefix(PREFIX).rpartition(".")[0].rpartition(".")
         if part not in ("lora_A", "lora_B") or not name.endswith(".weight") or value.dim() != 2:
-            raise CheckpointError(f"{name} of shape {tuple(value.shape)} is no part of an adapter of a linear layer")
+            raise CheckpointError(
+                f"{name} of shape {tuple(value.shape)} does not belong to an adapter of a linear layer"
+            )
         if not value.is_floating_point() or not is_finite(value):
-            raise CheckpointError(f"{name} holds values that are no finite numbers, so every caption would be noise")
+            raise CheckpointError(f"{name} holds NaN, infinite or integer values; take another copy of the adapter")
         parts[layer][part] = value
     layers = {}
     for layer, pair in parts.items():
         if len(pair) != 2 or pair["lora_A"].shape[0] != pair["lora_B"].shape[1]:
-            found = {part: tuple(value.shape) for part, value in pair.items()}
-            raise CheckpointError(f"{layer} has {found}; expected lora_A (rank, in) and lora_B (out, rank)")
+            shapes = {part: tuple(value.shape) for part, value in pair.items()}
+            raise CheckpointError(f"{layer} has {shapes}; expected lora_A (rank, in) and lora_B (out, rank)")
         rank = max(1, pair["lora_A"].shape[0])
-        scale = alpha / (math.sqrt(rank) if facts.get("use_rslora") else rank)
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         layers[layer] = LowRank(pair["lora_A"], pair["lora_B"], scale)
     return layers
 
 
-def _notes(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside the tensors, as fields of `Adapter`; nothing in a file of PEFT's."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """Return the fields of `Adapter` that `save` wrote into the tensors' header; none for a file of PEFT's."""
     with safe_open(path, "pt") as file:
-        notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
-    if not notes:
+        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if not metadata:
         return {}
     return {
-        "base_hash": str(notes["base_hash"]),
-        "captions": dataclass_from_dict(CaptionsConfig, notes["captions"]),
-        "decode": dataclass_from_dict(DecodeConfig, notes["decode"]),
-        "provenance": dict(notes["provenance"]),
+        "base_hash": str(metadata["base_hash"]),
+        "captions": dataclass_from_dict(CaptionsConfig, metadata["captions"]),
+        "decode": dataclass_from_dict(DecodeConfig, metadata["decode"]),
+        "provenance": with_current_names(metadata["provenance"]),
     }
 
 
 def check_fits(adapter: Adapter, model: VisionGPT2, base: str, base_hash: str) -> None:
-    """Whether the adapter belongs on this model, the captioner `base`, whose weights have that hash.
+    """Raise CheckpointError if an adapter was trained on other weights than the model's, or on layers that it lacks.
 
-    Raises CheckpointError where it was trained on other weights, or on layers that the model has not.
+    base: the model's name for messages. base_hash: its `weights_hash`.
     """
     if adapter.base_hash not in (None, base_hash):
         raise CheckpointError(
             f"{adapter.folder}: was trained on {adapter.base} with weights of hash {adapter.base_hash}; those of "
             f"{base} have {base_hash}. Give the captioner that it was trained on"
         )
-    own = linear_layers(model)
-    for name, one in adapter.layers.items():
-        if name not in own:
-            raise CheckpointError(f"{adapter.folder}: {name} is no linear layer of {base}{nearest(name, own)}")
-        shape, expected = (one.b.shape[0], one.a.shape[1]), tuple(own[name].weight.shape)
+    linears = linear_layers(model)
+    for name, term in adapter.layers.items():
+        if name not in linears:
+            raise CheckpointError(f"{adapter.folder}: {base} has no linear layer {name}{nearest(name, linears)}")
+        shape, expected = (term.b.shape[0], term.a.shape[1]), tuple(linears[name].weight.shape)
         if shape != expected:
-            raise CheckpointError(f"{adapter.folder}: {name} is of shape {shape}; that of {base} is {expected}")
+            raise CheckpointError(f"{adapter.folder}: {name} has shape {shape}; that of {base} has {expected}")
 
 
 def merged(adapter: Adapter, base: Checkpoint) -> Checkpoint:
-    """The base with the adapter added to its weights, in place: an ordinary captioner."""
+    """Return the base as an ordinary captioner, with the adapter added to its weights in place."""
     merge(base.model, adapter.layers)
     return with_options(adapter, base)
 
 
 def with_options(adapter: Adapter, base: Checkpoint) -> Checkpoint:
-    """The base with the adapter's options and provenance, as far as it has its own, and no calibration."""
+    """Return the base with the adapter's decoding defaults and provenance if it has them, and without calibration."""
     notes = {} if adapter.base_hash else {"notes": [NO_HASH]}
     return replace(
         base,

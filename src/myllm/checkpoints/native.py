@@ -1,6 +1,6 @@
 """Our own checkpoints: weights, configuration, tokenizer, preprocessing and decoding defaults.
 
-Two forms of the same parts: a file, captioner.pt, and a folder of safetensors and JSON that others can read too.
+Two formats hold the same parts: a file, captioner.pt, and a folder of safetensors and JSON that others can read.
 """
 
 import pickle
@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.caption import Calibration
 from myllm.checkpoints.build import TIED, build_model
 from myllm.checkpoints.card import model_card
-from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict
-from myllm.config import (
-    FORMAT_VERSION,
-    CaptionerConfig,
-    CaptionsConfig,
-    DecodeConfig,
-    GPTConfig,
-    PreprocessConfig,
-    VisionConfig,
+from myllm.checkpoints.checks import (
+    UPGRADE,
+    check_preprocess,
+    check_size,
+    check_tokenizer,
+    dataclass_from_dict,
+    with_current_names,
 )
-from myllm.data.images import Preprocess
+from myllm.config import FORMAT_VERSION, CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_folder, atomic_write, json_text, read_json, write_json
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -36,7 +33,7 @@ from myllm.model.weight_files import read_tensors, refuse_compressed, write_tens
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
 TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
-BESIDE = ("tokenizer", "model")  # the parts of a folder that are not in its configuration
+FILE_PARTS = ("tokenizer", "model")  # stored in files of their own in a folder; config.json holds the others
 CALIBRATION = "calibration"
 EXPECTED = (
     f"expected a {FILE_NAME} or the run folder that holds it, or a folder of {TENSORS_NAME}, {CONFIG_NAME} and "
@@ -46,7 +43,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to caption, and where it came from."""
+    """A model with all that captioning needs, and a record of how it was made."""
 
     model: VisionGPT2
     tokenizer: Tokenizer
@@ -54,18 +51,19 @@ class Checkpoint:
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
+    """How it was made: data, metrics, seed; "notes" are messages for its users."""
     calibration: Calibration | None = None
-    """What makes its captions' confidence mean something; None where it was never calibrated."""
+    """Makes confidence an estimate of correctness; None if the captioner was never calibrated."""
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write captioner.pt atomically: what was there stays until the new file is whole.
+    """Write captioner.pt atomically: an existing file is replaced only by a complete one.
 
-    dtype: torch.bfloat16 or torch.float16 halves the file; the model is float32 again when it is loaded.
+    dtype: torch.bfloat16 or torch.float16 halves the file; weights are float32 again when loaded.
     """
-    tensors = _stored(checkpoint.model, dtype)
+    tensors = _tensors_to_store(checkpoint.model, dtype)
     tensors |= {tied: tensors[name] for tied, name in TIED.items()}
-    content = {**_facts(checkpoint), "tokenizer": checkpoint.tokenizer.to_str(), "model": tensors}
+    content = {**_metadata(checkpoint), "tokenizer": checkpoint.tokenizer.to_str(), "model": tensors}
     with atomic_write(path) as file:
         torch.save(content, file)
 
@@ -73,30 +71,30 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -
 def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write model.safetensors, config.json, tokenizer.json and README.md, a model card; dtype as in `save`.
 
-    The folder appears when it is whole. Raises ConfigError where something of its name is there.
+    The folder appears under its name once it is complete. Raises ConfigError if `folder` exists.
     """
-    tensors = _stored(checkpoint.model, dtype)
-    with atomic_folder(folder) as part:
-        write_json(_facts(checkpoint), part / CONFIG_NAME)
-        (part / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
+    tensors = _tensors_to_store(checkpoint.model, dtype)
+    with atomic_folder(folder) as out:
+        write_json(_metadata(checkpoint), out / CONFIG_NAME)
+        (out / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
         card = model_card(
             checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name, checkpoint.calibration
         )
-        (part / "README.md").write_text(card, encoding="utf-8")
-        write_tensors(tensors, part / TENSORS_NAME)
+        (out / "README.md").write_text(card, encoding="utf-8")
+        write_tensors(tensors, out / TENSORS_NAME)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> Path:
-    """Put it into a checkpoint in either form, whose other parts stay as they are; atomically. Returns the file.
+    """Replace the calibration in a file or folder, atomically, leave all other parts, and return the changed file.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is no checkpoint.
     """
-    place = locate(path)
-    content = read(place) | _calibration_fact(calibration)
-    file_path = place / CONFIG_NAME if place.is_dir() else place
+    location = locate(path)
+    content = read(location) | _calibration_entry(calibration)
+    file_path = location / CONFIG_NAME if location.is_dir() else location
     with atomic_write(file_path) as file:
-        if place.is_dir():
-            file.write(json_text({name: content[name] for name in content if name not in BESIDE}).encode())
+        if location.is_dir():
+            file.write(json_text({name: content[name] for name in content if name not in FILE_PARTS}).encode())
         else:
             torch.save(content, file)
     return file_path
@@ -105,48 +103,45 @@ def write_calibration(calibration: Calibration, path: Path) -> Path:
 def load(path: Path) -> Checkpoint:
     """Open a captioner.pt, the run folder that holds one, or a folder that `save_folder` wrote.
 
-    Tensors in float32 are not read into memory but mapped: replace such a file by another, never write into it.
-    Raises CheckpointError where it is missing, damaged, of a newer format, not ours, asks to run code, or where its
-    parts do not fit together.
+    float32 tensors are mapped, not read into memory: replace such a file by another, never write into it.
+    Raises CheckpointError for a file that is missing, damaged, of a newer format or another program's, that asks to run
+    code, or whose parts do not fit together.
     """
-    place = locate(path)
-    content = read(place)
+    location = locate(path)
+    content = read(location)
     try:
         return _assemble(content)
     except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}") from error
+        raise CheckpointError(f"{location}: {error}") from error
     except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
-        raise CheckpointError(f"{place}: its parts do not fit together ({reason(error)}); was it edited?") from error
+        raise CheckpointError(f"{location}: its parts do not fit together ({reason(error)}); was it edited?") from error
 
 
 def locate(path: Path) -> Path:
-    """The file captioner.pt, or the folder of safetensors, that `path` stands for.
+    """Return the captioner.pt, or the folder of safetensors, that `path` names.
 
-    Raises CheckpointError where there are both.
+    Raises CheckpointError if a folder holds both.
     """
     if path.name == TENSORS_NAME and path.is_file():
         return path.parent
     file, tensors = path / FILE_NAME, path / TENSORS_NAME
     if file.exists() and tensors.exists():
-        raise CheckpointError(
-            f"{path} holds two models, {FILE_NAME} and {TENSORS_NAME}; give {file} or {tensors}, the one you mean"
-        )
+        raise CheckpointError(f"{path} holds two models, {FILE_NAME} and {TENSORS_NAME}; give {file} or {tensors}")
     return tensors.parent if tensors.exists() else file if path.is_dir() else path
 
 
-def read(place: Path) -> dict[str, Any]:
-    """The parts of a checkpoint that `locate` found, checked for format and version; tensors stay on disk until used.
+def read(location: Path) -> dict[str, Any]:
+    """Return the unchecked parts of a checkpoint by name; tensors stay on disk until they are used.
 
-    Raises CheckpointError.
+    location: as `locate` returns it. Raises CheckpointError if it cannot be read, or is of another format or version.
     """
-    content = _read_folder(place) if place.is_dir() else _read_file(place)
+    content = _read_folder(location) if location.is_dir() else _read_file(location)
     version = content.get("format_version")
     if not isinstance(version, int):
-        raise CheckpointError(f"{place}: format version {version!r} is no number; was it edited?")
+        raise CheckpointError(f"{location}: format version {version!r:.100} is not a number; was the file edited?")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{place}: format version {version}, this myllm reads up to {FORMAT_VERSION}; "
-            "upgrade myllm (pip install --upgrade myllm)"
+            f"{location}: format version {version}, this myllm reads up to {FORMAT_VERSION}; upgrade myllm: {UPGRADE}"
         )
     return content
 
@@ -166,7 +161,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
         raise CheckpointError(
-            f"{path}: damaged or cut short, or no checkpoint at all ({reason(error)}); "
+            f"{path}: damaged or cut short, or not a checkpoint ({reason(error)}); "
             "take another copy, or last.pt of the same run"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -178,7 +173,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     for name in (TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: no such file; {EXPECTED}")
-        if not _is_of(folder, folder / name):
+        if not _is_inside(folder, folder / name):
             raise CheckpointError(
                 f"{folder / name}: refused: it is a link to {(folder / name).resolve()}, outside its folder; "
                 "copy the file itself into the folder"
@@ -190,50 +185,41 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes().decode(errors="replace")
     except OSError as error:
         raise CheckpointError(f"{folder / TOKENIZER_NAME}: cannot be read ({reason(error)})") from error
-    return content | dict(zip(BESIDE, (tokenizer, read_tensors(folder / TENSORS_NAME)), strict=True))
+    return content | dict(zip(FILE_PARTS, (tokenizer, read_tensors(folder / TENSORS_NAME)), strict=True))
 
 
-def _is_of(folder: Path, file: Path) -> bool:
-    """Whether a file lies in its folder, or where Hugging Face's cache keeps the files of such a one."""
+def _is_inside(folder: Path, file: Path) -> bool:
+    """Return whether a file is in its folder, or among the blobs of Hugging Face's cache if the folder is there."""
     home, target = folder.resolve(), file.resolve()
     return target.parent == home or (home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs")
 
 
 def _assemble(content: Mapping[str, Any]) -> Checkpoint:
-    facts, provenance = content["config"], content["provenance"]
-    config = CaptionerConfig(VisionConfig(**facts["vision"]), GPTConfig(**facts["text"]), facts["mode"])
-    if config.mode not in ("layerwise", "last"):
-        raise CheckpointError(f"mode is {config.mode!r}; expected layerwise or last")
+    """Return the checkpoint that the parts of a file make, once they are checked."""
+    check_size([value for name, value in content.items() if name not in FILE_PARTS])
+    provenance, calibration = content["provenance"], content.get(CALIBRATION)
     if not isinstance(provenance, dict):
         raise CheckpointError(f"provenance is a {type(provenance).__name__}; expected names and values")
-    # what is nested too deep to be written is too deep to be shown
-    json_text({"provenance": provenance, CALIBRATION: content.get(CALIBRATION)})
+    json_text({"provenance": provenance, CALIBRATION: calibration})  # fails if it is nested too deeply to be saved
+    parts = {name: content["config"][name] for name in ("vision", "text", "mode")}
+    config = dataclass_from_dict(CaptionerConfig, parts)
     tokenizer = Tokenizer.from_str(content["tokenizer"])
     check_tokenizer(tokenizer, config.text.vocab_size)
     preprocess = dataclass_from_dict(PreprocessConfig, content["preprocess"])
-    captions, decode = (
-        dataclass_from_dict(CaptionsConfig, content["captions"]),
-        dataclass_from_dict(DecodeConfig, content["decode"]),
-    )
+    captions = dataclass_from_dict(CaptionsConfig, content["captions"])
+    decode = dataclass_from_dict(DecodeConfig, content["decode"])
     model = build_model(config, content["model"])
-    _check_preprocess(preprocess, model.encoder.preprocess)
-    calibration = None if content.get(CALIBRATION) is None else Calibration.from_json(content[CALIBRATION])
-    return Checkpoint(model, tokenizer, preprocess, captions, decode, provenance, calibration)
+    check_preprocess(preprocess, model.encoder.preprocess.image_size)
+    if isinstance(calibration, Mapping):
+        calibration = with_current_names(calibration)
+    return Checkpoint(
+        model, tokenizer, preprocess, captions, decode, with_current_names(provenance),
+        None if calibration is None else Calibration.from_json(calibration),
+    )
 
 
-def _check_preprocess(found: PreprocessConfig, own: PreprocessConfig) -> None:
-    """Whether pictures can become the encoder's input in this way, and at a cost that a picture may have."""
-    if found.image_size != own.image_size:
-        raise CheckpointError(f"preprocess.image_size is {found.image_size}, the encoder takes {own.image_size}")
-    if not 0.1 <= found.crop_pct <= 10:
-        raise CheckpointError(f"preprocess.crop_pct is {found.crop_pct}; expected a share of the picture, 1 or less")
-    if len(found.mean) != 3 or len(found.std) != 3:
-        raise CheckpointError(f"preprocess.mean and std are {found.mean} and {found.std}; expected three numbers each")
-    Preprocess(found)(Image.new("RGB", (8, 8)))  # whatever else is odd shows itself
-
-
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All parts that are neither tensors nor the tokenizer."""
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return all parts except the tensors and the tokenizer."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -242,16 +228,16 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "captions": asdict(checkpoint.captions),
         "decode": asdict(checkpoint.decode),
         "provenance": checkpoint.provenance,
-        **_calibration_fact(checkpoint.calibration),
+        **_calibration_entry(checkpoint.calibration),
     }
 
 
-def _calibration_fact(calibration: Calibration | None) -> dict[str, Any]:
+def _calibration_entry(calibration: Calibration | None) -> dict[str, Any]:
     return {} if calibration is None else {CALIBRATION: calibration.as_json()}
 
 
-def _stored(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The model's tensors as they are written, each of them once."""
+def _tensors_to_store(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the model's tensors, tied ones once. Raises ConfigError if one does not fit into `dtype`."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype {dtype}: a captioner is stored in torch.bfloat16, torch.float16, or as it is (None)")
     tensors = {name: value.detach() for name, value in model.state_dict().items() if name not in TIED}

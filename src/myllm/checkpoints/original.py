@@ -1,6 +1,6 @@
-"""captioner.pt of the seed's script, and of VisionGPT2 which that began from: the bare state dict of a ViT and a GPT-2.
+"""captioner.pt of the original script, and of VisionGPT2, on which it was based: a bare state dict of ViT and GPT-2.
 
-Names and shapes are all there is: the geometry is read from them, and GPT-2's tokenizer is looked for elsewhere.
+Such a file has only tensors and their names: the geometry is read from their shapes, the tokenizer from HF_GPT2_REPO.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from myllm.checkpoints import native
 from myllm.checkpoints.build import is_finite
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
@@ -21,10 +22,11 @@ from myllm.data.tokenizer import gpt2_tokenizer, no_tokenizer
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt2_weights import named_gpt2
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.model.weight_files import read_tensors
 
 HEAD_WIDTH = 64
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-# our names in a decoder block, and theirs in both formats; several where ours is one matrix of theirs
+# Our names in a decoder block to those of both formats; several if our matrix joins several of theirs.
 BLOCK = {
     "ln_1": "ln_1",
     "ln_cross_attn": "ln_2",
@@ -34,31 +36,33 @@ BLOCK = {
     "ln_2": "ln_3",
 }
 NORMS_NOTE = (
-    "norms are imported as they are: before training, GPT-2's norm of the MLP was loaded as that of cross-attention "
-    "(here ln_cross_attn), and the MLP's (here ln_2) began untrained"
+    "norms are imported as they are: before training, both scripts load GPT-2's MLP norm into the norm of "
+    "cross-attention (ln_cross_attn in myllm), and initialise the MLP's norm (ln_2 in myllm)"
 )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a format keeps the decoder: our names to theirs."""
+    """Names of the decoder's tensors in a format, by our names."""
 
     ends: Mapping[str, str]
-    """Of what stands before and behind the blocks."""
+    """Modules before and after the blocks."""
     blocks: str
     block: Mapping[str, str]
+    """Modules of a block."""
     norm: tuple[str, str]
-    """A norm's factor and what it adds."""
+    """Weight and bias of a norm."""
     gelu: Literal["tanh", "none"]
 
     @property
     def tied(self) -> tuple[str, str]:
-        """Token embedding and head, one tensor under two names."""
+        """Names of the token embedding and the head, which are one tensor."""
         return f"{self.ends['transformer.wte']}.weight", f"{self.ends['lm_head']}.weight"
 
 
+ORIGINAL = "the original script"
 LAYOUTS = {
-    "seed": Layout(
+    ORIGINAL: Layout(
         {"transformer.wte": "tok_emb", "transformer.wpe": "pos_emb", "transformer.ln_f": "final_norm",
          "lm_head": "out_head"},
         "trf_blocks",
@@ -75,57 +79,71 @@ LAYOUTS = {
         "none",
     ),
 }
-# what names of a format begin with
-SIGNS = {name: ("patch_embed.", f"{layout.blocks}.") for name, layout in LAYOUTS.items()} | {
+# A format's tensor names include some with each of these prefixes.
+PREFIXES = {name: ("patch_embed.", f"{layout.blocks}.") for name, layout in LAYOUTS.items()} | {
     "ClipCap": ("clip_project.", "gpt."),
     "nanoVLM": ("vision_encoder.", "decoder.", "MP."),
 }
+SUPPORTED = f"state dicts that can be opened are those of {' and '.join(LAYOUTS)}"
 CAUSAL_MASK = re.compile(r"(trf_blocks|transformer\.h)\.\d+\.attn\.mask")
-# left out where the model was made without them, in every block
-FREE_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_value)\.bias$")
+# A model made without these biases lacks them in every block.
+OPTIONAL_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_value)\.bias$")
 
 
-def recognises(names: Collection[str]) -> str | None:
-    """The format whose tensors have such names: one of LAYOUTS, or one known but not opened; None for others."""
-    for kind, signs in SIGNS.items():
-        if all(any(name.startswith(sign) for name in names) for sign in signs):
+def find_kind(names: Collection[str]) -> str | None:
+    """Return the program that writes such names: one of LAYOUTS, or one that cannot be opened; None if unknown."""
+    for kind, prefixes in PREFIXES.items():
+        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
             return kind
     return None
 
 
-def from_state(tensors: Mapping[str, Tensor], place: Path) -> Checkpoint:
-    """A captioner from a bare state dict of one of LAYOUTS; `place` is the file it was read from.
+def matches(path: Path) -> bool:
+    """Return whether a file, or the captioner.pt of a folder, is a state dict of a known program."""
+    try:
+        return find_kind(read_tensors(_file(path))) is not None
+    except CheckpointError:  # the native reader explains what is wrong
+        return False
 
-    The tokenizer is that of HF_GPT2_REPO, a hub id or a folder; where that is not set, `no_tokenizer`: logits can be
-    computed, and captioning tells what is missing.
-    Raises CheckpointError for other formats, and where tensors are missing, unknown or of other shapes.
+
+def from_file(path: Path) -> Checkpoint:
+    """Open a bare state dict, or the captioner.pt of a folder. Raises CheckpointError as `from_state`."""
+    return from_state(read_tensors(_file(path)), path)
+
+
+def _file(path: Path) -> Path:
+    return path / native.FILE_NAME if path.is_dir() else path
+
+
+def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """Return the captioner of a bare state dict in one of LAYOUTS. path: the file, for messages.
+
+    The tokenizer is that of HF_GPT2_REPO, a hub id or a folder. If it is not set, the model computes logits, and
+    captioning raises an error that says how to set it.
+    Raises CheckpointError for other formats, and if tensors are missing, unknown, NaN or of other shapes.
     """
-    kind = recognises(tensors)
+    kind = find_kind(tensors)
     if kind is None:
-        raise CheckpointError(
-            f"{place}: no captioner known here has such tensors, {next(iter(tensors), 'none')} for one; "
-            f"state dicts that can be opened are those of {' and '.join(LAYOUTS)}"
-        )
+        raise CheckpointError(f"{path}: no known captioner has a tensor {next(iter(tensors), 'at all')}; {SUPPORTED}")
     if kind not in LAYOUTS:
         raise CheckpointError(
-            f"{place}: a model of {kind}, whose architecture is another one; caption with {kind}'s own program. "
-            f"State dicts that can be opened are those of {' and '.join(LAYOUTS)}"
+            f"{path}: a model of {kind}, which has another architecture; caption with {kind}'s own program. {SUPPORTED}"
         )
     layout = LAYOUTS[kind]
     depth = max(_count_blocks(tensors, part) for part in ("blocks", layout.blocks))
     sources = _sources(layout, depth)
-    needed = dict.fromkeys(name for parts in sources.values() for name in parts)
-    found = _completed(tensors, layout, needed, place)
+    expected = dict.fromkeys(name for parts in sources.values() for name in parts)
+    tensors = _completed(tensors, layout, expected, path)
     try:
-        model = VisionGPT2(_config(found, layout, depth, place))
+        model = VisionGPT2(_config(tensors, layout, depth, path))
     except ConfigError as error:
-        raise CheckpointError(f"{place}: its shapes make no captioner ({error})") from error
-    _fill(model, found, sources, place)
+        raise CheckpointError(f"{path}: no captioner has such shapes ({error})") from error
+    _copy_tensors(model, tensors, sources, path)
     text, size = model.config.text, model.encoder.preprocess.image_size
     return Checkpoint(
         model.eval(),
-        _tokenizer(text.vocab_size, place),
-        # Albumentations' Resize, as both scripts have it: to a square whatever the picture's form
+        _tokenizer(text.vocab_size, path),
+        # both scripts use Albumentations' Resize, which ignores the aspect ratio
         PreprocessConfig(size, interpolation="bilinear", crop_mode="squash"),
         CaptionsConfig(),
         DecodeConfig(max_new_tokens=min(DecodeConfig.max_new_tokens, text.n_positions)),
@@ -138,125 +156,126 @@ def _count_blocks(names: Collection[str], part: str) -> int:
 
 
 def _sources(layout: Layout, depth: int) -> dict[str, tuple[str, ...]]:
-    """Each tensor of ours that the file gives, and those of theirs that make it, one upon the other."""
-    pairs = {"encoder.backbone.patch_embed.proj": "patch_embed.proj"}
-    pairs |= {f"decoder.{own}": other for own, other in layout.ends.items()}
+    """Return, for each of our tensors, the file's tensors that are concatenated to it."""
+    modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj"}
+    modules |= {f"decoder.{name}": source for name, source in layout.ends.items()}
     for number in range(depth):
-        pairs |= {f"encoder.backbone.blocks.{number}.{part}": f"blocks.{number}.{part}" for part in VIT_BLOCK}
-        for own, others in layout.block.items():
-            theirs = " ".join(f"{layout.blocks}.{number}.{other}" for other in others.split())
-            pairs[f"decoder.transformer.h.{number}.{own}"] = theirs
-    found: dict[str, tuple[str, ...]] = {f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")}
-    for own, others in pairs.items():
-        weight, bias = layout.norm if ".ln_" in own else ("weight", "bias")
-        found[f"{own}.weight"] = tuple(f"{other}.{weight}" for other in others.split())
-        if not own.endswith(("wte", "wpe", "lm_head")):
-            found[f"{own}.bias"] = tuple(f"{other}.{bias}" for other in others.split())
-    return found
+        modules |= {f"encoder.backbone.blocks.{number}.{part}": f"blocks.{number}.{part}" for part in VIT_BLOCK}
+        for name, parts in layout.block.items():
+            in_file = " ".join(f"{layout.blocks}.{number}.{part}" for part in parts.split())
+            modules[f"decoder.transformer.h.{number}.{name}"] = in_file
+    sources: dict[str, tuple[str, ...]] = {
+        f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")
+    }
+    for name, parts in modules.items():
+        weight, bias = layout.norm if ".ln_" in name else ("weight", "bias")
+        sources[f"{name}.weight"] = tuple(f"{part}.{weight}" for part in parts.split())
+        if not name.endswith(("wte", "wpe", "lm_head")):
+            sources[f"{name}.bias"] = tuple(f"{part}.{bias}" for part in parts.split())
+    return sources
 
 
 def _completed(
-    tensors: Mapping[str, Tensor], layout: Layout, needed: Collection[str], place: Path
+    tensors: Mapping[str, Tensor], layout: Layout, expected: Collection[str], path: Path
 ) -> dict[str, Tensor]:
-    """Exactly the tensors needed: without causal masks, with zeros for biases that the model was made without.
+    """Return exactly the expected tensors: without causal masks, with zeros for biases that the model was made without.
 
-    Raises CheckpointError where some are missing or unknown, or the head is not the token embedding.
+    Raises CheckpointError if some are missing or unknown, or if the head is not the token embedding.
     """
-    found = {name: value for name, value in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
-    words, head = layout.tied
-    for name, twin in ((words, head), (head, words)):  # safetensors keeps one of two names of a tensor
-        if twin in found:
-            found.setdefault(name, found[twin])
-    if head in found and not torch.equal(found[words], found[head]):
-        raise CheckpointError(f"{place}: {head} differs from {words}; expected the same tensor twice")
-    given = {match[1] for name in found if (match := FREE_BIAS.search(name))}
-    for name in needed:
-        weight = found.get(name.removesuffix("bias") + "weight")
-        if (match := FREE_BIAS.search(name)) and match[1] not in given and weight is not None:
-            found[name] = weight.new_zeros(weight.shape[:1])
-    missing = [name for name in needed if name not in found]
+    tensors = {name: value for name, value in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
+    embedding, head = layout.tied
+    for name, twin in ((embedding, head), (head, embedding)):  # safetensors keeps one of two names of a tensor
+        if twin in tensors:
+            tensors.setdefault(name, tensors[twin])
+    if head in tensors and not torch.equal(tensors[embedding], tensors[head]):
+        raise CheckpointError(f"{path}: {head} differs from {embedding}; expected the same tensor twice")
+    kinds_with_bias = {match[1] for name in tensors if (match := OPTIONAL_BIAS.search(name))}
+    for name in expected:
+        weight, match = tensors.get(name.removesuffix("bias") + "weight"), OPTIONAL_BIAS.search(name)
+        if match and match[1] not in kinds_with_bias and weight is not None:
+            tensors[name] = weight.new_zeros(weight.shape[:1])
+    missing = [name for name in expected if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{place}: {missing[0]} is missing ({len(missing)} of {len(needed)} tensors in all); take another copy"
+            f"{path}: {missing[0]} is missing ({len(missing)} of {len(expected)} tensors in all); take another copy"
         )
-    unknown = [name for name in found if name not in needed]
+    unknown = [name for name in tensors if name not in expected]
     if unknown:
         raise CheckpointError(
-            f"{place}: {unknown[0]} has no counterpart here ({len(unknown)} tensors in all); expected are timm's plain "
-            "ViT and the decoder of the script, unchanged"
+            f"{path}: {unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all); expected are timm's "
+            "plain ViT and the script's decoder, unchanged"
         )
-    return found
+    return tensors
 
 
-def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, place: Path) -> CaptionerConfig:
-    """The geometry that the shapes tell. Raises CheckpointError for shapes that tell none."""
+def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Path) -> CaptionerConfig:
+    """Return the geometry that the tensors' shapes imply. Raises CheckpointError if they imply none."""
 
-    def wrong(name: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{place}: {name} has shape {tuple(tensors[name].shape)}; expected {expected}")
+    def wrong_shape(name: str, expected: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}; expected {expected}")
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        found = tuple(tensors[name].shape)
-        if len(found) != dimensions or not all(found):
-            raise wrong(name, f"{dimensions} sizes, none of them 0")
-        return found
+        sizes = tuple(tensors[name].shape)
+        if len(sizes) != dimensions or not all(sizes):
+            raise wrong_shape(name, f"{dimensions} sizes, none of them 0")
+        return sizes
 
-    width, colours, patch, across = shape("patch_embed.proj.weight", 4)
+    width, channels, patch, patch_width = shape("patch_embed.proj.weight", 4)
     _, tokens, _ = shape("pos_embed", 3)
     hidden, _ = shape("blocks.0.mlp.fc1.weight", 2)
     vocab_size, _ = shape(layout.tied[0], 2)
     n_positions, _ = shape(f"{layout.ends['transformer.wpe']}.weight", 2)
-    side = math.isqrt(tokens - 1)
-    if colours != 3 or patch != across:
-        raise wrong("patch_embed.proj.weight", "square patches of 3 colours")
+    grid = math.isqrt(tokens - 1)
+    if channels != 3 or patch != patch_width:
+        raise wrong_shape("patch_embed.proj.weight", "square patches of 3 colours")
     if width % HEAD_WIDTH:
-        raise wrong("patch_embed.proj.weight", f"a width that is a multiple of {HEAD_WIDTH}, a head's")
-    if not side or side * side != tokens - 1:
-        raise wrong("pos_embed", "places for one class token and for the patches of a square picture")
+        raise wrong_shape("patch_embed.proj.weight", f"a width that is a multiple of {HEAD_WIDTH}, a head's")
+    if not grid or grid * grid != tokens - 1:
+        raise wrong_shape("pos_embed", "positions of one class token and of the patches of a square picture")
     n_head = width // HEAD_WIDTH
     geometry = {
         "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": n_head, "mlp_ratio": hidden / width,
     }
     return CaptionerConfig(
-        VisionConfig("vit_base_patch16_224", pretrained=False, image_size=side * patch, geometry=geometry),
+        VisionConfig("vit_base_patch16_224", pretrained=False, image_size=grid * patch, geometry=geometry),
         GPTConfig(vocab_size, n_positions, depth, n_head, width, gelu=layout.gelu),
         "layerwise",
     )
 
 
 @torch.no_grad()
-def _fill(
-    model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]], place: Path
+def _copy_tensors(
+    model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]], path: Path
 ) -> None:
-    """Copy theirs into ours, one by one: a second whole model in memory is not needed.
+    """Copy the file's tensors into the model one by one, so that no second model is in memory.
 
-    The ViT's last norm stays as made: the file has none, for mode layerwise does not use it.
+    The ViT's last norm stays as initialised: files do not hold it, because mode layerwise does not use it.
+    Raises CheckpointError for tensors of another shape, NaN or infinite.
     """
-    own = model.state_dict()
-    expected = {part: (own[name].shape[0] // len(parts), *own[name].shape[1:])
+    state = model.state_dict()
+    expected = {part: (state[name].shape[0] // len(parts), *state[name].shape[1:])
                 for name, parts in sources.items() for part in parts}
     wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
     if wrong:
         raise CheckpointError(
-            f"{place}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; the others ask for {expected[wrong[0]]} "
-            f"({len(wrong)} tensors do not fit in all)"
+            f"{path}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
+            f"other tensors imply ({len(wrong)} tensors do not fit in all)"
         )
-    odd = next((part for part in expected if not is_finite(tensors[part])), None)
-    if odd is not None:
-        raise CheckpointError(
-            f"{place}: {odd} holds values that are no finite numbers (NaN or infinity); take another checkpoint"
-        )
+    for name in expected:
+        if not is_finite(tensors[name]):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; take another checkpoint")
     for name, parts in sources.items():
-        own[name].copy_(torch.cat([tensors[part] for part in parts]))
+        state[name].copy_(torch.cat([tensors[part] for part in parts]))
 
 
-def _tokenizer(vocab_size: int, place: Path) -> Tokenizer:
+def _tokenizer(vocab_size: int, path: Path) -> Tokenizer:
     repo = named_gpt2()
     if repo is None:
         return no_tokenizer()
     tokenizer = gpt2_tokenizer(repo)
     if tokenizer.get_vocab_size() > vocab_size:
         raise CheckpointError(
-            f"{place}: its embedding has {vocab_size} rows, but the tokenizer of HF_GPT2_REPO {repo} has "
-            f"{tokenizer.get_vocab_size()} tokens; name the GPT-2 that the model was trained with"
+            f"{path}: its embedding has {vocab_size} rows, but the tokenizer of HF_GPT2_REPO {repo} has "
+            f"{tokenizer.get_vocab_size()} tokens; give the GPT-2 that the model was trained with"
         )
     return tokenizer

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from myllm.config import END_OF_TEXT
 from myllm.data.records import Findings
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError, ConfigError, tokenizer_errors
 
 # Otherwise tokenizers warns, in each worker process, that it was forked after threads had been used.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -76,7 +76,9 @@ def encode_captions(
     rows = []
     # a caption that contains the text of the end token must not end there
     texts = [caption.replace(END_OF_TEXT, " ") for caption in captions]
-    for caption, encoding in zip(captions, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+    with tokenizer_errors():
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for caption, encoding in zip(captions, encodings, strict=True):
         row = [end, *encoding.ids, end]
         if len(row) > n_positions:
             if findings is not None:
@@ -96,7 +98,8 @@ def decode_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         ids = ids[1:]
     if end in ids:
         ids = ids[: ids.index(end)]
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
+    with tokenizer_errors():
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def end_token(tokenizer: Tokenizer) -> int:

@@ -214,7 +214,7 @@ def measure_confidence(
         telling = [
             (word.confidence, normalize_word(word.text) in used)
             for word in caption.words
-            if word.confidence is not None and caption.calibration.is_telling(word)
+            if word.confidence is not None and caption.calibration.is_informative(word)
         ]
         words += telling
         if telling:

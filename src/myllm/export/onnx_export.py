@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from myllm.caption import encode_text
 from myllm.checkpoints.hf_gpt2 import write_tokenizer
-from myllm.checkpoints.hf_vision_encoder_decoder import json_facts
+from myllm.checkpoints.hf_vision_encoder_decoder import config_files
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import VERSION, GPTConfig
 from myllm.data.tokenizer import end_token
@@ -67,7 +67,7 @@ def to_folder(
     progress(1, 3)
     decoder = decoder_graph(model, precision)
     progress(2, 3)
-    facts = json_facts(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
+    facts = config_files(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
         "transformers.js_config": {"dtype": dtype},
         "myllm": {

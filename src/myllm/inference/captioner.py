@@ -1,45 +1,51 @@
-"""Captioner: pictures in, captions with scores and attention out."""
+"""Captioner: pictures in, captions with scores and heat maps out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from types import EllipsisType
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from myllm.attribution.maps import LONGEST, PreparedImage, prepare_image, project_to_image
-from myllm.attribution.methods import DEFAULT, OF_PIXELS, attribution_maps
+from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, project_to_image
+from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
 from myllm.batched import batched
-from myllm.caption import Caption, encode_text
+from myllm.caption import Calibration, Caption, encode_text
 from myllm.checkpoints import formats, lora, native
-from myllm.config import DecodeConfig
+from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.data.tokenizer import decode_tokens, end_token
-from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import SearchRequest, run_search
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.device import autocast, choose_device
 from myllm.errors import ConfigError
 from myllm.inference.generate import draw_seeds, generate_captions, make_search, make_vocabulary
-from myllm.inference.onnx_stepper import OnnxStepper
-from myllm.inference.torch_steppers import RecordedStepper
+from myllm.inference.variants import Once, Variant, Variants
 from myllm.model.kv_cache import ImageKV
-from myllm.model.lora import merge
+from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
 
 Picture = Path | str | bytes | Image.Image | Tensor
+# the name of an adapter, None for no adapter; ... for the one that `use_adapter` chose
+AdapterName = str | None | EllipsisType
 
-# what the tokenizer shows of a character whose bytes are not all there yet
-TORN = "\ufffd"
+# how the tokenizer decodes the bytes of an incomplete character
+INCOMPLETE = "\ufffd"
 
 
 class Captioner:
-    """A model with its tokenizer and preprocessing, ready to caption."""
+    """A model with its tokenizer and preprocessing, ready to caption. Threads may share it.
+
+    adapter, in its methods: the name of one of the adapters that it was loaded with, None for no adapter; by default
+    the one that `use_adapter` chose.
+    """
 
     def __init__(
         self,
@@ -48,15 +54,20 @@ class Captioner:
         precision: str = "fp32",
         adapters: Mapping[str, lora.Adapter] | None = None,
     ) -> None:
-        self.model = checkpoint.model.to(device).eval()
+        """Take a checkpoint in memory; its model moves to `device`. See `load` for files."""
+        checkpoint.model.to(device).eval()
         self.tokenizer = checkpoint.tokenizer
         self.adapters = adapters or {}
-        self._base = checkpoint
-        self._base_weights: dict[str, torch.nn.Parameter] = {}
-        self._take_options(checkpoint)
         self.device = device
         self.precision = precision
         self._preprocess = Preprocess(checkpoint.preprocess)
+        # weights that came without a tokenizer can still compute logits, so this waits for the first caption
+        self._vocabulary = Once(partial(make_vocabulary, self.tokenizer))
+        self._shift = Once(partial(receptive_field_shift, checkpoint.model.encoder))
+        self._variants = Variants(checkpoint, self.adapters, device, precision)
+        self._in_use = self._variants.get(None)
+        # a GPU computes one thing at a time, and other threads must not use it while a step is recorded
+        self._gpu = Lock() if device.type == "cuda" else nullcontext()
 
     @classmethod
     def load(
@@ -66,46 +77,73 @@ class Captioner:
         precision: str = "auto",
         adapters: Mapping[str, str | Path] | None = None,
     ) -> "Captioner":
-        """Open captioner.pt, a folder that holds one or its safetensors, a vision-encoder-decoder of transformers, an
-        adapter, or a repository on a hub with any of these, as user/name or user/name@revision.
+        """Open a captioner: captioner.pt, a folder that has one or its safetensors, a vision-encoder-decoder folder of
+        transformers, an adapter, or a hub repository with any of these (user/name or user/name@revision).
 
-        adapters: folders of adapters that were trained on this captioner, by names for `use_adapter`.
-        precision: auto and fp32 are exact; bf16 computes in it; int8 rounds the decoder's weights, on a CPU alone.
-        Raises CheckpointError or ConfigError.
+        device: auto, cpu or cuda.
+        precision: auto and fp32 are exact; bf16 computes in bfloat16; int8 rounds the decoder's weights (CPU only).
+        adapters: name -> folder of an adapter that was trained on this captioner.
+
+        Raises CheckpointError for a path that cannot be opened, ConfigError for an option that does not fit.
         """
         if precision not in ("auto", "fp32", "bf16", "int8"):
             raise ConfigError(f"precision {precision!r}: expected auto, fp32, bf16 or int8")
         chosen = choose_device(device)
         if precision == "int8" and chosen.type != "cpu":
-            raise ConfigError("precision int8 is the CPU's; take bf16 on a GPU, or device cpu")
+            raise ConfigError("precision int8 runs only on a CPU; take bf16 on a GPU, or device cpu")
         checkpoint = formats.load(path)
         opened = formats.load_adapters(adapters or {}, checkpoint, str(path))
         return cls(checkpoint, chosen, "fp32" if precision == "auto" else precision, opened)
 
+    @property
+    def checkpoint(self) -> native.Checkpoint:
+        """The checkpoint in use, with the adapter that `use_adapter` chose: model, options, provenance, calibration."""
+        return self._in_use.checkpoint
+
+    @property
+    def model(self) -> VisionGPT2:
+        """The model in use."""
+        return self.checkpoint.model
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights came from."""
+        return self.checkpoint.provenance
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
+        return self.checkpoint.calibration
+
+    @property
+    def captions(self) -> CaptionsConfig:
+        """How captions were read in training."""
+        return self.checkpoint.captions
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """Decoding defaults of later calls without `adapter`; may be set."""
+        return self.checkpoint.decode
+
+    @decode.setter
+    def decode(self, decode: DecodeConfig) -> None:
+        self._in_use = replace(self._in_use, checkpoint=replace(self.checkpoint, decode=decode))
+
     def use_adapter(self, name: str | None) -> None:
-        """Caption with one of `adapters` and its decoding defaults from here on; None: as the captioner itself again.
+        """Choose the adapter, with its decoding defaults, of later calls without `adapter`; None for no adapter.
 
-        Raises ConfigError for an unknown name.
+        Calls that other threads have begun keep theirs. Raises ConfigError for an unknown name.
         """
-        if name is not None and name not in self.adapters:
-            known = ", ".join(self.adapters) or "none, as none were given to Captioner.load"
-            raise ConfigError(f"adapter {name!r} is unknown; known are {known}")
-        for layer, weight in self._base_weights.items():
-            self.model.get_submodule(layer).weight = weight
-        self._base_weights = {}
-        self.__dict__.pop("_stepper", None)  # it holds the weights that were in use
-        if name is None:
-            self._take_options(self._base)
-        else:
-            self._base_weights = merge(self.model, self.adapters[name].layers)
-            self._take_options(lora.with_options(self.adapters[name], self._base))
+        self._in_use = self._variants.get(name)
 
-    def _take_options(self, checkpoint: native.Checkpoint) -> None:
-        self.decode, self.captions = checkpoint.decode, checkpoint.captions
-        self.provenance, self.calibration = checkpoint.provenance, checkpoint.calibration
+    def _variant(self, adapter: AdapterName) -> Variant:
+        return self._in_use if isinstance(adapter, EllipsisType) else self._variants.get(adapter)
 
     def preprocess(self, image: Picture) -> Tensor:
-        """(3, H, W) float32. A tensor of that shape is taken as preprocessed already. Raises DataError."""
+        """Return a picture as the model takes it, (3, H, W) float32; a tensor of that shape is already preprocessed.
+
+        Raises DataError if the picture cannot be read, ConfigError for a tensor of another shape.
+        """
         return self._prepare(image).tensor
 
     def _prepare(self, image: Picture) -> PreparedImage:
@@ -114,14 +152,18 @@ class Captioner:
         expected = (3, *self._preprocess.size)
         if tuple(image.shape) != expected:
             raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
-        return PreparedImage.whole(image.float())
+        return PreparedImage.from_tensor(image.float())
 
-    def caption(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Caption:
-        """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
+    def caption(
+        self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
+    ) -> Caption:
+        """Caption one picture; `decode` replaces decoding defaults, for example beams=4.
 
-        Raises DataError where the picture can't be read and ConfigError for an unknown option.
+        generator: source of the seeds of `do_sample`.
+
+        Raises DataError if the picture cannot be read, ConfigError for an unknown or wrong option.
         """
-        return self.caption_batch([image], generator=generator, **decode)[0]
+        return self.caption_batch([image], generator=generator, adapter=adapter, **decode)[0]
 
     def caption_batch(
         self,
@@ -130,139 +172,162 @@ class Captioner:
         each: Sequence[Mapping[str, Any]] | None = None,
         batch_size: int = 32,
         generator: torch.Generator | None = None,
+        adapter: AdapterName = ...,
         **decode: Any,
     ) -> list[Caption]:
-        """One caption for each picture, in their order, as `caption` would find it alone; many at once.
+        """Caption pictures, `batch_size` at once. Returns a caption for each, equal to the result of `caption`.
 
-        each: options of each picture, where they differ, over those of `decode`.
+        each: further decoding options, one mapping for each picture; they take precedence over `decode`.
+
+        Captions keep a reference to their picture, for `caption.attention`: to a path, bytes, or an item of a list, but
+        not to decoded pictures from an iterator, as these would fill the memory.
+
+        Raises as `caption` does, and ConfigError if `each` and `images` differ in length.
         """
-        shared = self.decode_options(**decode)
-        options = None if each is None else [self.decode_options(**{**decode, **own}) for own in each]
+        variant = self._variant(adapter)
+        shared = self._options(variant, decode)
+        options: list[DecodeConfig] | None = None
+        if each is not None:
+            images = list(images)
+            if len(each) != len(images):
+                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
+            options = [self._options(variant, {**decode, **changes}) for changes in each]
+        is_kept = isinstance(images, Sequence | Tensor)
         captions: list[Caption] = []
         for batch in batched(images, batch_size):
-            shown, first = [self._prepare(picture) for picture in batch], len(captions)
-            own = [shared] * len(batch) if options is None else options[first : first + len(batch)]
-            if len(own) < len(batch):
-                raise ConfigError(f"caption_batch: options of {len(options or ())} pictures for more than as many")
-            captions += self.caption_tensors([one.tensor for one in shown], own, generator)
-            for caption, one in zip(captions[first:], shown, strict=True):
-                caption.compute_attention = partial(self.attention_maps, one)
+            first = len(captions)
+            batch_options = shared if options is None else options[first : first + len(batch)]
+            tensors = [self.preprocess(picture) for picture in batch]
+            captions += self.caption_tensors(tensors, batch_options, generator, variant.adapter)
+            for picture, caption in zip(batch, captions[first:], strict=True):
+                if is_kept or isinstance(picture, Path | str | bytes):
+                    caption.compute_attention = partial(self.attention_maps, picture, adapter=variant.adapter)
         return captions
 
-    def decode_options(self, **decode: Any) -> DecodeConfig:
-        """The model's decoding defaults with some of them replaced. Raises ConfigError for an unknown name."""
-        unknown = sorted(decode.keys() - self.decode.__dataclass_fields__.keys())
+    def decode_options(self, *, adapter: AdapterName = ..., **decode: Any) -> DecodeConfig:
+        """Return the decoding defaults with some replaced. Raises ConfigError for an unknown name or a wrong value."""
+        return self._options(self._variant(adapter), decode)
+
+    def _options(self, variant: Variant, decode: Mapping[str, Any]) -> DecodeConfig:
+        defaults = variant.checkpoint.decode
+        unknown = sorted(decode.keys() - defaults.__dataclass_fields__.keys())
         if unknown:
-            known = ", ".join(self.decode.__dataclass_fields__)
+            known = ", ".join(defaults.__dataclass_fields__)
             raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
-        context = self.model.config.text.n_positions
-        if decode.get("max_new_tokens", 0) > context:
+        options = replace(defaults, **decode)
+        context = variant.checkpoint.model.config.text.n_positions
+        if "max_new_tokens" in decode and options.max_new_tokens > context:
             raise ConfigError(
-                f"decode.max_new_tokens {decode['max_new_tokens']} is more than the model's context of {context} tokens"
+                f"decode.max_new_tokens {options.max_new_tokens} is more than the model's context of {context} tokens"
             )
-        return replace(self.decode, **decode)
+        return options
 
-    def stream(self, image: Picture, *, generator: torch.Generator | None = None, **decode: Any) -> Iterator[str]:
-        """The caption of one picture in pieces as they are found, never half a character; together they are its text.
+    def stream(
+        self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
+    ) -> Iterator[str]:
+        """Caption one picture and yield the text in pieces, as soon as they are decoded; none ends inside a character.
 
-        Raises as `caption`, and ConfigError with beams, whose best is known only at the end.
+        Raises at the call, as `caption` does, and ConfigError for beams or several captions, whose best is known only
+        at the end.
         """
-        options = self.decode_options(**decode)
+        variant = self._variant(adapter)
+        options = self._options(variant, decode)
         if options.beams > 1 or (options.num_return_sequences or 1) > 1:
             raise ConfigError(
                 "stream: the best of several captions is known only at the end; "
                 "take beams 1 and num_return_sequences 1, or `caption`"
             )
-        with torch.inference_mode(), self._autocast():
-            kv = self.model.encode(self.preprocess(image)[None].to(self.device))
-            search = self._search(kv, options, draw_seeds(1, generator))
-        chooser = GreedyOrSampling(search)
-        steps, told, goes_on = run_search(search, chooser), "", True
-        while goes_on:
-            # between the pieces the caller's own code runs, in its own modes
-            with torch.inference_mode(), self._autocast():
-                goes_on = next(steps, self) is None
-            [[one]] = chooser.found()
-            text = decode_tokens(self.tokenizer, one.tokens).strip()
-            if len(text) > len(told) and not (goes_on and text.endswith(TORN)):
-                yield text[len(told) :]
-                told = text
+        tensor = self.preprocess(image)
+        with self._computing():
+            kv = variant.checkpoint.model.encode(tensor[None].to(self.device))
+            search = self._search(variant, kv, options, draw_seeds(1, generator))
+        return self._pieces(search)
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        return autocast("bf16" if self.precision == "bf16" else "fp32", self.device)
+    def _pieces(self, search: SearchRequest) -> Iterator[str]:
+        strategy = GreedyOrSampling(search)
+        steps, yielded, is_open = run_search(search, strategy), "", True
+        while is_open:
+            with self._computing():  # not around `yield`: there the caller's code runs
+                is_open = next(steps, self) is None
+            [[hypothesis]] = strategy.found()
+            text = decode_tokens(self.tokenizer, hypothesis.tokens).strip()
+            if len(text) > len(yielded) and not (is_open and text.endswith(INCOMPLETE)):
+                yield text[len(yielded) :]
+                yielded = text
 
-    def _search(self, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> SearchRequest:
-        return make_search(self.model, self._vocabulary, image, decode, seeds, self._stepper)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        precision = "bf16" if self.precision == "bf16" else "fp32"
+        with self._gpu, torch.inference_mode(), autocast(precision, self.device):
+            yield
 
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        """Made for the first caption: weights that came without a tokenizer still compute logits."""
-        return make_vocabulary(self.tokenizer)
+    def _search(self, variant: Variant, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> SearchRequest:
+        return make_search(variant.checkpoint.model, self._vocabulary(), image, decode, seeds, variant.stepper())
 
-    @cached_property
-    def _stepper(self) -> OnnxStepper | RecordedStepper | None:
-        """What computes the steps, faster than the model itself; None where that does. Made for the first caption."""
-        if self.device.type == "cuda":
-            return RecordedStepper(self.model)
-        if self.precision in ("fp32", "int8"):
-            return OnnxStepper(self.model, "int8" if self.precision == "int8" else "fp32")
-        return None
-
-    @torch.inference_mode()
     def caption_tensors(
         self,
         images: Tensor | Sequence[Tensor],
         decode: DecodeConfig | Sequence[DecodeConfig],
         generator: torch.Generator | None = None,
+        adapter: AdapterName = ...,
     ) -> list[Caption]:
-        """images: (B, 3, H, W) float32, preprocessed -> a caption for each, by options for all or of each."""
+        """Caption preprocessed images (B, 3, H, W) float32, with options for all or for each.
+
+        The captions have no `attention`, as the images are not kept; `attention_maps` computes it.
+        """
+        variant = self._variant(adapter)
         images = images if isinstance(images, Tensor) else torch.stack(list(images))
         options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
         seeds = draw_seeds(len(images), generator)
         captions: dict[int, Caption] = {}
-        with self._autocast():
-            image = self.model.encode(images.to(self.device))
-            for alike in dict.fromkeys(options):
-                rows = [row for row, own in enumerate(options) if own == alike]
-                own = image if len(rows) == len(images) else image.select(torch.tensor(rows, device=self.device))
-                search = self._search(own, alike, [seeds[row] for row in rows])
+        with self._computing():
+            kv = variant.checkpoint.model.encode(images.to(self.device))
+            for distinct in dict.fromkeys(options):
+                rows = [row for row, row_options in enumerate(options) if row_options == distinct]
+                selected = kv if len(rows) == len(images) else kv.select(torch.tensor(rows, device=self.device))
+                search = self._search(variant, selected, distinct, [seeds[row] for row in rows])
                 captions |= zip(rows, generate_captions(search, self.tokenizer), strict=True)
-        for row, caption in captions.items():
-            caption.calibration = self.calibration
-            caption.compute_attention = partial(self.attention_maps, PreparedImage.whole(images[row]))
+        for caption in captions.values():
+            caption.calibration = variant.checkpoint.calibration
         return [captions[row] for row in range(len(images))]
 
-    @torch.inference_mode()
     def blind_caption(self, decode: DecodeConfig) -> Caption:
-        """What it says where all image tokens are zeros: the language alone, which needs no picture."""
+        """Return the caption for image tokens that are all zeros: what the language model says without a picture."""
+        variant = self._in_use
+        model = variant.checkpoint.model
         image = torch.zeros(1, 3, *self._preprocess.size, device=self.device)
-        with self._autocast():
-            tokens = self.model.image_tokens(self.model.encoder(image))
-            nothing = self.model.image_kv(tuple(torch.zeros_like(token) for token in tokens))
-            return generate_captions(self._search(nothing, decode, [0]), self.tokenizer)[0]
+        with self._computing():
+            tokens = model.image_tokens(model.encoder(image))
+            zeros = model.image_kv(tuple(torch.zeros_like(token) for token in tokens))
+            return generate_captions(self._search(variant, zeros, decode, [0]), self.tokenizer)[0]
 
     def weights_hash(self) -> str:
-        """The same for the same weights, an adapter in use included."""
+        """Return a hash of the weights, an adapter in use included."""
         return weights_hash(self.model)
 
     def attention_maps(
         self,
-        image: Picture | PreparedImage,
+        image: Picture,
         caption: Caption | str,
         *,
         method: str | None = None,
         block: int | None = None,
-        longest: int | None = LONGEST,
+        longest: int | None = MAX_SIDE,
+        adapter: AdapterName = ...,
     ) -> Tensor:
-        """(T, H, W), in the picture's own coordinates: what was looked at to say each of the T tokens of a caption.
+        """Return heat maps (T, H, W) in the picture's coordinates: where the model looks for each token of a caption.
 
-        method, block: as of `attribution_maps`. longest: pixels of the longer of H and W at most; None: as the picture.
-        Raises DataError where the picture can't be read and ConfigError for an unknown method or block.
+        caption: a caption, or the text of one.
+        method, block: see `attribution_maps`.
+        longest: limit in pixels for the longer of H and W; None for the picture's own size.
+
+        Raises DataError if the picture cannot be read, ConfigError for an unknown method or block.
         """
-        shown = image if isinstance(image, PreparedImage) else self._prepare(image)
+        model = self._variant(adapter).checkpoint.model
+        prepared = self._prepare(image)
         tokens = encode_text(self.tokenizer, caption) if isinstance(caption, str) else caption.tokens
-        told = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
-        maps = attribution_maps(self.model, shown.tensor.to(self.device), told, method, block)
-        # what was found on the picture itself lies where it was found
-        shift = (0.0, 0.0) if (method or DEFAULT) in OF_PIXELS else receptive_field_shift(self.model.encoder)
-        return project_to_image(maps, shown, longest, shift)
+        sequence = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
+        with self._gpu:
+            maps = attribution_maps(model, prepared.tensor.to(self.device), sequence, method, block)
+        shift = (0.0, 0.0) if (method or DEFAULT_METHOD) in PIXEL_METHODS else self._shift()
+        return project_to_image(maps, prepared, longest, shift)

@@ -26,12 +26,12 @@ def make_search(
     seeds: one for each image, needed by `do_sample`. stepper: what computes the steps, instead of the model itself.
     Raises ConfigError where the prefix leaves no room for a word.
     """
-    batch, context = len(image.layers[0][0]), model.config.text.n_positions
+    batch, context = image.batch_size, model.config.text.n_positions
     prefix = vocabulary.encode(decode.prefix) if decode.prefix else []
     decode = fit_to_context(decode, len(prefix), context)
     blind = None
     if decode.contrastive_weight:
-        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.layers[0][0].device)
+        grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
     stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
     return SearchRequest(stepper, image, batch, vocabulary.end, decode, tuple(prefix), vocabulary, blind, seeds)

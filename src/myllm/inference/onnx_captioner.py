@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from myllm.batched import batched
 from myllm.caption import Calibration, Caption, encode_text, fit_to_context, token_bytes
-from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict
+from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclass_from_dict, with_current_names
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.errors import CheckpointError, ConfigError, reason
@@ -44,13 +44,12 @@ class OnnxCaptioner:
         self.decode = dataclass_from_dict(DecodeConfig, facts["decode"])
         self.captions = dataclass_from_dict(CaptionsConfig, facts["captions"])
         calibration = facts.get("calibration")  # earlier exports have none
-        self.calibration = None if calibration is None else Calibration.from_json(calibration)
+        self.calibration = None if calibration is None else Calibration.from_json(with_current_names(calibration))
         self.precision = str(facts["precision"])
         self._end, self._n_positions = int(facts["given"][0]), int(facts["n_positions"])
-        self._preprocess = Preprocess(dataclass_from_dict(PreprocessConfig, facts["preprocess"]))
-        size = tuple(encoder.get_inputs()[0].shape[2:])
-        if size != self._preprocess.size:
-            raise CheckpointError(f"preprocess.image_size is {self._preprocess.size}, the encoder takes {size}")
+        preprocess = dataclass_from_dict(PreprocessConfig, facts["preprocess"])
+        check_preprocess(preprocess, tuple(encoder.get_inputs()[0].shape[2:]))
+        self._preprocess = Preprocess(preprocess)
         self._files: list[Path] = []
         check_tokenizer(tokenizer, decoder.get_outputs()[0].shape[2], "the decoder")
 

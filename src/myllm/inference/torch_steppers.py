@@ -22,7 +22,7 @@ class ModelStepper:
         self.model, self.n_positions = model, n_positions
 
     def start(self, images: ImageKV) -> State:
-        return images, self.model.decoder.new_cache(len(images.layers[0][0]), self.n_positions)
+        return images, self.model.decoder.new_cache(images.batch_size, self.n_positions)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         image, cache = state
@@ -31,7 +31,7 @@ class ModelStepper:
 
     def reorder(self, state: State, rows: Tensor) -> State:
         image, cache = state
-        rows, count = rows.to(cache.keys.device), len(image.layers[0][0])
+        rows, count = rows.to(cache.keys.device), image.batch_size
         if len(rows) < count:
             image = image.select(rows[:, 0] // (cache.keys.shape[1] // count))
         cache.select(rows.flatten())
@@ -50,7 +50,7 @@ class RecordedStepper:
         self._free: dict[tuple[int, ...], list[_Buffers]] = {}
 
     def start(self, images: ImageKV) -> "_Running":
-        return _Running(images, self.model.decoder.new_cache(len(images.layers[0][0]), 1))
+        return _Running(images, self.model.decoder.new_cache(images.batch_size, 1))
 
     def step(self, tokens: Tensor, state: "_Running") -> tuple[Tensor, "_Running"]:
         batch, captions, newest = tokens.shape
@@ -131,7 +131,7 @@ class _Running:
     @property
     def captions(self) -> int:
         """G, of each image."""
-        return self.cache.keys.shape[1] // len(self.image.layers[0][0])
+        return self.cache.keys.shape[1] // self.image.batch_size
 
     def take(self, earlier: "_Running", pictures: Tensor, rows: Tensor) -> None:
         """Put the images `pictures` (B,) and the captions `rows` (B * G,) of an earlier state into the first places."""

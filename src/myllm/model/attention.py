@@ -1,10 +1,10 @@
-"""The two attentions of the decoder: of the text to itself, and of the text to the picture."""
+"""The two attentions of the decoder: text to text, and text to image."""
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from myllm.config import GPTConfig
-from myllm.model.kv_cache import KeyValue, SelfKV, causal_mask
+from myllm.model.kv_cache import KeyValue, LayerKV, causal_mask
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -18,7 +18,10 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal self-attention with fused query, key and value projections (Vaswani et al. 2017; names as in GPT-2)."""
+    """Causal multi-head self-attention (Vaswani et al. 2017) with GPT-2's parameter names.
+
+    The original script calls it MultiHeadAttention.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -28,27 +31,29 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: SelfKV | None = None, layer: int = 0) -> Tensor:
-        """x: (N, T, C), the newest T positions; `cache` holds the earlier ones and takes these. Returns (N, T, C)."""
-        query, key, value = (split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+    def forward(self, x: Tensor, cache: LayerKV | None = None) -> Tensor:
+        """Return (B, G, T, C): each caption attends only to itself.
+
+        x:     (B, G, T, C), the newest T positions of G captions of each of B images.
+        cache: keys and values of the earlier positions of the B * G captions; those of `x` are added to it.
+        """
+        fused = self.c_attn(x.flatten(0, 1))  # (B * G, T, 3 * C)
+        query, key, value = (split_heads(part, self.n_head) for part in fused.chunk(3, dim=-1))
         past = 0
         if cache is not None:
             past = cache.length
-            key, value = cache.append(layer, key, value)
+            key, value = cache.append(key, value)
+        queries = query.shape[2]
+        # a single query sees every key; without a past, the built-in triangle is right
+        mask = causal_mask(queries, past, x.device) if past and queries > 1 else None
         attended = scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            # a single query sees all keys, and without a past the built-in triangle is the right one
-            attn_mask=causal_mask(query.shape[2], past, x.device) if past and query.shape[2] > 1 else None,
-            is_causal=past == 0 and query.shape[2] > 1,
-            dropout_p=self.dropout if self.training else 0.0,
+            query, key, value, mask, self.dropout if self.training else 0.0, is_causal=not past and queries > 1
         )
-        return self.resid_dropout(self.c_proj(merge_heads(attended)))
+        return self.resid_dropout(self.c_proj(merge_heads(attended))).unflatten(0, x.shape[:2])
 
 
 class CrossAttention(nn.Module):
-    """Attention of text positions (queries) to image tokens (keys and values)."""
+    """Multi-head attention of text positions (queries) to image tokens (keys and values)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -60,13 +65,16 @@ class CrossAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def key_value(self, image_tokens: Tensor) -> KeyValue:
-        """(B, S, C) -> keys and values, each (B, n_head, S, C / n_head); once an image."""
+        """Return keys and values, each (B, n_head, S, C / n_head), of image tokens (B, S, C)."""
         key, value = (split_heads(part, self.n_head) for part in self.c_attn(image_tokens).chunk(2, dim=-1))
-        return key.contiguous(), value.contiguous()  # every step reads them, and none should have to copy them
+        return key.contiguous(), value.contiguous()  # every decoding step reads them
 
     def forward(self, x: Tensor, image: KeyValue) -> Tensor:
-        """x: (B, Q, C), where Q runs over every position of every caption of an image. Returns (B, Q, C)."""
-        attended = scaled_dot_product_attention(
-            split_heads(self.q_attn(x), self.n_head), *image, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.resid_dropout(self.c_proj(merge_heads(attended)))
+        """Return (B, G, T, C): every position of the G captions of an image attends to that image.
+
+        x:     (B, G, T, C).
+        image: what `key_value` returned for the B images.
+        """
+        query = split_heads(self.q_attn(x.flatten(1, 2)), self.n_head)  # (B, n_head, G * T, C / n_head)
+        attended = scaled_dot_product_attention(query, *image, dropout_p=self.dropout if self.training else 0.0)
+        return self.resid_dropout(self.c_proj(merge_heads(attended))).unflatten(1, x.shape[1:3])

@@ -1,6 +1,6 @@
-"""GPT-2, from scratch: with cross-attention it is the captioner's decoder, without it the seed's text-only model.
+"""GPT-2, written from scratch: with cross-attention the decoder of a captioner, without it a text-only model.
 
-State-dict keys are GPT-2's own, so that loading its weights is a transpose and no table of names.
+State-dict keys are those of GPT-2's files, so loading its weights is a transpose and needs no table of names.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from myllm.config import GPTConfig
 from myllm.errors import ConfigError
 from myllm.model.attention import CausalSelfAttention, CrossAttention
-from myllm.model.gpt2_weights import check_same_geometry, gpt2_config, gpt2_folder, read_gpt2_state
-from myllm.model.kv_cache import ImageKV, KeyValue, SelfKV
+from myllm.model.gpt2_weights import gpt2_config, gpt2_folder, read_gpt2_state
+from myllm.model.kv_cache import ImageKV, KeyValue, LayerKV, SelfKV
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the channels of each position (Ba et al. 2016)."""
+    """Layer normalisation over the channels of each position (Ba et al. 2016)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide between them, with GELU, in GPT-2's tanh form by default."""
+    """Two linear layers with GELU between them, where the width is four times C."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: the text looks at itself, then at the picture, then each position thinks alone."""
+    """Pre-norm block: self-attention, cross-attention to the image, feed-forward."""
 
     def __init__(self, config: GPTConfig, cross_attention: bool) -> None:
         super().__init__()
@@ -59,19 +59,16 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, image: KeyValue | None, cache: SelfKV | None, layer: int) -> Tensor:
-        """x: (B, G, T, C), G captions of each of B images. Returns (B, G, T, C)."""
-        captions, positions = x.shape[1:3]
-        x = x + self.attn(self.ln_1(x).flatten(0, 1), cache, layer).unflatten(0, (-1, captions))
+    def forward(self, x: Tensor, image: KeyValue | None, cache: LayerKV | None) -> Tensor:
+        """(B, G, T, C), G captions of each of B images -> (B, G, T, C)."""
+        x = x + self.attn(self.ln_1(x), cache)
         if image is not None:
-            # the captions of one image are just more queries over the same keys
-            attended = self.crossattention(self.ln_cross_attn(x).flatten(1, 2), image)
-            x = x + attended.unflatten(1, (captions, positions))
+            x = x + self.crossattention(self.ln_cross_attn(x), image)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """GPT-2 without its head; a module of its own because the names in GPT-2's files say so."""
+    """Embeddings, blocks and last norm of a GPT; a module because names in GPT-2's files begin with `transformer`."""
 
     def __init__(self, config: GPTConfig, cross_attention: bool) -> None:
         super().__init__()
@@ -83,7 +80,7 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """The decoder: token and position embeddings, blocks, a last norm, and a head tied to the token embedding."""
+    """GPT-2 (Radford et al. 2019): embeddings, blocks, a last norm, and a head that shares the token embedding."""
 
     def __init__(self, config: GPTConfig, cross_attention: bool = False) -> None:
         super().__init__()
@@ -93,7 +90,7 @@ class GPT(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # residual branches are scaled by depth, as in GPT-2
+            if name.endswith("c_proj.weight"):  # GPT-2 scales residual branches by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
 
     @staticmethod
@@ -104,29 +101,29 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, image: ImageKV | None = None, cache: SelfKV | None = None) -> Tensor:
-        """Next-token logits.
+        """Return next-token logits (B, G, T, vocab_size), or (B, T, vocab_size) of tokens (B, T).
 
-        tokens: (B, G, T) int64, G captions of each of B images; or (B, T), text alone.
-        image:  keys and values of the B images; None leaves cross-attention out.
-        cache:  earlier positions of the B x G captions; `tokens` are then the newest alone.
-        Returns (B, G, T, vocab_size), or (B, T, vocab_size).
-        Raises ConfigError where the positions do not fit the context.
+        tokens: (B, G, T) int64, G captions of each of B images; or (B, T), text only.
+        image:  cross-attention keys and values of the B images; None skips cross-attention.
+        cache:  keys and values of the earlier positions; `tokens` are then only the newest. It is extended.
+
+        Raises ConfigError if the positions do not fit the context.
         """
         if tokens.dim() == 2:
             return self(tokens[:, None], image, cache)[:, 0]
-        positions = tokens.shape[2]
         past = cache.length if cache is not None else 0
-        self.check_fits(past + positions)
-        place = torch.arange(past, past + positions, device=tokens.device)
-        x = self.transformer.drop(self.transformer.wte(tokens) + self.transformer.wpe(place))
+        length = past + tokens.shape[2]
+        self.check_fits(length)
+        positions = torch.arange(past, length, device=tokens.device)
+        x = self.transformer.drop(self.transformer.wte(tokens) + self.transformer.wpe(positions))
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, image.layers[layer] if image is not None else None, cache, layer)
+            x = block(x, image.layers[layer] if image else None, cache.layer(layer) if cache else None)
         if cache is not None:
-            cache.advance(positions)
+            cache.length = length
         return self.lm_head(self.transformer.ln_f(x))
 
     def check_fits(self, length: int) -> None:
-        """Raises ConfigError where a text of so many tokens does not fit the context."""
+        """Raise ConfigError if `length` tokens do not fit the context."""
         if length > self.config.n_positions:
             raise ConfigError(
                 f"{length} tokens do not fit the context of {self.config.n_positions}; "
@@ -135,36 +132,25 @@ class GPT(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks, first to last."""
+        """The decoder blocks, first to last."""
         return cast("list[Block]", list(self.transformer.h))
 
     def new_cache(self, rows: int, n_positions: int | None = None) -> SelfKV:
-        """An empty cache for `rows` captions of at most `n_positions` tokens (the whole context by default)."""
+        """Return an empty cache for `rows` captions of at most `n_positions` tokens, by default the whole context."""
         config = self.config
-        return SelfKV(
-            config.n_layer,
-            rows,
-            config.n_head,
-            min(n_positions or config.n_positions, config.n_positions),
-            config.n_embd // config.n_head,
-            like=self.lm_head.weight,
-        )
+        room = min(n_positions or config.n_positions, config.n_positions)
+        head_dim = config.n_embd // config.n_head
+        return SelfKV(config.n_layer, rows, config.n_head, room, head_dim, like=self.lm_head.weight)
 
     @classmethod
     def from_pretrained(cls, source: str | bool = True) -> "GPT":
-        """GPT-2 from a folder or a hub id in Hugging Face's layout; True means HF_GPT2_REPO or openai-community/gpt2.
+        """Return the text-only GPT-2 of a folder or hub id in Hugging Face's layout.
 
-        Raises CheckpointError if it cannot be found, is damaged, or is another model.
+        source: True means HF_GPT2_REPO if that is set, else openai-community/gpt2.
+
+        Raises CheckpointError if it is not found, is damaged, or is another kind of model.
         """
         folder = gpt2_folder(source)
         model = cls(gpt2_config(folder))
         model.load_state_dict(read_gpt2_state(folder, model.state_dict()))
         return model
-
-    def load_text_weights(self, text: "GPT") -> None:
-        """Copy a text-only model's weights; cross-attention, which that model lacks, keeps its own.
-
-        Raises ConfigError if the geometries differ.
-        """
-        check_same_geometry(self.config, text.config)
-        self.load_state_dict(text.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"""Published GPT-2 weights: where they are, their geometry, and their tensors as our GPT names and lays them out."""
+"""Published GPT-2 weights: finding them, their geometry, and their tensors in the names and layout of our GPT."""
 
 import os
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ CONV1D_WEIGHTS = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.w
 
 
 def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a GPT-2 folder in Hugging Face's layout, as the state dict of our GPT.
+    """Return the tensors of a GPT-2 folder in Hugging Face's layout as a state dict of our GPT.
 
-    expected: that GPT's state dict, which gives names and shapes. Raises CheckpointError if a tensor is missing or has
+    expected: that GPT's state dict, for its names and shapes. Raises CheckpointError if a tensor is missing or has
     another shape.
     """
     tensors = {
@@ -41,7 +41,7 @@ def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, T
 
 
 def check_same_geometry(config: GPTConfig, pretrained: GPTConfig) -> None:
-    """Raises ConfigError if the decoder's geometry differs from that of the pretrained GPT-2."""
+    """Raise ConfigError if the decoder's geometry differs from that of the pretrained GPT-2."""
     for name in ("vocab_size", *GEOMETRY, "gelu"):
         if getattr(config, name) != getattr(pretrained, name):
             raise ConfigError(_geometry_message(name, getattr(config, name), getattr(pretrained, name)))
@@ -52,9 +52,9 @@ def _geometry_message(name: str, value: object, pretrained: object) -> str:
 
 
 def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
-    """`config` with the geometry of the weights that it asks for: what was left at the default follows them.
+    """Return `config` with options that were left at their defaults set to the geometry of its pretrained weights.
 
-    Raises ConfigError where something else was set, and CheckpointError as `GPT.from_pretrained`.
+    Raises ConfigError if an option was set to another value, and CheckpointError as `GPT.from_pretrained` does.
     """
     if not config.pretrained:
         return config
@@ -67,31 +67,31 @@ def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
 
 
 def named_gpt2() -> str | None:
-    """What HF_GPT2_REPO names, a hub id or a folder; None where it is not set."""
+    """Return the hub id or folder in HF_GPT2_REPO; None if that is not set."""
     return os.environ.get("HF_GPT2_REPO") or None
 
 
 def gpt2_folder(source: str | bool) -> Path:
-    """The local folder of a GPT-2: `source` itself, or the hub's files of that id, from the cache where they are there.
+    """Return the local folder of a GPT-2: `source` if it is one, else the files of that hub id, cached or downloaded.
 
-    Raises CheckpointError where there is neither folder, cache nor network.
+    Raises CheckpointError if there is neither a folder nor a cache nor a network.
     """
     repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
     if Path(repo).is_dir():
         return Path(repo)
-    wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer.json"]
+    patterns = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer.json"]
     try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
+        return Path(snapshot_download(repo, allow_patterns=patterns))
     except (OSError, HFValidationError, ValueError) as error:
         raise CheckpointError(
-            f"GPT-2 {repo!r}: no such folder, not in the Hugging Face cache, and the hub did not give it "
-            f"({reason(error)}). Set HF_GPT2_REPO to a folder that holds config.json, model.safetensors, "
+            f"GPT-2 {repo!r}: no such folder, not in the Hugging Face cache, and not received from the hub "
+            f"({reason(error)}). Set HF_GPT2_REPO to a folder that has config.json, model.safetensors, "
             "vocab.json and merges.txt, or train from scratch with --text.pretrained false"
         ) from error
 
 
 def transpose_conv1d(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a GPT-2 in the other library's layout, from either to either."""
+    """Return GPT-2's tensors with the Conv1D weights transposed: from transformers' layout to ours, or back."""
     return {
         name: value.T.contiguous() if name.endswith(CONV1D_WEIGHTS) and value.dim() == 2 else value
         for name, value in tensors.items()
@@ -99,15 +99,15 @@ def transpose_conv1d(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gpt2_config(folder: Path) -> GPTConfig:
-    """Configuration of the GPT-2 in a folder in Hugging Face's layout. Raises CheckpointError as `gpt_config`."""
+    """Return the configuration of a GPT-2 folder in Hugging Face's layout. Raises CheckpointError as `gpt_config`."""
     path = folder / "config.json"
     return gpt_config(read_json(path), path)
 
 
-def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
-    """The geometry that transformers' configuration of a GPT-2 gives; `place` is where it stands.
+def gpt_config(facts: Mapping[str, Any], path: Path) -> GPTConfig:
+    """Return our configuration of a GPT-2 for transformers' configuration `facts`, read from `path`.
 
-    Raises CheckpointError where it is incomplete, or describes what our GPT would compute otherwise.
+    Raises CheckpointError if it is incomplete, or describes a model that our GPT computes differently.
     """
     width = facts.get("n_embd", 0)
     expected = {
@@ -117,7 +117,7 @@ def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
     }
     for name, allowed in expected.items():
         if facts.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{place}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
+            raise CheckpointError(f"{path}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
     try:
         return GPTConfig(
             vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
@@ -126,4 +126,4 @@ def gpt_config(facts: Mapping[str, Any], place: Path) -> GPTConfig:
             gelu="none" if facts.get("activation_function") == "gelu" else "tanh",
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{place}: not the configuration of a GPT-2 ({error})") from error
+        raise CheckpointError(f"{path}: not the configuration of a GPT-2 ({error})") from error

@@ -1,4 +1,4 @@
-"""Keys and values as arguments: what decoding must not compute twice, and what a request must not share."""
+"""Keys and values that are passed as arguments: those of the images, and those of the captions so far."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 def causal_mask(queries: int, past: int, device: torch.device) -> Tensor:
-    """(queries, past + queries) bool: position i of the newest sees the past and itself, nothing later."""
+    """Return (queries, past + queries) bool: each of the newest positions sees the past, itself and nothing later."""
     return torch.ones(queries, past + queries, dtype=torch.bool, device=device).tril(past)
 
 
@@ -19,43 +19,61 @@ class ImageKV:
 
     layers: tuple[KeyValue, ...]
 
+    @property
+    def batch_size(self) -> int:
+        """B, the number of images."""
+        return self.layers[0][0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the keys and values."""
+        return self.layers[0][0].device
+
     def select(self, rows: Tensor) -> "ImageKV":
-        """The images `rows` (int64) alone, in that order."""
+        """Return only the images `rows` (int64), in that order."""
         return ImageKV(tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.layers))
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """The part of a `SelfKV` that belongs to one decoder block, and how many positions are filled."""
+
+    keys: Tensor
+    values: Tensor
+    layer: int
+    length: int
+
+    def append(self, key: Tensor, value: Tensor) -> KeyValue:
+        """Write the newest positions (N, n_head, T, head_dim) after the filled ones; return all up to these."""
+        end = self.length + key.shape[2]
+        self.keys[self.layer, :, :, self.length : end] = key
+        self.values[self.layer, :, :, self.length : end] = value
+        return self.keys[self.layer, :, :, :end], self.values[self.layer, :, :, :end]
 
 
 class SelfKV:
     """Self-attention keys and values of N captions, with room for `n_positions`, filled from the left."""
 
     def __init__(self, n_layer: int, rows: int, n_head: int, n_positions: int, head_dim: int, *, like: Tensor) -> None:
-        """`like` gives device and dtype."""
+        """like: a tensor of the device and dtype that the cache is to have."""
         self.keys = like.new_empty(n_layer, rows, n_head, n_positions, head_dim)
         self.values = torch.empty_like(self.keys)
         self.length = 0
+        """Number of positions that every block has filled."""
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> KeyValue:
-        """Add the newest positions (N, n_head, T, head_dim) of one block; returns all of that block so far.
-
-        `length` stays until every block has been given its part: see `advance`.
-        """
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def advance(self, positions: int) -> None:
-        """Every block has appended `positions` more."""
-        self.length += positions
+    def layer(self, index: int) -> LayerKV:
+        """Return the cache of one decoder block."""
+        return LayerKV(self.keys, self.values, index, self.length)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the captions `rows` (int64), in that order: beam search's reorder, and how finished rows leave."""
+        """Keep the captions `rows` (int64) in that order, repeated if named twice, and drop the others."""
         if torch.equal(rows, torch.arange(self.keys.shape[1], device=rows.device)):
             return
         self.keys, self.values = self._selected(self.keys, rows), self._selected(self.values, rows)
 
-    def _selected(self, whole: Tensor, rows: Tensor) -> Tensor:
-        past = whole[:, :, :, : self.length].index_select(1, rows)  # only what is filled is moved
-        if len(rows) > whole.shape[1]:
-            whole = whole.new_empty(whole.shape[0], len(rows), *whole.shape[2:])
-        whole[:, : len(rows), :, : self.length] = past
-        return whole[:, : len(rows)]
+    def _selected(self, cache: Tensor, rows: Tensor) -> Tensor:
+        filled = cache[:, :, :, : self.length].index_select(1, rows)
+        if len(rows) > cache.shape[1]:
+            cache = cache.new_empty(cache.shape[0], len(rows), *cache.shape[2:])
+        cache[:, : len(rows), :, : self.length] = filled
+        return cache[:, : len(rows)]

@@ -1,12 +1,13 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021): beside a frozen linear layer a product of two thin matrices is learned.
+"""Low-rank adapters (LoRA, Hu et al. 2021): a product of two thin matrices is learned and added to a frozen layer.
 
-Names, initial values and scale are those of PEFT, so that either reads what the other has trained.
+Names, initial values and scale are those of PEFT, so that each library reads the other's adapters.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from myllm.config import LoraConfig, nearest
 from myllm.errors import ConfigError
 
-# its weight is the token embedding's, which an adapter would have to change too
+Module = TypeVar("Module", bound=nn.Module)
+
+# its weight is the token embedding, so an adapter would change that too
 HEAD = "decoder.lm_head"
 
 
 class LoraLinear(nn.Linear):
     """A linear layer with an adapter: y = W x + b + alpha / rank * B A x.
 
-    It takes over the layer's own parameters, so these keep their names; A and B are `lora_A.weight` (rank, in) and
-    `lora_B.weight` (out, rank). B begins as zero: nothing changes before the first step.
+    It uses the layer's parameters under their names; A and B are `lora_A.weight` (rank, in) and `lora_B.weight`
+    (out, rank). B starts as zero, so the layer computes the same until the first training step.
     """
 
     def __init__(self, layer: nn.Linear, config: LoraConfig) -> None:
@@ -30,7 +33,7 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(config.dropout)
-        # A keeps the random values that torch gives a linear layer, which are those of the reference implementation
+        # A keeps torch's default initial values of a linear layer, as the reference implementation does
         self.lora_A = nn.Linear(layer.in_features, config.rank, bias=False)
         self.lora_B = nn.Linear(config.rank, layer.out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)
@@ -43,7 +46,7 @@ class LoraLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to its layer's weight: scale * B A."""
+    """A term that is added to a layer's weight: scale * B A."""
 
     a: Tensor
     """(rank, in)."""
@@ -52,32 +55,32 @@ class LowRank:
     scale: float
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """(out, in) -> (out, in), a new tensor."""
+        """Return weight (out, in) + scale * B A, a new tensor."""
         return weight + (self.scale * self.b.float() @ self.a.float()).to(weight)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that may have an adapter, by name."""
-    # a subclass may never be called itself, as the last one of torch's own attention
-    return {name: one for name, one in model.named_modules() if type(one) is nn.Linear and name != HEAD}
+    """Return the layers that can have an adapter, by name."""
+    # no subclasses: torch's own attention reads the weight of its last layer, a subclass, without calling the layer
+    return {name: module for name, module in model.named_modules() if type(module) is nn.Linear and name != HEAD}
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
-    """Give the layers that `config.targets` names an adapter each.
+    """Add an adapter to each layer that a pattern of `config.targets` matches.
 
     Raises ConfigError for a pattern that no layer's name matches.
     """
     layers, chosen = linear_layers(model), set[str]()
     for pattern in config.targets:
-        found = {name for name in layers if _matches(pattern, name)}
-        if not found:
-            is_head = ": lm_head is the token embedding itself" if _matches(pattern, HEAD) else ""
+        matching = {name for name in layers if _matches(pattern, name)}
+        if not matching:
+            is_head = ": lm_head shares the token embedding" if _matches(pattern, HEAD) else ""
             ends = {name.rpartition(".")[2] for name in layers}
             raise ConfigError(
-                f"lora.targets has {pattern!r}, which is no linear layer's name here{is_head}"
+                f"lora.targets has {pattern!r}, which matches no linear layer of this model{is_head}"
                 f"{nearest(pattern, ends | layers.keys())}. Their names end in {', '.join(sorted(ends))}"
             )
-        chosen |= found
+        chosen |= matching
     for name, layer in layers.items():
         if name in chosen:
             model.set_submodule(name, LoraLinear(layer, config))
@@ -88,17 +91,22 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """The layers that have an adapter, with their names."""
-    return ((name, one) for name, one in model.named_modules() if isinstance(one, LoraLinear))
+    """Yield the name and layer of each adapter."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapters: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
-    """Put into each named layer a weight with its adapter added. Returns the weights that were there, untouched."""
-    before = dict[str, nn.Parameter]()
+def merge(model: nn.Module, adapters: Mapping[str, LowRank]) -> None:
+    """Replace the weight of each named layer by a new one with its adapter added."""
     for name, adapter in adapters.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        before[name] = cast("nn.Parameter", layer.weight)
         layer.weight = nn.Parameter(adapter.added_to(layer.weight))
-    return before
+
+
+def with_adapters(model: Module, adapters: Mapping[str, LowRank]) -> Module:
+    """Return a copy of the model with the adapters added, which shares all its other tensors with `model`."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    adapted = copy.deepcopy(model, shared)
+    merge(adapted, adapters)
+    return adapted

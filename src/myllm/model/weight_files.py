@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, PyTorch's own, one file or shards. No file is ever run as code."""
+"""Read and write tensors: safetensors or PyTorch files, one file or shards. No file is ever run as code."""
 
 import hashlib
 import pickle
@@ -15,80 +15,85 @@ from torch import Tensor, nn
 from myllm.errors import CheckpointError, reason
 from myllm.files import read_json
 
-# the first that is there is read
+# Hugging Face's names, in the order in which they are preferred.
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the folder that holds one under a name of Hugging Face's; shards are put together.
+    """Return all tensors of a file, or of a folder with weights under one of Hugging Face's names; shards are joined.
 
-    Raises CheckpointError where it is missing, damaged, holds more than tensors, or points out of its folder.
+    Raises CheckpointError if the file is missing or damaged, holds more than tensors, or names files elsewhere.
     """
     if path.is_dir():
-        found = next((path / name for name in NAMES if (path / name).is_file()), None)
-        if found is None:
+        file = next((path / name for name in NAMES if (path / name).is_file()), None)
+        if file is None:
             raise CheckpointError(f"{path}: no weights in this folder; looked for {', '.join(NAMES)}")
-        path = found
+        path = file
     if path.suffix == ".json":
         return _read_shards(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            loaded: Any = load_file(path)
+            content: Any = load_file(path)
         else:
             refuse_compressed(path)
-            # torch's older form can't be mapped
-            loaded = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            # only zip files can be mapped; torch's older format is none
+            content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: refused: no file of tensors alone. It is damaged, or holds more, and opening it could run code"
+            f"{path}: refused: it is damaged, or holds more than tensors, and opening it could run code"
         ) from error
     except CheckpointError:
         raise
     except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
-        raise CheckpointError(f"{path}: damaged, cut short, or no file of weights at all ({reason(error)})") from error
+        raise CheckpointError(f"{path}: damaged, cut short, or not a file of weights ({reason(error)})") from error
     for wrapper in ("state_dict", "model"):
-        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, Mapping) else {}
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+        content = content.get(wrapper, content) if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     return tensors
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    facts = read_json(index)
-    places = facts.get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index}: names no shards; expected a weight_map of tensors to files")
+    """Return the tensors of all shards that an index file lists."""
+    file_of = read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+        raise CheckpointError(f"{index}: lists no shards; expected a weight_map from tensor names to files")
     tensors: dict[str, Tensor] = {}
-    for name in sorted({str(place) for place in places.values()}):
+    for name in sorted({str(name) for name in file_of.values()}):
         shard = index.parent / name
         if name != shard.name or name.endswith(".json"):
-            raise CheckpointError(f"{index}: refused: shard {name!r} is no file of the same folder")
+            raise CheckpointError(f"{index}: refused: shard {name!r} is not a file of the same folder")
         if not shard.is_file():
-            raise CheckpointError(f"{index}: shard {name} is missing; copy it beside the index")
+            raise CheckpointError(f"{index}: shard {name} is missing; copy it into the folder")
         tensors |= read_tensors(shard)
-    missing = sorted(places.keys() - tensors.keys())
+    missing = sorted(file_of.keys() - tensors.keys())
     if missing:
-        raise CheckpointError(f"{index}: {len(missing)} tensors are in no shard, {missing[0]} for one")
+        raise CheckpointError(f"{index}: no shard holds {missing[0]} ({len(missing)} missing tensors in all)")
     return tensors
 
 
 def refuse_compressed(path: Path) -> None:
-    """A few bytes of a compressed part can become more than memory holds; torch.save compresses nothing.
+    """Raise CheckpointError for a zip file with compressed parts.
 
-    Raises CheckpointError for a zip file with such parts.
+    torch.save does not compress, and a few compressed bytes can expand to more than memory holds.
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as parts:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise CheckpointError(f"{path}: refused: its parts are compressed; take the file as torch.save wrote it")
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters; tied weights count once, buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def weights_hash(module: nn.Module) -> str:
-    """Equal for equal weights."""
+    """Return a hash (16 hex digits) of a module's tensors and their names."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
@@ -98,8 +103,8 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A file of safetensors. Raises OSError where the disk is full or can't be written to."""
+    """Write a safetensors file. Raises OSError if the disk is full or not writable."""
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # over what the disk said
+    except SafetensorError as error:  # its message wraps the disk's
         raise OSError(reason(error)) from error

@@ -21,30 +21,30 @@ def three(tiny_checkpoint: Checkpoint, tiny_model: TinyModel) -> list[Checkpoint
     return [replace(tiny_checkpoint, model=tiny_model(seed=seed, vocab_size=vocab_size)) for seed in range(3)]
 
 
-def test_each_weight_is_the_mean_by_its_share(three: list[Checkpoint]) -> None:
-    states = [{name: value.clone() for name, value in one.model.state_dict().items()} for one in three]
+def test_average_is_the_weighted_mean_of_each_weight(three: list[Checkpoint]) -> None:
+    states = [{name: value.clone() for name, value in checkpoint.model.state_dict().items()} for checkpoint in three]
     mean = average(three, NAMES, [1, 1, 2])
     for name, value in mean.model.state_dict().items():
         if value.is_floating_point():
             expected = (states[0][name] + states[1][name] + 2 * states[2][name]) / 4
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
     assert mean.model.decoder.lm_head.weight is mean.model.decoder.transformer.wte.weight
-    assert [one["share"] for one in mean.provenance["mean of"]] == [0.25, 0.25, 0.5]
+    assert [source["share"] for source in mean.provenance["mean of"]] == [0.25, 0.25, 0.5]
 
 
-def test_the_mean_of_one_with_itself_is_that_one(three: list[Checkpoint]) -> None:
+def test_average_of_a_captioner_with_itself_is_unchanged(three: list[Checkpoint]) -> None:
     before = {name: value.clone() for name, value in three[0].model.state_dict().items()}
     mean = average([three[0], three[0]], NAMES[:2])
     assert all(torch.equal(value, before[name]) for name, value in mean.model.state_dict().items())
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1, -1, 1], [0, 0, 0], [1, float("nan"), 1], [1, float("inf"), 1]])
-def test_weights_that_do_not_fit_are_refused(three: list[Checkpoint], weights: list[float]) -> None:
+def test_average_refuses_weights_that_do_not_fit(three: list[Checkpoint], weights: list[float]) -> None:
     with pytest.raises(ConfigError, match="weights .* for 3 captioners"):
         average(three, NAMES, weights)
 
 
-def test_captioners_that_are_not_alike_have_no_mean(three: list[Checkpoint], tiny_model: TinyModel) -> None:
+def test_average_refuses_another_geometry_or_tokenizer(three: list[Checkpoint], tiny_model: TinyModel) -> None:
     vocab_size = three[0].model.config.text.vocab_size
     deeper = replace(three[1], model=tiny_model(n_layer=3, vocab_size=vocab_size))
     wider = replace(three[1], model=tiny_model(n_embd=48, vocab_size=vocab_size))
@@ -52,8 +52,8 @@ def test_captioners_that_are_not_alike_have_no_mean(three: list[Checkpoint], tin
     for other in (deeper, wider, layerwise):
         with pytest.raises(CheckpointError, match=r"a.pt and b.pt differ in geometry"):
             average([three[0], other], NAMES[:2])
-    words = replace(three[1], tokenizer=train_tokenizer(["other words"], vocab_size=260))
+    other_tokens = replace(three[1], tokenizer=train_tokenizer(["other words"], vocab_size=260))
     with pytest.raises(CheckpointError, match="other tokens"):
-        average([three[0], words], NAMES[:2])
+        average([three[0], other_tokens], NAMES[:2])
     with pytest.raises(ConfigError, match="two or more"):
         average(three[:1], NAMES[:1])

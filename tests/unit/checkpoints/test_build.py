@@ -14,18 +14,18 @@ def captioner(backbone: str) -> VisionGPT2:
     return VisionGPT2(CaptionerConfig(VisionConfig(backbone, pretrained=False), TEXT, "last")).eval()
 
 
-# running means, places computed from a grid, tables of relative places, rotary places: what no weight replaces
+# buffers that no weight replaces: running means, position grids, tables of relative positions, rotary positions
 @pytest.mark.parametrize(
     "backbone",
     ["vit_mini_conv8_64", "test_efficientnet", "test_vit2", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"],
 )
 @torch.inference_mode()
-def test_a_model_built_around_tensors_computes_what_one_that_copies_them_does(backbone: str) -> None:
-    one = captioner(backbone)
-    two = build_model(one.config, one.state_dict())
-    picture = torch.randn(1, 3, *one.encoder.preprocess.image_size)
-    assert torch.equal(two(picture, torch.tensor([[[1, 2, 3]]])), one(picture, torch.tensor([[[1, 2, 3]]])))
-    assert two.decoder.transformer.wte.weight.data_ptr() == one.decoder.transformer.wte.weight.data_ptr()  # no copy
+def test_build_model_computes_the_same_as_the_model_of_the_tensors(backbone: str) -> None:
+    model = captioner(backbone)
+    built = build_model(model.config, model.state_dict())
+    picture = torch.randn(1, 3, *model.encoder.preprocess.image_size)
+    assert torch.equal(built(picture, torch.tensor([[[1, 2, 3]]])), model(picture, torch.tensor([[[1, 2, 3]]])))
+    assert built.decoder.transformer.wte.weight.data_ptr() == model.decoder.transformer.wte.weight.data_ptr()  # no copy
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_a_model_built_around_tensors_computes_what_one_that_copies_them_does(ba
         ("encoder.backbone.norm.bias", "its weights lack the tensor encoder.backbone.norm.bias"),
     ],
 )
-def test_a_missing_tensor_is_named(name: str, message: str) -> None:
+def test_build_model_names_a_missing_tensor(name: str, message: str) -> None:
     model = captioner("test_vit")
     state = {key: value for key, value in model.state_dict().items() if key != name}
     with pytest.raises(CheckpointError, match=message):
         build_model(model.config, state)
 
 
-def test_a_tensor_too_many_and_one_of_another_shape_are_named() -> None:
+def test_build_model_names_extra_and_misshapen_tensors() -> None:
     model = captioner("test_vit")
     with pytest.raises(CheckpointError, match="its configuration declares no tensor decoder.extra"):
         build_model(model.config, model.state_dict() | {"decoder.extra": torch.ones(1)})
@@ -52,7 +52,7 @@ def test_a_tensor_too_many_and_one_of_another_shape_are_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_precisions_become_float32(dtype: torch.dtype) -> None:
+def test_build_model_converts_other_precisions_to_float32(dtype: torch.dtype) -> None:
     model = captioner("test_vit")
     built = build_model(model.config, {name: value.to(dtype) for name, value in model.state_dict().items()})
     assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
@@ -62,5 +62,5 @@ def test_other_precisions_become_float32(dtype: torch.dtype) -> None:
     ("values", "expected"),
     [([1.0, -2.0], True), ([3e38, 3e38], True), ([1.0, float("nan")], False), ([float("inf"), -float("inf")], False)],
 )
-def test_finite_numbers_are_told_from_others(values: list[float], expected: bool) -> None:
+def test_is_finite_detects_nan_and_infinity(values: list[float], expected: bool) -> None:
     assert is_finite(torch.tensor(values)) is expected

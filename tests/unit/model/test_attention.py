@@ -1,4 +1,4 @@
-"""Both attentions against loops over heads and positions, written from the formula."""
+"""Both attentions, compared with loops over heads and positions that follow the formula."""
 
 import math
 
@@ -16,9 +16,9 @@ def one_head(queries: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> 
     """(T, d), (S, d), (S, d) -> (T, d), one position after another."""
     rows = []
     for position, query in enumerate(queries):
-        seen = position + 1 if is_causal else len(keys)
-        weights = torch.stack([query @ key / math.sqrt(len(query)) for key in keys[:seen]]).softmax(0)
-        rows.append(sum(weight * value for weight, value in zip(weights, values[:seen], strict=True)))
+        visible = position + 1 if is_causal else len(keys)
+        weights = torch.stack([query @ key / math.sqrt(len(query)) for key in keys[:visible]]).softmax(0)
+        rows.append(sum(weight * value for weight, value in zip(weights, values[:visible], strict=True)))
     return torch.stack(rows)
 
 
@@ -32,28 +32,30 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tenso
     return torch.stack(captions)
 
 
-def test_self_attention_is_the_formula() -> None:
-    attention, x = CausalSelfAttention(CONFIG).eval(), torch.randn(2, 5, 12)
-    expected = attention.c_proj(by_hand(*attention.c_attn(x).split(12, dim=-1), is_causal=True))
-    torch.testing.assert_close(attention(x), expected)
+def test_causal_self_attention_equals_the_formula_for_each_caption() -> None:
+    attention, x = CausalSelfAttention(CONFIG).eval(), torch.randn(2, 3, 5, 12)
+    for group in range(3):
+        expected = attention.c_proj(by_hand(*attention.c_attn(x[:, group]).split(12, dim=-1), is_causal=True))
+        torch.testing.assert_close(attention(x)[:, group], expected)
 
 
-def test_cross_attention_is_the_formula() -> None:
-    attention, x, picture = CrossAttention(CONFIG).eval(), torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-    key, value = attention.c_attn(picture).split(12, dim=-1)
-    expected = attention.c_proj(by_hand(attention.q_attn(x), key, value, is_causal=False))
-    torch.testing.assert_close(attention(x, attention.key_value(picture)), expected)
+def test_cross_attention_equals_the_formula_for_each_caption() -> None:
+    attention, x, image = CrossAttention(CONFIG).eval(), torch.randn(2, 3, 5, 12), torch.randn(2, 7, 12)
+    key, value = attention.c_attn(image).split(12, dim=-1)
+    for group in range(3):
+        expected = attention.c_proj(by_hand(attention.q_attn(x[:, group]), key, value, is_causal=False))
+        torch.testing.assert_close(attention(x, attention.key_value(image))[:, group], expected)
 
 
-def test_heads_are_split_and_merged_without_loss() -> None:
+def test_merge_heads_undoes_split_heads() -> None:
     x = torch.randn(2, 5, 12)
     assert torch.equal(split_heads(x, 3)[1, 2, 4], x[1, 4, 8:])
     assert torch.equal(merge_heads(split_heads(x, 3)), x)
 
 
 @pytest.mark.parametrize("kind", [CausalSelfAttention, CrossAttention])
-def test_dropout_acts_in_training_alone(kind: type[CausalSelfAttention] | type[CrossAttention]) -> None:
-    attention, x = kind(CONFIG), torch.randn(2, 5, 12)
-    inputs = (x, attention.key_value(x)) if isinstance(attention, CrossAttention) else (x,)
+def test_attention_dropout_acts_only_in_training(kind: type[CausalSelfAttention] | type[CrossAttention]) -> None:
+    attention, x = kind(CONFIG), torch.randn(2, 1, 5, 12)
+    inputs = (x, attention.key_value(x[:, 0])) if isinstance(attention, CrossAttention) else (x,)
     assert not torch.equal(attention.train()(*inputs), attention(*inputs))
     assert torch.equal(attention.eval()(*inputs), attention(*inputs))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,8 @@ from torch import nn
 from myllm.config import GPTConfig
 from myllm.errors import ConfigError
 from myllm.model.gpt import GPT
+from myllm.model.gpt2_weights import check_same_geometry
+from myllm.model.weight_files import count_parameters
 
 CONFIG = GPTConfig(vocab_size=17, n_positions=12, n_layer=2, n_head=4, n_embd=32)
 
@@ -27,7 +31,7 @@ def tokens() -> torch.Tensor:
 
 @torch.inference_mode()
 @given(cuts=st.lists(st.integers(1, 11), unique=True).map(sorted))
-def test_cached_steps_of_any_length_equal_the_full_pass(gpt: GPT, tokens: torch.Tensor, cuts: list[int]) -> None:
+def test_gpt_cached_steps_equal_the_full_pass(gpt: GPT, tokens: torch.Tensor, cuts: list[int]) -> None:
     cache = gpt.new_cache(rows=6)
     chunks = tokens.tensor_split(cuts, dim=2)
     logits = torch.cat([gpt(chunk, cache=cache) for chunk in chunks], dim=2)
@@ -36,55 +40,55 @@ def test_cached_steps_of_any_length_equal_the_full_pass(gpt: GPT, tokens: torch.
 
 
 @torch.inference_mode()
-@given(place=st.integers(0, 11), token=st.integers(0, 16))
-def test_later_tokens_change_no_earlier_logit(gpt: GPT, tokens: torch.Tensor, place: int, token: int) -> None:
+@given(start=st.integers(0, 11), token=st.integers(0, 16))
+def test_gpt_logits_do_not_depend_on_later_tokens(gpt: GPT, tokens: torch.Tensor, start: int, token: int) -> None:
     changed = tokens.clone()
-    changed[..., place:] = token
-    torch.testing.assert_close(gpt(changed)[:, :, :place], gpt(tokens)[:, :, :place])
+    changed[..., start:] = token
+    torch.testing.assert_close(gpt(changed)[:, :, :start], gpt(tokens)[:, :, :start])
 
 
 @torch.inference_mode()
-def test_an_earlier_token_changes_every_later_logit(gpt: GPT, tokens: torch.Tensor) -> None:
+def test_gpt_logits_depend_on_every_earlier_token(gpt: GPT, tokens: torch.Tensor) -> None:
     changed = tokens.clone()
     changed[..., 0] = (tokens[..., 0] + 1) % 17
     assert ((gpt(changed) - gpt(tokens)).abs().amax(-1) > 1e-3).all()
 
 
 @torch.inference_mode()
-def test_text_alone_needs_no_group_axis(gpt: GPT, tokens: torch.Tensor) -> None:
+def test_gpt_takes_text_without_the_group_axis(gpt: GPT, tokens: torch.Tensor) -> None:
     torch.testing.assert_close(gpt(tokens[:, 1]), gpt(tokens)[:, 1])
 
 
-def test_the_head_is_the_token_embedding(gpt: GPT) -> None:
+def test_gpt_head_shares_the_token_embedding(gpt: GPT) -> None:
     assert gpt.lm_head.weight is gpt.transformer.wte.weight
     assert sum(name.endswith(("wte.weight", "lm_head.weight")) for name, _ in gpt.named_parameters()) == 1
 
 
-def test_dropout_acts_in_training_alone(tokens: torch.Tensor) -> None:
+def test_gpt_dropout_acts_only_in_training(tokens: torch.Tensor) -> None:
     model = GPT(CONFIG)
     assert not torch.equal(model.train()(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
 
 
-def test_gpt2_small_has_gpt2s_number_of_parameters() -> None:
+def test_count_parameters_of_gpt2_small_is_the_published_number() -> None:
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in GPT(GPTConfig()).parameters())
-    assert count == 124_439_808  # as its authors count it
+        model = GPT(GPTConfig())
+    assert count_parameters(model) == 124_439_808
 
 
-def test_a_fresh_model_takes_every_token_for_about_as_likely(tokens: torch.Tensor) -> None:
+def test_gpt_starts_with_nearly_uniform_probabilities(tokens: torch.Tensor) -> None:
     torch.manual_seed(0)
     probabilities = GPT(CONFIG).eval()(tokens).softmax(-1)
     assert probabilities.min() > 0.5 / 17 and probabilities.max() < 2 / 17
 
 
-def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+def test_gpt_config_refuses_a_width_that_heads_do_not_divide() -> None:
     with pytest.raises(ConfigError, match="n_embd 30 is not divisible by text.n_head 4; take n_embd 28"):
         GPTConfig(n_embd=30, n_head=4)
 
 
 @pytest.mark.parametrize(("past", "now"), [(0, 13), (12, 1), (5, 8)])
-def test_tokens_beyond_the_context_are_refused(gpt: GPT, past: int, now: int) -> None:
+def test_gpt_refuses_tokens_beyond_the_context(gpt: GPT, past: int, now: int) -> None:
     cache = gpt.new_cache(rows=1)
     if past:
         gpt(torch.zeros(1, 1, past, dtype=torch.int64), cache=cache)
@@ -92,16 +96,6 @@ def test_tokens_beyond_the_context_are_refused(gpt: GPT, past: int, now: int) ->
         gpt(torch.zeros(1, 1, now, dtype=torch.int64), cache=cache)
 
 
-def test_text_weights_enter_a_captioners_decoder_and_leave_its_cross_attention() -> None:
-    text, decoder = GPT(CONFIG), GPT(CONFIG, cross_attention=True)
-    before = decoder.blocks[1].crossattention.c_attn.weight.clone()
-    decoder.load_text_weights(text)
-    assert torch.equal(decoder.blocks[1].mlp.c_fc.weight, text.blocks[1].mlp.c_fc.weight)
-    assert torch.equal(decoder.blocks[1].crossattention.c_attn.weight, before)
-    assert torch.equal(decoder.lm_head.weight, text.transformer.wte.weight)
-
-
-def test_text_weights_of_another_geometry_name_the_option() -> None:
-    other = GPT(GPTConfig(vocab_size=17, n_positions=12, n_layer=3, n_head=4, n_embd=32))
+def test_check_same_geometry_names_the_option_that_differs() -> None:
     with pytest.raises(ConfigError, match=r"text.n_layer is 2, but the pretrained GPT-2 has 3; set --text.n_layer 3"):
-        GPT(CONFIG).load_text_weights(other)
+        check_same_geometry(CONFIG, replace(CONFIG, n_layer=3))

@@ -1,4 +1,4 @@
-"""HF_GPT2_REPO: a hub id served by a hub of our own on this machine, a folder, and what happens without either."""
+"""HF_GPT2_REPO and GPT.from_pretrained: a hub id, served by a hub in this process, a folder, or neither."""
 
 import hashlib
 import json
@@ -34,15 +34,15 @@ except CheckpointError as error:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in Hugging Face's layout, and a large file that nobody asked for."""
+    """A folder in Hugging Face's layout, with a large file that must not be downloaded."""
     folder = tmp_path_factory.mktemp("gpt2")
     facts = {"vocab_size": 19, "n_positions": 8, "n_layer": 1, "n_head": 2, "n_embd": 4}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"} | facts))
-    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2's files keep these as (in, out)
+    conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # GPT-2's files store these as (in, out)
     state = GPT(GPTConfig(**facts)).state_dict()  # type: ignore[arg-type]
     del state["lm_head.weight"]
     save_file(
-        {name: (value.T if name.endswith(turned) else value).contiguous() for name, value in state.items()},
+        {name: (value.T if name.endswith(conv1d) else value).contiguous() for name, value in state.items()},
         folder / "model.safetensors",
     )
     torch.save(state, folder / "tf_model.h5")
@@ -50,23 +50,23 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download needs: revision, list of files, file."""
+    """The part of the hub's protocol that a download needs: revision, list of files, file."""
 
     folder: Path
-    asked: list[str]
+    requests: list[str]
 
     def do_GET(self) -> None:
-        place = self.path.split("?")[0]
-        self.asked.append(f"{self.command} {place}")
-        files = {path.name: path for path in self.folder.iterdir()}
-        name = place.rpartition("/")[2]
-        if place == f"/api/models/{REPO}/revision/main":
-            self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": one} for one in files]}))
-        elif place == f"/api/models/{REPO}/tree/{COMMIT}":
-            tree = [{"type": "file", "path": one, "size": path.stat().st_size, "oid": oid(path.read_bytes())}
-                    for one, path in files.items()]
+        path = self.path.split("?")[0]
+        self.requests.append(f"{self.command} {path}")
+        files = {file.name: file for file in self.folder.iterdir()}
+        name = path.rpartition("/")[2]
+        if path == f"/api/models/{REPO}/revision/main":
+            self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}))
+        elif path == f"/api/models/{REPO}/tree/{COMMIT}":
+            tree = [{"type": "file", "path": name, "size": file.stat().st_size, "oid": oid(file.read_bytes())}
+                    for name, file in files.items()]
             self.answer(json.dumps(tree))
-        elif place == f"/{REPO}/resolve/{COMMIT}/{name}" and name in files:
+        elif path == f"/{REPO}/resolve/{COMMIT}/{name}" and name in files:
             self.answer(files[name].read_bytes())
         else:
             self.send_error(404)
@@ -85,25 +85,25 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Nothing on the terminal."""
+        """Log nothing."""
 
 
 def oid(content: bytes) -> str:
-    """Git's name for a file."""
+    """Return git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture
 def hub(gpt2: Path) -> Iterator[ThreadingHTTPServer]:
-    handler = type("OurHub", (Hub,), {"folder": gpt2, "asked": []})
+    handler = type("TestHub", (Hub,), {"folder": gpt2, "requests": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def loaded(home: Path, **environment: str) -> str:
-    """What the program prints in a process of its own, as huggingface_hub reads the environment when imported."""
+def load_in_subprocess(home: Path, **environment: str) -> str:
+    """Return what PROGRAM prints; a new process, because huggingface_hub reads the environment when it is imported."""
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | environment,
@@ -117,45 +117,47 @@ def expected(folder: Path) -> str:
     return str(float(GPT.from_pretrained(str(folder)).transformer.wte.weight.detach().double().sum()))
 
 
-def test_a_folder_is_taken_as_it_is(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_takes_a_folder(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_GPT2_REPO", str(gpt2))
-    theirs = GPT.from_pretrained(str(gpt2)).state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in GPT.from_pretrained().state_dict().items())
+    expected = GPT.from_pretrained(str(gpt2)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in GPT.from_pretrained().state_dict().items())
 
 
-def test_what_was_left_at_the_default_follows_the_weights_and_what_was_set_is_not_overruled(gpt2: Path) -> None:
-    found = GPT.from_pretrained(str(gpt2)).config
-    asked = GPTConfig(pretrained=str(gpt2), dropout=0.2)
-    assert fit_to_pretrained(asked) == replace(found, vocab_size=asked.vocab_size, dropout=0.2, pretrained=str(gpt2))
-    with pytest.raises(ConfigError, match=f"n_layer is 5, .* has {found.n_layer}; set --text.n_layer {found.n_layer}"):
-        fit_to_pretrained(replace(asked, n_layer=5))
+def test_fit_to_pretrained_changes_defaults_and_refuses_other_values(gpt2: Path) -> None:
+    pretrained = GPT.from_pretrained(str(gpt2)).config
+    config = GPTConfig(pretrained=str(gpt2), dropout=0.2)
+    fitted = fit_to_pretrained(config)
+    assert fitted == replace(pretrained, vocab_size=config.vocab_size, dropout=0.2, pretrained=str(gpt2))
+    n_layer = pretrained.n_layer
+    with pytest.raises(ConfigError, match=f"n_layer is 5, .* has {n_layer}; set --text.n_layer {n_layer}"):
+        fit_to_pretrained(replace(config, n_layer=5))
     assert fit_to_pretrained(GPTConfig(n_layer=5)) == GPTConfig(n_layer=5)
 
 
-def test_a_hub_id_is_downloaded_once_and_then_read_without_network(
+def test_from_pretrained_downloads_a_hub_id_once(
     gpt2: Path, hub: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     endpoint = f"http://127.0.0.1:{hub.server_port}"
-    assert loaded(tmp_path, HF_GPT2_REPO=REPO, HF_ENDPOINT=endpoint) == expected(gpt2)
-    asked = hub.RequestHandlerClass.asked  # type: ignore[attr-defined]
-    assert f"GET /{REPO}/resolve/{COMMIT}/model.safetensors" in asked
-    assert not any("tf_model.h5" in place for place in asked)
-    assert loaded(tmp_path, HF_GPT2_REPO=REPO, HF_HUB_OFFLINE="1") == expected(gpt2)
+    assert load_in_subprocess(tmp_path, HF_GPT2_REPO=REPO, HF_ENDPOINT=endpoint) == expected(gpt2)
+    requests = hub.RequestHandlerClass.requests  # type: ignore[attr-defined]
+    assert f"GET /{REPO}/resolve/{COMMIT}/model.safetensors" in requests
+    assert not any("tf_model.h5" in request for request in requests)
+    assert load_in_subprocess(tmp_path, HF_GPT2_REPO=REPO, HF_HUB_OFFLINE="1") == expected(gpt2)
 
 
-def test_without_the_variable_it_is_openais_and_an_argument_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_from_pretrained_prefers_argument_to_variable_to_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    repos: list[str] = []
 
-    def answer(repo: str, **_: object) -> str:  # at the network's edge
-        asked.append(repo)
+    def download(repo: str, **_: object) -> str:
+        repos.append(repo)
         raise OSError("no network")
 
-    monkeypatch.setattr("myllm.model.gpt.snapshot_download", answer)
+    monkeypatch.setattr("myllm.model.gpt2_weights.snapshot_download", download)
     for variable, source in (("", True), ("someone/else", True), ("someone/else", "my/own")):
         monkeypatch.setenv("HF_GPT2_REPO", variable)
         with pytest.raises(Exception, match="no network"):
             GPT.from_pretrained(source)
-    assert asked == ["openai-community/gpt2", "someone/else", "my/own"]
+    assert repos == ["openai-community/gpt2", "someone/else", "my/own"]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +169,14 @@ def test_without_the_variable_it_is_openais_and_an_argument_overrules_it(monkeyp
         ("", {"HF_HUB_OFFLINE": "1"}),
     ],
 )
-def test_without_network_and_cache_one_message_names_the_way_out(
+def test_from_pretrained_without_network_and_cache_says_what_to_do(
     tmp_path: Path, repo: str, environment: dict[str, str]
 ) -> None:
-    [message] = loaded(tmp_path, HF_GPT2_REPO=repo, **environment).splitlines()
+    [message] = load_in_subprocess(tmp_path, HF_GPT2_REPO=repo, **environment).splitlines()
     assert message.startswith(f"CheckpointError: GPT-2 '{repo or 'openai-community/gpt2'}'")
     assert "Set HF_GPT2_REPO to a folder" in message and "--text.pretrained false" in message
 
 
-def test_an_id_that_the_hub_does_not_know_is_named(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    found = loaded(tmp_path, HF_GPT2_REPO="no/where", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
-    assert found.startswith("CheckpointError: GPT-2 'no/where'") and "404" in found
+def test_from_pretrained_names_an_id_that_the_hub_does_not_know(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    message = load_in_subprocess(tmp_path, HF_GPT2_REPO="no/where", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
+    assert message.startswith("CheckpointError: GPT-2 'no/where'") and "404" in message

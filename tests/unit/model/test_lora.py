@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they compute, which layers get one, and what they leave alone."""
+"""Low-rank adapters: what they compute, and which layers get one."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from myllm.config import LoraConfig
 from myllm.errors import ConfigError
-from myllm.model.lora import LoraLinear, LowRank, adapted_layers, add_adapters, linear_layers, merge
+from myllm.model.lora import LoraLinear, LowRank, adapted_layers, add_adapters, linear_layers, with_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 
 IMAGES, TOKENS = torch.randn(2, 3, 64, 64), torch.randint(0, 61, (2, 3, 5))
@@ -21,8 +21,8 @@ def model(tiny_model: Callable[..., VisionGPT2]) -> VisionGPT2:
     return tiny_model()
 
 
-def with_adapters(model: VisionGPT2, **options: object) -> VisionGPT2:
-    """Rank 4 unless said otherwise; B random, so that the adapters matter."""
+def model_with_adapters(model: VisionGPT2, **options: object) -> VisionGPT2:
+    """Adapters of rank 4 by default; B is random, so that they change the output."""
     add_adapters(model, LoraConfig(**({"rank": 4} | options)))  # type: ignore[arg-type]
     for _, layer in adapted_layers(model):
         nn.init.normal_(layer.lora_B.weight, std=0.2)
@@ -37,7 +37,7 @@ def low_rank(model: VisionGPT2) -> dict[str, LowRank]:
 
 
 @torch.no_grad()
-def test_an_adapter_is_the_papers_formula() -> None:
+def test_lora_linear_equals_the_papers_formula() -> None:
     layer = nn.Linear(6, 5)
     adapted = LoraLinear(layer, LoraConfig(rank=2, alpha=3.0))
     nn.init.normal_(adapted.lora_B.weight)
@@ -48,15 +48,15 @@ def test_an_adapter_is_the_papers_formula() -> None:
 
 
 @torch.no_grad()
-def test_before_the_first_step_adapters_change_nothing(model: VisionGPT2) -> None:
+def test_add_adapters_changes_no_output_before_training(model: VisionGPT2) -> None:
     before = model(IMAGES, TOKENS)
     add_adapters(model, LoraConfig(rank=4, targets=("*",)))
     assert torch.equal(model(IMAGES, TOKENS), before)
 
 
-def test_the_models_own_names_and_tensors_stay(model: VisionGPT2) -> None:
+def test_add_adapters_keeps_the_names_and_tensors_of_the_model(model: VisionGPT2) -> None:
     before = model.state_dict()
-    after = with_adapters(model, targets=("crossattention.c_attn",)).state_dict()
+    after = model_with_adapters(model, targets=("crossattention.c_attn",)).state_dict()
     assert all(after[name].data_ptr() == value.data_ptr() for name, value in before.items())
     of_block = "decoder.transformer.h.{}.crossattention.c_attn.lora_{}.weight"
     assert {name: tuple(after[name].shape) for name in after.keys() - before.keys()} == {
@@ -73,49 +73,49 @@ def test_the_models_own_names_and_tensors_stay(model: VisionGPT2) -> None:
         (("encoder.*qkv", "enc_to_dec_proj"), {"encoder.backbone.blocks.0.attn.qkv", "enc_to_dec_proj"}),
     ],
 )
-def test_a_pattern_names_layers_by_the_end_of_their_names(
+def test_add_adapters_matches_the_last_parts_of_layer_names(
     model: VisionGPT2, targets: tuple[str, ...], expected: set[str]
 ) -> None:
     add_adapters(model, LoraConfig(rank=1, targets=targets))
     assert {name for name, _ in adapted_layers(model)} == expected
 
 
-def test_a_star_names_every_linear_layer_but_the_head(model: VisionGPT2) -> None:
-    everything = {name for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+def test_add_adapters_star_matches_every_linear_layer_but_the_head(model: VisionGPT2) -> None:
+    everything = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     add_adapters(model, LoraConfig(rank=1, targets=("*",)))
     assert {name for name, _ in adapted_layers(model)} == everything - {"decoder.lm_head"}
     assert not linear_layers(model).keys() & {name for name, _ in adapted_layers(model)}
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
-        ("c_atn", "'c_atn', which is no linear layer's name here; did you mean c_attn"),
-        ("lm_head", "'lm_head', which is no linear layer's name here: lm_head is the token embedding itself"),
+        ("c_atn", "'c_atn', which matches no linear layer of this model; did you mean c_attn"),
+        ("lm_head", "'lm_head', which matches no linear layer of this model: lm_head shares the token embedding"),
         ("wte", "Their names end in c_attn, c_fc, c_proj, enc_to_dec_proj, fc1"),
     ],
 )
-def test_a_pattern_that_names_no_layer_is_refused_with_those_that_there_are(
-    model: VisionGPT2, target: str, told: str
+def test_add_adapters_refuses_a_pattern_without_match_and_lists_the_layers(
+    model: VisionGPT2, target: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         add_adapters(model, LoraConfig(rank=1, targets=("c_attn", target)))
     assert not list(adapted_layers(model))
 
 
-def test_the_same_seed_gives_the_same_adapters(tiny_model: Callable[..., VisionGPT2]) -> None:
-    def drawn(seed: int) -> list[torch.Tensor]:
+def test_add_adapters_is_repeatable_by_seed(tiny_model: Callable[..., VisionGPT2]) -> None:
+    def random_weights(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         add_adapters(model := tiny_model(), LoraConfig(rank=2))
         return [layer.lora_A.weight for _, layer in adapted_layers(model)]
 
-    assert all(map(torch.equal, drawn(1), drawn(1)))
-    assert not any(map(torch.equal, drawn(1), drawn(2)))
+    assert all(map(torch.equal, random_weights(1), random_weights(1)))
+    assert not any(map(torch.equal, random_weights(1), random_weights(2)))
 
 
 @torch.no_grad()
-def test_dropout_is_of_the_adapter_alone_and_in_training_alone(model: VisionGPT2) -> None:
-    [layer, *_] = (layer for _, layer in adapted_layers(with_adapters(model, dropout=0.5)))
+def test_lora_dropout_acts_only_on_the_adapter_and_only_in_training(model: VisionGPT2) -> None:
+    [layer, *_] = (layer for _, layer in adapted_layers(model_with_adapters(model, dropout=0.5)))
     x = torch.randn(3, layer.in_features)
     assert torch.equal(layer(x), layer(x))
     layer.train()
@@ -125,12 +125,14 @@ def test_dropout_is_of_the_adapter_alone_and_in_training_alone(model: VisionGPT2
 
 
 @torch.no_grad()
-def test_merged_is_unmerged_and_the_weights_of_before_are_given_back(tiny_model: Callable[..., VisionGPT2]) -> None:
-    adapted, plain = with_adapters(tiny_model(), targets=("*",)), tiny_model()
-    expected, untouched = adapted(IMAGES, TOKENS), plain(IMAGES, TOKENS)
-    before = merge(plain, low_rank(adapted))
-    torch.testing.assert_close(plain(IMAGES, TOKENS), expected, atol=1e-5, rtol=1e-4)
-    assert (expected - untouched).abs().max() > 0.01
-    for name, weight in before.items():
-        plain.get_submodule(name).weight = weight
-    assert torch.equal(plain(IMAGES, TOKENS), untouched)
+def test_with_adapters_adds_them_to_a_copy_that_shares_the_other_tensors(tiny_model: Callable[..., VisionGPT2]) -> None:
+    trained, base = model_with_adapters(tiny_model(), targets=("c_attn",)), tiny_model()
+    expected, before = trained(IMAGES, TOKENS), base(IMAGES, TOKENS)
+    adapted = with_adapters(base, low_rank(trained))
+    torch.testing.assert_close(adapted(IMAGES, TOKENS), expected, atol=1e-5, rtol=1e-4)
+    assert (expected - before).abs().max() > 0.01
+    assert torch.equal(base(IMAGES, TOKENS), before)
+    shared = {parameter.data_ptr() for parameter in base.parameters()}
+    changed = {name for name, parameter in adapted.named_parameters() if parameter.data_ptr() not in shared}
+    assert changed == {f"{name}.weight" for name, _ in adapted_layers(trained)}
+    assert adapted.decoder.lm_head.weight is adapted.decoder.transformer.wte.weight

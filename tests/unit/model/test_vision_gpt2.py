@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from myllm.checkpoints.hf_gpt2 import gpt2_facts
+from myllm.config import CaptionerConfig
+from myllm.files import write_json
+from myllm.model.gpt import GPT
+from myllm.model.gpt2_weights import transpose_conv1d
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.model.weight_files import write_tensors
 
 VOCAB, LENGTH = 61, 10
 GENERATOR = torch.Generator().manual_seed(0)
@@ -31,7 +38,7 @@ def assert_close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=0, atol=1e-4)
 
 
-def test_groups_equal_separate_calls(model: VisionGPT2) -> None:
+def test_vision_gpt2_groups_equal_separate_calls(model: VisionGPT2) -> None:
     together = model(IMAGES, TOKENS)
     assert together.shape == (2, 3, LENGTH, VOCAB)
     for image in range(2):
@@ -40,29 +47,29 @@ def test_groups_equal_separate_calls(model: VisionGPT2) -> None:
             assert_close(together[image, caption], alone[0, 0])
 
 
-def test_the_three_steps_taken_alone_equal_forward(model: VisionGPT2) -> None:
+def test_vision_gpt2_steps_one_by_one_equal_forward(model: VisionGPT2) -> None:
     features = model.encoder(IMAGES)
     assert_close(model.decode(TOKENS, model.image_kv(model.image_tokens(features))), model(IMAGES, TOKENS))
 
 
 @given(cuts=st.lists(st.integers(1, LENGTH - 1), unique=True).map(sorted))
-def test_cached_steps_of_any_length_equal_the_full_pass(model: VisionGPT2, cuts: list[int]) -> None:
+def test_vision_gpt2_cached_steps_equal_the_full_pass(model: VisionGPT2, cuts: list[int]) -> None:
     with torch.inference_mode():
         image, cache = model.encode(IMAGES), model.decoder.new_cache(rows=6)
         logits = [model.decode(chunk, image, cache) for chunk in TOKENS.tensor_split(cuts, dim=2)]
         assert_close(torch.cat(logits, dim=2), model(IMAGES, TOKENS))
 
 
-@given(place=st.integers(1, LENGTH - 1), rest=st.lists(st.integers(0, VOCAB - 1), min_size=LENGTH, max_size=LENGTH))
-def test_later_tokens_change_no_earlier_logit(model: VisionGPT2, place: int, rest: list[int]) -> None:
+@given(start=st.integers(1, LENGTH - 1), rest=st.lists(st.integers(0, VOCAB - 1), min_size=LENGTH, max_size=LENGTH))
+def test_vision_gpt2_logits_do_not_depend_on_later_tokens(model: VisionGPT2, start: int, rest: list[int]) -> None:
     changed = TOKENS.clone()
-    changed[..., place:] = torch.tensor(rest[place:])
+    changed[..., start:] = torch.tensor(rest[start:])
     with torch.inference_mode():
-        assert_close(model(IMAGES, changed)[:, :, :place], model(IMAGES, TOKENS)[:, :, :place])
+        assert_close(model(IMAGES, changed)[:, :, :start], model(IMAGES, TOKENS)[:, :, :start])
 
 
 @given(caption=st.integers(0, 2), text=st.lists(st.integers(0, VOCAB - 1), min_size=LENGTH, max_size=LENGTH))
-def test_another_caption_of_the_picture_changes_nothing(model: VisionGPT2, caption: int, text: list[int]) -> None:
+def test_vision_gpt2_captions_of_an_image_are_independent(model: VisionGPT2, caption: int, text: list[int]) -> None:
     changed, others = TOKENS.clone(), [other for other in range(3) if other != caption]
     changed[:, caption] = torch.tensor(text)
     with torch.inference_mode():
@@ -70,24 +77,24 @@ def test_another_caption_of_the_picture_changes_nothing(model: VisionGPT2, capti
 
 
 @given(seed=st.integers(0, 2**32), scale=st.floats(0.1, 10))
-def test_another_picture_of_the_batch_changes_nothing(model: VisionGPT2, seed: int, scale: float) -> None:
+def test_vision_gpt2_images_of_a_batch_are_independent(model: VisionGPT2, seed: int, scale: float) -> None:
     changed = IMAGES.clone()
     changed[1] = scale * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         assert_close(model(changed, TOKENS)[0], model(IMAGES, TOKENS)[0])
 
 
-def test_the_picture_changes_every_logit(model: VisionGPT2) -> None:
+def test_vision_gpt2_logits_depend_on_the_image(model: VisionGPT2) -> None:
     difference = (model(IMAGES, TOKENS) - model(IMAGES.flip(0), TOKENS)).abs()
     assert (difference.amax(-1) > 1e-3).all()
 
 
-def test_selected_images_decode_as_themselves(model: VisionGPT2) -> None:
+def test_image_kv_select_decodes_like_those_images(model: VisionGPT2) -> None:
     image = model.encode(IMAGES).select(torch.tensor([1, 1, 0]))
     assert_close(model.decode(TOKENS[[1, 1, 0]], image), model(IMAGES, TOKENS)[[1, 1, 0]])
 
 
-def test_a_reordered_cache_goes_on_as_the_captions_it_came_from(model: VisionGPT2) -> None:
+def test_self_kv_select_continues_the_selected_captions(model: VisionGPT2) -> None:
     rows = torch.tensor([2, 0, 0, 5, 4, 4])  # of 2 x 3 captions
     image, cache = model.encode(IMAGES), model.decoder.new_cache(rows=6)
     model.decode(TOKENS[..., :6], image, cache)
@@ -96,37 +103,53 @@ def test_a_reordered_cache_goes_on_as_the_captions_it_came_from(model: VisionGPT
     assert_close(model.decode(TOKENS[..., 6:], image, cache), model(IMAGES, moved)[:, :, 6:])
 
 
-def test_two_requests_share_no_state(model: VisionGPT2) -> None:
+def test_vision_gpt2_requests_share_no_state(model: VisionGPT2) -> None:
     image, caches = model.encode(IMAGES), [model.decoder.new_cache(rows=6) for _ in range(2)]
     texts = (TOKENS, TOKENS.flip(-1))
-    steps = [[model.decode(text[..., at, None], image, cache) for text, cache in zip(texts, caches, strict=True)]
-             for at in range(LENGTH)]
+    steps = [[model.decode(text[..., index, None], image, cache) for text, cache in zip(texts, caches, strict=True)]
+             for index in range(LENGTH)]
     for text, logits in zip(texts, zip(*steps, strict=True), strict=True):
         assert_close(torch.cat(logits, dim=2), model(IMAGES, text))
 
 
 @pytest.mark.parametrize(("mode", "readings"), [("last", 1), ("layerwise", 2)])
-def test_each_block_reads_what_its_mode_says(tiny_model: Callable[..., VisionGPT2], mode: str, readings: int) -> None:
+def test_vision_gpt2_blocks_follow_the_mode(tiny_model: Callable[..., VisionGPT2], mode: str, readings: int) -> None:
     model = tiny_model(mode)
     tokens = model.image_tokens(model.encoder(IMAGES))
     assert len(tokens) == readings
     other = torch.randn_like(tokens[0])
-    changed = model.image_kv((*tokens[:-1], other))  # what the last block reads, or all where there is one
+    changed = model.image_kv((*tokens[:-1], other))
     same = model.image_kv(tokens)
     is_same = [torch.equal(a[0], b[0]) for a, b in zip(changed.layers, same.layers, strict=True)]
     assert is_same == ([False, False] if mode == "last" else [True, False])
 
 
-def test_equal_widths_need_no_projection(tiny_model: Callable[..., VisionGPT2]) -> None:
+def test_vision_gpt2_has_a_projection_only_between_different_widths(tiny_model: Callable[..., VisionGPT2]) -> None:
     names = {name.split(".")[0] for name, _ in tiny_model(n_embd=128).named_parameters()}
     assert names == {"encoder", "decoder"}
     assert "enc_to_dec_proj" in {name.split(".")[0] for name, _ in tiny_model().named_parameters()}
 
 
-def test_any_backbone_of_feature_maps_is_captioned(tiny_model: Callable[..., VisionGPT2]) -> None:
+def test_vision_gpt2_decodes_over_a_convolutional_feature_map(tiny_model: Callable[..., VisionGPT2]) -> None:
     config = tiny_model().config
     vision = replace(config.vision, name="test_efficientnet", image_size=64)
     model = VisionGPT2(replace(config, vision=vision)).eval()
     image = model.encode(IMAGES)
     assert isinstance(image, ImageKV) and image.layers[0][0].shape[2] == model.encoder.n_tokens
     assert model.decode(TOKENS, image).shape == (2, 3, LENGTH, VOCAB)
+
+
+def test_vision_gpt2_loads_pretrained_text_weights_but_not_into_cross_attention(
+    tiny_config: Callable[..., CaptionerConfig], tmp_path: Path
+) -> None:
+    config = tiny_config()
+    gpt2 = GPT(config.text)
+    write_tensors(transpose_conv1d(gpt2.transformer.state_dict()), tmp_path / "model.safetensors")
+    write_json(gpt2_facts(config.text, end=0), tmp_path / "config.json")
+    torch.manual_seed(0)
+    fresh = VisionGPT2(config).decoder
+    torch.manual_seed(0)
+    loaded = VisionGPT2(replace(config, text=replace(config.text, pretrained=str(tmp_path)))).decoder
+    assert torch.equal(loaded.blocks[1].mlp.c_fc.weight, gpt2.blocks[1].mlp.c_fc.weight)
+    assert torch.equal(loaded.lm_head.weight, gpt2.transformer.wte.weight)
+    assert torch.equal(loaded.blocks[1].crossattention.c_attn.weight, fresh.blocks[1].crossattention.c_attn.weight)

@@ -1,4 +1,4 @@
-"""Do heat maps tell what a word hangs on? Measured by taking the picture away in their order, and bringing it back."""
+"""Deletion and insertion curves: does the probability of a word follow the pixels that its heat map marks?"""
 
 import random
 import re
@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from measures.pointing import CENTRE, centre
 from torch import Tensor
 from torch.nn import functional as F
 
 from myllm.attribution.methods import logprobs_and_attention
 from myllm.caption import Word, normalize_word
 from myllm.data.tokenizer import end_token
-from myllm.evaluation.pointing import CENTRE, centre
 from myllm.inference.captioner import Captioner, Picture
 
 RANDOM = "random"
 STEPS = 8
-# words that are said of nearly any picture, and hardly hang on any place in it
+# words that fit nearly any picture
 FUNCTION_WORDS = re.compile(
     "a|an|the|and|or|of|in|on|at|to|by|for|from|with|without|while|as|is|are|was|be|being|been|it|its|he|she|his|her|their"
     "|they|them|that|this|there|who|which|through|up|down|off|over|into|out|onto|near|next|one|some|another|other",
@@ -27,19 +27,21 @@ FUNCTION_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Curves:
-    """Mean chance of a word while the picture goes away, or comes (Petsiuk et al. 2018)."""
+    """Areas under the curve of a word's probability (Petsiuk et al. 2018)."""
 
     deletion: float
-    """Area under its chance while the hottest pixels are made the mean colour: low where the map is right."""
+    """While the pixels with the highest values are replaced by the mean colour: low if the map is right."""
     insertion: float
-    """Area under its chance while the hottest pixels come out of a blur: high where the map is right."""
+    """While the pixels with the highest values appear in a blurred picture: high if the map is right."""
 
 
 def judge_words(
     captioner: Captioner, pictures: Sequence[Picture], methods: Sequence[str], words: int = 3, seed: int = 0
 ) -> Iterator[dict[str, Curves]]:
-    """Curves of some content words of each picture's caption by each method, and by what looks at nothing: `random`
-    order of places, and `centre`, a Gaussian in the middle."""
+    """Caption pictures and yield the curves of some content words of each caption, by each method.
+
+    Two baselines are added: `random` values, and `centre`, a Gaussian in the middle of the picture.
+    """
     for number, picture in enumerate(pictures):
         image = captioner.preprocess(picture)
         caption = captioner.caption(image)
@@ -47,7 +49,7 @@ def judge_words(
         maps = {method: captioner.attention_maps(image, caption, method=method) for method in methods}
         content = list(filter(is_content, caption.words))
         for word in rng.sample(content, min(words, len(content))):
-            heats = {method: own[word.tokens].mean(0) for method, own in maps.items()}
+            heats = {method: heat[word.tokens].mean(0) for method, heat in maps.items()}
             rows, columns = captioner.model.encoder.grid
             noise = torch.tensor([[[[rng.random() for _ in range(columns)] for _ in range(rows)]]])
             heats[RANDOM] = F.interpolate(noise, size=image.shape[1:], mode="bilinear")[0, 0]
@@ -56,7 +58,7 @@ def judge_words(
 
 
 def is_content(word: Word) -> bool:
-    """Whether a word tells of this picture: letters, and no function word."""
+    """Whether a generated word says something about its picture: letters, but not a function word."""
     text = normalize_word(word.text)
     is_word = word.logprob is not None and text.isalpha() and len(text) > 1
     return is_word and not FUNCTION_WORDS.fullmatch(text)
@@ -64,17 +66,17 @@ def is_content(word: Word) -> bool:
 
 @torch.inference_mode()
 def draw_curves(captioner: Captioner, image: Tensor, tokens: Sequence[int], word: Word, heat: Tensor) -> Curves:
-    """image: (3, H, W), preprocessed; heat: (H, W). The word's chance is given the words before it."""
-    told = torch.tensor([end_token(captioner.tokenizer), *tokens[: word.tokens.stop]], device=captioner.device)
+    """Return the curves of a word, given the words before it. image: (3, H, W), preprocessed; heat: (H, W)."""
+    sequence = torch.tensor([end_token(captioner.tokenizer), *tokens[: word.tokens.stop]], device=captioner.device)
     images = torch.cat(removal_order(image, heat)).to(captioner.device)
-    logprobs = logprobs_and_attention(captioner.model, captioner.model.encode(images), told)[0]
-    chances = logprobs[:, word.tokens].sum(-1).exp().cpu()
-    area = [float(torch.trapezoid(half, dx=1 / STEPS)) for half in chances.chunk(2)]
-    return Curves(*area)
+    logprobs = logprobs_and_attention(captioner.model, captioner.model.encode(images), sequence)[0]
+    probabilities = logprobs[:, word.tokens].sum(-1).exp().cpu()
+    areas = [float(torch.trapezoid(half, dx=1 / STEPS)) for half in probabilities.chunk(2)]
+    return Curves(*areas)
 
 
 def removal_order(image: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
-    """(STEPS + 1, 3, H, W) each: pixels deleted, and pixels inserted into a blur, the hottest first, by equal parts."""
+    """Return (STEPS + 1, 3, H, W) twice: pixels deleted, and pixels inserted into a blur, highest values first."""
     height, width = heat.shape
     rank = heat.flatten().argsort(descending=True, stable=True).argsort().view(height, width)
     first = rank < (torch.arange(STEPS + 1) * height * width // STEPS)[:, None, None, None]

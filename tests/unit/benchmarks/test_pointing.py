@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measures.pointing import Pointing, centre, in_boxes, mean_pointing, point, point_words
 
 from myllm.attribution.methods import METHODS
 from myllm.checkpoints.native import Checkpoint
 from myllm.data.scenes import Thing, draw_scene
-from myllm.evaluation.pointing import Pointing, centre, in_boxes, mean_pointing, point, point_words
 from myllm.evaluation.scenes import find_named
 from myllm.inference.captioner import Captioner
 
@@ -16,7 +16,7 @@ RED, BLUE, OTHER = (
 )
 
 
-def test_a_peak_in_any_of_the_boxes_is_a_hit() -> None:
+def test_point_counts_a_maximum_in_any_box_as_a_hit() -> None:
     inside = in_boxes([RED.box, OTHER.box], (64, 64))
     heat = torch.full((64, 64), 0.001)
     for x, y, is_hit in ((2, 4, True), (11, 13, True), (12, 13, False), (45, 5, True), (40, 40, False)):
@@ -25,20 +25,20 @@ def test_a_peak_in_any_of_the_boxes_is_a_hit() -> None:
         assert point(marked, inside).hit == is_hit
 
 
-def test_energy_is_the_part_of_the_map_in_the_boxes() -> None:
+def test_point_energy_is_the_share_of_the_map_in_the_boxes() -> None:
     inside = in_boxes([RED.box, OTHER.box], (64, 64))
     assert point(torch.ones(64, 64), inside).energy == pytest.approx(200 / 64**2)
     assert point(7 * inside.float(), inside) == Pointing(1, 1)
     assert point(torch.zeros(64, 64), inside) == Pointing(0, 0)
 
 
-def test_the_centres_peak_is_in_the_middle() -> None:
+def test_centre_has_its_maximum_in_the_middle() -> None:
     heat = centre(40, 60)
     assert heat.max() == heat[20, 30] and heat[0, 0] == heat.min()
     assert heat[20, 45] / heat[20, 30] == pytest.approx(0.6065, rel=0.1)
 
 
-def test_words_mean_what_is_there_of_their_kind_and_colour() -> None:
+def test_find_named_returns_things_of_the_named_kind_and_colour() -> None:
     caption = "Two small red stars left of a blue star and a green heart"
     spans = find_named(caption, [RED, BLUE, OTHER])
     assert [(caption[begin:end], things) for (begin, end), things in spans] == [
@@ -46,24 +46,25 @@ def test_words_mean_what_is_there_of_their_kind_and_colour() -> None:
     ]
 
 
-def test_each_word_that_names_something_is_pointed_by_each_method(tiny_checkpoint: Checkpoint) -> None:
+def test_point_words_judges_each_naming_word_by_each_method(tiny_checkpoint: Checkpoint) -> None:
     captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
-    drawn = [draw_scene(0, "val", number) for number in range(3)]
-    [first, *_] = drawn[0][1].things
-    named = f"a {first.colour} {first.kind}"
-    captioner.decode = replace(captioner.decode, regex=named, max_new_tokens=20)
-    images, things = [image for image, _ in drawn], [scene.things for _, scene in drawn]
+    scenes = [draw_scene(0, "val", number) for number in range(3)]
+    [first, *_] = scenes[0][1].things
+    text = f"a {first.colour} {first.kind}"
+    captioner.decode = replace(captioner.decode, regex=text, max_new_tokens=20)
+    images, things = [image for image, _ in scenes], [scene.things for _, scene in scenes]
     words = list(point_words(captioner, images, things, list(METHODS)))
-    expected = [
-        [one.box for one in own if (one.kind, one.colour) == (first.kind, first.colour)] for own in things
+    boxes = [
+        [thing.box for thing in scene if (thing.kind, thing.colour) == (first.kind, first.colour)] for scene in things
     ]
-    shares = [float(in_boxes(boxes, (64, 64)).float().mean()) for boxes in expected if boxes]
+    shares = [float(in_boxes(scene_boxes, (64, 64)).float().mean()) for scene_boxes in boxes if scene_boxes]
     assert [word["chance"] for word in words] == [Pointing(share, share) for share in shares]
     assert set(words[0]) == {*METHODS, "chance", "centre"}
-    assert all(0 <= one.energy <= 1 and one.hit in (0, 1) for one in words[0].values() if one != words[0]["chance"])
+    for word in words:
+        assert all(0 <= word[method].energy <= 1 and word[method].hit in (0, 1) for method in (*METHODS, "centre"))
 
 
-def test_means_are_over_words() -> None:
+def test_mean_pointing_averages_over_words() -> None:
     words = [{"a": Pointing(1, 0.5), "b": Pointing(0, 0.25)}, {"a": Pointing(0, 0.1), "b": Pointing(0, 0.75)}]
     assert mean_pointing(words) == {"a": Pointing(0.5, pytest.approx(0.3)), "b": Pointing(0, 0.5)}
     assert mean_pointing([]) == {}

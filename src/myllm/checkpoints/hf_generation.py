@@ -1,0 +1,145 @@
+"""Generation options of transformers as our decoding options, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from myllm.checkpoints.checks import dataclass_from_dict
+from myllm.config import DecodeConfig
+from myllm.errors import CheckpointError, ConfigError
+from myllm.files import read_json
+
+FILE_NAME = "generation_config.json"
+# transformers' names to ours
+BEAM_OPTIONS = {"num_beams": "beams"} | {
+    name: name
+    for name in ("no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping", "do_sample",
+                 "max_new_tokens")
+}
+OPTIONAL = ("min_new_tokens", "num_return_sequences", "num_beam_groups", "diversity_penalty", "stop_strings")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+LENGTHS = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
+TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+# They change the tokens and are not computed here. Values without effect are those of NEUTRAL.
+UNSUPPORTED = (
+    "bad_words_ids", "begin_suppress_tokens", "constraints", "dola_layers", "exponential_decay_length_penalty",
+    "force_words_ids", "forced_bos_token_id", "forced_eos_token_id", "penalty_alpha", "renormalize_logits",
+    "sequence_bias", "suppress_tokens", "watermarking_config",
+)
+UNSUPPORTED_SAMPLING = ("epsilon_cutoff", "eta_cutoff", "top_h")
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "guidance_scale": (1,), "penalty_alpha": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
+    "renormalize_logits": (False,),
+}
+# They change neither tokens nor scores.
+WITHOUT_EFFECT = {
+    "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+    "assistant_lookbehind", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
+    "disable_compile", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "is_assistant", "low_memory",
+    "max_cache_len", "max_matching_ngram_size", "max_time", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "output_attentions", "output_hidden_states", "output_logits", "output_scores", "prefill_chunk_size",
+    "prompt_lookup_num_tokens", "remove_invalid_values", "return_dict_in_generate", "speculation_type",
+    "target_lookbehind", "token_healing", "transformers_version", "use_cache", "use_mtp",
+}
+KNOWN = {
+    *BEAM_OPTIONS, *OPTIONAL, *SAMPLING, *LENGTHS.values(), *TOKEN_IDS, *UNSUPPORTED, *UNSUPPORTED_SAMPLING, *NEUTRAL,
+    *WITHOUT_EFFECT,
+}
+# transformers' own defaults that differ from ours: generated tokens, and the k of top-k sampling
+DEFAULT_LENGTH, DEFAULT_TOP_K = 20, 50
+# of GPT2Config, which transformers fills in
+GPT2_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
+
+
+def read_decode(
+    folder: Path, config: Mapping[str, Any], end: int, n_positions: int
+) -> tuple[DecodeConfig, list[str]]:
+    """Return the decoding options that transformers' `generate` uses for a folder, and notes on differences.
+
+    As in transformers, generation options of config.json count only if there is no generation_config.json.
+    config: content of config.json. end: id of the end token. n_positions: maximum length in tokens.
+    Raises CheckpointError for options that would give other tokens than in transformers.
+    """
+    path = folder / FILE_NAME
+    if path.is_file():
+        values = read_json(path)
+    else:
+        top_level = {name: value for name, value in config.items() if value is not None}
+        path, values = folder / "config.json", GPT2_TOKEN_IDS | config["decoder"] | top_level
+        values = {name: value for name, value in values.items() if name in KNOWN}
+    values = {name: value for name, value in values.items() if value is not None}
+    is_sampled = values.get("do_sample") is True
+    _check_token_ids(path, values, end)
+    for name in (*UNSUPPORTED, "guidance_scale", *(UNSUPPORTED_SAMPLING if is_sampled else ())):
+        value = values.get(name)
+        if value not in (None, [], {}, *NEUTRAL.get(name, ())):
+            raise CheckpointError(
+                f"{path}: {name} is {value!r:.100}, which is not supported; remove it to caption without it"
+            )
+    notes = []
+    unknown = sorted(values.keys() - KNOWN)
+    if unknown:
+        notes.append(f"{path.name}: unknown generation options were left out: {', '.join(unknown)}")
+    if "eos_token_id" not in values:
+        notes.append(f"{path.name} has no eos_token_id; captions end at the tokenizer's end of text")
+    options = _options(values, n_positions)
+    if options.get("do_sample") is True and options.get("beams", 1) != 1:
+        options = {name: value for name, value in options.items() if name not in ("do_sample", *SAMPLING)}
+        notes.append(f"{path.name}: do_sample with num_beams {options['beams']}: beams are kept, sampling was dropped")
+    try:
+        return dataclass_from_dict(DecodeConfig, options), notes
+    except (ConfigError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _check_token_ids(path: Path, values: Mapping[str, Any], end: int) -> None:
+    """Raise CheckpointError unless captions begin and end with the end token."""
+    start = "decoder_start_token_id" if "decoder_start_token_id" in values else "bos_token_id"
+    for name in (start, "eos_token_id"):
+        ids = values.get(name, end)
+        if ids not in (end, [end]):
+            raise CheckpointError(f"{path}: {name} is {ids!r:.100}; supported is {end}, the tokenizer's end of text")
+
+
+def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
+    """Return transformers' options under our names, with its defaults, and lengths that the context has room for."""
+    names = BEAM_OPTIONS | {name: name for name in OPTIONAL}
+    options = {name: values[hf_name] for hf_name, name in names.items() if hf_name in values}
+    if isinstance(options.get("stop_strings"), str):
+        options["stop_strings"] = [options["stop_strings"]]
+    if options.get("num_return_sequences") == 1:
+        del options["num_return_sequences"]  # transformers' default; ours returns the other beams as alternatives
+    if options.get("num_beam_groups", 1) == 1:
+        options.pop("diversity_penalty", None)  # without effect
+    if options.get("do_sample") is True:
+        options |= {"top_k": DEFAULT_TOP_K} | {name: values[name] for name in SAMPLING if name in values}
+    for name, hf_name in LENGTHS.items():
+        if isinstance(values.get(hf_name), int) and values[hf_name]:
+            options.setdefault(name, max(0, values[hf_name] - 1))  # transformers counts the start token
+    options.setdefault("max_new_tokens", DEFAULT_LENGTH)
+    if isinstance(options["max_new_tokens"], int):
+        options["max_new_tokens"] = min(options["max_new_tokens"], n_positions)
+        if isinstance(options.get("min_new_tokens"), int):
+            options["min_new_tokens"] = min(options["min_new_tokens"], options["max_new_tokens"])
+    return options
+
+
+def generation_config(decode: DecodeConfig, end: int) -> dict[str, Any]:
+    """Return transformers' generation_config.json for our decoding options, as far as it has them."""
+    default = DecodeConfig()
+    values = {hf_name: getattr(decode, name) for hf_name, name in BEAM_OPTIONS.items()}
+    values |= {name: getattr(decode, name) for name in OPTIONAL if getattr(decode, name) != getattr(default, name)}
+    if decode.do_sample:
+        values |= {name: getattr(decode, name) for name in SAMPLING}
+    return values | {"decoder_start_token_id": end, "eos_token_id": end, "pad_token_id": end}
+
+
+def unsupported_options(decode: DecodeConfig) -> list[str]:
+    """Return a message for each decoding option in use that transformers' generation options cannot hold."""
+    default, written = DecodeConfig(), {*BEAM_OPTIONS.values(), *OPTIONAL, *SAMPLING}
+    return [
+        f"decode.{name} {getattr(decode, name)!r:.100} cannot be kept in Hugging Face format; "
+        "captions in transformers will differ"
+        for name in DecodeConfig.__dataclass_fields__
+        if name not in written and getattr(decode, name) != getattr(default, name)
+    ]
