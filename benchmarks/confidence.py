@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEMO / "scenes")
     parser.add_argument("--splits", nargs="+", default=["val"], help="the first one is used for calibration")
     parser.add_argument("--beams", type=int, help="default: the model's own")
-    parser.add_argument("--other-beams", type=int, help="also judge captions of this many beams, same calibration")
+    parser.add_argument("--other-beams", type=int, help="also judge captions of so many beams")
     parser.add_argument("--plots", type=Path, help="folder for reliability.png and coverage.png")
     arguments = parser.parse_args()
     if not arguments.model.exists() or not arguments.data.is_dir():

@@ -92,9 +92,9 @@ def paraphrased(pairs: list[tuple[Words, Words]]) -> Callable[[random.Random], P
     """Phrases of the table, and their paraphrases in another order."""
 
     def make(chance: random.Random) -> Picture:
-        drawn = [chance.choice([pair, pair[::-1]]) for pair in chance.choices(pairs, k=chance.randint(1, 5))]
-        candidate = [word for phrase, _ in drawn for word in phrase]
-        reference = [word for _, phrase in chance.sample(drawn, len(drawn)) for word in phrase]
+        random_captions = [chance.choice([pair, pair[::-1]]) for pair in chance.choices(pairs, k=chance.randint(1, 5))]
+        candidate = [word for phrase, _ in random_captions for word in phrase]
+        reference = [word for _, phrase in chance.sample(random_captions, len(random_captions)) for word in phrase]
         return candidate, [reference, [word for word in reference if chance.random() < 0.8]]
 
     return make
@@ -130,9 +130,9 @@ def assert_equal(judged: list[Picture], expected: tuple[float, list[float]]) -> 
     figure = ours(judged)
     assert figure.corpus == pytest.approx(corpus, rel=0, abs=1e-12)
     differences = [
-        f"{' '.join(candidate)!r} for {[*map(' '.join, captions)]}: ours {mine}, the jar's {theirs}"
-        for (candidate, captions), mine, theirs in zip(judged, figure.per_image.tolist(), each, strict=True)
-        if abs(mine - theirs) > 1e-12
+        f"{' '.join(candidate)!r} for {[*map(' '.join, captions)]}: ours {ours}, the jar's {jar_scores}"
+        for (candidate, captions), ours, jar_scores in zip(judged, figure.per_image.tolist(), each, strict=True)
+        if abs(ours - jar_scores) > 1e-12
     ]
     assert differences == []
 

@@ -1,7 +1,7 @@
-"""Our Penn Treebank tokenizer against pycocoevalcap's, which runs Stanford's in Java.
+"""Compare our Penn Treebank tokenizer with pycocoevalcap's, which runs Stanford's in Java.
 
-Where Java is missing, what it said of some of the hard captions stands in: tests/fixtures/ptb.tsv, a caption and its
-words on each line.
+Without Java, its recorded words of some hard captions are used: tests/fixtures/ptb.tsv, a caption and its words on each
+line.
 """
 
 import csv
@@ -39,13 +39,13 @@ CLOSINGS = ("", ".", ",", "...", "!", "?", ":", "'", "'s", "â€™s", '"', ")", "â€
 
 
 def hard_captions() -> Iterator[str]:
-    """Every piece after every opening and before every closing, at the start of a caption, in it, and alone."""
+    """Yield every piece after every opening and before every closing, at the start of a caption and later."""
     for opening, piece, closing in itertools.product(OPENINGS, PIECES, CLOSINGS):
         yield from (f"{opening}{piece}{closing} dog", f"a {opening}{piece}{closing}")
 
 
 def glued_captions(count: int) -> Iterator[str]:
-    """Pieces after each other, mostly without blanks between them."""
+    """Yield captions of random pieces, mostly without blanks between them."""
     chance = random.Random(0)
     for _ in range(count):
         yield "".join(chance.choice(PIECES) + chance.choice(("", "", " ")) for _ in range(chance.randint(1, 6))).strip()
@@ -53,9 +53,9 @@ def glued_captions(count: int) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def stanford() -> Stanford:
-    """stanford(captions): what pycocoevalcap makes of each, split at blanks as its metrics split it."""
+    """Return a function that tokenizes captions with pycocoevalcap."""
     if shutil.which("java") is None:
-        pytest.skip("no Java on this machine; what Stanford's tokenizer said of the captions in ptb.tsv stands in")
+        pytest.skip("no Java here; the recorded words in ptb.tsv are used instead")
 
     def tokenize(captions: list[str]) -> list[Words]:
         # A line of one word between two captions: Stanford's rules look beyond the end of a line.
@@ -70,7 +70,7 @@ def stanford() -> Stanford:
 
 def differences(captions: list[str], expected: list[Words]) -> list[str]:
     pairs = zip(captions, map(ptb_tokenize, captions), expected, strict=True)
-    return [f"{caption!r}: ours {ours}, Stanford's {theirs}" for caption, ours, theirs in pairs if ours != theirs]
+    return [f"{text!r}: ours {words}, Stanford's {right}" for text, words, right in pairs if words != right]
 
 
 def recorded() -> tuple[list[str], list[Words]]:
@@ -79,7 +79,7 @@ def recorded() -> tuple[list[str], list[Words]]:
 
 
 def test_recorded_captions_are_split_as_by_stanford() -> None:
-    """Stands in for the tests below where there is no Java."""
+    """Replaces the tests below without Java."""
     captions, words = recorded()
     assert len(captions) > 500
     assert differences(captions, words) == []

@@ -144,3 +144,34 @@ def test_evaluate_and_compare_take_metrics(tiny_run: Path, scenes: Path, capfd: 
     assert main(words) == 0
     differences = json.loads(capfd.readouterr().out)["differences"]
     assert "BLEU-1" in differences and "ROUGE-L" not in differences
+
+
+def test_byte_equal_copies_in_training_are_named_as_leaks(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    judged = (data / "splits/val.txt").read_text().split()
+    captions, train = data / "results.csv", data / "splits/train.txt"
+    rows = captions.read_text().splitlines()
+    for name in judged[:2]:
+        shutil.copy(data / "flickr30k_images" / name, data / "flickr30k_images" / f"copy_{name}")
+        rows += [f"copy_{row}" for row in rows if row.startswith(name)]
+    captions.write_text("\n".join(rows) + "\n")
+    train.write_text(train.read_text() + "".join(f"copy_{name}\n" for name in judged[:2]))
+    assert evaluate(tiny_run, data, "--json", "--metrics=CIDEr-D") == 0
+    leaks = json.loads(capfd.readouterr().out)["leaks"]
+    assert leaks["equal"] == [[name, f"copy_{name}"] for name in judged[:2]]
+    assert evaluate(tiny_run, data, "--metrics=CIDEr-D") == 0
+    assert "2 of 3 pictures are in the training data, too" in " ".join(capfd.readouterr().out.split())
+
+
+def test_calibration_on_too_few_words_is_not_done_and_figures_are_written(
+    tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "model")
+    options = ("--calibrate", "--metrics=CIDEr-D", f"--out={tmp_path / 'judged'}")
+    assert evaluate(tmp_path / "model", scenes, *options) == 0
+    assert "confidence is not calibrated" in capfd.readouterr().out
+    protocol = json.loads((tmp_path / "judged/metrics.json").read_text())["protocol"]
+    assert "at least 100 are needed" in protocol["not_calibrated"]

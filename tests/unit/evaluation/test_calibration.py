@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from myllm.caption import Caption
 from myllm.errors import DataError
 from myllm.evaluation.calibration import (
+    Bin,
+    ConfidenceReport,
     calibrate,
     cross_fitted,
     expected_calibration_error,
     fit_log_odds,
+    gain_interval,
     measure_confidence,
     reliability,
     risk_coverage,
@@ -29,18 +32,19 @@ def world(pictures: int, seed: int = 0, sharpness: float = 1.0) -> tuple[list[Ca
     rng = np.random.default_rng(seed)
     captions, references = [], []
     for _ in range(pictures):
-        said = rng.choice(20, 2, replace=False)
+        kinds = rng.choice(20, 2, replace=False)
         chances = rng.uniform(0.05, 0.95, 2)
         is_right = rng.uniform(size=2) < chances**sharpness
         logprobs = [-0.01, *np.log(chances).tolist(), -0.01]
-        words = ["a", *(KINDS[at] for at in said)]
+        words = ["a", *(KINDS[index] for index in kinds)]
         captions.append(
             Caption(
-                " ".join(words), float(np.mean(logprobs)), [0, *said.tolist()], logprobs, "end",
+                " ".join(words), float(np.mean(logprobs)), [0, *kinds.tolist()], logprobs, "end",
                 pieces=[f" {word}".encode() for word in words],
             )
         )
-        references.append(["A thing.", " ".join(KINDS[at] for at, right in zip(said, is_right, strict=True) if right)])
+        right = [KINDS[kind] for kind, is_used in zip(kinds, is_right, strict=True) if is_used]
+        references.append(["A thing.", " ".join(right)])
     return captions, references
 
 
@@ -48,37 +52,37 @@ ON = {"data": "world", "split": "val", "hash": "ab", "pictures": 400}
 FIGURES = [0.0] * 400
 
 
-def test_the_error_of_one_who_is_right_as_often_as_sure_is_near_nothing() -> None:
+def test_calibration_error_is_near_0_if_confidence_is_the_chance_of_being_right() -> None:
     sure = RNG.uniform(size=50_000)
     assert expected_calibration_error(reliability(sure, RNG.uniform(size=50_000) < sure)) < 0.01
 
 
-def test_planted_overconfidence_is_found_in_full() -> None:
+def test_calibration_error_equals_planted_overconfidence() -> None:
     sure = RNG.uniform(0.3, 1, size=50_000)
-    found = expected_calibration_error(reliability(sure, RNG.uniform(size=50_000) < sure - 0.2))
-    assert found == pytest.approx(0.2, abs=0.01)
+    result = expected_calibration_error(reliability(sure, RNG.uniform(size=50_000) < sure - 0.2))
+    assert result == pytest.approx(0.2, abs=0.01)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.integers(1, 12))
-def test_bins_hold_equally_many_in_order_and_lose_none(cases: list[tuple[float, bool]], bins: int) -> None:
-    found = reliability([sure for sure, _ in cases], [right for _, right in cases], bins)
-    counts = [one.count for one in found]
+def test_bins_are_equally_large_and_sorted_by_confidence(cases: list[tuple[float, bool]], bins: int) -> None:
+    result = reliability([sure for sure, _ in cases], [right for _, right in cases], bins)
+    counts = [item.count for item in result]
     assert sum(counts) == len(cases) and max(counts) - min(counts) <= 1
-    assert [one.confidence for one in found] == sorted(one.confidence for one in found)
-    assert sum(one.count * one.right for one in found) == pytest.approx(sum(right for _, right in cases))
+    assert [item.confidence for item in result] == sorted(item.confidence for item in result)
+    assert sum(item.count * item.right for item in result) == pytest.approx(sum(right for _, right in cases))
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 10)), min_size=1, unique_by=lambda one: one[0]))
-def test_coverage_is_the_mean_of_the_most_confident(cases: list[tuple[int, float]]) -> None:
-    found = risk_coverage([float(sure) for sure, _ in cases], [figure for _, figure in cases])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 10)), min_size=1, unique_by=lambda item: item[0]))
+def test_risk_coverage_equals_the_mean_of_the_most_confident(cases: list[tuple[int, float]]) -> None:
+    result = risk_coverage([float(sure) for sure, _ in cases], [figure for _, figure in cases])
     best = [figure for _, figure in sorted(cases, reverse=True)]
-    for tenths, value in enumerate(found, start=1):
-        kept = best[: math.ceil(round(tenths * len(best) / 10, 9))]
-        assert value == pytest.approx(sum(kept) / len(kept))
-    assert found[-1] == pytest.approx(sum(best) / len(best))
+    for tenths, value in enumerate(result, start=1):
+        best_part = best[: math.ceil(round(tenths * len(best) / 10, 9))]
+        assert value == pytest.approx(sum(best_part) / len(best_part))
+    assert result[-1] == pytest.approx(sum(best) / len(best))
 
 
-def test_the_fit_is_where_no_step_makes_it_better() -> None:
+def test_fit_log_odds_is_at_a_minimum_of_the_loss() -> None:
     inputs, word = RNG.normal(size=(300, 2)), RNG.integers(0, 12, 300)
     right = RNG.uniform(size=300) < 0.3 + 0.05 * word
     targets = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
@@ -94,7 +98,7 @@ def test_the_fit_is_where_no_step_makes_it_better() -> None:
         assert loss(weights + steps[0], offsets + steps[1]) > loss(weights, offsets)
 
 
-def test_planted_weights_and_offsets_are_found_again() -> None:
+def test_fit_log_odds_recovers_planted_weights_and_offsets() -> None:
     inputs, word = RNG.normal(size=(40_000, 2)), RNG.integers(0, 4, 40_000)
     planted = np.array([-1.0, -0.3, 0.3, 1.0])
     odds = inputs @ [0.7, 2.0] + 0.5 + planted[word]
@@ -104,7 +108,7 @@ def test_planted_weights_and_offsets_are_found_again() -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_all_right_or_all_wrong_is_no_certainty(right: bool) -> None:
+def test_fit_log_odds_of_all_right_or_all_wrong_is_not_certain(right: bool) -> None:
     weights, offsets = fit_log_odds(np.full((5, 2), -0.5), np.zeros(5, np.int64), np.full(5, right))
     assert np.isfinite([*weights, *offsets]).all()
     odds = float(np.array([-0.5, -0.5, 1]) @ weights + offsets[0])
@@ -112,46 +116,46 @@ def test_all_right_or_all_wrong_is_no_certainty(right: bool) -> None:
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 4.0])
-def test_a_model_that_over_or_understates_is_set_right_on_other_pictures(sharpness: float) -> None:
+def test_calibrate_corrects_over_and_underconfidence_on_other_pictures(sharpness: float) -> None:
     learned = calibrate(*world(800, seed=1, sharpness=sharpness))
     captions, references = world(800, seed=2, sharpness=sharpness)
-    raw = [math.exp(word.logprob or 0) for one in captions for word in one.words[1:]]
+    raw = [math.exp(word.logprob or 0) for item in captions for word in item.words[1:]]
     pairs = zip(captions, references, strict=True)
-    right = [word.text in own[1].split() for one, own in pairs for word in one.words[1:]]
+    right = [word.text in group[1].split() for item, group in pairs for word in item.words[1:]]
     before = expected_calibration_error(reliability(raw, right))
-    trust = measure_confidence([replace(one, calibration=learned) for one in captions], references, [0.0] * 800)
+    trust = measure_confidence([replace(item, calibration=learned) for item in captions], references, [0.0] * 800)
     assert not trust.is_cross_fitted and before > 0.2
     assert expected_calibration_error(trust.words) < before / 2 and expected_calibration_error(trust.captions) < 0.07
 
 
-def test_common_words_are_those_that_most_pictures_references_use() -> None:
+def test_common_words_are_in_the_references_of_most_pictures() -> None:
     learned = calibrate(*world(400))
     assert {"a", "thing"} <= set(learned.common_words) and not set(KINDS) & set(learned.common_words)
 
 
-def test_a_words_own_offset_tells_what_is_said_too_readily() -> None:
+def test_offset_is_lowest_for_a_word_that_is_never_right() -> None:
     captions, references = world(400)
-    never = [[text.replace("kind3", "") for text in own] for own in references]
+    never = [[text.replace("kind3", "") for text in group] for group in references]
     learned = calibrate(captions, never)
     assert min(learned.offsets, key=lambda word: learned.offsets[word]) == "kind3"
 
 
-def test_too_few_words_to_learn_from_are_told() -> None:
+def test_too_few_words_to_learn_from_are_an_error() -> None:
     with pytest.raises(DataError, match="40 captions have 80 words .* at least 100 are needed"):
         calibrate(*world(40))
 
 
-def test_a_captions_own_references_have_no_say_in_its_cross_fitted_confidence() -> None:
+def test_cross_fitted_confidence_does_not_depend_on_the_captions_references() -> None:
     captions, references = world(100)
     before = cross_fitted(captions, references)
     others = [["nothing"], *references[1:]]
     after = cross_fitted(captions, others)
     assert before[0].confidence == after[0].confidence
-    assert [one.confidence for one in before[1:]] != [one.confidence for one in after[1:]]
+    assert [item.confidence for item in before[1:]] != [item.confidence for item in after[1:]]
 
 
 @pytest.mark.parametrize(
-    ("asked", "is_cross_fitted"),
+    ("judged_on", "is_cross_fitted"),
     [
         (ON, True),
         (ON | {"hash": "cd"}, True),
@@ -160,25 +164,41 @@ def test_a_captions_own_references_have_no_say_in_its_cross_fitted_confidence() 
         (None, False),
     ],
 )
-def test_pictures_that_were_learned_from_are_judged_by_what_others_teach(
-    asked: dict[str, Any] | None, is_cross_fitted: bool
+def test_pictures_that_were_calibrated_on_are_judged_cross_fitted(
+    judged_on: dict[str, Any] | None, is_cross_fitted: bool
 ) -> None:
     captions, references = world(400)
     calibration = calibrate(captions, references, ON)
-    learned = [replace(one, calibration=calibration) for one in captions]
-    assert measure_confidence(learned, references, FIGURES, asked).is_cross_fitted == is_cross_fitted
-    assert measure_confidence(captions, references, FIGURES, asked).is_cross_fitted
+    learned = [replace(item, calibration=calibration) for item in captions]
+    assert measure_confidence(learned, references, FIGURES, judged_on).is_cross_fitted == is_cross_fitted
+    assert measure_confidence(captions, references, FIGURES, judged_on).is_cross_fitted
 
 
-def test_the_most_confident_come_first_in_coverage_and_all_last() -> None:
+def test_coverage_starts_with_the_most_confident_and_ends_with_all() -> None:
     captions, references = world(400)
 
-    def share_right(caption: Caption, own: Sequence[str]) -> float:
-        return sum(word.text in own[1].split() for word in caption.words[1:]) / 2
+    def share_right(caption: Caption, group: Sequence[str]) -> float:
+        return sum(word.text in group[1].split() for word in caption.words[1:]) / 2
 
-    figures = [share_right(one, own) for one, own in zip(captions, references, strict=True)]
+    figures = [share_right(item, group) for item, group in zip(captions, references, strict=True)]
     trust = measure_confidence(captions, references, figures)
     assert trust.coverage[0] > trust.coverage[4] > trust.coverage[-1] == pytest.approx(np.mean(figures))
-    told = trust.as_json()
-    assert told["coverage"]["50%"] == trust.coverage[4] and told["cross_fitted"] is True
-    assert told["word_calibration_error"] == expected_calibration_error(trust.words)
+    entries = trust.as_json()
+    assert entries["coverage"]["50%"] == trust.coverage[4] and entries["cross_fitted"] is True
+    assert entries["word_calibration_error"] == expected_calibration_error(trust.words)
+
+
+def test_gain_interval_holds_the_difference_between_the_confident_half_and_all() -> None:
+    sure = RNG.uniform(size=400)
+    low, high = gain_interval(sure, 2 * sure)
+    assert low < 0.5 < high  # of uniform numbers the upper half has mean 0.75, all have 0.5; times 2
+    noise_low, noise_high = gain_interval(sure, RNG.uniform(size=400))
+    assert noise_low < 0 < noise_high
+
+
+def test_describe_sorting_says_when_confidence_does_not_help() -> None:
+    bins, coverage = (Bin(1, 0.5, 0.5),), (3.0, 2.5, 2.5, 2.5, 2.0, 2.0, 2.0, 2.0, 2.0, 1.5)
+    report = ConfidenceReport(bins, bins, coverage, True, (0.25, 0.75), 1.75)
+    assert "half of the captions has CIDEr-D 2.000, all have 1.500 (95 % interval" in report.describe_sorting("CIDEr-D")
+    assert "sort these captions by `score`" in replace(report, half_by_score=2.25).describe_sorting("CIDEr-D")
+    assert "may do nothing" in replace(report, gain=(-0.1, 0.9)).describe_sorting("CIDEr-D")

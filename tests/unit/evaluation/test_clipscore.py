@@ -158,19 +158,19 @@ def test_a_name_of_another_form_is_told_the_form(name: str) -> None:
         clip_scores(name, [], [], [])
 
 
-def test_a_library_that_is_not_installed_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip.*-m pip install open_clip_torch"):
         clip_scores("open_clip:ViT-B-32/openai", [], [], [])
 
 
-def test_weights_that_are_not_here_are_told_what_to_give(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_with_the_remedy(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     with pytest.raises(ConfigError, match="give a local folder or file, or run once with network access"):
         clip_scores(f"transformers:{tmp_path}/none", [], [], [])
-    with pytest.raises(ConfigError, match="give a folder or file that is here"):
+    with pytest.raises(ConfigError, match="give a local folder or file"):
         clip_scores(f"open_clip:ViT-B-32/{tmp_path}/none.pt", [], [], [])
-    with pytest.raises(ConfigError, match="no weights are named.*laion2b"):
+    with pytest.raises(ConfigError, match="weights are not named.*laion2b"):
         clip_scores("open_clip:ViT-B-32", [], [], [])
 
 

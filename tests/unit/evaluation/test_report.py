@@ -262,7 +262,7 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_words(
         (tmp_path / "bad.png").write_bytes(content)
     page = report(tmp_path, evaluation([tmp_path / "bad.png", picture], ["of the bad one", "of the good one"]))
     assert [one["alt"] for one in page.all("img")] == ["of the good one"]
-    own = "CIDEr-D 1.500 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
+    own = "CIDEr-D 1.50 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
     assert {"bad.png cannot be read any more", "of the bad one", own} <= set(page.text("p"))
 
 

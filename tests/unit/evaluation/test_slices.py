@@ -15,7 +15,7 @@ from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import MetricResult, mean_of
 
 
-def said(*captions: str) -> Record:
+def record(*captions: str) -> Record:
     """A picture that can't be read."""
     return Record(Path("nowhere.png"), captions)
 
@@ -25,8 +25,8 @@ def members(slices: Slices, kind: str) -> dict[str, list[int]]:
     return {label.split(" (")[0]: np.flatnonzero(mask).tolist() for label, mask in slices[kind].items()}
 
 
-def test_captions_are_parted_into_thirds_by_their_mean_length() -> None:
-    records = [said("dog " * count, "dog " * (count + 2) + ".") for count in (9, 1, 5, 2, 8, 4)]
+def test_pictures_are_grouped_into_thirds_by_caption_length() -> None:
+    records = [record("dog " * count, "dog " * (count + 2) + ".") for count in (9, 1, 5, 2, 8, 4)]
     slices = slice_pictures(records)
     assert members(slices, "caption length") == {"short": [1, 3], "medium": [2, 5], "long": [0, 4]}
     assert list(slices["caption length"]) == [
@@ -62,16 +62,16 @@ def test_people_are_counted_by_the_words_for_them(caption: str, people: int) -> 
 
 def test_a_picture_has_as_many_people_as_the_median_of_its_references_names() -> None:
     records = [
-        said("a dog", "a dog", "a man and his dog"),
-        said("a man", "a boy", "two boys"),
-        said("people", "two men", "a man and a woman"),
-        said("a crowd", "people", "a man"),
-        said("a dog", "a man"),
+        record("a dog", "a dog", "a man and his dog"),
+        record("a man", "a boy", "two boys"),
+        record("people", "two men", "a man and a woman"),
+        record("a crowd", "people", "a man"),
+        record("a dog", "a man"),
     ]
     assert members(slice_pictures(records), "people") == {"none": [0], "one": [1, 4], "two": [2], "three or more": [3]}
 
 
-def test_drawn_scenes_are_parted_by_how_many_things_were_drawn() -> None:
+def test_drawn_scenes_are_grouped_by_the_number_of_things() -> None:
     records = [Record(Path(f"{count}.png"), ("a man",)) for count in range(6)]
     things = {f"{count}.png": [Thing("ball", "red", "big", (0, 0, 9, 9))] * count for count in range(5)}
     slices = slice_pictures(records, things=things)
@@ -79,20 +79,20 @@ def test_drawn_scenes_are_parted_by_how_many_things_were_drawn() -> None:
     assert "people" not in slices
 
 
-def test_pictures_are_parted_by_their_light_and_broken_ones_are_in_no_third(tmp_path: Path) -> None:
+def test_pictures_are_grouped_by_brightness_and_broken_ones_left_out(tmp_path: Path) -> None:
     records = []
     for level in (0, 255, 51, 102, 153, 204):
         path = tmp_path / f"{level}.png"
         Image.new("RGB", (30, 20), (level, level, level)).save(path)
         records.append(Record(path, ("a dog",)))
-    slices = slice_pictures([*records, said("a dog")])
+    slices = slice_pictures([*records, record("a dog")])
     assert members(slices, "brightness") == {"dark": [0, 2], "medium": [3, 4], "bright": [1, 5]}
     assert next(iter(slices["brightness"])) == "dark (to 20% of white)"
 
 
-def test_words_are_rare_where_training_seldom_says_them() -> None:
+def test_words_are_rare_if_training_captions_seldom_use_them() -> None:
     training = ["a dog runs"] * 8 + ["a cat runs"] * 4 + ["the lynx runs"] * 2
-    records = [said(caption) for caption in ("a dog", "of", "the lynx", "a cat", "an ocelot", "dog", "a cat .")]
+    records = [record(caption) for caption in ("a dog", "of", "the lynx", "a cat", "an ocelot", "dog", "a cat .")]
     slices = slice_pictures(records, training)
     assert members(slices, "rare words") == {"common": [0, 5], "medium": [3, 6], "rare": [2, 4]}
     bounds = [f"{math.log(42 / count):.1f} nats" for count in (8, 2)]
@@ -100,34 +100,34 @@ def test_words_are_rare_where_training_seldom_says_them() -> None:
 
 
 def test_a_third_of_equal_values_stays_together() -> None:
-    records = [said(caption) for caption in ("dog", "dog runs", "dog runs", "cat runs", "dog runs", "dog")]
+    records = [record(caption) for caption in ("dog", "dog runs", "dog runs", "cat runs", "dog runs", "dog")]
     slices = slice_pictures(records)
     assert members(slices, "caption length") == {"short": [0, 5], "long": [1, 2, 3, 4]}
 
 
-def test_without_training_words_are_rare_among_the_references_themselves() -> None:
-    records = [said(caption) for caption in ("dog", "cat", "dog", "lynx", "puma", "cat", "dog", "yak", "cat")]
+def test_without_training_captions_references_give_word_frequencies() -> None:
+    records = [record(caption) for caption in ("dog", "cat", "dog", "lynx", "puma", "cat", "dog", "yak", "cat")]
     assert members(slice_pictures(records), "rare words") == {"common": [0, 1, 2, 5, 6, 8], "rare": [3, 4, 7]}
 
 
-def test_a_kind_that_parts_nothing_is_left_out() -> None:
-    assert slice_pictures([said("a dog"), said("a dog"), said("a dog")]) == {}
+def test_a_kind_with_one_group_is_left_out() -> None:
+    assert slice_pictures([record("a dog"), record("a dog"), record("a dog")]) == {}
     assert slice_pictures([]) == {}
 
 
 @given(st.lists(st.lists(st.sampled_from(["a dog", "two men run", "people", "."]), max_size=3), max_size=12))
 def test_no_picture_is_in_two_slices_of_a_kind(captions: list[list[str]]) -> None:
-    for own in slice_pictures([said(*few) for few in captions]).values():
-        assert (np.sum(list(own.values()), axis=0) <= 1).all()
-        assert all(mask.any() for mask in own.values())
+    for masks in slice_pictures([record(*few) for few in captions]).values():
+        assert (np.sum(list(masks.values()), axis=0) <= 1).all()
+        assert all(mask.any() for mask in masks.values())
 
 
 def extremes(figure: MetricResult) -> tuple[float, float]:
     return float(figure.per_image.min()), float(figure.per_image.max())
 
 
-def mask(total: int, *places: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.isin(np.arange(total), places)
+def mask(total: int, *members: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    return np.isin(np.arange(total), members)
 
 
 def test_slices_come_worst_first_with_their_difference_to_the_whole() -> None:
@@ -156,8 +156,9 @@ def test_a_slice_has_the_value_of_its_pictures_alone(pictures: Sequence[tuple[in
     sums = np.array([picture[:2] for picture in pictures], dtype=np.float64)
     figure = MetricResult(sums[:, 0] / sums[:, 1], sums, lambda of: np.asarray(of[..., 0] / of[..., 1]))
     labels = np.array([picture[2] for picture in pictures])
-    rows, _ = worst_first({"third": {str(at): labels == at for at in range(3)}}, figure, extremes, min_pictures=1)
+    masks_by_label = {str(number): labels == number for number in range(3)}
+    rows, _ = worst_first({"third": masks_by_label}, figure, extremes, min_pictures=1)
     for row in rows:
-        own = [picture for picture in pictures if str(picture[2]) == row.label]
-        assert row.value == pytest.approx(sum(hits for hits, _, _ in own) / sum(of for _, of, _ in own))
+        masks = [picture for picture in pictures if str(picture[2]) == row.label]
+        assert row.value == pytest.approx(sum(hits for hits, _, _ in masks) / sum(of for _, of, _ in masks))
     assert [row.value for row in rows] == sorted(row.value for row in rows)

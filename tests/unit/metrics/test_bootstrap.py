@@ -13,19 +13,19 @@ def normal(count: int, seed: int, mean: float = 0.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1, count)
 
 
-def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:
+def test_interval_of_a_mean_equals_the_normal_approximation() -> None:
     values = normal(2000, 1)
     low, high = intervals({"x": mean_of(values)})["x"]
     error = 1.959964 * values.std() / math.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.003)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
-    held = 0
+def test_intervals_cover_the_truth_in_19_of_20_cases() -> None:
+    covered = 0
     for seed in range(300):
         low, high = intervals({"x": mean_of(normal(100, seed, 5))}, draws=500, seed=seed)["x"]
-        held += low <= 5 <= high
-    assert held / 300 == pytest.approx(LEVEL, abs=0.04)
+        covered += low <= 5 <= high
+    assert covered / 300 == pytest.approx(LEVEL, abs=0.04)
 
 
 def test_figures_that_share_their_sums_see_the_same_pictures() -> None:
@@ -33,7 +33,7 @@ def test_figures_that_share_their_sums_see_the_same_pictures() -> None:
     figures = bleu(candidates, references, max_n=2)
     again = resample({**figures, "first": mean_of(figures["BLEU-1"].per_image)}, draws=50)
     one_draw = np.random.default_rng(0).integers(3, size=(50, 3))[7]
-    expected = bleu([candidates[at] for at in one_draw], [references[at] for at in one_draw], max_n=2)
+    expected = bleu([candidates[index] for index in one_draw], [references[index] for index in one_draw], max_n=2)
     assert again["BLEU-2"][7] == pytest.approx(expected["BLEU-2"].corpus)
     assert again["first"][7] == pytest.approx(figures["BLEU-1"].per_image[one_draw].mean())
 
@@ -44,16 +44,16 @@ def test_the_same_seed_draws_the_same_pictures() -> None:
     assert (resample(figures, 20, seed=3)["x"] != resample(figures, 20, seed=4)["x"]).any()
 
 
-def test_one_picture_has_an_interval_of_no_width() -> None:
+def test_interval_of_one_picture_has_width_0() -> None:
     assert intervals({"x": mean_of([0.5])}) == {"x": (0.5, 0.5)}
 
 
-def test_a_difference_that_is_there_is_found_and_the_same_captions_differ_in_nothing() -> None:
+def test_a_real_difference_is_significant_and_equal_values_are_not() -> None:
     a = normal(500, 1)
     better, same = mean_of(a + 0.2 + 0.3 * normal(500, 2)), mean_of(a)
-    found = differences({"x": same}, {"x": better})["x"]
-    assert found.p < 0.001 and found.interval[0] > 0
-    assert found.interval[0] < found.difference < found.interval[1]
+    result = differences({"x": same}, {"x": better})["x"]
+    assert result.p < 0.001 and result.interval[0] > 0
+    assert result.interval[0] < result.difference < result.interval[1]
     nothing = differences({"x": same}, {"x": same})["x"]
     assert nothing.p == 1 and nothing.interval == (0, 0) and nothing.wins == (0, 0, 500)
 
@@ -103,17 +103,17 @@ def test_draws_without_a_case_do_not_spoil_the_interval() -> None:
     assert low == high == 0.5
 
 
-def test_pairing_sees_what_two_intervals_would_hide() -> None:
+def test_paired_difference_is_found_although_intervals_overlap() -> None:
     a = 10 * normal(200, 1)
     b = a + 0.5 + 0.1 * normal(200, 2)
-    own = intervals({"a": mean_of(a), "b": mean_of(b)})
-    assert own["a"][1] > own["b"][0]  # they overlap
+    separate = intervals({"a": mean_of(a), "b": mean_of(b)})
+    assert separate["a"][1] > separate["b"][0]  # they overlap
     assert differences({"x": mean_of(a)}, {"x": mean_of(b)})["x"].p < 0.001
 
 
 def test_wins_count_pictures() -> None:
-    found = differences({"x": mean_of([1, 2, 3, 4])}, {"x": mean_of([2, 1, 3, 5])})["x"]
-    assert found.wins == (1, 2, 1)
+    result = differences({"x": mean_of([1, 2, 3, 4])}, {"x": mean_of([2, 1, 3, 5])})["x"]
+    assert result.wins == (1, 2, 1)
 
 
 def test_only_figures_that_both_have_are_compared() -> None:
@@ -124,5 +124,5 @@ def test_a_million_pictures_get_fewer_draws() -> None:
     assert draws_for(1_000) == 10_000 and 100 < draws_for(1_000_000) < 1_000
 
 
-def test_an_interval_leaves_out_as_much_on_either_side() -> None:
+def test_interval_cuts_off_equal_tails() -> None:
     assert interval(np.arange(1001.0)) == pytest.approx((25, 975))

@@ -27,11 +27,11 @@ def brute_force(
     total = 0.0
     for n in (1, 2, 3, 4):
         for caption in captions:
-            ours = {tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1)}
-            theirs = {tuple(caption[i : i + n]) for i in range(len(caption) - n + 1)}
-            norms = math.hypot(*(weight(candidate, g) for g in ours))
-            norms *= math.hypot(*(weight(caption, g) for g in theirs))
-            dot = sum(min(weight(candidate, g), weight(caption, g)) * weight(caption, g) for g in ours)
+            candidate_ngrams = {tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1)}
+            reference_ngrams = {tuple(caption[i : i + n]) for i in range(len(caption) - n + 1)}
+            norms = math.hypot(*(weight(candidate, g) for g in candidate_ngrams))
+            norms *= math.hypot(*(weight(caption, g) for g in reference_ngrams))
+            dot = sum(min(weight(candidate, g), weight(caption, g)) * weight(caption, g) for g in candidate_ngrams)
             penalty = math.exp(-((len(candidate) - len(caption)) ** 2) / (2 * sigma**2))
             total += penalty * dot / norms if norms else 0
     return 10 * total / 4 / len(captions)
@@ -64,7 +64,7 @@ def test_a_corpus_of_one_picture_scores_0() -> None:
     assert CiderD([[["a", "dog"]]]).score([["a", "dog"]], [[["a", "dog"]]]) == [0]
 
 
-def test_a_candidate_without_references_is_a_bug_that_shows() -> None:
+def test_a_candidate_without_references_raises() -> None:
     with pytest.raises(ValueError, match="2 candidates"):
         CiderD([[["a"]]]).score([["a"], ["b"]], [[["a"]]])
 
@@ -77,7 +77,7 @@ def test_a_pickled_scorer_scores_the_same() -> None:
 
 
 @given(references, corpora)
-def test_scores_are_the_formulas_whatever_the_corpus(
+def test_scores_equal_the_formulas_for_any_corpus(
     corpus: list[list[list[str]]], pictures: list[tuple[list[str], list[list[str]]]]
 ) -> None:
     candidates, captions = map(list, zip(*pictures, strict=True))
@@ -86,7 +86,7 @@ def test_scores_are_the_formulas_whatever_the_corpus(
 
 
 @given(references, st.lists(words, min_size=2, max_size=4))
-def test_candidates_that_share_a_picture_score_as_if_alone(
+def test_candidates_that_share_a_picture_score_independently(
     corpus: list[list[list[str]]], candidates: list[list[str]]
 ) -> None:
     scorer = CiderD(corpus)
@@ -102,7 +102,7 @@ def test_the_metric_takes_its_frequencies_from_the_references_it_scores() -> Non
         assert figure.per_image.tolist() == per_image and figure.corpus == sum(per_image) / 2, name
 
 
-def test_many_pictures_are_scored_in_parts_as_they_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = [[["a", "red", word], ["a", word]] for word in ("dog", "cat", "dog", "boat", "man")]
     candidates = [["a", "red", "dog"], ["cat"], ["a", "dog"], ["red"], []]
     at_once = CiderD(corpus).score(candidates, corpus)

@@ -9,22 +9,22 @@ from myllm.errors import DataError
 from myllm.metrics.diversity import measure_diversity, self_cider
 
 
-def test_a_collapsed_model_shows_in_every_figure() -> None:
-    found = measure_diversity(["A dog runs."] * 99 + ["a cat"])
-    assert (found.captions, found.distinct_captions, found.distinct_share) == (100, 2, 0.02)
-    assert (found.most_frequent, found.most_frequent_share) == ("a dog runs", 0.99)
-    assert found.vocabulary_size == 4
+def test_a_collapsed_model_has_low_diversity() -> None:
+    diversity = measure_diversity(["A dog runs."] * 99 + ["a cat"])
+    assert (diversity.captions, diversity.distinct_captions, diversity.distinct_share) == (100, 2, 0.02)
+    assert (diversity.most_frequent, diversity.most_frequent_share) == ("a dog runs", 0.99)
+    assert diversity.vocabulary_size == 4
 
 
 def test_distinct_n_divides_distinct_ngrams_by_all() -> None:
-    found = measure_diversity(["a b a b", "c"])
-    assert found.distinct_1 == pytest.approx(3 / 5)
-    assert found.distinct_2 == pytest.approx(2 / 3)
-    assert found.distinct_3 == pytest.approx(2 / 2)
-    assert found.mean_length == pytest.approx(5 / 2)
+    diversity = measure_diversity(["a b a b", "c"])
+    assert diversity.distinct_1 == pytest.approx(3 / 5)
+    assert diversity.distinct_2 == pytest.approx(2 / 3)
+    assert diversity.distinct_3 == pytest.approx(2 / 2)
+    assert diversity.mean_length == pytest.approx(5 / 2)
 
 
-def test_captions_that_differ_in_case_and_punctuation_alone_are_one() -> None:
+def test_captions_that_differ_only_in_case_and_punctuation_are_equal() -> None:
     assert measure_diversity(["A dog.", "a dog"]).distinct_captions == 1
 
 
@@ -38,14 +38,15 @@ def test_captions_are_unseen_where_no_training_caption_has_their_words() -> None
     assert measure_diversity(captions, training=set(captions)).unseen_share == 0
 
 
-def test_without_training_captions_nobody_knows_what_is_unseen() -> None:
+def test_without_training_captions_unseen_share_is_none() -> None:
     assert measure_diversity(["a dog"]).unseen_share is None
 
 
-def test_captions_without_words_are_legal() -> None:
-    found = measure_diversity(["", "..."])
-    assert (found.most_frequent, found.most_frequent_share) == ("", 1)
-    assert (found.distinct_1, found.distinct_2, found.mean_length, found.vocabulary_size) == (0, 0, 0, 0)
+def test_captions_without_words_are_measured() -> None:
+    diversity = measure_diversity(["", "..."])
+    assert (diversity.most_frequent, diversity.most_frequent_share) == ("", 1)
+    assert diversity.distinct_1 == diversity.distinct_2 == 0
+    assert diversity.mean_length == diversity.vocabulary_size == 0
 
 
 def test_no_captions_at_all_are_an_error() -> None:
@@ -54,10 +55,11 @@ def test_no_captions_at_all_are_an_error() -> None:
 
 
 @given(st.lists(st.text(alphabet="ab "), min_size=1, max_size=9))
-def test_shares_are_fractions_and_know_no_order(captions: list[str]) -> None:
-    found = measure_diversity(captions)
+def test_shares_are_fractions_and_independent_of_order(captions: list[str]) -> None:
+    diversity = measure_diversity(captions)
     shares = (
-        found.distinct_share, found.repeated_share, found.distinct_1, found.distinct_2, found.distinct_3
+        diversity.distinct_share, diversity.repeated_share,
+        diversity.distinct_1, diversity.distinct_2, diversity.distinct_3,
     )
     assert all(0 <= share <= 1 for share in shares)
     again = measure_diversity(captions[::-1])
@@ -97,9 +99,9 @@ def spread_by_singular_values(group: list[str], corpus: list[list[str]]) -> floa
 
 
 def test_self_cider_is_the_spread_of_singular_values() -> None:
-    found = self_cider(GROUPS)
-    assert found.per_image == pytest.approx([spread_by_singular_values(group, GROUPS) for group in GROUPS])
-    assert found.corpus == pytest.approx(found.per_image.mean())
+    diversity = self_cider(GROUPS)
+    assert diversity.per_image == pytest.approx([spread_by_singular_values(group, GROUPS) for group in GROUPS])
+    assert diversity.corpus == pytest.approx(diversity.per_image.mean())
 
 
 def test_self_cider_can_take_its_frequencies_from_references() -> None:

@@ -36,10 +36,10 @@ def test_things_that_no_reference_names_are_invented(caption: str, invented: tup
     assert compare(caption).invented_things == invented
 
 
-def test_places_are_counted_apart() -> None:
-    found = compare("a man in a park on the beach with a ball")
-    assert (found.things, found.places) == (2, 2)
-    assert (found.invented_things, found.invented_places) == (("ball",), ("beach",))
+def test_places_are_counted_separately() -> None:
+    result = compare("a man in a park on the beach with a ball")
+    assert (result.things, result.places) == (2, 2)
+    assert (result.invented_things, result.invented_places) == (("ball",), ("beach",))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_places_are_counted_apart() -> None:
         ("a rose", "some flowers", ()),
     ],
 )
-def test_broader_and_narrower_words_and_what_a_word_implies_are_no_invention(
+def test_broader_narrower_and_implied_words_are_not_invented(
     caption: str, reference: str, invented: tuple[str, ...]
 ) -> None:
     assert compare(caption, [reference]).invented_things == invented
@@ -128,18 +128,18 @@ def test_chair_is_the_share_of_names_outside_the_references(named: list[str], by
     assert figures["CHAIRi"].denominator == len(named)
 
 
-def test_on_scenes_references_tell_of_inventions_what_was_drawn_tells() -> None:
+def test_inventions_by_references_equal_those_by_what_was_drawn() -> None:
     scenes = [draw_scene(3, "val", number)[1] for number in range(200)]
     order = random.Random(0).sample(range(200), 200)
     verdicts = set()
-    for scene, other in zip(scenes, (scenes[place] for place in order), strict=True):
+    for scene, other in zip(scenes, (scenes[index] for index in order), strict=True):
         caption = other.captions[0].removesuffix(f" on {other.ground}")
         words = caption.split()
-        found = compare_names(words, [reference.split() for reference in scene.captions])
-        assert bool(found.invented_things) == judge_scene_caption(caption, scene.things).invented
+        result = compare_names(words, [reference.split() for reference in scene.captions])
+        assert bool(result.invented_things) == judge_scene_caption(caption, scene.things).invented
         drawn = {thing.colour for thing in scene.things}
-        assert bool(found.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
-        verdicts.add((bool(found.invented_things), bool(found.invented_colours)))
+        assert bool(result.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
+        verdicts.add((bool(result.invented_things), bool(result.invented_colours)))
     assert len(verdicts) == 4
 
 

@@ -78,8 +78,8 @@ def test_a_caption_names_classes(caption: str, classes: list[str]) -> None:
     ],
 )
 def test_a_reference_leaves_classes_possible(reference: str, possible: set[str], impossible: set[str]) -> None:
-    found = SMALL.supported([reference.split()])
-    assert found >= possible and not found & impossible
+    supported = SMALL.supported([reference.split()])
+    assert supported >= possible and not supported & impossible
 
 
 @pytest.mark.parametrize("thing", ", ".join(COCO).split(", "))
@@ -88,7 +88,7 @@ def test_each_kind_of_coco_is_in_the_noun_list(thing: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scenes_speak_of_things_in_the_noun_list(kind: str) -> None:
+def test_kinds_of_scenes_are_in_the_list_of_things(kind: str) -> None:
     assert named(f"a red {kind}", things()) == named(f"two red {PLURALS[kind]}", things()) != []
 
 

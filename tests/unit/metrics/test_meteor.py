@@ -55,20 +55,20 @@ CLOSED_FORMS = {
 }
 
 
-def test_scores_are_the_formulas() -> None:
+def test_scores_equal_closed_forms() -> None:
     scores = figure(*((candidate, [reference]) for candidate, reference, _ in CLOSED_FORMS.values())).per_image
     expected = {name: score for name, (_, _, score) in CLOSED_FORMS.items()}
     assert dict(zip(CLOSED_FORMS, scores.tolist(), strict=True)) == pytest.approx(expected)
 
 
 def test_a_picture_has_the_score_of_its_best_reference() -> None:
-    both, first, second = figure(
+    best, first, second = figure(
         ("a dog runs", ["a cat", "a dog sits"]), ("a dog runs", ["a cat"]), ("a dog runs", ["a dog sits"])
     ).per_image
-    assert first < second == both
+    assert first < second == best
 
 
-def test_the_corpus_is_judged_by_its_sums_of_the_best_references() -> None:
+def test_corpus_score_uses_summed_counts_of_the_best_references() -> None:
     # "dog" of "dog tree" twice over: precision 2/2, recall 2/4, 2 chunks of 2 words. The whole one counts for no chunk.
     several = figure(("dog", ["dog tree"]), ("zorb", ["cat", "zorb tree"]), ("big house", ["big house"]))
     assert several.of([0, 1]) == pytest.approx(f_mean(1, 2 / 4) * (1 - 0.6))
@@ -104,8 +104,8 @@ def test_of_equal_words_those_that_make_fewer_chunks_are_matched() -> None:
 
 def test_a_phrase_is_matched_with_its_paraphrase() -> None:
     table = {"a lot of": ["many"]}
-    said = align(["a", "lot", "of", "dogs"], ["many", "dogs"], english(), table)
-    assert [(match.start, match.length, match.candidate_start, match.candidate_length) for match in said] == [
+    matched = align(["a", "lot", "of", "dogs"], ["many", "dogs"], english(), table)
+    assert [(match.start, match.length, match.candidate_start, match.candidate_length) for match in matched] == [
         (0, 1, 0, 3),
         (1, 1, 3, 1),
     ]
@@ -130,13 +130,13 @@ def test_a_phrase_is_matched_with_its_paraphrase() -> None:
         ("", ""),
     ],
 )
-def test_captions_are_cut_as_the_jar_cuts_them(text: str, expected: str) -> None:
+def test_normalize_splits_captions_as_the_jar_does(text: str, expected: str) -> None:
     assert normalize(text, english().abbreviations) == expected.split()
 
 
-@pytest.mark.parametrize(("one", "other"), [("men", "man"), ("geese", "goose"), ("tries", "attempt")])
-def test_words_share_synonyms_by_their_bases(one: str, other: str) -> None:
-    assert english().synsets(one) & english().synsets(other)
+@pytest.mark.parametrize(("word", "other"), [("men", "man"), ("geese", "goose"), ("tries", "attempt")])
+def test_words_share_synonyms_by_their_bases(word: str, other: str) -> None:
+    assert english().synsets(word) & english().synsets(other)
 
 
 def test_only_paraphrases_among_the_phrases_are_read() -> None:
@@ -145,12 +145,12 @@ def test_only_paraphrases_among_the_phrases_are_read() -> None:
     assert set(table) <= {"a picture", "an image"}
 
 
-def test_nothing_is_missing_where_its_packages_are_installed() -> None:
+def test_nothing_is_missing_if_the_packages_are_installed() -> None:
     assert missing_data() is None
 
 
 @pytest.mark.parametrize("package", ["pycocoevalcap", "snowballstemmer"])
-def test_what_is_missing_is_said_and_never_done_without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_and_required(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert (line := missing_data()) is not None
     assert package in line
@@ -159,7 +159,7 @@ def test_what_is_missing_is_said_and_never_done_without(package: str, monkeypatc
         meteor([["a"]], [[["a"]]])
 
 
-def test_a_stemmer_with_other_stems_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_stemmer_with_other_stems_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "snowballstemmer-3.1.1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: snowballstemmer\nVersion: 3.1.1\n", encoding="utf-8")

@@ -14,11 +14,11 @@ def test_a_mean_is_the_mean_of_all_or_some_pictures() -> None:
     assert figure.of(np.array([False, True, True])) == 4
 
 
-@pytest.mark.parametrize("places", [[0], [0, 3], [1, 2, 3]])
-def test_a_figure_of_some_pictures_is_what_scoring_them_alone_gives(places: list[int]) -> None:
-    alone = bleu([CANDIDATES[at] for at in places], [REFERENCES[at] for at in places])
+@pytest.mark.parametrize("pictures", [[0], [0, 3], [1, 2, 3]])
+def test_value_of_some_pictures_equals_scoring_only_them(pictures: list[int]) -> None:
+    separately = bleu([CANDIDATES[index] for index in pictures], [REFERENCES[index] for index in pictures])
     for name, figure in bleu(CANDIDATES, REFERENCES).items():
-        assert figure.of(places) == pytest.approx(alone[name].corpus, abs=1e-12)
+        assert figure.of(pictures) == pytest.approx(separately[name].corpus, abs=1e-12)
 
 
 def test_a_picture_drawn_twice_counts_twice() -> None:

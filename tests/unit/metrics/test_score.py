@@ -32,7 +32,7 @@ def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
 
 
 @pytest.mark.meteor
-def test_scores_name_their_figures_and_their_protocol() -> None:
+def test_scores_have_all_figures_and_the_protocol() -> None:
     scores = score_captions(["A dog.", "A cat."], [["a dog", "the dog"], ["a cat"]])
     assert list(scores.corpus) == list(scores.per_image)
     assert {*NAMES, "METEOR", *LOWER_IS_BETTER} == scores.corpus.keys()
@@ -56,7 +56,7 @@ def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
 
 
-def test_a_metric_without_its_data_is_left_out_and_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_without_its_data_is_absent_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "pip install 'myllm[meteor]'")
     assert "METEOR" not in score_captions(["a dog"], [["a cat"]]).corpus
     assert absent() == {"METEOR": "pip install 'myllm[meteor]'"}
@@ -100,14 +100,14 @@ def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus)
         assert all(0 <= score <= (10 if name.startswith("CIDEr") else 1) * (1 + 1e-9) for score in each)
 
 
-def test_people_who_all_say_the_same_agree_fully_and_a_wrong_caption_does_not() -> None:
+def test_people_who_say_the_same_agree_fully_and_a_wrong_caption_does_not() -> None:
     references = [tokenized([text] * 3) for text in ("a red dog runs", "two cats sleep here")]
     agreed = people_agree(tokenized(["a red dog runs", "a red dog runs"]), references)
     assert agreed["CIDEr-D"] == pytest.approx((10, 5))
     assert agreed["ROUGE-L"] == pytest.approx((1, 0.5))
 
 
-def test_people_are_held_against_the_others_only() -> None:
+def test_people_are_compared_with_the_other_references_only() -> None:
     # each of three references against the other two: BLEU-1 by hand 1/2, 1/2 and 0 of two words
     agreed = people_agree([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
     people, caption = agreed["BLEU-1"]
@@ -115,7 +115,7 @@ def test_people_are_held_against_the_others_only() -> None:
     assert caption == pytest.approx(1 / 2)
 
 
-def test_pictures_with_one_reference_say_nothing_of_people() -> None:
+def test_pictures_with_one_reference_have_no_agreement_of_people() -> None:
     assert people_agree([["a"]], [[["a"]]]) == {}
 
 
@@ -123,7 +123,7 @@ def test_pictures_with_one_reference_say_nothing_of_people() -> None:
 def test_a_shuffle_leaves_no_caption_at_its_picture(count: int, seed: int) -> None:
     moved = shuffled(list(range(count)), seed)
     assert sorted(moved) == list(range(count))
-    assert all(at != place for place, at in enumerate(moved))
+    assert all(source != index for index, source in enumerate(moved))
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
@@ -143,7 +143,7 @@ def test_people_of_many_pictures_are_compared_on_a_spread(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("wanted", "names"),
+    ("chosen", "names"),
     [
         (["CIDEr-D", "BLEU-4"], ["BLEU-4", "CIDEr-D"]),
         (["cider-d"], ["CIDEr-D"]),
@@ -151,8 +151,8 @@ def test_people_of_many_pictures_are_compared_on_a_spread(monkeypatch: pytest.Mo
         (["CHAIRi", "ROUGE-L"], ["ROUGE-L", "CHAIRi"]),
     ],
 )
-def test_chosen_metrics_are_computed_and_no_others(wanted: list[str], names: list[str]) -> None:
-    assert list(score_captions(["a dog"], [["a cat"]], wanted).corpus) == names
+def test_chosen_metrics_are_computed_and_no_others(chosen: list[str], names: list[str]) -> None:
+    assert list(score_captions(["a dog"], [["a cat"]], chosen).corpus) == names
 
 
 def test_an_unknown_metric_is_refused_with_a_near_name() -> None:
