@@ -58,7 +58,7 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
         facts = {"Written": current_time(), "Captioner": options.model, "Data": Path(options.data).resolve().name}
         title = Path(options.model).resolve().name
         look = make_word_maps(captioner, evaluation.records, evaluation.captions)
-        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, look=look))
+        write_report(Path(options.out) / REPORT_FILE, evaluation_report(title, facts, evaluation, word_maps=look))
     if options.json:
         print(json.dumps(evaluation.as_json(), ensure_ascii=False))
     else:
