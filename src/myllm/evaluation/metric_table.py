@@ -11,9 +11,9 @@ from myllm.evaluation.judge import MAIN, Judgement
 
 METRICS = {
     "BLEU-1": ("BLEU-1", ".3f", "share of the captions’ words that a reference contains"),
-    "BLEU-2": ("BLEU-2", ".3f", "the same for sequences of one and two words"),
-    "BLEU-3": ("BLEU-3", ".3f", "the same for sequences of up to three words"),
-    "BLEU-4": ("BLEU-4", ".3f", "the same for sequences of up to four words"),
+    "BLEU-2": ("BLEU-2", ".3f", "like BLEU-1, for sequences of one and two words"),
+    "BLEU-3": ("BLEU-3", ".3f", "like BLEU-1, for sequences of up to three words"),
+    "BLEU-4": ("BLEU-4", ".3f", "like BLEU-1, for sequences of up to four words"),
     "ROUGE-L": ("ROUGE-L", ".3f", "longest series of words that a reference contains in the same order"),
     "METEOR": ("METEOR", ".3f", "words shared with a reference; word forms, synonyms and word order count"),
     "CIDEr-D": ("CIDEr-D", ".3f", "phrases shared with the references, from 0 to 10; rare phrases count more"),
@@ -21,7 +21,7 @@ METRICS = {
     "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption written without a picture, scored on all"),
     "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D minus CIDEr-D with shuffled pictures"),
     "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named objects that no reference names"),
-    "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions that name such an object"),
+    "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with an object that no reference names"),
     "places_wrong": ("Places wrong", ".1%", "lower is better: share of the named places that no reference names"),
     "colours_wrong": ("Colours wrong", ".1%", "lower is better: share of the named colours that no reference names"),
     "counts_wrong": ("Counts wrong", ".1%", "lower is better: share of the numbers that no reference supports"),
@@ -106,7 +106,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         cells = [_metric_cell(judgement, name) if name in judgement.figures else Cell(format(value, form))]
         if people:
             person, captions = (format(score, form) for score in people[name]) if name in people else ("", "")
-            cells.append(Cell(person, person and f"captions {captions}"))
+            cells.append(Cell(person, person and f"captioner {captions}"))
         rows.append((label, meaning, cells))
     return Table(["Value, 95 % interval", *(["People"] if people else [])], rows)
 

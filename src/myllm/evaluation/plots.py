@@ -18,7 +18,7 @@ from unicodedata import east_asian_width
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from myllm.caption import Sample
@@ -169,6 +169,8 @@ def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> Non
     values = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
     if max(values) > 10 * lowest and min(values) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 × 10¹
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
     _finish(axes, "epoch", unit)

@@ -338,7 +338,7 @@ def test_metrics_have_intervals_and_the_score_of_people(tmp_path: Path, picture:
     evaluation.judgement.people["CIDEr-D"] = (0.875, 1.25)
     page = make_page(tmp_path, evaluation)
     assert page.text("small")[:3] == ["1.00 to 2.50", "0.25 to 0.25", "1.25 to 1.25"]
-    assert "1.000 to 2.500" in page.text("small") and "captions 1.250" in page.text("small")
+    assert "1.000 to 2.500" in page.text("small") and "captioner 1.250" in page.text("small")
     assert "0.875" in page.text("td") and {"Value, 95 % interval", "People"} <= set(page.text("th"))
     assert {"95 % interval.", "Shuffled pictures.", "People."} <= set(page.text("strong"))
 
