@@ -78,21 +78,14 @@ class Section:
 
 
 @dataclass(frozen=True)
-class PicturePair:
-    """A judged picture and the training picture that it is a copy of: name and thumbnail of each."""
-
-    judged: tuple[str, Thumbnail | None]
-    training: tuple[str, Thumbnail | None]
-
-
-@dataclass(frozen=True)
 class LeakSection:
     """What the judged pictures share with training."""
 
     sentences: Sequence[str]
-    pairs: Sequence[PicturePair] = ()
+    pairs: Sequence[Sequence[tuple[str, Thumbnail | None]]] = ()
+    """Judged pictures with the training picture that they are copies of: name and thumbnail of both."""
     pair_count: int = 0
-    """Number of pairs that were found; at most `MAX_PAIRS` are shown."""
+    """Number of pairs that were found; only `MAX_PAIRS` of them are shown."""
 
 
 @dataclass(frozen=True)
@@ -255,10 +248,10 @@ def words_section(words: WordsByAuthor) -> Section:
 
 def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Path, Path]] = ()) -> LeakSection:
     """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
-    judged_and_training = [
+    thumbnails = [
         [(path.name, make_thumbnail(path, PAIR_BYTES, PAIR_SIDE)) for path in pair] for pair in pairs[:MAX_PAIRS]
     ]
-    return LeakSection(sentences, [PicturePair(*pair) for pair in judged_and_training], len(pairs))
+    return LeakSection(sentences, thumbnails, len(pairs))
 
 
 def write_report(path: Path, report: Report) -> None:
