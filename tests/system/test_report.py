@@ -124,8 +124,8 @@ def open_report(browser: Any, address: Callable[[str], str]) -> Iterator[Callabl
     for context in contexts:
         context.close()
     assert errors == []
-    own = ("data:image/", address("single"), address("comparison"))
-    assert requests and all(url.startswith(own) for url in requests)
+    allowed = ("data:image/", address("single"), address("comparison"))
+    assert requests and all(url.startswith(allowed) for url in requests)
 
 
 def numbers_of(page: Any) -> list[int]:

@@ -96,7 +96,7 @@ def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Return all metrics of one captioner, beside what people reach where that is known."""
+    """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
     judgement, people = evaluation.judgement, evaluation.judgement.people
     rows = []
     for name, value in evaluation.figures.items():

@@ -45,15 +45,15 @@ Row = dict[str, float | str]
 Words = Sequence[str]
 WordsByAuthor = Mapping[str, Sequence[Words]]
 """Tokenized captions by the name of who wrote them; the references come last."""
-T = TypeVar("T")
+Data = TypeVar("Data")
 
 
 @dataclass(frozen=True)
-class PlotKind(Generic[T]):
+class PlotKind(Generic[Data]):
     """How one kind of plot is drawn from its data."""
 
     title: str
-    draw: Callable[[Axes, T], None]
+    draw: Callable[[Axes, Data], None]
     page_height: float = 3.2
     """Inches on the page, where plots are 4.8 inches wide: so small that a phone shows the letters large enough."""
     file_size: tuple[float, float] = (8, 4.5)
@@ -75,7 +75,7 @@ def plot_words(words: WordsByAuthor, folder: Path) -> None:
     _save_plots(WORD_PLOTS, words, folder)
 
 
-def plot_svg(kind: PlotKind[T], data: T) -> str:
+def plot_svg(kind: PlotKind[Data], data: Data) -> str:
     """Return a plot as an SVG element that takes its colours from the page's CSS variables (--ink, --line ...)."""
     figure = Figure(figsize=(4.8, kind.page_height), layout="constrained")
     kind.draw(figure.subplots(), data)
@@ -279,7 +279,7 @@ def _wrap(text: str) -> str:
     return textwrap.fill(text, max(4, width), max_lines=3, placeholder=" ...")
 
 
-def _save_plots(kinds: Mapping[str, PlotKind[T]], data: T, folder: Path) -> None:
+def _save_plots(kinds: Mapping[str, PlotKind[Data]], data: Data, folder: Path) -> None:
     for name, kind in kinds.items():
         figure = Figure(figsize=kind.file_size, dpi=150, layout="constrained")
         axes = figure.subplots()

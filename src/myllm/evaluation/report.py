@@ -43,9 +43,9 @@ from myllm.evaluation.plots import (
     CONFIDENCE_PLOTS,
     CURVES,
     WORD_PLOTS,
+    Data,
     PlotKind,
     Row,
-    T,
     WordsByAuthor,
     frequent_words,
     plot_svg,
@@ -57,6 +57,7 @@ TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"  # next
 FEW_PICTURES = 100
 MAX_PAIRS = 12
 PAIR_SIDE, PAIR_BYTES = 160, 10_000
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -276,7 +277,7 @@ def write_report(path: Path, report: Report) -> None:
         file.write(page.encode())
 
 
-def _plots(kinds: Mapping[str, PlotKind[T]], data: T, descriptions: Mapping[str, str]) -> list[Plot]:
+def _plots(kinds: Mapping[str, PlotKind[Data]], data: Data, descriptions: Mapping[str, str]) -> list[Plot]:
     return [Plot(kind.title, plot_svg(kind, data), descriptions[name]) for name, kind in kinds.items()]
 
 

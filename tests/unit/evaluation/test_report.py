@@ -145,16 +145,16 @@ def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> 
     assert {tag for tag, _ in page.plot_elements} <= {"g", "path", "text", "defs", "use", "style", "rect", "clippath"}
     all_elements = page.elements + page.plot_elements
     assert not [key for _, attributes in all_elements for key in attributes if key.startswith("on")]
-    pair, shown = page.all("img")
+    pair, image = page.all("img")
     assert pair["alt"] == f"judged picture {name}" and page.text("figcaption") == [name, name]
-    assert shown["alt"] == text and shown["title"] == name
+    assert image["alt"] == text and image["title"] == name
     assert page.text("h1") == [text] and text in page.text("dt") and text in page.text("dd")
     # the broken picture, the sentence about training, and a reference under each caption
     assert page.text("li") == [text, text, text, text]
     (word,) = (span for span in page.all("span") if span.get("class") == "word")
     assert word["data-description"].startswith(f"“{text}”: looked ") and text in page.text("span")
     assert f"{text}; 31 pictures" in page.text("small") and f"{text}: {text}" in [
-        image["aria-label"] for image in page.all("div") if image.get("role") == "img"
+        plot["aria-label"] for plot in page.all("div") if plot.get("role") == "img"
     ]
     # the caption of the missing picture, and the paragraph about confidence
     assert f"{name} can no longer be read" in page.text("p") and page.text("p").count(text) == 2
@@ -194,7 +194,7 @@ def test_report_has_headings_alternatives_and_labels_for_screen_readers(tmp_path
 def test_plots_are_described_in_words(tmp_path: Path, picture: Path) -> None:
     page = make_page(tmp_path, make_evaluation([picture], ["a caption"]))
     assert len(page.all("svg")) == 4
-    assert [image["aria-label"] for image in page.all("div") if image.get("role") == "img"] == [
+    assert [plot["aria-label"] for plot in page.all("div") if plot.get("role") == "img"] == [
         "Loss by epoch: training from 3.00 to 2.00; validation from 2.50 to 1.50",
         "Perplexity by epoch: training from 20.10 to 7.40; validation from 12.20 to 4.50",
         "How long the captions are: captions: 2.0 words on average; references: 2.0 words on average",
@@ -459,8 +459,8 @@ def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
     page = make_page(
         tmp_path, make_evaluation([judged], ["a caption"]), leaks=leak_section(["1 picture"], [(judged, training)] * 20)
     )
-    shown = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
-    assert all(image.tobytes() == Image.open(judged).tobytes() for image in shown)
+    images = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
+    assert all(image.tobytes() == Image.open(judged).tobytes() for image in images)
     assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["judged.png", "copy.png"] * MAX_PAIRS
     assert any("the first 12 of 20 pairs" in text for text in page.text("p"))
 
