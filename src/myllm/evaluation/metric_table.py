@@ -99,11 +99,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
     judgement, people = evaluation.judgement, evaluation.judgement.people
     rows = []
-    for name, value in evaluation.figures.items():
+    for name in judgement.figures | evaluation.figures:
         if name == "CIDEr":  # another name of CIDEr-D
             continue
         label, form, meaning = METRICS.get(name, (name, ".3f", ""))
-        cells = [_metric_cell(judgement, name) if name in judgement.figures else Cell(format(value, form))]
+        if name in judgement.figures:
+            cells = [_metric_cell(judgement, name)]
+        else:
+            cells = [Cell(format(evaluation.figures[name], form))]
         if people:
             person, captions = (format(score, form) for score in people[name]) if name in people else ("", "")
             cells.append(Cell(person, person and f"captioner {captions}"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from myllm.data.records import Record
@@ -40,7 +41,7 @@ def make_captions(count: int = 100) -> GalleryCaptions:
     )
 
 
-def unpack_map(span: WordSpan) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
+def unpack_map(span: WordSpan) -> NDArray[np.uint8]:
     width, height, content = span.map.split(",")
     return np.frombuffer(base64.b64decode(content), np.uint8).reshape(int(height), int(width))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from myllm.caption import Caption
@@ -284,7 +285,7 @@ def themes_of(page: str) -> list[dict[str, str]]:
     return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
 
 
-def linear_rgb(colour: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def linear_rgb(colour: str) -> NDArray[np.float64]:
     values = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
