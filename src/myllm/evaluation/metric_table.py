@@ -20,8 +20,8 @@ METRICS = {
     "CIDEr-D_shuffled": ("CIDEr-D, shuffled pictures", ".3f", "control: each caption scored on another picture"),
     "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption written without a picture, scored on all"),
     "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D minus CIDEr-D with shuffled pictures"),
-    "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named objects that no reference names"),
-    "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with an object that no reference names"),
+    "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named things that no reference names"),
+    "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with a thing that no reference names"),
     "places_wrong": ("Places wrong", ".1%", "lower is better: share of the named places that no reference names"),
     "colours_wrong": ("Colours wrong", ".1%", "lower is better: share of the named colours that no reference names"),
     "counts_wrong": ("Counts wrong", ".1%", "lower is better: share of the numbers that no reference supports"),
@@ -31,16 +31,16 @@ METRICS = {
     "distinct_captions": ("Distinct captions", ".1%", "number of different captions over the number of captions"),
     "mean_length": ("Mean length", ".1f", "words per caption"),
     "true": ("True", ".1%", "captions of scenes that name only what the picture shows"),
-    "invented": ("Invented", ".1%", "lower is better: captions that name a kind of object that is not there"),
-    "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give an object the wrong colour"),
-    "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of objects"),
+    "invented": ("Invented", ".1%", "lower is better: captions that name a kind of thing that is not there"),
+    "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
+    "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that the picture shows, and nothing else"),
     "placed": ("Placed", ".1%", "right ones among the captions that say left, right, above or below"),
 }
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
 
 DENOMINATORS = {
-    "CHAIRi": "object", "CHAIRs": "object", "places_wrong": "place", "colours_wrong": "colour",
+    "CHAIRi": "thing", "CHAIRs": "thing", "places_wrong": "place", "colours_wrong": "colour",
     "counts_wrong": "number",
 }
 """What a share counts. If the captions name none, there is no share: 0 % would read as perfect."""
@@ -99,7 +99,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
     judgement, people = evaluation.judgement, evaluation.judgement.people
     rows = []
-    for name in judgement.figures | evaluation.figures:
+    for name in {**judgement.figures, **evaluation.figures}:
         if name == "CIDEr":  # another name of CIDEr-D
             continue
         label, form, meaning = METRICS.get(name, (name, ".3f", ""))
@@ -158,10 +158,10 @@ def _metric_cell(judgement: Judgement, name: str) -> Cell:
     interval, noun = _range(judgement.intervals[name], form), DENOMINATORS.get(name)
     if noun is None:
         return Cell(format(metric.corpus, form), interval)
-    # whether any object is named, only CHAIRi says: the sums of CHAIRs count captions
+    # whether any thing is named, only CHAIRi says: the sums of CHAIRs count captions
     named = int((judgement.figures.get("CHAIRi", metric) if name == "CHAIRs" else metric).sums[:, 1].sum())
     if not named:
-        return Cell("-", f"no caption names {'an' if noun == 'object' else 'a'} {noun}")
+        return Cell("-", f"no caption names a {noun}")
     total = count(len(metric.per_image), "caption") if name == "CHAIRs" else count(named, noun)
     return Cell(format(metric.corpus, form), f"{interval}; of {total}")
 

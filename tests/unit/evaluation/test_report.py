@@ -417,7 +417,7 @@ def test_shares_show_their_denominator_and_a_dash_without_one(tmp_path: Path, pi
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     row = r'<th scope="row">([\w ]+) <small>.*?<td class="number">(.*?)</td>'
     rows = dict(re.findall(row, page, re.DOTALL))
-    assert rows["CHAIRi"].startswith("0.0% ") and "of 3 objects<" in rows["CHAIRi"]
+    assert rows["CHAIRi"].startswith("0.0% ") and "of 3 things<" in rows["CHAIRi"]
     assert "of 2 captions<" in rows["CHAIRs"]
     assert rows["Colours wrong"].startswith("50.0% ") and "of 2 colours<" in rows["Colours wrong"]
     assert rows["Counts wrong"] == "- <small>no caption names a number</small>"
@@ -428,7 +428,7 @@ def test_shares_of_captions_without_known_words_are_dashes(tmp_path: Path, pictu
     evaluation = make_evaluation([picture], captions, ["كلب يجري"])
     evaluation.judgement.figures.update(judge_captions(captions, [["كلب يجري"]]).figures)
     page = make_page(tmp_path, evaluation)
-    assert page.text("td").count("-") == 5 and "no caption names an object" in page.text("small")
+    assert page.text("td").count("-") == 5 and "no caption names a thing" in page.text("small")
 
 
 def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture: Path) -> None:
@@ -440,7 +440,7 @@ def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture
         leaks=leak_section(["none"], [(picture, picture)]),
     )
     text = " ".join(text for _, text in page.texts)
-    assert re.findall(r"(?<![\d.,])1 (?:picture|caption|object|place|colour|number|pair)s\b", text) == []
+    assert re.findall(r"(?<![\d.,])1 (?:picture|caption|thing|place|colour|number|pair)s\b", text) == []
     assert {"none; 1 picture", "0.0% to 0.0%; of 1 colour"} <= set(page.text("small")) and "1,234 pictures" in text
 
 
