@@ -1,0 +1,125 @@
+"""`pip install .` without extras: what the wheel and the packages that it requires can do in an empty environment.
+
+The environment is filled from the packages installed here, and from no others than the wheel's requirements and theirs.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+MAX_MEGABYTES = 250
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def required(requirements: list[str]) -> Iterator[Distribution]:
+    """The installed distributions of requirements without extras, and those that they require in turn."""
+    names = [Requirement(line) for line in requirements]
+    seen = set[str]()
+    while names:
+        requirement = names.pop()
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if name not in seen and is_needed:
+            seen.add(name)
+            yield (found := distribution(requirement.name))
+            names += [Requirement(line) for line in found.requires or []]
+
+
+def files_of(package: Distribution) -> list[Path]:
+    """The package's files in site-packages, without bytecode and without programs in bin/."""
+    return [Path(file) for file in package.files or () if file.suffix != ".pyc" and ".." not in file.parts]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True, text=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def requirements() -> list[str]:
+    """Those of the checkout that is tested, whatever was installed before."""
+    import tomllib
+
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
+
+
+@pytest.fixture(scope="module")
+def small_python(wheel: Path, requirements: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment that holds the wheel and what it requires."""
+    folder = tmp_path_factory.mktemp("small")
+    venv.create(folder, with_pip=False)
+    packages = next((folder / "lib").glob("python*")) / "site-packages"
+    for package in required(requirements):
+        for file in files_of(package):
+            link = packages / file
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(Path(str(package.locate_file(file))))
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(packages)], check=True)
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def myllm(small_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """myllm(*words): the finished `python -m myllm WORDS` in the small environment, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("work")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(small_python), "-I", "-m", "myllm", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+    return run
+
+
+def test_small_install_is_under_250_megabytes(requirements: list[str]) -> None:
+    files = [Path(str(one.locate_file(file))) for one in required(requirements) for file in files_of(one)]
+    assert sum(file.stat().st_size for file in files if file.exists()) / 1e6 < MAX_MEGABYTES
+
+
+def test_small_install_has_no_torch(small_python: Path) -> None:
+    imported = subprocess.run([str(small_python), "-I", "-c", "import torch"], capture_output=True, text=True)
+    assert "No module named 'torch'" in imported.stderr
+
+
+def test_small_install_scores_captions(myllm: Run, tmp_path: Path) -> None:
+    predictions, references = tmp_path / "predictions.jsonl", tmp_path / "results.csv"
+    rows = [("a.jpg", "a dog runs on grass"), ("b.jpg", "two children play football")]
+    predictions.write_text("".join(json.dumps({"image": image, "caption": text}) + "\n" for image, text in rows))
+    lines = [f"{image}| {number}| {text}" for image, text in rows for number in range(2)]
+    references.write_text("\n".join(["image_name| comment_number| comment", *lines]) + "\n")
+    scored = myllm("score", "--predictions", str(predictions), "--references", str(references), "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["BLEU-4"] == pytest.approx(1.0)
+
+
+def test_small_install_captions_with_an_onnx_export(myllm: Run, tiny_captioner_file: Path, tmp_path: Path) -> None:
+    from myllm.apps.cli import main
+
+    assert main(["export", str(tiny_captioner_file), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (80, 60), "red").save(picture)
+    captioned = myllm("caption", str(picture), "--model", str(tmp_path / "onnx"), "--json")
+    assert captioned.returncode == 0, captioned.stderr
+    assert isinstance(json.loads(captioned.stdout)["caption"], str)
+
+
+@pytest.mark.parametrize("verb", ["train", "demo", "export"])
+def test_small_install_names_the_missing_packages(myllm: Run, verb: str, small_python: Path, tmp_path: Path) -> None:
+    words = {"train": ["--data", "nowhere"], "demo": ["--out", str(tmp_path)], "export": ["nowhere", "--out", "there"]}
+    refused = myllm(verb, *words[verb])
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1 and "torch" in refused.stderr
+    assert f"{small_python} -m pip install" in refused.stderr
