@@ -35,5 +35,5 @@ def describe_confidence(trust: ConfidenceReport) -> list[str]:
     return [
         f"confidence by {judged}: off by {trust.word_error:.3f} in the mean for a word, by "
         f"{trust.caption_error:.3f} for a caption",
-        f"the more confident half of the captions has CIDEr-D {trust.half:.3f}, all have {trust.coverage[-1]:.3f}",
+        trust.describe_sorting("CIDEr-D"),
     ]

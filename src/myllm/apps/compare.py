@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     a, b = ((path, [side.captions[one.name] for one in common]) for path, side in zip(paths, sides, strict=True))
     comparison = compare(a, b, common, options.split)
     data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
-    for side, judged in zip(sides, (comparison.a, comparison.b), strict=True):
-        judged.judgement.protocol.update(data, **side.protocol)
+    comparison = replace(
+        comparison,
+        a=comparison.a.with_protocol(**data, **sides[0].protocol),
+        b=comparison.b.with_protocol(**data, **sides[1].protocol),
+    )
     if out is not None:
         write_text(out / FILE, json_text(comparison.as_json()))
         plot_words(comparison.words, out)

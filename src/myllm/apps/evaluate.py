@@ -1,6 +1,7 @@
 """`myllm evaluate`: caption a split and score it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,9 @@ from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.records import Record, read_records
 from myllm.data.scenes import read_things
-from myllm.data.splits import one_split, split_records
+from myllm.data.splits import copies_left_out_of_training, one_split, split_records
 from myllm.device import choose_device
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import CaptionedSplit, Data, Evaluation, caption_records, evaluate
 from myllm.evaluation.heatmaps import make_word_maps
@@ -47,9 +48,14 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
                 [record.captions for record in evaluation.records], choose_device(options.devices),
                 partial(progress, "looking with CLIP"),
             )
-            evaluation.judgement.add(figures, clip=options.clip)
+            evaluation = evaluation.with_figures(figures, clip=options.clip)
     if options.calibrate:
-        calibrate_model(Path(options.model), evaluation)
+        try:
+            calibrate_model(Path(options.model), evaluation)
+        except DataError as error:
+            display.warn(f"confidence is not calibrated: {error}")
+            judgement = evaluation.judgement.with_protocol(not_calibrated=str(error))
+            evaluation = replace(evaluation, judgement=judgement)
     for reason in evaluation.broken:
         display.warn(f"left out: {reason}")
     if options.out is not None:
@@ -91,7 +97,8 @@ def captions_jsonl(evaluation: Evaluation) -> str:
     """A line a picture: caption, score, its own figures."""
     rows = []
     for at, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True)):
-        figures = {name: round(float(values[at]), 6) for name, values in evaluation.per_image.items()}
+        values = {name: float(of_pictures[at]) for name, of_pictures in evaluation.per_image.items()}
+        figures = {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
         told = {"score": round(caption.score, 6), "confidence": round(caption.confidence, 6)}
         rows.append({"image": record.name, "caption": caption.text, **told, **figures})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -108,7 +115,7 @@ def load_split(
     splits = split_records(records, folder, findings)
     for line in findings.lines():
         display.warn(line)
-    trained = splits["train"] if split != "train" else []
+    trained = [*splits["train"], *copies_left_out_of_training(records, folder, splits)] if split != "train" else []
     if training is not None:
         trained, _ = read_records(Path(training), captions)
     return Data(split, one_split(splits, split, folder), trained, read_things(folder), folder.resolve().name)

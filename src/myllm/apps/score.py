@@ -17,10 +17,10 @@ from myllm.data.records import counted
 from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
-from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.evaluation.judge import Judgement, defined, judge_captions
 
-# What a picture and its captions take in memory while they are scored, measured with five references each.
-BYTES_A_PICTURE = 10_000
+# Memory for a picture and its captions while they are scored, measured with five references that differ.
+BYTES_A_PICTURE = 26_000
 TOLD_FROM = 100_000
 
 
@@ -49,8 +49,8 @@ def score(options: ScoreOptions) -> int:
                 options.clip, [folder / name for name in matched.names], matched.captions, matched.references,
                 choose_device("auto"), partial(progress, "looking with CLIP"),
             )
-        judgement.add(figures, clip=options.clip)
-    judgement.protocol.update(
+        judgement = judgement.with_figures(figures, clip=options.clip)
+    judgement = judgement.with_protocol(
         predictions=options.predictions, references_file=options.references, split=options.split,
         missing=len(matched.missing), unknown=len(matched.unknown), data=_hash([matched.names, matched.references]),
         captions=_hash(matched.captions),
@@ -96,18 +96,19 @@ def _print_csv(judgement: Judgement, matched: Matched, options: ScoreOptions) ->
     if options.per_image:
         rows = _rows(judgement, matched)
     else:
-        ends = judgement.intervals
         rows = [
-            {"figure": name, "value": figure.corpus, "low": ends[name][0], "high": ends[name][1]}
-            for name, figure in judgement.figures.items()
+            {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
+            for (name, figure), (low, high) in zip(
+                judgement.figures.items(), judgement.intervals.values(), strict=True
+            )
         ]
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
-def _rows(judgement: Judgement, matched: Matched) -> list[dict[str, str | float]]:
-    columns = {name: values.tolist() for name, values in judgement.per_image.items()}
+def _rows(judgement: Judgement, matched: Matched) -> list[dict[str, str | float | None]]:
+    columns = {name: [defined(value) for value in values.tolist()] for name, values in judgement.per_image.items()}
     return [
         {"image": name, "caption": caption, **{figure: values[at] for figure, values in columns.items()}}
         for at, (name, caption) in enumerate(zip(matched.names, matched.captions, strict=True))

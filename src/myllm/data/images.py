@@ -53,6 +53,17 @@ def grey_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
+def ycbcr_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
+    """Return an upright picture squashed to a square: (side, side, 3) uint8, luma and two colour differences.
+
+    A JPEG is decoded only as far as needed. Raises DataError as `load_image`.
+    """
+    image = _opened(path, str(path))
+    image.draft("RGB", (side, side))
+    upright = _decoded(image, str(path)).convert("YCbCr")
+    return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
+
+
 def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """(3, H, W) uint8."""
     return np.array(image).transpose(2, 0, 1).copy()

@@ -51,6 +51,19 @@ def split_records(
     return {name: sorted(side, key=lambda record: place[record.image]) for name, side in sides.items()}
 
 
+def copies_left_out_of_training(
+    records: Sequence[Record], folder: Path, splits: Mapping[str, Sequence[Record]]
+) -> list[Record]:
+    """Return the training pictures that `split_records` dropped because a judged picture has the same bytes.
+
+    Other programs train on them.
+    """
+    used = {record.image for side in splits.values() for record in side}
+    official = _official(records, folder, Findings())
+    rest = None if any(path.stem == "train" for path in _split_files(folder)) else "train"
+    return [r for r in records if r.image not in used and official.get(r.image, rest) == "train"]
+
+
 def one_split(splits: Mapping[str, list[Record]], name: str, folder: Path) -> list[Record]:
     """The pictures of a split. Raises ConfigError where there is none of the name, and DataError where it is empty."""
     if name not in splits:

@@ -1,4 +1,4 @@
-"""Is a captioner that is sure also right? Calibration from references, and what confidence is then worth."""
+"""Learn confidence from references (calibration), and measure how reliable it is."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,75 +13,94 @@ from myllm.config import DecodeConfig
 from myllm.errors import DataError
 
 Floats = NDArray[np.float64]
-# a word in the references of a greater share of pictures tells little of one
 COMMON_SHARE = 1 / 3
+"""A word in the references of a greater share of pictures is common; the others are telling words."""
 MIN_WORDS = 100
+"""Telling words needed for a calibration."""
 FOLDS = 5
 BINS = 10
+DRAWS = 2_000
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases that a captioner was about as sure of."""
+    """Words or captions of similar confidence."""
 
     count: int
     confidence: float
-    """Their mean."""
+    """Mean confidence."""
     right: float
-    """The share of them that is right."""
+    """Share that is right."""
 
 
 @dataclass(frozen=True)
 class ConfidenceReport:
-    """What confidence is worth on pictures with references."""
+    """How reliable confidence is on pictures with references."""
 
     words: tuple[Bin, ...]
-    """Telling words, and the share of them that references use."""
+    """Telling words; right are those that references use."""
     captions: tuple[Bin, ...]
-    """Captions, and the mean share of their telling words that references use."""
+    """Captions; right is the mean share of their telling words that references use."""
     coverage: tuple[float, ...]
-    """The mean figure of the most confident captions, of each of `SHARES`."""
+    """Mean metric of the most confident captions, for each of `SHARES`."""
     is_cross_fitted: bool
     """Whether each fifth of the pictures was judged by a calibration of the other four."""
+    gain: tuple[float, float] | None = None
+    """95 % interval of `half` minus the mean of all captions, by the bootstrap over pictures; None for one caption."""
+    half_by_score: float | None = None
+    """Mean metric of the half with the higher `score`, the plain mean log-probability."""
 
     @property
     def word_error(self) -> float:
-        """The expected calibration error of words."""
+        """Expected calibration error of words."""
         return expected_calibration_error(self.words)
 
     @property
     def caption_error(self) -> float:
-        """The same of captions."""
+        """Expected calibration error of captions."""
         return expected_calibration_error(self.captions)
 
     @property
     def half(self) -> float:
-        """The mean figure of the more confident half of the captions."""
+        """Mean metric of the more confident half of the captions."""
         return self.coverage[SHARES.index(0.5)]
 
+    def describe_sorting(self, metric: str) -> str:
+        """Say whether captions with more confidence are better by the metric, and whether `score` sorts them better."""
+        text = f"the more confident half of the captions has {metric} {self.half:.3f}, all have {self.coverage[-1]:.3f}"
+        if self.gain is None or self.half_by_score is None:
+            return text
+        low, high = self.gain
+        text += f" (95 % interval of the difference {low:+.3f} to {high:+.3f})"
+        if low <= 0 <= high:
+            return f"{text}: sorting these captions by confidence may do nothing"
+        if self.half_by_score > self.half:
+            return f"{text}; by `score` the better half has {self.half_by_score:.3f}: sort these captions by `score`"
+        return f"{text}; by `score` the better half has {self.half_by_score:.3f}"
+
     def as_json(self) -> dict[str, Any]:
-        """What metrics.json holds."""
+        """Return the entries for metrics.json."""
         return {
             "word_calibration_error": self.word_error,
             "caption_calibration_error": self.caption_error,
             "coverage": dict(zip(map("{:.0%}".format, SHARES), self.coverage, strict=True)),
+            "half_minus_all": self.gain,
+            "half_by_score": self.half_by_score,
             "cross_fitted": self.is_cross_fitted,
-            "words": [asdict(one) for one in self.words], "captions": [asdict(one) for one in self.captions],
+            "words": list(map(asdict, self.words)),
+            "captions": list(map(asdict, self.captions)),
         }
 
 
 def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoding options that are not the standard."""
-    standard = asdict(DecodeConfig())
-    return {name: value for name, value in decode.items() if value != standard[name]}
+    """Return the decoding options that differ from the defaults."""
+    defaults = asdict(DecodeConfig())
+    return {name: value for name, value in decode.items() if value != defaults[name]}
 
 
 def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What a calibration says of its origin, an evaluation by `protocol`.
-
-    Decoding as far as it is not the standard.
-    """
+    """Return what a calibration records of the evaluation it comes from: the data, and decoding options that differ."""
     changed = changed_options(protocol["decode"])
     return {
         "data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"],
@@ -93,42 +112,44 @@ def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
 def calibrate(
     captions: Sequence[Caption], references: Sequence[Sequence[str]], on: Mapping[str, Any] | None = None
 ) -> Calibration:
-    """Learn confidence from captions of pictures and the pictures' references; `on`: as `described` tells.
+    """Learn confidence from captions and the references of their pictures.
 
-    Raises DataError where there are too few words to learn from.
+    on: where the captions come from, as returned by `described`.
+    Raises DataError if there are fewer than `MIN_WORDS` telling words.
     """
     used = _words_used(references)
     pictures = Counter(word for words in used for word in words)
     common = sorted(word for word, count in pictures.items() if word and count > COMMON_SHARE * len(used))
     words = [
-        (normalize_word(word.text), word.logprob, caption.score, own)
-        for caption, own in zip(captions, used, strict=True)
+        (normalize_word(word.text), word.logprob, caption.score, reference_words)
+        for caption, reference_words in zip(captions, used, strict=True)
         for word in caption.words
         if word.logprob is not None
     ]
     telling = sum(bool(word) and word not in common for word, *_ in words)
     if telling < MIN_WORDS:
         raise DataError(
-            f"{telling} words of {len(captions)} captions tell one picture from another; at least {MIN_WORDS} are "
-            "needed to learn from how often they are right: take more pictures"
+            f"{len(captions)} captions have {telling} words that distinguish pictures; at least {MIN_WORDS} are needed "
+            "to learn how often words are right: use more pictures"
         )
-    known, place = np.unique([word for word, *_ in words], return_inverse=True)
+    vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)
     inputs = np.array([(logprob, score) for _, logprob, score, _ in words])
-    right = np.array([word in own for word, _, _, own in words])
-    weights, offsets = fit_log_odds(inputs, place, right)
-    told = {str(word): round(float(offset), 4) for word, offset in zip(known, offsets, strict=True)}
+    right = np.array([word in reference_words for word, _, _, reference_words in words])
+    weights, offsets = fit_log_odds(inputs, index, right)
+    word_offsets = {str(word): round(float(offset), 4) for word, offset in zip(vocabulary, offsets, strict=True)}
     logprob, score, constant = map(float, weights)
-    return Calibration(logprob, score, constant, told, tuple(common), on or {})
+    return Calibration(logprob, score, constant, word_offsets, tuple(common), on or {})
 
 
 def fit_log_odds(
     inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_], ridge: float = 0.01
 ) -> tuple[Floats, Floats]:
-    """From inputs (N, 2), which word each is (N,) and whether it was right (N,) -> weights (3,), offsets (words,).
+    """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
-    The log-odds of being right are the inputs by two weights, and the third, and the word's offset. Offsets are taken
-    to be normal with variance 1, so that a word that was met once hardly has one. Targets are not quite 0 and 1 (Platt
-    1999, section 2.2). Newton's method; each word's own row of the Hessian has few entries, and is eliminated first.
+    inputs: (N, 2). word: (N,) index of the word. right: (N,).
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
+    word that occurs once has hardly any. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method; the
+    rows of the Hessian that belong to words have few entries and are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
@@ -143,23 +164,23 @@ def fit_log_odds(
     for _ in range(100):
         chances = np.exp(-np.logaddexp(0, -(x @ weights + offsets[word])))
         error, weight = chances - targets, (chances * (1 - chances))[:, None]
-        slope, own_slope = x.T @ error + ridge * weights, np.bincount(word, error) + offsets
+        slope, word_slope = x.T @ error + ridge * weights, np.bincount(word, error) + offsets
         shared = np.zeros((len(offsets), 3))
         np.add.at(shared, word, weight * x)
-        own = np.bincount(word, weight[:, 0]) + 1
-        left = x.T @ (weight * x) + ridge * np.eye(3) - shared.T @ (shared / own[:, None])
-        step = np.linalg.solve(left, slope - shared.T @ (own_slope / own))
-        own_step, size = (own_slope - shared @ step) / own, 1.0
-        if max(np.abs(step).max(), np.abs(own_step).max()) < 1e-7:
+        curvature = np.bincount(word, weight[:, 0]) + 1
+        left = x.T @ (weight * x) + ridge * np.eye(3) - shared.T @ (shared / curvature[:, None])
+        step = np.linalg.solve(left, slope - shared.T @ (word_slope / curvature))
+        word_step, size = (word_slope - shared @ step) / curvature, 1.0
+        if max(np.abs(step).max(), np.abs(word_step).max()) < 1e-7:
             break
-        while loss(weights - size * step, offsets - size * own_step) > loss(weights, offsets) + 1e-9 and size > 1e-6:
+        while loss(weights - size * step, offsets - size * word_step) > loss(weights, offsets) + 1e-9 and size > 1e-6:
             size /= 2
-        weights, offsets = weights - size * step, offsets - size * own_step
+        weights, offsets = weights - size * step, offsets - size * word_step
     return weights, offsets
 
 
 def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> list[Caption]:
-    """The captions, each with a calibration that has not seen its picture, but four fifths of the others.
+    """Return the captions, each with a calibration learned on four fifths of the pictures, its own not among them.
 
     Raises DataError as `calibrate`.
     """
@@ -167,7 +188,7 @@ def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]
     fitted = []
     for part in range(FOLDS):
         others = np.flatnonzero(fold != part).tolist()
-        fitted.append(calibrate([captions[at] for at in others], [references[at] for at in others]))
+        fitted.append(calibrate([captions[index] for index in others], [references[index] for index in others]))
     return [replace(caption, calibration=fitted[part]) for caption, part in zip(captions, fold, strict=True)]
 
 
@@ -175,39 +196,60 @@ def measure_confidence(
     captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: Sequence[float] | Floats,
     on: Mapping[str, Any] | None = None,
 ) -> ConfidenceReport:
-    """Hold the captions' confidence against references, and against a figure of each caption, as CIDEr-D.
+    """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
 
-    Where they are not calibrated, or on pictures of which `described` tells the same as `on`, what is judged is a
-    calibration by the other pictures, `cross_fitted`. Raises DataError where that has too few words to learn from.
+    Captions without a calibration, or with one learned on these pictures (`on`, as returned by `described`), are judged
+    by calibrations of the other pictures: `cross_fitted`. Raises DataError if that has too few words to learn from.
     """
     calibrations = [caption.calibration for caption in captions]
-    is_cross_fitted = any(one is None or _is_same(one.calibrated_on, on or {}) for one in calibrations)
+    is_cross_fitted = any(
+        calibration is None or _may_overlap(calibration.calibrated_on, on or {}) for calibration in calibrations
+    )
     if is_cross_fitted:
         captions = cross_fitted(captions, references)
-    words_sure, words_right = list[float](), list[bool]()
-    captions_sure, captions_right = list[float](), list[float]()
-    everyone = list[float]()
+    words: list[tuple[float, bool]] = []
+    whole: list[tuple[float, float]] = []
     for caption, used in zip(captions, _words_used(references), strict=True):
         assert caption.calibration is not None
-        everyone.append(caption.confidence)
         telling = [
             (word.confidence, normalize_word(word.text) in used)
             for word in caption.words
             if word.confidence is not None and caption.calibration.is_telling(word)
         ]
-        words_sure += [sure for sure, _ in telling]
-        words_right += [right for _, right in telling]
+        words += telling
         if telling:
-            captions_sure.append(caption.confidence)
-            captions_right.append(sum(right for _, right in telling) / len(telling))
-    bins = reliability(words_sure, words_right), reliability(captions_sure, captions_right)
-    return ConfidenceReport(*bins, risk_coverage(everyone, figures), is_cross_fitted)
+            whole.append((caption.confidence, sum(right for _, right in telling) / len(telling)))
+    confidence = np.array([caption.confidence for caption in captions])
+    values, scores = np.asarray(figures, dtype=np.float64), [caption.score for caption in captions]
+    return ConfidenceReport(
+        reliability([sure for sure, _ in words], [right for _, right in words]),
+        reliability([sure for sure, _ in whole], [right for _, right in whole]),
+        risk_coverage(confidence, values),
+        is_cross_fitted,
+        gain_interval(confidence, values) if len(captions) > 1 else None,
+        risk_coverage(scores, values)[SHARES.index(0.5)],
+    )
+
+
+def gain_interval(
+    confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats, draws: int = DRAWS
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of the more confident half minus the mean of all, by the bootstrap."""
+    sure, values = np.asarray(confidence, dtype=np.float64), np.asarray(figures, dtype=np.float64)
+    generator = np.random.default_rng(0)
+    gains = np.empty(draws)
+    for draw in range(draws):
+        chosen = generator.integers(0, len(sure), len(sure))
+        order = chosen[np.argsort(-sure[chosen], kind="stable")]
+        gains[draw] = values[order[: -(-len(order) // 2)]].mean() - values[chosen].mean()
+    low, high = np.quantile(gains, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def reliability(
     confidence: Sequence[float] | Floats, right: Sequence[float] | Floats, bins: int = BINS
 ) -> tuple[Bin, ...]:
-    """Cases in the order of their confidence, in bins of equally many: none is empty, and each is as exact."""
+    """Sort cases by confidence and cut them into bins of equally many."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
@@ -215,22 +257,24 @@ def reliability(
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """How far confidence is from being right, in the mean over all cases (Naeini et al. 2015); bins of equally many."""
-    total = sum(one.count for one in bins)
-    return sum(one.count * abs(one.confidence - one.right) for one in bins) / max(1, total)
+    """Return the mean distance between confidence and the share that is right, over all cases (Naeini et al. 2015)."""
+    total = sum(part.count for part in bins)
+    return sum(part.count * abs(part.confidence - part.right) for part in bins) / max(1, total)
 
 
 def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats) -> tuple[float, ...]:
-    """The mean figure of the most confident 10, 20 ... 100 %, rounded up to whole captions (`SHARES`)."""
+    """Return the mean of `figures` of the most confident 10, 20 ... 100 % (`SHARES`), rounded up to whole captions."""
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
     means = np.asarray(figures, dtype=np.float64)[order].cumsum() / np.arange(1, len(order) + 1)
     return tuple(float(means[-(-tenth * len(order) // 10) - 1]) for tenth in range(1, 11))
 
 
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a picture may be in both: the same pictures, or the same split of the same data, if only a part of it."""
-    return any(all(name in one and one[name] == other.get(name) for name in names)
-               for names in (("hash",), ("data", "split")))
+def _may_overlap(calibrated_on: Mapping[str, Any], judged_on: Mapping[str, Any]) -> bool:
+    """Whether a picture may be in both: the same pictures, or any of the same split of the same data."""
+    return any(
+        all(name in calibrated_on and calibrated_on[name] == judged_on.get(name) for name in names)
+        for names in (("hash",), ("data", "split"))
+    )
 
 
 def _words_used(references: Sequence[Sequence[str]]) -> list[set[str]]:

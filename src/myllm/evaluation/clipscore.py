@@ -1,8 +1,9 @@
 """CLIPScore and RefCLIPScore (Hessel et al. 2021, https://aclanthology.org/2021.emnlp-main.595) by a named CLIP.
 
-The figures of two CLIPs do not compare: name the CLIP beside them. The paper's is OpenAI's ViT-B/32.
+Scores of two different CLIPs are not comparable, so name the CLIP with them. The paper's is OpenAI's ViT-B/32.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ from myllm.metrics.result import Floats, MetricResult, mean_of
 if TYPE_CHECKING:
     import torch
 
-PROMPT = "A photo depicts "  # before captions and references alike, as the authors' program has it
-WEIGHT = 2.5  # which stretches the cosines of ViT-B/32 to about 0 to 1
+PROMPT = "A photo depicts "  # before captions and references, as in the authors' program
+WEIGHT = 2.5  # stretches the cosines of ViT-B/32 to about 0 to 1
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Clip:
-    """From N pictures or N texts to (N, D) embeddings, float32."""
+    """Functions that embed N pictures or N texts: (N, D) float32."""
 
     embed_pictures: Callable[[list[Image.Image]], "torch.Tensor"]
     embed_texts: Callable[[list[str]], "torch.Tensor"]
@@ -42,37 +43,38 @@ def clip_scores(
     device: "torch.device | str" = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, MetricResult]:
-    """CLIPScore and RefCLIPScore by name, of one caption and at least one reference of each picture.
+    """Return CLIPScore and RefCLIPScore of one caption, and at least one reference, of each picture.
 
-    CLIPScore:    2.5 max(cos(picture, caption), 0): what the caption says of the picture; no reference is read.
+    CLIPScore:    2.5 max(cos(picture, caption), 0); uses no reference.
     RefCLIPScore: the harmonic mean of CLIPScore and the largest max(cos(caption, reference), 0).
 
-    name: `transformers:FOLDER` or a hub id behind it, `open_clip:ARCHITECTURE/WEIGHTS` with a tag or a file of
-    weights, or `open_clip:local-dir:FOLDER` and `open_clip:hf-hub:ID`. `progress` hears (pictures done, of how many).
+    name: `transformers:FOLDER` or `transformers:HUB_ID`; `open_clip:ARCHITECTURE/WEIGHTS`, with a tag or a file of
+        weights; `open_clip:local-dir:FOLDER`; or `open_clip:hf-hub:ID`.
+    progress: called with the number of pictures done and of all.
     Raises ConfigError for a CLIP that cannot be opened and DataError for a picture that cannot be read.
     """
     clip = load_clip(name, device)
-    of_pictures: list[Floats] = []
-    of_references: list[Floats] = []
+    picture_cosines: list[Floats] = []
+    reference_cosines: list[Floats] = []
     done = 0
     for rows in batched(zip(pictures, captions, references, strict=True), BATCH_SIZE):
-        shown = _unit(clip.embed_pictures([load_image(path) for path, _, _ in rows]))
-        said = _embed(clip, [caption for _, caption, _ in rows])
-        heard = _embed(clip, [reference for _, _, group in rows for reference in group])
-        ends = np.cumsum([len(group) for _, _, group in rows])[:-1]
-        of_pictures += list((shown * said).sum(axis=1))
-        of_references += [(group @ own).max() for group, own in zip(np.split(heard, ends), said, strict=True)]
+        picture_vectors = _unit(clip.embed_pictures([load_image(path) for path, _, _ in rows]))
+        caption_vectors = _embed(clip, [caption for _, caption, _ in rows])
+        reference_vectors = _embed(clip, [reference for _, _, group in rows for reference in group])
+        groups = np.split(reference_vectors, np.cumsum([len(group) for _, _, group in rows])[:-1])
+        picture_cosines += list((picture_vectors * caption_vectors).sum(axis=1))
+        reference_cosines += [(group @ vector).max() for group, vector in zip(groups, caption_vectors, strict=True)]
         done += len(rows)
         if progress is not None:
             progress(done, len(pictures))
-    score = WEIGHT * np.maximum(of_pictures, 0)
-    likeness = np.maximum(of_references, 0)
-    both = np.maximum(score + likeness, np.finfo(np.float64).tiny)  # 0 where both are, instead of 0 / 0
-    return {"CLIPScore": mean_of(score), "RefCLIPScore": mean_of(2 * score * likeness / both)}
+    score = WEIGHT * np.maximum(picture_cosines, 0)
+    similarity = np.maximum(reference_cosines, 0)
+    total = np.maximum(score + similarity, np.finfo(np.float64).tiny)  # avoids 0 / 0
+    return {"CLIPScore": mean_of(score), "RefCLIPScore": mean_of(2 * score * similarity / total)}
 
 
 def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
-    """The CLIP of this name, as `clip_scores` explains it. Raises ConfigError with the way out."""
+    """Load the CLIP of this name, which `clip_scores` explains. Raises ConfigError with the remedy."""
     library, _, source = name.partition(":")
     if library not in LOADERS or not source:
         raise ConfigError(
@@ -82,14 +84,18 @@ def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
     try:
         module = import_module(library)
     except ImportError as error:
-        raise ConfigError(f"CLIP {name!r}: {reason(error)}; install it with: pip install 'myllm[clip]'") from None
+        package = PACKAGES[library]
+        raise ConfigError(
+            f"CLIP {name!r}: {reason(error)}; install it with: {sys.executable} -m pip install {package}"
+        ) from None
     try:
         return LOADERS[library](module, source, device)
     except ConfigError:
         raise
     except Exception as error:  # both libraries and their downloads raise almost anything
         raise ConfigError(
-            f"CLIP {name!r}: cannot be opened ({reason(error)}); give a folder or file that is here, or go online once"
+            f"CLIP {name!r}: cannot be opened ({reason(error)}); give a local folder or file, or run once with network "
+            "access to download it"
         ) from error
 
 
@@ -99,12 +105,12 @@ def _load_transformers(transformers: Any, source: str, device: "torch.device | s
     processor = transformers.AutoProcessor.from_pretrained(source)
     model, loaded = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise ConfigError(f"CLIP transformers:{source}: a {type(model).__name__} embeds no pictures and texts alike")
+        raise ConfigError(f"CLIP transformers:{source}: {type(model).__name__} does not embed pictures and texts")
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
-        raise ConfigError(f"CLIP transformers:{source}: {len(missing)} weights are missing, {missing[0]} among them")
+        raise ConfigError(f"CLIP transformers:{source}: {len(missing)} weights are missing, such as {missing[0]}")
     model.eval().to(device)
-    # CLIP looks at a text up to its end alone; SigLIP and others were trained on padded ones.
+    # CLIP reads a text up to its end token; SigLIP and others were trained on padded texts.
     padding = "longest" if model.config.model_type == "clip" else "max_length"
     length = model.config.text_config.max_position_embeddings
 
@@ -133,11 +139,11 @@ def _load_open_clip(library: Any, source: str, device: "torch.device | str") -> 
         if not weights:
             known = ", ".join(library.list_pretrained_tags_by_model(architecture)) or "none known"
             raise ConfigError(
-                f"CLIP open_clip:{source}: no weights are named; expected open_clip:{architecture}/TAG_OR_FILE, "
-                f"with a tag of: {known}"
+                f"CLIP open_clip:{source}: weights are not named; expected open_clip:{architecture}/TAG_OR_FILE; "
+                f"known tags: {known}"
             )
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="QuickGELU mismatch")  # weights in another network than their own
+        warnings.filterwarnings("error", message="QuickGELU mismatch")  # the weights belong to another network
         model, prepare = library.create_model_from_pretrained(architecture, weights, device=device)
     tokenize = library.get_tokenizer(architecture)
     model.eval()
@@ -151,6 +157,7 @@ def _load_open_clip(library: Any, source: str, device: "torch.device | str") -> 
     return Clip(torch.inference_mode()(embed_pictures), torch.inference_mode()(embed_texts))
 
 
+PACKAGES = {"transformers": "transformers", "open_clip": "open_clip_torch"}
 LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
     "transformers": _load_transformers,
     "open_clip": _load_open_clip,
@@ -158,7 +165,7 @@ LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
 
 
 def _embed(clip: Clip, texts: Sequence[str]) -> Floats:
-    """(N, D) unit vectors."""
+    """Return the unit vectors of N texts: (N, D)."""
     batches = batched((PROMPT + text for text in texts), BATCH_SIZE)
     return np.concatenate([_unit(clip.embed_texts(batch)) for batch in batches])
 

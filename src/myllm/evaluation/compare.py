@@ -1,13 +1,13 @@
-"""Two sets of captions of the same pictures side by side: what differs, and whether that may be chance."""
+"""Compare two sets of captions of the same pictures: the differences, and whether they may be chance."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from myllm.data.records import Record
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
-from myllm.metrics.bootstrap import Difference, differences
+from myllm.metrics.bootstrap import MIN_RELIABLE, MIN_TESTED, Difference, differences
 from myllm.metrics.ngrams import Words
 from myllm.metrics.score import tokenized
 
@@ -16,16 +16,20 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the two."""
+    """One of the two captioners."""
 
     name: str
     captions: Sequence[str]
     judgement: Judgement
 
+    def with_protocol(self, **entries: Any) -> "Compared":
+        """Return a copy with further entries in the judgement's protocol."""
+        return replace(self, judgement=self.judgement.with_protocol(**entries))
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """B beside A on the same pictures."""
+    """Captioners A and B on the same pictures."""
 
     a: Compared
     b: Compared
@@ -34,70 +38,82 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """By figure; the bootstrap is paired, over pictures."""
+        """By figure; intervals and tests are paired over pictures."""
         return differences(self.a.judgement.figures, self.b.judgement.figures)
 
     @cached_property
     def words(self) -> dict[str, list[Words]]:
-        """The captions of each, and all references, as words."""
+        """The captions of A, of B, and all references, as words."""
         references = (caption for record in self.records for caption in record.captions)
         return {"A": tokenized(self.a.captions), "B": tokenized(self.b.captions), "references": tokenized(references)}
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What both were judged by."""
+        """The entries of the protocol that are the same for both."""
         other = self.b.judgement.protocol
         shared = {name: value for name, value in self.a.judgement.protocol.items() if other.get(name) == value}
         return shared | {"split": self.split}
 
     def as_json(self) -> dict[str, Any]:
-        """Both with their figures, and the differences."""
+        """Return the figures of both, the differences, and the sentence."""
         return {
             "a": {"name": self.a.name, **self.a.judgement.as_json()},
             "b": {"name": self.b.name, **self.b.judgement.as_json()},
             "differences": {
-                name: {**asdict(found), "difference": found.difference} for name, found in self.differences.items()
+                name: {**asdict(difference), "difference": difference.difference}
+                for name, difference in self.differences.items()
             },
             "sentence": self.sentence(),
         }
 
     def lines(self) -> list[str]:
-        """The figures side by side, for people to read."""
+        """Return a table of the figures for people, a line each, with cautions below."""
         head = f"{'A':>6} {'B':>6}  {'B - A':>6}  {'95 % interval':<17} {'p':>6}   A / B / neither is higher"
         lines = [f"{'':<16} {head}"]
-        for name, found in self.differences.items():
-            if name == "CIDEr":  # CIDEr-D by its other name
+        for name, difference in self.differences.items():
+            if name == "CIDEr" and MAIN in self.differences:  # the same value under another name
                 continue
-            low, high = found.interval
-            wins = " / ".join(f"{count:,}" for count in found.wins)
-            told = f"{found.difference:+6.3f}  {f'{low:+.3f} to {high:+.3f}':<17} {found.p:6.4f}   {wins}"
-            lines.append(f"{name:<16} {found.a:6.3f} {found.b:6.3f}  {told}")
-        return lines
+            low, high = difference.interval
+            wins = " / ".join(f"{count:,}" for count in difference.wins)
+            test = f"{f'{low:+.3f} to {high:+.3f}':<17} {difference.p_text:>6}   {wins}"
+            lines.append(f"{name:<16} {difference.a:6.3f} {difference.b:6.3f}  {difference.difference:+6.3f}  {test}")
+        for name in self.a.judgement.figures:
+            if name not in self.differences:
+                reasons = self.a.judgement.undefined | self.b.judgement.undefined
+                lines.append(f"{name:<16}      -      -  {reasons.get(name, 'only A has it')}")
+        return [*lines, *self.a.judgement.cautions]
 
     def sentence(self) -> str:
-        """What may honestly be said of the two."""
-        found = self.differences[MAIN]
-        low, high = found.interval
-        where = f"on {len(self.records):,} pictures of split {self.split}"
-        measured = f"(95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap, p = {found.p:.4f})"
-        if found.p >= CHANCE:
-            return (
-                f"B's {MAIN} of {found.b:.3f} and A's of {found.a:.3f} {where} differ by {found.difference:+.3f}, "
-                f"which may be chance {measured}."
-            )
-        better, worse, by = ("B", "A", found.difference) if found.difference > 0 else ("A", "B", -found.difference)
-        wins = found.wins[better == "B"]
+        """Say what may honestly be claimed of the two."""
+        main = self.differences[MAIN]
+        low, high = main.interval
+        pictures = f"on {len(self.records):,} pictures of split {self.split}"
+        values = f"B's {MAIN} of {main.b:.3f} and A's of {main.a:.3f} {pictures} differ by {main.difference:+.3f}"
+        if main.p is None:
+            return f"{values}; with fewer than {MIN_TESTED} pictures nothing can be said about chance."
+        measured = f"(95 % interval {low:+.3f} to {high:+.3f}, paired permutation test p = {main.p:.4f})"
+        is_small = len(self.records) < MIN_RELIABLE
+        few = f" With fewer than {MIN_RELIABLE} pictures, repeat this on more." if is_small else ""
+        if main.p >= CHANCE:
+            return f"{values}, which may be chance {measured}.{few}"
+        better, worse, by = ("B", "A", main.difference) if main.difference > 0 else ("A", "B", -main.difference)
         return (
-            f"{better}'s {MAIN} is {by:.3f} higher than {worse}'s {where}, {max(found.a, found.b):.3f} beside "
-            f"{min(found.a, found.b):.3f} {measured}; it says only that these two captioners differ, not that their "
-            f"recipes do, and {better} is higher on {wins:,} of the pictures."
+            f"{better}'s {MAIN} is {by:.3f} higher than {worse}'s {pictures}, {max(main.a, main.b):.3f} compared with "
+            f"{min(main.a, main.b):.3f} {measured}; it says only that these two captioners differ, not that their "
+            f"recipes do, and {better} is higher on {main.wins[better == 'B']:,} of the pictures.{few}"
         )
 
 
 def compare(
-    a: tuple[str, Sequence[str]], b: tuple[str, Sequence[str]], records: Sequence[Record], split: str
+    a: tuple[str, Sequence[str]],
+    b: tuple[str, Sequence[str]],
+    records: Sequence[Record],
+    split: str,
+    metrics: Sequence[str] | None = None,
 ) -> Comparison:
-    """Two named sets of captions, one a picture of `records` each."""
+    """Compare two named sets of captions, one for each picture of `records`; metrics as for `judge_captions`."""
     references = [record.captions for record in records]
-    first, second = (Compared(name, said, judge_captions(said, references)) for name, said in (a, b))
+    first, second = (
+        Compared(name, captions, judge_captions(captions, references, metrics=metrics)) for name, captions in (a, b)
+    )
     return Comparison(first, second, records, split)

@@ -1,4 +1,4 @@
-"""Caption a split, score it, and put beside it what the same captions score at the wrong pictures."""
+"""Caption a split and judge the captions."""
 
 import hashlib
 import json
@@ -15,45 +15,45 @@ from myllm.data.scenes import Thing
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
 from myllm.evaluation.calibration import ConfidenceReport, cross_fitted, described, measure_confidence
-from myllm.evaluation.judge import MAIN, Judgement, judge_captions
+from myllm.evaluation.judge import MAIN, Judgement, defined, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
 from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
-from myllm.metrics.result import Floats
-from myllm.metrics.score import no_progress, tokenized
+from myllm.metrics.result import Floats, MetricResult
+from myllm.metrics.score import evenly_spaced, no_progress, tokenized
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A captioner's captions of a split, and what they are worth."""
+    """A captioner's captions of a split, judged."""
 
     judgement: Judgement
     records: Sequence[Record]
     captions: Sequence[Caption]
     broken: Sequence[str]
     """Pictures that could not be read, with the reason; they are in no figure."""
-    truth: dict[str, float] = field(default_factory=dict)
-    """Of scenes, whose truth is known: what `score_scene_captions` found."""
+    truth: Mapping[str, float] = field(default_factory=dict)
+    """For drawn scenes, the result of `score_scene_captions`."""
     leaks: Leaks | None = None
-    """What was judged and in training too; None where training is not known."""
+    """Judged pictures and captions that are in the training data, too; None if that is not known."""
     slices: Sequence[Slice] = ()
-    """Of CIDEr-D, the worst first."""
+    """Groups of pictures by CIDEr-D, lowest first."""
     trust: ConfidenceReport | None = None
-    """What the captions' confidence is worth; None where there are too few words to say."""
+    """How reliable the captions' confidence is; None if there are too few words to say."""
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> Mapping[str, Any]:
         """How the figures were measured."""
         return self.judgement.protocol
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every figure that is one number, by name."""
-        told = self.judgement.as_json() | self.truth
-        return {name: value for name, value in told.items() if isinstance(value, int | float)}
+        """All figures that are one number, by name; undefined ones are left out."""
+        entries = {**self.judgement.as_json(), **self.truth}
+        return {name: value for name, value in entries.items() if isinstance(value, int | float)}
 
     @cached_property
     def words(self) -> dict[str, list[Words]]:
@@ -65,11 +65,15 @@ class Evaluation:
 
     @property
     def per_image(self) -> dict[str, Floats]:
-        """(N,) of each figure that a single picture has."""
+        """The value of each picture (N,), by figure; NaN for a share of nothing."""
         return self.judgement.per_image
 
+    def with_figures(self, figures: Mapping[str, MetricResult], **protocol: Any) -> "Evaluation":
+        """Return a copy with further figures, and with entries of the protocol that say how they were measured."""
+        return replace(self, judgement=self.judgement.with_figures(figures, **protocol))
+
     def as_json(self) -> dict[str, Any]:
-        """What metrics.json holds."""
+        """Return the contents of metrics.json."""
         return {
             **self.judgement.as_json(),
             **self.truth,
@@ -79,23 +83,23 @@ class Evaluation:
             "broken_pictures": list(self.broken),
         }
 
-    def without_leaks(self, leaks: Leaks) -> dict[str, dict[str, float]]:
-        """Every figure without the pictures that training has too, and without those whose caption it has."""
-        kept = {"pictures": ~leaks.pictures, "captions": ~leaks.captions}
+    def without_leaks(self, leaks: Leaks) -> dict[str, dict[str, float | None]]:
+        """Return all figures without the leaked pictures, and without pictures that have a leaked caption."""
+        masks = {"pictures": ~leaks.pictures, "captions": ~leaks.captions}
         figures = self.judgement.figures
         return {
-            name: {"pictures": int(mask.sum())} | {figure: figures[figure].of(mask) for figure in figures}
-            for name, mask in kept.items()
+            name: {"pictures": int(mask.sum())} | {figure: defined(figures[figure].of(mask)) for figure in figures}
+            for name, mask in masks.items()
             if mask.any() and not mask.all()
         }
 
     def describe_leaks(self) -> list[str]:
-        """Sentences on what is in training too, and on CIDEr-D without it; none where training is not known."""
+        """Return sentences on leaks and on CIDEr-D without them; none if the training data is not known."""
         if self.leaks is None:
             return []
         without = [
-            f"Without these {what}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
-            for what, figures in self.without_leaks(self.leaks).items()
+            f"Without these {kind}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
+            for kind, figures in self.without_leaks(self.leaks).items()
         ]
         return [*self.leaks.lines(), *without]
 
@@ -108,9 +112,9 @@ class Evaluation:
             "without": self.without_leaks(leaks),
         }
 
-    def spread(self, count: int) -> range:
-        """Places of at most `count` pictures, spread over the split, so that they show it and not its beginning."""
-        return range(0, len(self.records), max(1, len(self.records) // count))[:count]
+    def spread(self, count: int) -> list[int]:
+        """Return the indices of at most `count` pictures, evenly spaced over the split."""
+        return evenly_spaced(len(self.records), count)
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ def caption_records(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> CaptionedSplit:
-    """Caption the pictures of `records`. Raises DataError where none of them can be read."""
-    said = CaptionedSplit([], [], [])
+    """Caption the pictures of `records`. Raises DataError if none of them can be read."""
+    captioned = CaptionedSplit([], [], [])
     done = 0
     for batch in batched(records, batch_size):
         readable = []
@@ -139,32 +143,32 @@ def caption_records(
             try:
                 readable.append((record, captioner.preprocess(record.image)))
             except DataError as error:
-                said.broken.append(str(error))
+                captioned.broken.append(str(error))
         if readable:
             captions = captioner.caption_tensors([image for _, image in readable], decode)
-            # not at hand any more: each would hold its picture, and a split has thousands
-            said.captions.extend(replace(caption, compute_attention=None) for caption in captions)
-            said.records.extend(record for record, _ in readable)
+            # Without attention, which would keep each picture in memory.
+            captioned.captions.extend(replace(caption, compute_attention=None) for caption in captions)
+            captioned.records.extend(record for record, _ in readable)
         done += len(batch)
         if progress is not None:
             progress(done, len(records))
-    if not said.records:
-        raise DataError(f"none of the {len(records)} pictures can be read; {said.broken[0]}")
-    return said
+    if not captioned.records:
+        raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
+    return captioned
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a captioner is judged on."""
+    """The pictures that a captioner is judged on."""
 
     split: str
     records: Sequence[Record]
     training: Sequence[Record] = ()
-    """Of what it was trained on, where that is known and something else."""
+    """Training data, if it is known and not the same as `records`."""
     things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
-    """Of drawn scenes, by the picture's name, what was drawn."""
+    """For drawn scenes, what was drawn, by the picture's name."""
     name: str = ""
-    """Of the data set."""
+    """Name of the data set."""
 
 
 def evaluate(
@@ -173,62 +177,56 @@ def evaluate(
     decode: DecodeConfig,
     batch_size: int = 32,
     progress: Callable[[str, int, int], None] = no_progress,
+    metrics: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Caption the pictures and score the captions against the pictures' own. Raises DataError as `caption_records`."""
-    said = caption_records(captioner, data.records, decode, batch_size, partial(progress, "captioning"))
-    leaks = find_leaks(data.training, said.records, partial(progress, "looking for leaks")) if data.training else None
+    """Caption the pictures of `data` and judge the captions by the pictures' own.
+
+    metrics: names as for `judge_captions`; by default all that can be computed.
+    Raises DataError if no picture can be read, and ConfigError for an unknown metric.
+    """
+    captioned = caption_records(captioner, data.records, decode, batch_size, partial(progress, "captioning"))
+    records = captioned.records
+    leaks = find_leaks(data.training, records, partial(progress, "looking for leaks")) if data.training else None
     blind = captioner.blind_caption(decode)
-    texts = [caption.text for caption in said.captions]
-    learned = [caption for record in data.training for caption in record.captions]
-    judgement = judge_captions(
-        texts, [record.captions for record in said.records], learned, None if blind is None else blind.text, progress
+    blind_text = None if blind is None else blind.text
+    texts, references = [caption.text for caption in captioned.captions], [record.captions for record in records]
+    training_captions = [caption for record in data.training for caption in record.captions]
+    judgement = judge_captions(texts, references, training_captions, blind_text, progress, metrics).with_protocol(
+        dataset=data.name, split=data.split, data=data_hash(records), model=captioner.weights_hash(),
+        decode=asdict(decode), blind=blind_text,
     )
-    judgement.protocol.update(
-        dataset=data.name, split=data.split, data=data_hash(said.records), model=captioner.weights_hash(),
-        decode=asdict(decode), blind=None if blind is None else blind.text,
-    )
-    groups = [[caption.text, *caption.alternatives] for caption in said.captions]
-    if all(len(group) > 1 for group in groups):
-        judgement.add({"self-CIDEr": self_cider(groups, [record.captions for record in said.records])})
-    captions, trust = _trusted(said, judgement)
-    return Evaluation(
-        judgement, said.records, captions, said.broken, _truth(texts, said.records, data.things), leaks,
-        _slices(said.records, learned, data.things, judgement), trust,
-    )
+    groups = [[caption.text, *caption.alternatives] for caption in captioned.captions]
+    if metrics is None and all(len(group) > 1 for group in groups):
+        judgement = judgement.with_figures({"self-CIDEr": self_cider(groups, references)})
+    captions, trust = _with_confidence(captioned, judgement)
+    slices = slice_pictures(records, training_captions, data.things or None)
+    worst, _ = worst_first(slices, judgement.figures[MAIN], lambda part: intervals({MAIN: part}, draws=2_000)[MAIN])
+    truth = _truth(texts, records, data.things)
+    return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)
 
 
 def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str, Sequence[Thing]]) -> dict[str, float]:
-    # pictures that someone put beside the scenes have no boxes
+    # Pictures that were added to drawn scenes have no boxes.
     if not all(record.name in things for record in records):
         return {}
     return score_scene_captions(texts, [things[record.name] for record in records])
 
 
-def _trusted(said: CaptionedSplit, judgement: Judgement) -> tuple[list[Caption], ConfidenceReport | None]:
-    """The captions with a confidence that other pictures calibrated, where their own is not to be judged by these."""
-    references = [record.captions for record in said.records]
+def _with_confidence(
+    captioned: CaptionedSplit, judgement: Judgement
+) -> tuple[list[Caption], ConfidenceReport | None]:
+    """Measure confidence; captions whose calibration has seen these pictures get one of the other pictures."""
+    references = [record.captions for record in captioned.records]
+    values, origin = judgement.per_image[MAIN], described(judgement.protocol)
     try:
-        trust = measure_confidence(said.captions, references, judgement.per_image[MAIN], described(judgement.protocol))
+        trust = measure_confidence(captioned.captions, references, values, origin)
     except DataError:  # too few words to learn from
-        return said.captions, None
-    return cross_fitted(said.captions, references) if trust.is_cross_fitted else said.captions, trust
-
-
-def _slices(
-    records: Sequence[Record],
-    learned: Sequence[str],
-    things: Mapping[str, Sequence[Thing]],
-    judgement: Judgement,
-) -> list[Slice]:
-    found, _ = worst_first(
-        slice_pictures(records, learned, things or None), judgement.figures[MAIN],
-        lambda part: intervals({MAIN: part}, draws=2_000)[MAIN],
-    )
-    return found
+        return captioned.captions, None
+    return cross_fitted(captioned.captions, references) if trust.is_cross_fitted else captioned.captions, trust
 
 
 def data_hash(records: Sequence[Record]) -> str:
-    """Of the pictures' bytes, names and captions: equal where figures were measured on the same."""
+    """Return a hash of the pictures' bytes, names and captions, equal if figures were measured on the same data."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
         digest.update(json.dumps([record.name, picture_digest(record.image), *record.captions]).encode())
@@ -236,5 +234,5 @@ def data_hash(records: Sequence[Record]) -> str:
 
 
 def describe_search(decode: Mapping[str, Any]) -> str:
-    """How captions are searched by the options of a protocol: greedy, sampled, or by a beam of so many."""
+    """Return "greedy", "sampled" or "beam" with the number of beams, from a protocol's decoding options."""
     return f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"

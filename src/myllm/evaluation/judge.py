@@ -1,91 +1,126 @@
-"""Captions judged: figures with their intervals, controls to read them by, and what people reach."""
+"""Judge captions: metrics with intervals, controls, and what people's captions reach."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from myllm.metrics.bootstrap import draws_for, intervals
+from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
-from myllm.metrics.hallucination import LESS_IS_BETTER
-from myllm.metrics.not_offered import UNSUPPORTED_METRICS
+from myllm.metrics.hallucination import LOWER_IS_BETTER
 from myllm.metrics.result import Floats, MetricResult, mean_of
 from myllm.metrics.score import (
     MAX_PICTURES,
+    PEOPLE,
     absent,
     check,
+    has_words_without_blanks,
     no_progress,
     people_agree,
     protocol_of,
     score_words,
+    select_metrics,
     shuffled,
     tokenized,
 )
 
 MAIN = "CIDEr-D"
-# names of controls, for people
-TOLD = {f"{MAIN}_shuffled": "  other pictures", f"{MAIN}_blind": "  no picture", "grounding_gap": "  the gap"}
-TOLD |= {name: f"{name} (less is better)" for name in LESS_IS_BETTER}
+UNSUPPORTED_METRICS = {
+    "SPICE": (
+        "it compares scene graphs, which Stanford's CoreNLP 3.6 and a parser make of the captions: a Java program that "
+        "needs 8 GB of memory and downloads its models. No port of it is known to give the same values; pycocoevalcap "
+        "runs the original"
+    ),
+}
+"""Metrics that people ask for and that are not computed here, with the reason."""
+
+_LABELS = {f"{MAIN}_shuffled": "  other pictures", f"{MAIN}_blind": "  no picture", "grounding_gap": "  the gap"}
+_LABELS |= {name: f"{name} (lower is better)" for name in LOWER_IS_BETTER}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What captions of N pictures are worth."""
+    """The quality of captions of N pictures."""
 
-    figures: dict[str, MetricResult]
-    """Quality by name, and the controls of CIDEr-D: `_shuffled`, `_blind` where known, and `grounding_gap`."""
+    figures: Mapping[str, MetricResult]
+    """Metrics by name, and the controls of CIDEr-D: `_shuffled`, `_blind` if known, and `grounding_gap`."""
     diversity: Diversity
-    people: dict[str, tuple[float, float]]
-    """By figure: people's own captions, and the judged ones, each held against the others of a picture's references
-    but one. Empty where pictures have one reference only."""
-    protocol: dict[str, Any]
+    people: Mapping[str, tuple[float, float]]
+    """By metric, the score of people's captions and of the judged ones, each compared with all but one of a picture's
+    references. Empty if no picture has several references."""
+    protocol: Mapping[str, Any]
+    """How the figures were measured."""
+    cautions: tuple[str, ...] = ()
+    """Sentences on why some figures say less than they seem to."""
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % by the bootstrap over pictures, of each figure."""
+        """The 95 % interval of each figure, by the bootstrap over pictures."""
         return intervals(self.figures)
 
-    def add(self, figures: Mapping[str, MetricResult], **protocol: Any) -> None:
-        """Take figures that were measured elsewhere, and by what."""
-        self.figures.update(figures)
-        self.protocol.update(protocol)
-        self.__dict__.pop("intervals", None)
+    def with_figures(self, figures: Mapping[str, MetricResult], **protocol: Any) -> "Judgement":
+        """Return a copy with further figures, and with entries of the protocol that say how they were measured."""
+        return replace(self, figures={**self.figures, **figures}, protocol={**self.protocol, **protocol})
+
+    def with_protocol(self, **entries: Any) -> "Judgement":
+        """Return a copy with further entries of the protocol."""
+        return self.with_figures({}, **entries)
 
     @property
     def per_image(self) -> dict[str, Floats]:
-        """(N,) of each figure that a single picture has."""
+        """The value of each picture (N,), by figure; NaN for a share of nothing."""
         return {name: figure.per_image for name, figure in self.figures.items()}
 
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Figures without a value, with the reason."""
+        return _undefined(self.figures)
+
     def as_json(self) -> dict[str, Any]:
-        """Figures by name, with all that they are to be read by."""
+        """Return the figures by name (None for undefined ones), with all that is needed to read them."""
         return {
-            **{name: figure.corpus for name, figure in self.figures.items()},
+            **{name: defined(figure.corpus) for name, figure in self.figures.items()},
             "distinct_captions": self.diversity.distinct_share,
             "mean_length": self.diversity.mean_length,
             "diversity": asdict(self.diversity),
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "people": {name: {"people": own, "captions": others} for name, (own, others) in self.people.items()},
-            "protocol": self.protocol,
+            "intervals": {name: list(map(defined, ends)) for name, ends in self.intervals.items()},
+            "denominators": {
+                name: figure.denominator for name, figure in self.figures.items() if figure.denominator is not None
+            },
+            "undefined": self.undefined,
+            "people": {
+                name: {"people": defined(people), "captions": defined(captions)}
+                for name, (people, captions) in self.people.items()
+            },
+            "cautions": list(self.cautions),
+            "protocol": dict(self.protocol),
         }
 
     def lines(self) -> list[str]:
-        """The figures for people to read, one a line, and how varied the captions are."""
-        lines = [
-            f"{'':<30} {'':>5}  {'95 % interval':<16}" + "  people: figure (of these captions)" * bool(self.people)
-        ]
+        """Return the figures as a table for people, a line each, with diversity and cautions below."""
+        head = f"{'':<31} {'':>5}  {'95 % interval':<16}"
+        lines = [head + "  people (these captions)" * bool(self.people)]
         for name, figure in self.figures.items():
-            if name == "CIDEr":  # CIDEr-D by its other name
+            if name == "CIDEr" and MAIN in self.figures:  # the same value under another name
                 continue
             low, high = self.intervals[name]
+            label, value = f"{_LABELS.get(name, name):<31}", figure.corpus
+            if math.isnan(value):
+                lines.append(f"{label} {'-':>5}  {_reason(figure)}")
+                continue
             people = "  {:.3f} ({:.3f})".format(*self.people[name]) if name in self.people else ""
-            lines.append(f"{TOLD.get(name, name):<30} {figure.corpus:5.3f}  {low:.3f} to {high:.3f}{people}")
-        found = self.diversity
+            counted = f"  of {figure.denominator:,} {figure.unit}" if figure.unit else ""
+            lines.append(f"{label} {value:5.3f}  {low:.3f} to {high:.3f}{people}{counted}")
+        diversity = self.diversity
         lines.append(
-            f"distinct captions {found.distinct_share:.1%}"
-            + (f", no training caption {found.unseen_share:.1%}" if found.unseen_share is not None else "")
-            + f", mean length {found.mean_length:.1f} words, vocabulary {found.vocabulary_size:,} words"
+            f"distinct captions {diversity.distinct_share:.1%}"
+            + (f", not in training {diversity.unseen_share:.1%}" if diversity.unseen_share is not None else "")
+            + f", mean length {diversity.mean_length:.1f} words, vocabulary {diversity.vocabulary_size:,} words"
         )
-        return lines + [f"{name} is absent: {reason}" for name, reason in absent().items()]
+        missing = {name: reason for name, reason in self.protocol["absent"].items() if name not in self.figures}
+        lines += [f"{name} is absent: {reason}" for name, reason in missing.items() if name not in UNSUPPORTED_METRICS]
+        return [*lines, *self.cautions]
 
 
 def judge_captions(
@@ -94,26 +129,70 @@ def judge_captions(
     training: Collection[str] = (),
     blind: str | None = None,
     progress: Callable[[str, int, int], None] = no_progress,
+    metrics: Sequence[str] | None = None,
 ) -> Judgement:
-    """A caption and the references of each picture, in the same order.
+    """Judge one caption of each picture by the picture's references, given in the same order.
 
-    training: captions that the captioner learned from, where known: how many of its own are none of these. blind: what
-    it says where it sees nothing, held against every picture. Raises DataError.
+    training: captions that the captioner was trained on, if known; how many of its captions are new is reported.
+    blind: the captioner's caption without a picture; it is scored for every picture, as a control.
+    metrics: names as for `score_captions`; by default all that can be computed. CIDEr-D is always among them, because
+        controls, slices and the order of pictures need it.
+    Raises DataError as `score_captions`, and ConfigError for an unknown metric.
     """
     check(captions, references)
-    words, told = tokenized(captions), [tokenized(group) for group in references]
-    found = score_words(words, told, progress=progress)
-    others = {"shuffled": shuffled(words)} | ({} if blind is None else {"blind": tokenized([blind]) * len(words)})
-    controls = {f"{MAIN}_{name}": score_words(said, told, ("CIDEr",))[MAIN] for name, said in others.items()}
-    gap = found[MAIN].per_image - controls[f"{MAIN}_shuffled"].per_image
-    names = list(found)
-    place = names.index(MAIN) + 1  # what a figure is to be read by stands below it
-    figures = {name: found[name] for name in names[:place]} | controls | {"grounding_gap": mean_of(gap)} | found
+    words, reference_words = tokenized(captions), [tokenized(group) for group in references]
+    wanted = None if metrics is None else [*metrics, MAIN]
+    scored = score_words(words, reference_words, wanted, progress)
+    controls = {f"{MAIN}_shuffled": shuffled(words)}
+    if blind is not None:
+        controls[f"{MAIN}_blind"] = tokenized([blind]) * len(words)
+    scored_controls = {name: score_words(texts, reference_words, (MAIN,))[MAIN] for name, texts in controls.items()}
+    gap = scored[MAIN].per_image - scored_controls[f"{MAIN}_shuffled"].per_image
+    names = list(scored)
+    index = names.index(MAIN) + 1  # controls follow the figure that they belong to
+    figures = {name: scored[name] for name in names[:index]} | scored_controls | {"grounding_gap": mean_of(gap)}
+    figures |= scored
+    by_people = PEOPLE if wanted is None else [name for name in select_metrics(wanted) if name in PEOPLE]
+    people = people_agree(words, reference_words, by_people)
     protocol = {
         **protocol_of(references),
-        "absent": absent() | UNSUPPORTED_METRICS,
+        **({} if metrics is None else {"metrics": list(metrics)}),
+        "absent": (absent() if metrics is None else {}) | _undefined(scored) | UNSUPPORTED_METRICS,
         "CIDEr-D frequencies": "these references",
-        "people": f"each reference against its picture's others; of more than {MAX_PICTURES:,} pictures a spread",
+        "people": f"each reference against its picture's others; at most {MAX_PICTURES:,} pictures, evenly spread",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }
-    return Judgement(figures, measure_diversity(captions, training), people_agree(words, told), protocol)
+    return Judgement(
+        figures, measure_diversity(captions, training), {name: people[name] for name in people if name in scored},
+        protocol, tuple(_cautions(captions, references)),
+    )
+
+
+def defined(value: float) -> float | None:
+    """Return the value, or None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
+def _undefined(figures: Mapping[str, MetricResult]) -> dict[str, str]:
+    return {name: _reason(figure) for name, figure in figures.items() if math.isnan(figure.corpus)}
+
+
+def _reason(figure: MetricResult) -> str:
+    return f"the captions name no {figure.unit} of the English word lists" if figure.unit else "no value"
+
+
+def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
+    count = len(captions)
+    cautions = []
+    if count == 1:
+        cautions.append("CIDEr-D of one picture is 0 by definition: its weights compare pictures with each other.")
+    if count < MIN_RELIABLE:
+        cautions.append(
+            f"{count} picture{'s are' if count > 1 else ' is'} few: below {MIN_RELIABLE} the intervals are too narrow."
+        )
+    if has_words_without_blanks([*captions, *(group[0] for group in references)]):
+        cautions.append(
+            "These captions have no blanks between words, so each phrase counts as one word, and BLEU, ROUGE-L, METEOR "
+            "and CIDEr-D see only phrases that are equal as a whole: put blanks between words first."
+        )
+    return cautions

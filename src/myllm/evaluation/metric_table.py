@@ -1,5 +1,6 @@
 """The metrics of a report as text: labels, meanings, numbers with intervals, and how they were measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,6 @@ METRICS = {
     "placed": ("Placed", ".1%", "right ones among the captions that say left, right, above or below"),
 }
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
-
-DENOMINATORS = {
-    "CHAIRi": "thing", "CHAIRs": "thing", "places_wrong": "place", "colours_wrong": "colour",
-    "counts_wrong": "number",
-}
-"""What a share counts. If the captions name none, there is no share: 0 % would read as perfect."""
 
 PROTOCOL = {
     "intervals": "Intervals",
@@ -108,7 +103,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         else:
             cells = [Cell(format(evaluation.figures[name], form))]
         if people:
-            person, captions = (format(score, form) for score in people[name]) if name in people else ("", "")
+            person, captions = (_number(score, form) for score in people[name]) if name in people else ("", "")
             cells.append(Cell(person, person and f"captioner {captions}"))
         rows.append((label, meaning, cells))
     return Table(["Value, 95 % interval", *(["People"] if people else [])], rows)
@@ -124,8 +119,6 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = [_metric_cell(side.judgement, name) for side in (comparison.a, comparison.b)]
         p = "" if difference.p is None else f"; p\u00a0{difference.p:.4f}"
         gain = Cell(format(difference.difference, f"+{form}"), _range(difference.interval, f"+{form}") + p)
-        if "-" in (cells[0].value, cells[1].value):
-            gain = Cell("-")
         all_wins = Cell(" / ".join(f"{wins:,}" for wins in difference.wins))
         rows.append((label, meaning, [gain, *cells, all_wins]))
     return Table(["B − A", "A", "B", "Pictures where A / B / neither is higher"], rows)
@@ -155,15 +148,15 @@ def count(number: int, noun: str) -> str:
 def _metric_cell(judgement: Judgement, name: str) -> Cell:
     """Return a metric with its interval; a share also says of how many, and is "-" if there are none."""
     metric, form = judgement.figures[name], METRICS.get(name, (name, ".3f", ""))[1]
-    interval, noun = _range(judgement.intervals[name], form), DENOMINATORS.get(name)
-    if noun is None:
-        return Cell(format(metric.corpus, form), interval)
-    # whether any thing is named, only CHAIRi says: the sums of CHAIRs count captions
-    named = int((judgement.figures.get("CHAIRi", metric) if name == "CHAIRs" else metric).sums[:, 1].sum())
-    if not named:
-        return Cell("-", f"no caption names a {noun}")
-    total = count(len(metric.per_image), "caption") if name == "CHAIRs" else count(named, noun)
-    return Cell(format(metric.corpus, form), f"{interval}; of {total}")
+    if name in judgement.undefined:
+        return Cell("-", judgement.undefined[name])
+    interval = _range(judgement.intervals[name], form)
+    total = "" if metric.denominator is None else f"; of {count(metric.denominator, metric.unit.removesuffix('s'))}"
+    return Cell(format(metric.corpus, form), interval + total)
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _range(ends: tuple[float, float], form: str) -> str:

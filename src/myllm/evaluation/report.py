@@ -27,7 +27,7 @@ from myllm.evaluation.gallery import (
     gallery_orders,
     make_thumbnail,
 )
-from myllm.evaluation.judge import MAIN
+from myllm.evaluation.judge import MAIN, Judgement
 from myllm.evaluation.metric_table import (
     METRICS,
     Cell,
@@ -54,7 +54,6 @@ from myllm.evaluation.slices import Slice
 from myllm.files import atomic_write
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"  # next to this file
-FEW_PICTURES = 100
 MAX_PAIRS = 12
 PAIR_SIDE, PAIR_BYTES = 160, 10_000
 
@@ -110,6 +109,8 @@ class Report:
     words: Section
     absent: Mapping[str, str]
     """Metrics that were not computed, with the reason."""
+    cautions: Sequence[str] = ()
+    """Why some metrics mean less than they seem to."""
     broken: Sequence[str] = ()
     """Pictures that could not be read, with the reason."""
     training: Section | None = None
@@ -160,7 +161,8 @@ def evaluation_report(
         pictures=len(evaluation.records),
         table=evaluation_table(evaluation),
         protocol=describe_protocol(evaluation.protocol),
-        absent=evaluation.protocol.get("absent", {}),
+        absent=_absent(evaluation.judgement),
+        cautions=evaluation.judgement.cautions,
         gallery=build_gallery(evaluation.records, [captions], orders),
         orders=orders,
         words=words_section(evaluation.words),
@@ -194,7 +196,8 @@ def comparison_report(
         pictures=len(comparison.records),
         table=comparison_table(comparison),
         protocol=describe_protocol(comparison.protocol),
-        absent=comparison.a.judgement.protocol.get("absent", {}),
+        absent=_absent(comparison.a.judgement),
+        cautions=list(dict.fromkeys([*comparison.a.judgement.cautions, *comparison.b.judgement.cautions])),
         gallery=build_gallery(comparison.records, [a, b], orders),
         orders=orders,
         words=words_section(comparison.words),
@@ -228,8 +231,7 @@ def confidence_section(report: ConfidenceReport) -> Section:
     return Section([text], _plots(CONFIDENCE_PLOTS, report, {
         "reliability": f"confidence is off by {report.word_error:.3f} on average for a word, by "
                        f"{report.caption_error:.3f} for a caption",
-        "coverage": f"the more confident half of the captions has CIDEr-D {report.half:.2f}, "
-                    f"all have {report.coverage[-1]:.2f}",
+        "coverage": report.describe_sorting(MAIN),
     }))
 
 
@@ -266,7 +268,6 @@ def write_report(path: Path, report: Report) -> None:
     page = environment.get_template(TEMPLATE).render(
         report=report,
         count=count,
-        few_pictures=FEW_PICTURES,
         pictures_per_order=PICTURES_PER_ORDER,
         style=(folder / STYLE).read_text(encoding="utf-8"),
         script=script,
@@ -281,12 +282,14 @@ def _plots(kinds: Mapping[str, PlotKind[Data]], data: Data, descriptions: Mappin
     return [Plot(kind.title, plot_svg(kind, data), descriptions[name]) for name, kind in kinds.items()]
 
 
+def _absent(judgement: Judgement) -> dict[str, str]:
+    """Return the metrics that were not computed; those without a value are in the table, as "-"."""
+    absent = judgement.protocol.get("absent", {})
+    return {name: reason for name, reason in absent.items() if name not in judgement.figures}
+
+
 def _leaks_of(evaluation: Evaluation) -> LeakSection | None:
     if evaluation.leaks is None:
         return None
-    judged = {record.name: record.image for record in evaluation.records}
-    pairs = [
-        (judged[name], judged[name].with_name(training))
-        for name, training in [*evaluation.leaks.equal, *evaluation.leaks.alike]
-    ]
+    pairs = [(pair.judged.image, pair.training.image) for pair in evaluation.leaks.pairs]
     return leak_section(evaluation.describe_leaks(), pairs)

@@ -1,9 +1,10 @@
-"""Where a captioner is weak: its figure for pictures that have something in common, worst first."""
+"""Find where a captioner is weak: a metric's value for groups of similar pictures, worst first."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, median
 
 import numpy as np
@@ -20,7 +21,7 @@ Mask = NDArray[np.bool_]
 Slices = dict[str, dict[str, Mask]]
 Words = Sequence[str]
 
-LEAST = 30
+MIN_PICTURES = 30
 COUNTS = ("none", "one", "two", "three or more")
 
 # Words for people that are common in English captions, without their plurals.
@@ -44,7 +45,7 @@ _TOGETHER_WORDS = "group crowd bunch audience family team band"
 _COUNT = {"a": 1, "an": 1, "one": 1, "another": 1, "two": 2, "both": 2, "2": 2}
 _COUNT |= dict.fromkeys(_MANY_WORDS.split(), _MANY)
 _TOGETHER = {"couple": 2, "pair": 2} | dict.fromkeys(_TOGETHER_WORDS.split(), _MANY)
-# What captions of any picture say, whatever it shows.
+# Words that captions of any picture use.
 _FUNCTION_WORDS = """
 a an the this that these those one some another other each both all it its he his him she her they their them who which
 what there here is are was were be been being am has have had do does doing did not n't 's as at by for from in into of
@@ -55,14 +56,14 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split())
 
 @dataclass(frozen=True)
 class Slice:
-    """The figure of pictures that have something in common."""
+    """A metric's value for pictures that have something in common."""
 
     kind: str
     label: str
     pictures: int
     value: float
     difference: float
-    """Value less that of all pictures."""
+    """The value minus that of all pictures."""
     interval: tuple[float, float]
 
 
@@ -71,48 +72,51 @@ def slice_pictures(
     training_captions: Iterable[str] = (),
     things: Mapping[str, Sequence[Thing]] | None = None,
 ) -> Slices:
-    """Kind -> label -> mask (N,) of the N pictures of `records`.
+    """Group the N pictures of `records`; return masks (N,) by kind and label.
 
     `caption length`: mean number of words of a picture's references.
-    `people`: how many a reference names, by the median of references; see `count_people`. With `things`, those of
-    drawn scenes by picture name (`data.scenes.read_things`), `things` takes its place: how many were drawn.
+    `people`: the median over references of how many people each names; see `count_people`. For drawn scenes, with
+        `things` by picture name (`data.scenes.read_things`), the kind `things` takes its place: how many were drawn.
     `brightness`: mean luma as a share of white.
-    `rare words`: mean -log frequency, in nats, of the references' content words among all words of training's
-    captions; among those of the references themselves where there are none.
+    `rare words`: mean -log frequency, in nats, of the references' content words among all words of
+        `training_captions`, or among those of the references themselves if there are none.
 
-    All but counts are cut into thirds, whose bounds stand in the labels. A picture that can't be read, or whose
-    references say nothing, is in no slice of the kinds that would need it; a kind of one slice is left out.
+    All but counts are cut into thirds, whose bounds are part of the labels. A picture that cannot be read, or whose
+    references have no words, is in no group of the kinds that need them. A kind with one group only is left out.
     """
     words = [[ptb_tokenize(caption) for caption in record.captions] for record in records]
-    known = [ptb_tokenize(caption) for caption in training_captions] or [one for own in words for one in own]
-    lengths = [fmean(map(len, own)) if own else math.nan for own in words]
+    known = [ptb_tokenize(caption) for caption in training_captions] or list(chain.from_iterable(words))
+    lengths = [fmean(map(len, group)) if group else math.nan for group in words]
     if things is None:
-        kind, counts = "people", [_median(own) for own in words]
+        kind, counts = "people", [_median_people(group) for group in words]
     else:
         kind, counts = "things", [len(things[r.name]) if r.name in things else None for r in records]
     light = [_brightness(record) for record in records]
     slices = {
         "caption length": _thirds(lengths, ("short", "medium", "long"), "{:.1f} words"),
-        kind: {label: _mask(count == at for count in map(_capped, counts)) for at, label in enumerate(COUNTS)},
+        kind: {label: _mask(count == number for count in map(_capped, counts)) for number, label in enumerate(COUNTS)},
         "brightness": _thirds(light, ("dark", "medium", "bright"), "{:.0%} of white"),
         "rare words": _thirds(_rarities(words, known), ("common", "medium", "rare"), "{:.1f} nats"),
     }
-    kept = {kind: {label: mask for label, mask in own.items() if mask.any()} for kind, own in slices.items()}
-    return {kind: own for kind, own in kept.items() if len(own) > 1}
+    non_empty = {kind: {label: mask for label, mask in masks.items() if mask.any()} for kind, masks in slices.items()}
+    return {kind: masks for kind, masks in non_empty.items() if len(masks) > 1}
 
 
 def worst_first(
-    slices: Slices, figure: MetricResult, interval: Callable[[MetricResult], tuple[float, float]], least: int = LEAST
+    slices: Slices,
+    figure: MetricResult,
+    interval: Callable[[MetricResult], tuple[float, float]],
+    min_pictures: int = MIN_PICTURES,
 ) -> tuple[list[Slice], int]:
-    """Slices by their value of a figure, the worst first, and how many were left out for fewer than `least` pictures.
+    """Return the slices sorted by their value, lowest first, and the number left out for too few pictures.
 
-    interval: from the figure of some pictures to the bounds of its value, such as a bootstrap's.
+    interval: maps the metric of some pictures to the bounds of its value, as a bootstrap does.
     """
-    masks = [(kind, label, mask) for kind, own in slices.items() for label, mask in own.items()]
+    masks = [(kind, label, mask) for kind, labels in slices.items() for label, mask in labels.items()]
     rows = []
     for kind, label, mask in masks:
         count = int(mask.sum())
-        if count >= max(1, least):
+        if count >= max(1, min_pictures):
             part = MetricResult(figure.per_image[mask], figure.sums[mask], figure.of_sums)
             difference = part.corpus - figure.corpus
             rows.append(Slice(kind, label, count, part.corpus, difference, interval(part)))
@@ -120,11 +124,11 @@ def worst_first(
 
 
 def count_people(words: Words) -> int:
-    """How many people a caption names, by its words: 3 stands for three or more.
+    """Return how many people a caption names, by its words; 3 stands for three or more.
 
-    A word for a person counts one, and together with the next where that is one too: "a toddler boy". A plural counts
-    as many as the number before it says, and three without one; a number holds until the next, so that "two young
-    men" are two. Couples, groups, teams and crowds are people by themselves, or numbers of what they are "of".
+    A word for a person counts one, together with the next if that is one too ("a toddler boy"). A plural counts as many
+    as the number before it says ("two young men"), and three without a number. Couples, groups, teams and crowds are
+    people by themselves; before "of" they are numbers ("a couple of men").
     """
     named, number = 0, 0
     for word, following in zip(words, [*words[1:], ""], strict=False):
@@ -139,7 +143,7 @@ def count_people(words: Words) -> int:
     return min(named, _MANY)
 
 
-def _median(references: Sequence[Words]) -> int | None:
+def _median_people(references: Sequence[Words]) -> int | None:
     return math.floor(median(map(count_people, references)) + 0.5) if references else None
 
 
@@ -148,7 +152,7 @@ def _capped(count: int | None) -> int | None:
 
 
 def _brightness(record: Record) -> float:
-    """0 for black to 1 for white; not a number where the picture can't be read."""
+    """Return 0 for black to 1 for white; NaN if the picture cannot be read."""
     try:
         return float(grey_thumbnail(record.image, 16).mean()) / 255
     except DataError:
@@ -156,18 +160,18 @@ def _brightness(record: Record) -> float:
 
 
 def _rarities(references: Sequence[Sequence[Words]], known: Sequence[Words]) -> list[float]:
-    """Mean -log frequency of each picture's content words; a word that was never seen counts as if seen once."""
-    seen = Counter(word for words in known for word in words)
-    total = seen.total()
+    """Return the mean -log frequency of each picture's content words; an unknown word counts as if known once."""
+    counts = Counter(word for words in known for word in words)
+    total = counts.total()
     rarities = []
-    for own in references:
-        content = [word for words in own for word in words if word not in _FUNCTION]
-        rarities.append(fmean(math.log(total / max(1, seen[word])) for word in content) if content else math.nan)
+    for group in references:
+        content = [word for words in group for word in words if word not in _FUNCTION]
+        rarities.append(fmean(math.log(total / max(1, counts[word])) for word in content) if content else math.nan)
     return rarities
 
 
 def _thirds(values: Sequence[float], names: tuple[str, str, str], unit: str) -> dict[str, Mask]:
-    """Masks of the lowest, the middle and the highest third; equal values stay together."""
+    """Return masks of the lowest, the middle and the highest third; equal values stay together."""
     numbers = np.asarray(values, dtype=np.float64)
     if np.isnan(numbers).all():
         return {}

@@ -9,22 +9,25 @@ import numpy as np
 from myllm.metrics.ngrams import Ngram, Words, ngrams
 from myllm.metrics.result import Floats, MetricResult
 
-# pycocoevalcap's, so that figures compare: an order without a match or without an n-gram is nearly, not quite, 0.
+# pycocoevalcap's constants, so that results are comparable: a precision without a match or an n-gram is nearly 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4) -> dict[str, MetricResult]:
-    """BLEU-1 to BLEU-max_n by name. A corpus's is of its sums, not the mean of its pictures'."""
-    tallies = [_tally(words, captions, max_n) for words, captions in zip(candidates, references, strict=True)]
-    sums = np.array(tallies, dtype=np.float64)
-    of_orders = [partial(_bleu, n=n, max_n=max_n) for n in range(1, max_n + 1)]
-    return {f"BLEU-{n}": MetricResult(of_sums(sums), sums, of_sums) for n, of_sums in enumerate(of_orders, 1)}
+    """Return BLEU-1 to BLEU-max_n by name.
+
+    The value of a corpus is computed from summed counts; it is not the mean over pictures.
+    """
+    counts = [_counts(words, captions, max_n) for words, captions in zip(candidates, references, strict=True)]
+    sums = np.array(counts, dtype=np.float64)
+    formulas = [partial(_bleu, n=n, max_n=max_n) for n in range(1, max_n + 1)]
+    return {f"BLEU-{n}": MetricResult(formula(sums), sums, formula) for n, formula in enumerate(formulas, 1)}
 
 
-def _tally(words: Words, captions: Sequence[Words], max_n: int) -> list[int]:
-    """Length, length of the reference, n-grams that matched and n-grams there were, of each order."""
+def _counts(words: Words, captions: Sequence[Words], max_n: int) -> list[int]:
+    """Return candidate length, reference length, then matched n-grams and all n-grams of each order."""
     counts = Counter(ngrams(words, max_n))
-    # An n-gram is credited as often as the one reference that uses it most.
+    # An n-gram counts at most as often as in the one reference that uses it most.
     allowed: dict[Ngram, int] = {}
     for caption in captions:
         for ngram, count in Counter(filter(counts.__contains__, ngrams(caption, max_n))).items():

@@ -1,10 +1,9 @@
-"""How far a figure can be trusted: the bootstrap over pictures (Efron 1979; paired, as Koehn 2004 does for BLEU).
+"""Confidence intervals by the bootstrap over pictures, and a paired permutation test for two captioners.
 
-Pictures are drawn anew with replacement, as many as there are, and each figure is computed of every draw. All figures
-of a call see the same draws, so that the difference of two of them is a paired one.
+All metrics of a call see the same draws, so the difference of two of them is a paired one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,81 +13,144 @@ from myllm.metrics.result import Floats, MetricResult
 
 DRAWS = 10_000
 LEVEL = 0.95
-# pictures drawn at a time, and in all
-_AT_ONCE, _IN_ALL = 2_000_000, 500_000_000
-_LEAST_DRAWS = 500
+MIN_TESTED = 10
+"""Pictures; with fewer there is no p-value."""
+MIN_RELIABLE = 100
+"""Pictures; with fewer, intervals are too narrow (docs/metrics.md has the figures)."""
+TIE_BELOW = 0.001
+"""Two values of a picture that are both below this are a tie."""
+_MAX_IN_MEMORY, _MAX_DRAWN = 2_000_000, 500_000_000  # pictures drawn per block, and in total
+_MIN_DRAWS = 500
+_MAX_ENUMERATED = 13  # pictures; 2**13 ways to swap them are fewer than DRAWS
 
 
 def draws_for(pictures: int, draws: int = DRAWS) -> int:
-    """How many draws are taken of so many pictures: with a million of them each takes long, and fewer do."""
-    return min(draws, max(_IN_ALL // pictures, _LEAST_DRAWS))
+    """Return the number of draws to take for this many pictures; fewer for very many, to bound the time."""
+    return min(draws, max(_MAX_DRAWN // pictures, _MIN_DRAWS))
 
 
-def resample(figures: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
-    """Each figure (draws,) of the same pictures drawn anew; all figures are of the same N pictures."""
-    pictures = len(next(iter(figures.values())).per_image)
-    draws = draws_for(pictures, draws)
-    # figures that share their sums, as BLEU's do, are added up once
-    arrays = {id(figure.sums): figure.sums for figure in figures.values()}
+def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
+    """Return each metric's values (draws,) on pictures drawn with replacement (Efron 1979), by name.
+
+    results: metrics of the same N pictures.
+    """
+    pictures = len(next(iter(results.values())).per_image)
+    # Metrics that share their sums, as BLEU-1 to BLEU-4 do, are added up once.
+    arrays = {id(result.sums): result.sums for result in results.values()}
     starts = np.cumsum([0, *(array.shape[1] for array in arrays.values())])
-    place = dict(zip(arrays, pairwise(starts), strict=True))
-    everything = np.concatenate(list(arrays.values()), axis=1)
+    columns = {key: slice(start, stop) for key, (start, stop) in zip(arrays, pairwise(starts), strict=True)}
+    sums = np.concatenate(list(arrays.values()), axis=1)
     rng = np.random.default_rng(seed)
-    sums = np.empty((draws, everything.shape[1]))
-    step = max(1, _AT_ONCE // pictures)
-    for first in range(0, draws, step):
-        count = min(step, draws - first)
-        drawn = rng.integers(pictures, size=(count, pictures)) + pictures * np.arange(count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * pictures).reshape(count, pictures)
-        sums[first : first + count] = times @ everything
-    return {name: figure.of_sums(sums[:, slice(*place[id(figure.sums)])]) for name, figure in figures.items()}
+    blocks = []
+    for count in _block_sizes(pictures, draws_for(pictures, draws)):
+        chosen = rng.integers(pictures, size=(count, pictures)) + pictures * np.arange(count)[:, None]
+        times = np.bincount(chosen.ravel(), minlength=count * pictures).reshape(count, pictures)
+        blocks.append(times @ sums)
+    drawn = np.concatenate(blocks)
+    return {name: result.of_sums(drawn[:, columns[id(result.sums)]]) for name, result in results.items()}
 
 
 def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of what `resample` gave for a figure: (low, high)."""
+    """Return the percentile interval (low, high) of a metric's resampled values; NaN values are left out."""
+    if np.isnan(values).all():
+        return np.nan, np.nan
     tail = 50 * (1 - level)
-    low, high = np.percentile(values, (tail, 100 - tail))
+    low, high = np.nanpercentile(values, (tail, 100 - tail))
     return float(low), float(high)
 
 
-def intervals(figures: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each figure."""
-    return {name: interval(values) for name, values in resample(figures, draws, seed).items()}
+def intervals(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of each metric."""
+    return {name: interval(values) for name, values in resample(results, draws, seed).items()}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """B beside A on the same pictures, by one figure."""
+    """Two captioners A and B on the same pictures, by one metric."""
 
     a: float
     b: float
     interval: tuple[float, float]
-    """95 % of b - a."""
-    p: float
-    """Two-sided: how often a difference at least as far from none would come by chance, by the bootstrap."""
+    """95 % interval of b - a, by the paired bootstrap."""
+    p: float | None
+    """Two-sided p-value of the paired permutation test; None for fewer than `MIN_TESTED` pictures."""
     wins: tuple[int, int, int]
-    """Pictures on which A is better, B is better, and neither is."""
+    """Number of pictures on which A is higher, B is higher, and neither is."""
 
     @property
     def difference(self) -> float:
+        """b - a."""
         return self.b - self.a
+
+    @property
+    def p_text(self) -> str:
+        """The p-value for people; "-" if there is none."""
+        return "-" if self.p is None else f"{self.p:.4f}"
 
 
 def differences(
     a: Mapping[str, MetricResult], b: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Difference]:
-    """B beside A by each figure that both have, of the same N pictures in the same order."""
-    shared = [name for name in a if name in b]
-    drawn = resample({**{f"a {name}": a[name] for name in shared}, **{f"b {name}": b[name] for name in shared}},
-                     draws, seed)
-    found = {}
-    for name in shared:
-        gains = drawn[f"b {name}"] - drawn[f"a {name}"]
-        # the least p that so many draws can show is of the order of 1 / draws, never 0
-        sides = (1 + np.count_nonzero(gains <= 0), 1 + np.count_nonzero(gains >= 0))
-        p = min(1.0, 2 * min(sides) / (1 + len(gains)))
-        ours, theirs = a[name].per_image, b[name].per_image
-        even = np.isclose(ours, theirs, rtol=1e-9, atol=1e-12)
-        wins = (int((~even & (ours > theirs)).sum()), int((~even & (theirs > ours)).sum()), int(even.sum()))
-        found[name] = Difference(a[name].corpus, b[name].corpus, interval(gains), p, wins)
-    return found
+    """Compare B with A by each metric that both have, on the same N pictures in the same order.
+
+    A share of nothing on either side, such as of numbers in captions without numbers, is left out.
+    """
+    names = [name for name in a if name in b and not np.isnan(a[name].corpus + b[name].corpus)]
+    if not names:
+        return {}
+    pairs = {f"a {name}": a[name] for name in names} | {f"b {name}": b[name] for name in names}
+    drawn = resample(pairs, draws, seed)
+    p_values = _permutation_test([a[name] for name in names], [b[name] for name in names], draws, seed)
+    return {
+        name: Difference(
+            a[name].corpus, b[name].corpus, interval(drawn[f"b {name}"] - drawn[f"a {name}"]), p,
+            _count_wins(a[name].per_image, b[name].per_image),
+        )
+        for name, p in zip(names, p_values, strict=True)
+    }
+
+
+def _count_wins(a: Floats, b: Floats) -> tuple[int, int, int]:
+    tied = np.isclose(a, b, rtol=1e-9, atol=1e-12) | (np.maximum(a, b) < TIE_BELOW)
+    a_wins, b_wins = int((~tied & (a > b)).sum()), int((~tied & (b > a)).sum())
+    return a_wins, b_wins, len(a) - a_wins - b_wins
+
+
+def _permutation_test(
+    a: Sequence[MetricResult], b: Sequence[MetricResult], draws: int, seed: int
+) -> Sequence[float | None]:
+    """Return a two-sided p-value for each pair of metrics.
+
+    Approximate randomization (Noreen 1989; Riezler and Maxwell 2005, https://aclanthology.org/W05-0908): if A and B are
+    equally good, swapping their captions on any of the pictures makes no difference. p is the share of swaps whose
+    difference is at least as large as the observed one; for few pictures all 2^N swaps are tried. For a mean over
+    pictures this is the sign-flip test.
+    """
+    pictures = len(a[0].per_image)
+    if pictures < MIN_TESTED:
+        return [None] * len(a)
+    is_exact = pictures <= _MAX_ENUMERATED
+    swaps = 2**pictures if is_exact else draws_for(pictures, draws)
+    # Random swaps count the observed difference as one of them, so p is never 0.
+    extreme, number = np.full(len(a), 0 if is_exact else 1), swaps + (0 if is_exact else 1)
+    observed = [abs(ours.corpus - theirs.corpus) for ours, theirs in zip(a, b, strict=True)]
+    rng = np.random.default_rng(seed)
+    first = 0
+    for count in _block_sizes(pictures, swaps):
+        if is_exact:
+            bits = np.arange(first, first + count)[:, None] >> np.arange(pictures) & 1
+        else:
+            bits = rng.integers(2, size=(count, pictures), dtype=np.int8)
+        first += count
+        signs = 1.0 - 2.0 * bits
+        for index, (ours, theirs) in enumerate(zip(a, b, strict=True)):
+            half, shift = (ours.sums + theirs.sums).sum(axis=0) / 2, signs @ ((ours.sums - theirs.sums) / 2)
+            swapped = ours.of_sums(half + shift) - theirs.of_sums(half - shift)
+            extreme[index] += np.count_nonzero(np.abs(swapped) >= observed[index] * (1 - 1e-9) - 1e-12)
+    return (extreme / number).tolist()
+
+
+def _block_sizes(pictures: int, draws: int) -> Iterator[int]:
+    step = max(1, _MAX_IN_MEMORY // pictures)
+    for first in range(0, draws, step):
+        yield min(step, draws - first)

@@ -1,6 +1,6 @@
-"""CIDEr-D (Vedantam et al. 2015, https://arxiv.org/abs/1411.5726, section 7), quick enough to be a reward.
+"""CIDEr-D (Vedantam et al. 2015, https://arxiv.org/abs/1411.5726, section 7), fast enough to be a reward in training.
 
-All captions of a call are arrays together: an n-gram is one 64-bit key, and equal ones meet by sorting.
+All captions of a call are processed as arrays: an n-gram is a 64-bit key, and equal n-grams are found by sorting.
 """
 
 import math
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import MetricResult, mean_of
 
-# pictures, which bounds the memory for the n-grams of many
-_AT_ONCE = 20_000
+_BLOCK = 4_000  # pictures processed together, which bounds the memory
 
 _Ints = NDArray[np.int64]
 _Keys = NDArray[np.uint64]
@@ -29,14 +28,14 @@ class _Vectors(NamedTuple):
     caption: _Ints
     key: _Keys
     weight: _Floats
-    norm: _Floats  # Euclidean, over the n-grams of the same order in the same caption
+    norm: _Floats  # Euclidean norm over the n-grams of the same order in the same caption
 
 
 class CiderD:
-    """Document frequencies of a reference corpus, counted once, and the scores of captions under them.
+    """Scores captions with document frequencies that are counted once, from a reference corpus.
 
-    An n-gram that few pictures' references contain weighs more: log(pictures / pictures with the n-gram).
-    A corpus of one picture therefore weighs everything 0.
+    The weight of an n-gram is log(pictures / pictures whose references contain it). In a corpus of one picture all
+    weights, and so all scores, are 0.
     """
 
     def __init__(self, references: Sequence[Sequence[Words]], max_n: int = 4, sigma: float = 6.0) -> None:
@@ -44,77 +43,77 @@ class CiderD:
         self._sigma = sigma
         self._log_pictures = math.log(len(references))
         words = chain.from_iterable(chain.from_iterable(references))
-        # From 1: with a word 0, (word 0, word x) and (word x) would have one key.
+        # From 1: with a word 0, the n-grams (word 0, word x) and (word x) would have the same key.
         self._word_ids = {word: number for number, word in enumerate(dict.fromkeys(words), 1)}
-        starts = range(0, len(references), _AT_ONCE)
-        parts = [self._frequencies(references[first : first + _AT_ONCE]) for first in starts]
-        keys, place = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
-        frequencies = np.bincount(place, weights=np.concatenate([counts for _, counts in parts]))
-        # Once and never weigh the same, log 1 and log max(1, 0): four of five n-grams need no memory.
+        starts = range(0, len(references), _BLOCK)
+        parts = [self._frequencies(references[first : first + _BLOCK]) for first in starts]
+        keys, inverse = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
+        frequencies = np.bincount(inverse, weights=np.concatenate([counts for _, counts in parts]))
+        # A frequency of 1 has the same weight as one of 0, so four of five n-grams need not be stored.
         self._keys = keys[frequencies > 1]
         self._log_frequencies = np.log(frequencies[frequencies > 1])
 
     def _frequencies(self, references: Sequence[Sequence[Words]]) -> tuple[_Keys, _Ints]:
-        """The n-grams of some pictures, and in how many of these pictures each is."""
+        """Return the keys of the pictures' n-grams, and the number of these pictures that contain each."""
         caption, _, key = self._ngrams(list(chain.from_iterable(references)))
         picture = np.repeat(np.arange(len(references)), [len(group) for group in references])[caption]
         _, first = np.unique(_append(key, picture), return_index=True)
         return np.unique(key[first], return_counts=True)
 
     def score(self, candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-        """Each candidate's CIDEr-D, from 0 to 10, against its own picture's references.
+        """Return each candidate's CIDEr-D, 0 to 10, compared with the references of its own picture.
 
-        It is 10 x the mean over references and orders of: clipped cosine x gaussian of the length difference.
-        Where candidates share a picture (self-critical training), pass the same list object for each of
-        them, and it is prepared once.
+        It is 10 x the mean, over references and n-gram orders, of clipped cosine x gaussian of the length difference.
+        If several candidates share a picture (self-critical training), pass the same list object of references for
+        each of them; it is then prepared once. Raises ValueError if the numbers of candidates and references differ.
         """
         if len(candidates) != len(references):
             raise ValueError(f"{len(candidates)} candidates but references of {len(references)} pictures")
         scores: list[float] = []
-        for first in range(0, len(candidates), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
+        for first in range(0, len(candidates), _BLOCK):
+            part = slice(first, first + _BLOCK)
             scores += self._score(candidates[part], list(references[part]))
         return scores
 
     def _score(self, candidates: Sequence[Words], references: list[Sequence[Words]]) -> list[float]:
         groups = {id(group): group for group in references}
-        numbers = {identity: number for number, identity in enumerate(groups)}
+        numbers = {key: number for number, key in enumerate(groups)}
         captions = [*candidates, *chain.from_iterable(groups.values())]
         picture = np.array(
             [numbers[id(group)] for group in references]
-            + [numbers[identity] for identity, group in groups.items() for _ in group]
+            + [numbers[key] for key, group in groups.items() for _ in group]
         )
-        vectors = self._weigh(captions)
-        ours, theirs = _matches(vectors, picture, len(candidates))
+        vectors = self._vectors(captions)
+        entry, match = _matches(vectors, picture, len(candidates))
 
         # The smaller weight, so that repeating a word earns nothing.
-        clipped = np.minimum(vectors.weight[ours], vectors.weight[theirs])
-        cosine = clipped * vectors.weight[theirs] / (vectors.norm[ours] * vectors.norm[theirs])
+        clipped = np.minimum(vectors.weight[entry], vectors.weight[match])
+        cosine = clipped * vectors.weight[match] / (vectors.norm[entry] * vectors.norm[match])
         lengths = np.array([len(words) for words in captions])
-        surplus = lengths[vectors.caption[ours]] - lengths[vectors.caption[theirs]]
+        surplus = lengths[vectors.caption[entry]] - lengths[vectors.caption[match]]
         similarity = cosine * np.exp(-(surplus**2) / (2 * self._sigma**2))
-        total = np.bincount(vectors.caption[ours], weights=similarity, minlength=len(candidates))
+        total = np.bincount(vectors.caption[entry], weights=similarity, minlength=len(candidates))
         terms = [self._max_n * len(group) for group in references]
         return [10 * sum_ / number for sum_, number in zip(total.tolist(), terms, strict=True)]
 
-    def _weigh(self, captions: Sequence[Words]) -> _Vectors:
+    def _vectors(self, captions: Sequence[Words]) -> _Vectors:
         caption, order, key = self._ngrams(captions)
         _, first, counts = np.unique(_append(key, caption), return_index=True, return_counts=True)
         caption, order, key = caption[first], order[first], key[first]
 
-        place = np.searchsorted(self._keys, key)
-        known = self._keys.take(place, mode="clip") == key if len(self._keys) else np.zeros(len(key), dtype=bool)
+        index = np.searchsorted(self._keys, key)
+        known = self._keys.take(index, mode="clip") == key if len(self._keys) else np.zeros(len(key), dtype=bool)
         log_frequency = np.zeros(len(key))
-        log_frequency[known] = self._log_frequencies[place[known]]
+        log_frequency[known] = self._log_frequencies[index[known]]
         weight = counts * (self._log_pictures - log_frequency)
 
         vector = caption * self._max_n + order
         norm = np.sqrt(np.bincount(vector, weights=weight**2))[vector]
-        # Where all weights are 0 so is the cosine, over any norm; 1 keeps the division legal.
+        # If all weights are 0, the cosine is 0 whatever the norm; 1 avoids a division by 0.
         return _Vectors(caption, key, weight, np.where(norm == 0, 1, norm))
 
     def _ngrams(self, captions: Sequence[Words]) -> tuple[_Ints, _Ints, _Keys]:
-        """Caption, order (from 0) and key of each n-gram, repeated ones included."""
+        """Return the caption index, the order (from 0) and the key of each n-gram, with repetitions."""
         known, new = self._word_ids, defaultdict[str, int](count(len(self._word_ids) + 1).__next__)
         words = np.array([known[w] if w in known else new[w] for w in chain(*captions)], dtype=np.uint64)
         caption = np.repeat(np.arange(len(captions)), [len(words) for words in captions])
@@ -122,7 +121,7 @@ class CiderD:
         for order in range(self._max_n):
             if order:
                 key = _append(key[:-1], words[order:])
-            (start,) = np.nonzero(caption[: len(key)] == caption[order:])  # crosses no caption's end
+            (start,) = np.nonzero(caption[: len(key)] == caption[order:])  # stays within one caption
             starts.append(start)
             orders.append(np.full(len(start), order))
             keys.append(key[start])
@@ -130,33 +129,34 @@ class CiderD:
 
 
 def _append(key: _Keys, item: _Ints | _Keys) -> _Keys:
-    """The keys of n-grams that grow by one item: a polynomial modulo 2^64 at a fixed random odd number.
+    """Return the keys of n-grams extended by one item: a polynomial hash modulo 2^64 with a fixed random odd base.
 
-    Among a million n-grams any two share a key with a chance of about 1 in 40 million.
+    Among a million n-grams the chance that any two share a key is about 1 in 40 million.
     """
     return key * np.uint64(0x2BAC70B1497F3F25) + item.astype(np.uint64)
 
 
 def _matches(vectors: _Vectors, picture: _Ints, n_candidates: int) -> tuple[_Ints, _Ints]:
-    """Entries of candidates, and the entries with the same n-gram in one reference of the same picture.
+    """Return pairs of entries with the same n-gram: one of a candidate, one of a reference of the same picture.
 
-    picture: (captions,), the candidates first.
+    picture: (captions,), the picture of each caption, candidates first.
     """
     key = _append(vectors.key, picture[vectors.caption])
-    (ours,) = np.nonzero(vectors.caption < n_candidates)
-    (theirs,) = np.nonzero(vectors.caption >= n_candidates)
-    theirs = theirs[np.argsort(key[theirs])]
-    left, right = (np.searchsorted(key[theirs], key[ours], side) for side in ("left", "right"))
+    (candidate,) = np.nonzero(vectors.caption < n_candidates)
+    (reference,) = np.nonzero(vectors.caption >= n_candidates)
+    reference = reference[np.argsort(key[reference])]
+    left, right = (np.searchsorted(key[reference], key[candidate], side) for side in ("left", "right"))
     matches = right - left
-    # Row i becomes matches[i] rows, and theirs counts up from left[i] in them.
+    # Candidate entry i is repeated matches[i] times, and paired with the reference entries from left[i] on.
     position = np.arange(matches.sum()) + np.repeat(right - np.cumsum(matches), matches)
-    return np.repeat(ours, matches), theirs[position]
+    return np.repeat(candidate, matches), reference[position]
 
 
 def cider(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """CIDEr-D with document frequencies of these references, the mean over pictures, under both of its names.
+    """Return CIDEr-D, averaged over pictures, under the names "CIDEr" and "CIDEr-D".
 
-    What COCO's scorer, and so nearly every paper, prints as "CIDEr" is CIDEr-D: the figures are one.
+    Document frequencies come from these references. COCO's scorer, and so nearly every paper, prints CIDEr-D as
+    "CIDEr", so the two names have one value.
     """
-    figure = mean_of(CiderD(references).score(candidates, references))
-    return {"CIDEr": figure, "CIDEr-D": figure}
+    result = mean_of(CiderD(references).score(candidates, references))
+    return {"CIDEr": result, "CIDEr-D": result}

@@ -1,4 +1,4 @@
-"""How varied a model's captions are, whatever they describe: a collapsed captioner says one thing of every picture."""
+"""Diversity of a set of captions; a collapsed captioner writes the same caption for every picture."""
 
 import math
 from collections import Counter
@@ -24,9 +24,9 @@ class Diversity:
     distinct_share: float
     """Distinct captions over captions."""
     repeated_share: float
-    """Captions that another picture has too, over captions."""
+    """Captions that another picture has, too, over captions."""
     unseen_share: float | None
-    """Captions that are no training caption, over captions; None where no training captions were given."""
+    """Captions that are not training captions, over captions; None if no training captions were given."""
     distinct_1: float
     """Distinct words over words (Li et al. 2016, https://arxiv.org/abs/1510.03055)."""
     distinct_2: float
@@ -37,20 +37,23 @@ class Diversity:
     """Words in a caption."""
     vocabulary_size: int
     most_frequent: str
-    """The caption said most often, as its words joined by blanks."""
+    """The most frequent caption, as its words joined by blanks."""
     most_frequent_share: float
-    """How many of the captions are that one; near 1 the model has collapsed."""
+    """Share of captions that are the most frequent one; near 1 the model has collapsed."""
 
 
 def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -> Diversity:
-    """The diversity of captions, one for each picture, and how many of them no training caption says."""
+    """Measure the diversity of captions, one for each picture.
+
+    training: captions that the captioner was trained on, for `unseen_share`. Raises DataError if there are no captions.
+    """
     if not captions:
         raise DataError("no captions to measure; give at least one")
     tokenized = [ptb_tokenize(caption) for caption in captions]
     sentences = Counter(map(" ".join, tokenized))
     ((most_frequent, repeats),) = sentences.most_common(1)
-    seen = {" ".join(ptb_tokenize(caption)) for caption in training}
-    unseen = sum(count for sentence, count in sentences.items() if sentence not in seen)
+    known = {" ".join(ptb_tokenize(caption)) for caption in training}
+    unseen = sum(count for sentence, count in sentences.items() if sentence not in known)
     return Diversity(
         captions=len(captions),
         distinct_captions=len(sentences),
@@ -68,26 +71,26 @@ def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -
 
 
 def _distinct(tokenized: Sequence[Words], n: int) -> float:
-    found = [ngram for words in tokenized for ngram in zip(*(words[start:] for start in range(n)), strict=False)]
-    return len(set(found)) / max(1, len(found))
+    n_grams = [ngram for words in tokenized for ngram in zip(*(words[start:] for start in range(n)), strict=False)]
+    return len(set(n_grams)) / max(1, len(n_grams))
 
 
 def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] = ()) -> MetricResult:
-    """How differently the captions of one picture describe it (Wang & Chan 2019, https://arxiv.org/abs/1903.12020).
+    """Measure how different the captions of one picture are (Wang & Chan 2019, https://arxiv.org/abs/1903.12020).
 
-    groups: of each picture at least two captions, samples or alternatives.
-    corpus: captions of pictures that say how rare an n-gram is, such as the references; without it, the groups do.
-    One picture alone makes all n-grams equally worthless, and the figure 0, as in CIDEr.
+    groups: at least two captions of each picture, such as samples or alternatives.
+    corpus: captions of each picture that give the document frequencies, such as references; by default `groups`. With
+        a corpus of one picture all n-grams weigh 0, and the result is 0, as for CIDEr.
 
-    With K_ij the CIDEr of caption i against caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors) and
-    its eigenvalues l_1 >= ... >= l_m, it is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 where all say the same, 1 where no
-    two share anything. Raises DataError for a picture with fewer than two captions.
+    K_ij is the CIDEr of caption i compared with caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors),
+    with eigenvalues l_1 >= ... >= l_m. The value is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 if all captions are the same,
+    1 if no two share an n-gram. Raises DataError for a picture with fewer than two captions.
     """
     for number, group in enumerate(groups, 1):
         if len(group) < 2:
             raise DataError(
-                f"picture {number} of {len(groups)} has {len(group)} captions; self-CIDEr compares several of each "
-                "picture: sample more than one, or ask the beam for alternatives"
+                f"picture {number} of {len(groups)} has {len(group)} captions; self-CIDEr compares several captions of "
+                "each picture: sample more than one, or use beam search, which gives alternatives"
             )
     tokenized = [[ptb_tokenize(caption) for caption in group] for group in groups]
     known = [[ptb_tokenize(caption) for caption in group] for group in corpus] or tokenized
@@ -98,7 +101,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 
 
 def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], pictures: int) -> Floats:
-    """(m, m): the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders."""
+    """Return the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders: (m, m)."""
     counts = [Counter(ngrams(words, _ORDERS)) for words in captions]
     columns = {ngram: column for column, ngram in enumerate(set().union(*counts))}
     weights = np.zeros((_ORDERS, len(captions), len(columns)))
@@ -112,7 +115,7 @@ def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], picture
 
 
 def _spread(kernel: Floats) -> float:
-    """-log_m of the largest singular value's share; 0 for captions without an n-gram that tells pictures apart."""
-    roots = np.sqrt(np.clip(np.linalg.eigvalsh(kernel), 0, None))  # rounding leaves a zero a little below it
+    """Return -log_m of the share of the largest singular value; 0 if no n-gram of the captions has a weight."""
+    roots = np.sqrt(np.clip(np.linalg.eigvalsh(kernel), 0, None))  # rounding can make a zero slightly negative
     total = float(roots.sum())
     return -math.log(float(roots[-1]) / total) / math.log(len(kernel)) if total else 0.0

@@ -1,4 +1,4 @@
-"""Words that name things and colours, by class: the lists of `things.txt` and `colours.txt`, which explain it."""
+"""English words that name things and colours, by class, read from `things.txt` and `colours.txt`."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from myllm.metrics.ngrams import Words
 
-# Before a word that may be a verb, one of these makes it a thing; so does a colour.
+# A word that can be a verb names a thing after one of these words, or after a colour.
 _DETERMINERS = (
     "a an the this that these those his her its their my your our another each every some no any one two three four",
     "five six seven eight nine ten in on at of with by from into onto through over under near behind beside across",
@@ -16,10 +16,13 @@ _DETERMINERS = (
     "wooden metal plastic wet",
 )
 _NOUN_FOLLOWS = frozenset(" ".join(_DETERMINERS).split())
+_SINGULAR_FOLLOWS = frozenset(["a", "an", "this", "that", "another", "each", "every", "one"])
+_ENDS_OF_PHRASES = ("in on at with from by into onto of off near next to for while", "as is are that who")
+_PHRASE_ENDS = frozenset(" ".join(_ENDS_OF_PHRASES).split())
 
 
 class Form(NamedTuple):
-    """A word, or several, that name a thing of one of these classes; none where they are no thing."""
+    """A word or phrase that names a thing of one of these classes; without classes it names no thing."""
 
     classes: frozenset[str]
     is_plural: bool
@@ -27,7 +30,7 @@ class Form(NamedTuple):
 
 
 class Mention(NamedTuple):
-    """Words start to stop of a caption name a thing of one of these classes."""
+    """`words[start:stop]` of a caption names a thing of one of these classes."""
 
     classes: frozenset[str]
     start: int
@@ -36,7 +39,10 @@ class Mention(NamedTuple):
 
 
 class Lexicon:
-    """Classes of things, the words that name them, and which class is a broader word for which."""
+    """Classes of things, the words that name them, and the broader classes of each class.
+
+    text: a list in the format that `things.txt` explains.
+    """
 
     def __init__(self, text: str) -> None:
         self.forms: dict[str, Form] = {}
@@ -53,10 +59,10 @@ class Lexicon:
                     self._parents[name.strip()] = self._parents.get(name.strip(), frozenset()) | broader
         self._parents |= {name: frozenset() for name in chain(*self._parents.values()) if name not in self._parents}
         self.broader = {name: frozenset(self._ancestors(name)) for name in self._parents}
-        """Each class with all that are broader."""
+        """Each class with itself and all broader classes."""
         self._related = {
-            name: own | {other for other, theirs in self.broader.items() if name in theirs}
-            for name, own in self.broader.items()
+            name: broader | {narrower for narrower, ancestors in self.broader.items() if name in ancestors}
+            for name, broader in self.broader.items()
         }
 
     def _add(self, name: str, words: str) -> None:
@@ -73,8 +79,8 @@ class Lexicon:
             else:
                 forms = {singular: False, plural or _plural(singular): True}
             for form, is_plural in forms.items():
-                before = self.forms.get(form, Form(frozenset(), is_plural, False))
-                self.forms[form] = Form(before.classes | classes, is_plural, word.startswith("~"))
+                known = self.forms.get(form, Form(frozenset(), is_plural, False))
+                self.forms[form] = Form(known.classes | classes, is_plural, word.startswith("~"))
                 first, *rest = form.split()
                 self._longest[first] = max(self._longest.get(first, 0), 1 + len(rest))
 
@@ -84,34 +90,36 @@ class Lexicon:
             yield from self._ancestors(parent)
 
     def find(self, words: Words) -> Iterator[tuple[Form, int, int]]:
-        """Forms with where they start and stop, the longest at each place: "hot dog" is no dog."""
-        place = 0
-        while place < len(words):
-            size = self._longest.get(words[place], 0)
-            while size and (form := self.forms.get(" ".join(words[place : place + size]))) is None:
+        """Yield forms with their start and stop; of several at one index the longest, so "hot dog" is not a dog."""
+        index = 0
+        while index < len(words):
+            size = self._longest.get(words[index], 0)
+            while size and (form := self.forms.get(" ".join(words[index : index + size]))) is None:
                 size -= 1
             if size and form is not None:
-                yield form, place, min(place + size, len(words))
-            place += max(1, size)
+                yield form, index, min(index + size, len(words))
+            index += max(1, size)
 
     def mentions(self, words: Words) -> list[Mention]:
-        """What a caption names for sure.
+        """Return what a caption certainly names.
 
-        A word that may be a verb needs an article, a colour or the like before it; a singular one right before
-        another is its attribute ("dog toy", "water bottle").
+        A word that can be a verb counts only after an article, a colour or the like; one that can be a colour counts
+        only as a noun ("an orange on a plate"). A singular noun directly before another noun is its attribute and does
+        not count ("dog toy", "water bottle").
         """
-        found: list[Mention] = []
+        mentions: list[Mention] = []
         for form, start, stop in self.find(words):
-            before = words[start - 1] if start else "a"
-            if form.is_verb_too and before not in _NOUN_FOLLOWS and before not in colours().forms:
+            if form.is_verb_too and _is_verb(words, start, form.is_plural):
                 continue
-            if found and found[-1].stop == start and not found[-1].is_plural:
-                found.pop()
-            found.append(Mention(form.classes, start, stop, form.is_plural))
-        return [mention for mention in found if mention.classes]
+            if self is not colours() and _is_colour(words, start, stop):
+                continue
+            if mentions and mentions[-1].stop == start and not mentions[-1].is_plural:
+                mentions.pop()
+            mentions.append(Mention(form.classes, start, stop, form.is_plural))
+        return [mention for mention in mentions if mention.classes]
 
     def supported(self, captions: Sequence[Words]) -> set[str]:
-        """Classes that references leave possible: those they name, however loosely, all broader and all narrower."""
+        """Return the classes that references name or imply, with all broader and narrower classes of those named."""
         named: set[str] = set()
         implied: set[str] = set()
         for words in captions:
@@ -128,6 +136,35 @@ class Lexicon:
         return {*related, *chain.from_iterable(self.broader[name] for name in implied)}
 
 
+def colour_mentions(words: Words) -> list[Mention]:
+    """Return the colours that a caption names; "an orange on a plate" is not one."""
+    return [
+        Mention(form.classes, start, stop, False)
+        for form, start, stop in colours().find(words)
+        if stop - start > 1 or words[start] not in things().forms or _is_colour(words, start, stop)
+    ]
+
+
+def _is_verb(words: Words, start: int, is_plural: bool) -> bool:
+    """Whether a word that can be a noun or a verb is certainly no noun here."""
+    before = words[start - 1] if start else "a"
+    if is_plural and before in _SINGULAR_FOLLOWS:  # "another watches"
+        return True
+    if before in colours().forms:  # "black sticks", but not "the man in black stands"
+        return is_plural and start > 1 and words[start - 2] in ("in", "wearing")
+    return before not in _NOUN_FOLLOWS
+
+
+def _is_colour(words: Words, start: int, stop: int) -> bool:
+    """Whether a word that can be a colour or a thing is a colour: not between an article and the end of its phrase."""
+    if stop - start > 1 or words[start] not in colours().forms:
+        return False
+    before = words[start - 1] if start else ""
+    after, following = [*words[stop : stop + 2], "", ""][:2]
+    ends = not after or after in _PHRASE_ENDS or (after in ("and", "or") and following not in colours().forms)
+    return not (before in _SINGULAR_FOLLOWS and ends)
+
+
 def _plural(word: str) -> str:
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
@@ -138,11 +175,11 @@ def _plural(word: str) -> str:
 
 @cache
 def things() -> Lexicon:
-    """The noun list, read once."""
+    """Return the list of things, read once."""
     return Lexicon(Path(__file__).with_name("things.txt").read_text(encoding="utf-8"))
 
 
 @cache
 def colours() -> Lexicon:
-    """The colour list, read once."""
+    """Return the list of colours, read once."""
     return Lexicon(Path(__file__).with_name("colours.txt").read_text(encoding="utf-8"))

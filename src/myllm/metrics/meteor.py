@@ -1,53 +1,61 @@
 """METEOR 1.5 for English (Denkowski and Lavie 2014, https://aclanthology.org/W14-3348), without Java.
 
-A caption's score is that of the jar that pycocoevalcap runs; tests/parity/test_meteor.py holds it against it.
+Scores equal those of the jar that pycocoevalcap runs; tests/parity/test_meteor.py compares them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
 from myllm.metrics.meteor_align import STAGES, Match, align, count_chunks, phrases
-from myllm.metrics.meteor_data import English, missing_data, read_paraphrases
+from myllm.metrics.meteor_data import LONGEST_PHRASE, English, missing_data, read_paraphrases
 from myllm.metrics.meteor_normalize import normalize
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
 
 __all__ = ["meteor", "missing_data"]
 
-# What the jar takes for English: tuned to people's rankings of translations.
-_ALPHA = 0.85  # how much recall outweighs precision
-_BETA, _GAMMA = 0.2, 0.6  # the penalty's exponent, and its most
-_DELTA = 0.75  # a content word's weight; a function word has the rest
+# The jar's parameters for English, tuned to people's rankings of translations.
+_ALPHA = 0.85  # weight of recall relative to precision
+_BETA, _GAMMA = 0.2, 0.6  # exponent and maximum of the fragmentation penalty
+_DELTA = 0.75  # weight of a content word; a function word has 1 - _DELTA
 _WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the same word, its stem, a synonym, a paraphrase
 
-# What adds up over pictures, a column each: four lengths, four counts of matched words a stage, the chunks.
-# Four are: content words of the candidate, those of the reference, function words of the candidate, of the reference.
+# Columns of the sums over pictures: four lengths, four counts of matched words for each stage, the chunks.
+# The four: content words of the candidate and of the reference, function words of the candidate and of the reference.
 _CHUNKS = 4 * (1 + len(STAGES))
 
 
 def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """METEOR by name: a picture's is that with the reference that gives most; the corpus's is of their summed counts.
+    """Return METEOR by name.
 
-    Reading the paraphrases takes some 3 seconds, however many the captions. DataError where `missing_data` says so.
+    A picture's value is that with its best reference; the value of a corpus comes from the summed counts. Reading the
+    paraphrases takes some 3 seconds, however many the captions. Raises DataError if `missing_data` gives a reason.
     """
     english = English()
     spoken = [normalize(" ".join(words), english.abbreviations) for words in candidates]
     written = [[normalize(" ".join(words), english.abbreviations) for words in captions] for captions in references]
-    captions = [*spoken, *(words for captions in written for words in captions)]
-    paraphrases = read_paraphrases({phrase for words in captions for _, _, phrase in phrases(words)})
+
+    def all_phrases() -> Iterator[str]:
+        for words in chain(spoken, *written):
+            for _, _, phrase in phrases(words):
+                yield phrase
+
+    n_words = sum(len(words) for words in chain(spoken, *written))
+    paraphrases = read_paraphrases(all_phrases, n_words * LONGEST_PHRASE)
     sums = np.zeros((len(spoken), _CHUNKS + 1))
     for picture, (candidate, others) in enumerate(zip(spoken, written, strict=True)):
         tallies = [
             _tally(candidate, reference, align(candidate, reference, english, paraphrases), english)
             for reference in others
         ]
-        sums[picture] = tallies[int(_of_sums(np.array(tallies)).argmax())]  # of equal ones the first
+        sums[picture] = tallies[int(_of_sums(np.array(tallies)).argmax())]  # the first of equally good ones
     return {"METEOR": MetricResult(_of_sums(sums), sums, _of_sums)}
 
 
 def _tally(candidate: Words, reference: Words, matches: Sequence[Match], english: English) -> list[float]:
-    """A row of `sums`. A candidate that says the reference over counts for no chunk: it is not fragmented at all."""
+    """Return a row of `sums`. A candidate that equals the reference has 0 chunks: it is not fragmented at all."""
     counts = [0.0] * (_CHUNKS + 1)
 
     def count(words: Words, column: int) -> None:
@@ -68,9 +76,9 @@ def _tally(candidate: Words, reference: Words, matches: Sequence[Match], english
 
 
 def _of_sums(sums: Floats) -> Floats:
-    """Weighted F-measure times what the fragmentation leaves of it; (..., 21) -> (...)."""
+    """Weighted F-measure times (1 - fragmentation penalty): (..., 21) -> (...)."""
     lengths, matches = sums[..., :4], sums[..., 4:_CHUNKS].reshape(*sums.shape[:-1], len(STAGES), 4)
-    with np.errstate(divide="ignore", invalid="ignore"):  # without matches, or without words
+    with np.errstate(divide="ignore", invalid="ignore"):  # no matches, or no words
         precision, recall = (_weighted(matches, side) / _weighted(lengths[..., None, :], side) for side in (0, 1))
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
         matched = matches.sum(axis=(-2, -1)) / 2
@@ -79,9 +87,9 @@ def _of_sums(sums: Floats) -> Floats:
 
 
 def _weighted(counts: Floats, side: int) -> Floats:
-    """Words of the candidate (side 0) or the reference (1), each with its stage's and its kind's weight.
+    """Return the words of the candidate (side 0) or the reference (1), weighted by stage and kind of word.
 
-    counts: (..., stages, 4). Added up in the jar's order, so that references which tie there tie here.
+    counts: (..., stages, 4). They are added in the jar's order, so that references that tie there tie here.
     """
     total = np.zeros(counts.shape[:-2])
     for column, weight in ((side, _DELTA), (side + 2, 1 - _DELTA)):

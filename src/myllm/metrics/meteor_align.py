@@ -1,8 +1,9 @@
-"""Which words of a candidate METEOR takes for which of a reference's (Denkowski and Lavie 2014).
+"""METEOR's alignment of the words of a candidate with those of a reference (Denkowski and Lavie 2014).
 
-What the paper leaves open, such as the order of equals, is as in its jar. So are the jar's oddities: its search counts
-half of the words that are not the same, rounded down, thus no stem, synonym or paraphrase of a single word. Where one
-has a rival, as "dogs" has in "dog" by stem and in "dog" by synonym, it is taken only if it continues a chunk.
+What the paper leaves open, such as the order of equals, is as in its jar, including the jar's oddities. Its search
+counts half of the words that match but are not the same, rounded down: 0 for a stem, synonym or paraphrase of a single
+word. If two such matches compete, as "dogs" and "dog" match by stem and by synonym, one is taken only if it continues
+a chunk.
 """
 
 from collections import defaultdict
@@ -20,42 +21,42 @@ EXACT, STEM, SYNONYM, PARAPHRASE = STAGES = range(4)
 
 _BEAM = 40
 
-# One number ranks the beginning of an alignment, the least first: more words matched, fewer chunks, less far apart.
+# One number ranks partial alignments, lower is better: first by words matched, then by chunks, then by distance.
 _CHUNK, _WORD = 1 << 40, 1 << 60
 
 
 class Match(NamedTuple):
-    """Words in a row of the reference, and those in a row of the candidate that say the same."""
+    """Consecutive words of the reference and of the candidate that mean the same."""
 
     stage: int
     start: int
     length: int
     candidate_start: int
     candidate_length: int
-    places: int
-    """Which places it takes, a bit each: the reference's from bit 0 on, the candidate's behind them."""
+    words: int
+    """Bit mask of the words it covers: the reference's from bit 0 on, then the candidate's."""
     gain: int
-    """What it adds to a path's rank: the words of both, or half of them, rounded down, where they differ."""
+    """Added to a path's rank: minus the words on both sides, of which half, rounded down, count if they differ."""
 
 
-_Chosen = tuple[Match, "_Chosen"] | None  # the last match, and those before it
+_Chosen = tuple[Match, "_Chosen"] | None  # linked list: the last match, and those before it
 
 
 class _Path(NamedTuple):
-    """The beginning of an alignment, up to some place in the reference."""
+    """A partial alignment, up to some word of the reference."""
 
     rank: int
-    places: int
-    """Taken by its matches, as in Match."""
+    words: int
+    """Bit mask of the words that its matches cover, as in Match."""
     resume: int
-    """The reference's place behind its last match."""
+    """Index in the reference behind its last match."""
     chunk_end: int
-    """The candidate's place that would continue the chunk; -1 outside of one."""
+    """Index in the candidate that would continue the chunk; -1 outside of a chunk."""
     chosen: _Chosen
 
 
 def align(candidate: Words, reference: Words, english: English, paraphrases: Paraphrases) -> list[Match]:
-    """The matches, in the reference's order; no word is in two."""
+    """Return the matches in the order of the reference; no word is in two of them."""
     possible = _possible_matches(candidate, reference, english, paraphrases)
     chosen = _search(possible, _uncontested(possible))
     matches = []
@@ -66,7 +67,7 @@ def align(candidate: Words, reference: Words, english: English, paraphrases: Par
 
 
 def count_chunks(matches: Sequence[Match]) -> int:
-    """Of how many runs the matches are, whose words follow each other in candidate and reference alike."""
+    """Return the number of runs of matches that are consecutive in both the candidate and the reference."""
     count, end, candidate_end = 0, -1, -1
     for match in matches:
         count += match.start != end or match.candidate_start != candidate_end
@@ -75,7 +76,7 @@ def count_chunks(matches: Sequence[Match]) -> int:
 
 
 def phrases(words: Words) -> list[tuple[int, int, str]]:
-    """Start, length and text of every run of words that is short enough for the table of paraphrases."""
+    """Return start, length and text of each run of words that is short enough for the table of paraphrases."""
     return [
         (start, end - start, " ".join(words[start:end]))
         for start in range(len(words))
@@ -86,79 +87,78 @@ def phrases(words: Words) -> list[tuple[int, int, str]]:
 def _possible_matches(
     candidate: Words, reference: Words, english: English, paraphrases: Paraphrases
 ) -> list[list[Match]]:
-    """What could match from each place of the reference on, in the order that decides between equals."""
+    """Return the possible matches from each word of the reference on, in the order that decides between equals."""
     possible: list[list[Match]] = [[] for _ in reference]
 
     def add(stage: int, start: int, length: int, candidate_start: int, candidate_length: int) -> None:
-        places = ((1 << length) - 1) << start | ((1 << candidate_length) - 1) << (len(reference) + candidate_start)
-        words = length + candidate_length if stage == EXACT else length // 2 + candidate_length // 2
-        gain = -words * _WORD
-        possible[start].append(Match(stage, start, length, candidate_start, candidate_length, places, gain))
+        words = ((1 << length) - 1) << start | ((1 << candidate_length) - 1) << (len(reference) + candidate_start)
+        matched = length + candidate_length if stage == EXACT else length // 2 + candidate_length // 2
+        possible[start].append(Match(stage, start, length, candidate_start, candidate_length, words, -matched * _WORD))
 
     for start, word in enumerate(reference):
-        for place, other in enumerate(candidate):
+        for index, other in enumerate(candidate):
             if other == word:
-                add(EXACT, start, 1, place, 1)
+                add(EXACT, start, 1, index, 1)
     if candidate == reference:
         return possible
     stems, synsets = [*map(english.stem, candidate)], [*map(english.synsets, candidate)]
     for start, word in enumerate(reference):
         stem, sets = english.stem(word), english.synsets(word)
-        others = [place for place, other in enumerate(candidate) if other != word]
-        for place in others:
-            if stems[place] == stem:
-                add(STEM, start, 1, place, 1)
-        for place in others if sets else ():
-            if not sets.isdisjoint(synsets[place]):
-                add(SYNONYM, start, 1, place, 1)
-    # The table counts in both directions: a pair that it holds in both makes two matches.
-    for start, length, place, other_length in _paraphrased(reference, candidate, paraphrases):
-        add(PARAPHRASE, start, length, place, other_length)
-    for place, other_length, start, length in _paraphrased(candidate, reference, paraphrases):
-        add(PARAPHRASE, start, length, place, other_length)
+        others = [index for index, other in enumerate(candidate) if other != word]
+        for index in others:
+            if stems[index] == stem:
+                add(STEM, start, 1, index, 1)
+        for index in others if sets else ():
+            if not sets.isdisjoint(synsets[index]):
+                add(SYNONYM, start, 1, index, 1)
+    # The table is used in both directions: a pair that it lists in both makes two matches.
+    for start, length, index, other_length in _paraphrased(reference, candidate, paraphrases):
+        add(PARAPHRASE, start, length, index, other_length)
+    for index, other_length, start, length in _paraphrased(candidate, reference, paraphrases):
+        add(PARAPHRASE, start, length, index, other_length)
     return possible
 
 
 def _paraphrased(words: Words, others: Words, paraphrases: Paraphrases) -> Iterator[tuple[int, int, int, int]]:
-    """Start and length of each phrase that the table finds among `words`, and of its paraphrase among `others`."""
-    places = defaultdict[str, list[tuple[int, int]]](list)
+    """Yield start and length of each phrase of `words` in the table, and of its paraphrase in `others`."""
+    positions = defaultdict[str, list[tuple[int, int]]](list)
     for start, length, phrase in phrases(others):
-        places[phrase].append((start, length))
+        positions[phrase].append((start, length))
     for start, length, phrase in phrases(words):
         for paraphrase in paraphrases.get(phrase, ()):
-            for place, other_length in places.get(paraphrase, ()):
-                yield start, length, place, other_length
+            for other_start, other_length in positions.get(paraphrase, ()):
+                yield start, length, other_start, other_length
 
 
 def _uncontested(possible: list[list[Match]]) -> list[Match | None]:
-    """At each place of the reference the match that shares no word with another possible one: every path takes it."""
+    """Return, for each word of the reference, the match that shares no word with another one; every path takes it."""
     once = twice = 0
     for match in chain.from_iterable(possible):
-        twice |= once & match.places
-        once |= match.places
-    return [matches[0] if len(matches) == 1 and not matches[0].places & twice else None for matches in possible]
+        twice |= once & match.words
+        once |= match.words
+    return [matches[0] if len(matches) == 1 and not matches[0].words & twice else None for matches in possible]
 
 
 def _search(possible: list[list[Match]], uncontested: list[Match | None]) -> _Chosen:
-    """The best path through the reference's places, where only the best 40 up to each are gone on with."""
+    """Return the best alignment by beam search over the words of the reference."""
     paths = [_Path(0, 0, 0, -1, None)]
-    for place, (matches, certain) in enumerate(zip(possible, uncontested, strict=True)):
-        reached: list[_Path] = []
+    for index, (matches, certain) in enumerate(zip(possible, uncontested, strict=True)):
+        extended: list[_Path] = []
         for path in _best(paths):
-            if place < path.resume:
-                reached.append(path)
+            if index < path.resume:
+                extended.append(path)
             elif certain:
-                reached.append(_taking(certain, path, path.rank + _distance(certain)))
+                extended.append(_with_match(certain, path, path.rank + _distance(certain)))
             else:
                 rank = path.rank
                 for match in matches:
-                    if not match.places & path.places:
-                        reached.append(_taking(match, path, rank))
-                        # A slip of the jar's: how far a match is counts for the paths tried after it, not for its own.
+                    if not match.words & path.words:
+                        extended.append(_with_match(match, path, rank))
+                        # An error of the jar: a match's distance counts for the paths tried after it, not for its own.
                         rank += _distance(match)
                 broken = _CHUNK if path.chunk_end != -1 else 0
-                reached.append(_Path(rank + broken, path.places, place + 1, -1, path.chosen))
-        paths = reached
+                extended.append(_Path(rank + broken, path.words, index + 1, -1, path.chosen))
+        paths = extended
     return min(_best(paths), key=lambda path: path.rank + (_CHUNK if path.chunk_end != -1 else 0)).chosen
 
 
@@ -166,11 +166,11 @@ def _best(paths: list[_Path]) -> list[_Path]:
     return sorted(paths, key=itemgetter(0))[:_BEAM]
 
 
-def _taking(match: Match, path: _Path, rank: int) -> _Path:
-    _, start, length, candidate_start, candidate_length, places, gain = match
-    broken = _CHUNK if path.chunk_end not in (-1, candidate_start) else 0
-    chunk_end = candidate_start + candidate_length
-    return _Path(rank + gain + broken, path.places | places, start + length, chunk_end, (match, path.chosen))
+def _with_match(match: Match, path: _Path, rank: int) -> _Path:
+    broken = _CHUNK if path.chunk_end not in (-1, match.candidate_start) else 0
+    chunk_end = match.candidate_start + match.candidate_length
+    rank += match.gain + broken
+    return _Path(rank, path.words | match.words, match.start + match.length, chunk_end, (match, path.chosen))
 
 
 def _distance(match: Match) -> int:

@@ -1,13 +1,15 @@
-"""What METEOR knows of English: stems, WordNet's synonyms, paraphrases, function words.
+"""METEOR's data for English: stems, WordNet's synonyms, paraphrases, function words.
 
-pycocoevalcap brings all but the stems: a jar, which is a zip, and a table of paraphrases. They are read, never run.
+All but the stems come from the package pycocoevalcap: a jar, which is a zip file, and a table of paraphrases. They are
+read; no Java is run.
 """
 
 import gzip
 import io
+import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +17,15 @@ from pathlib import Path
 from myllm.errors import DataError
 
 _JAR, _PARAPHRASES = "meteor-1.5.jar", "data/paraphrase-en.gz"
-_INSTALL = "pip install 'myllm[meteor]'"
-_BYTES_AT_ONCE = 1 << 20
+_INSTALL = f"install it with: {sys.executable} -m pip install pycocoevalcap 'snowballstemmer<3'"
+_BLOCK_BYTES = 1 << 20
+_MAX_SLOTS = 1 << 27
 
-LONGEST_PHRASE = 7  # words; of the table of paraphrases
+LONGEST_PHRASE = 7
+"""Words in the longest phrase of the table of paraphrases."""
 
-# WordNet's own rules from an inflected word to its base (its manual page morphy(7WN)), in the jar's order: of nouns,
-# verbs, adjectives.
+# WordNet's rules from an inflected word to its base (manual page morphy(7WN)), in the jar's order: nouns, verbs,
+# adjectives.
 _ENDINGS = (
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
     ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
@@ -30,18 +34,15 @@ _ENDINGS = (
 
 
 def missing_data() -> str | None:
-    """Why METEOR can't be computed here, and what to do about it; None where it can."""
+    """Return why METEOR cannot be computed here, with the remedy; None if it can."""
     folder = _folder()
-    lacking = [name for name in (_JAR, _PARAPHRASES) if folder is None or not (folder / name).is_file()]
-    if lacking:
-        return f"METEOR is absent: {_INSTALL} brings its words and paraphrases ({lacking[0]} of pycocoevalcap)"
+    missing = [name for name in (_JAR, _PARAPHRASES) if folder is None or not (folder / name).is_file()]
+    if missing:
+        return f"its words and paraphrases ({missing[0]} of pycocoevalcap) are not here; {_INSTALL}"
     if find_spec("snowballstemmer") is None:
-        return f"METEOR is absent: {_INSTALL} brings its stems (snowballstemmer)"
+        return f"its stemmer (snowballstemmer) is not here; {_INSTALL}"
     if int(version("snowballstemmer").split(".")[0]) >= 3:
-        return (
-            f"METEOR is absent: snowballstemmer {version('snowballstemmer')} gives other stems than METEOR's; "
-            f"{_INSTALL} brings one before 3"
-        )
+        return f"snowballstemmer {version('snowballstemmer')} gives other stems than METEOR's; {_INSTALL}"
     return None
 
 
@@ -53,10 +54,9 @@ def _folder() -> Path | None:
 
 
 class English:
-    """Stems, synonyms and kinds of words. A word is looked up once."""
+    """Stems, synonyms and function words of English. Raises DataError without its files."""
 
     def __init__(self) -> None:
-        """DataError where the files are missing."""
         with zipfile.ZipFile(data_folder() / _JAR) as jar:
             self.function_words = frozenset(_lines(jar, "function/english.words"))
             self.abbreviations = _abbreviations(_lines(jar, "nonbreaking/english.prefixes"))
@@ -75,13 +75,13 @@ class English:
         self._synsets: dict[str, frozenset[str]] = {}
 
     def stem(self, word: str) -> str:
-        """By Porter's second stemmer, https://snowballstem.org/algorithms/english/stemmer.html, before release 3."""
+        """Return the stem by Porter's second stemmer, https://snowballstem.org/algorithms/english/stemmer.html."""
         if word not in self._stems:
             self._stems[word] = self._stemmer.stemWord(word)
         return self._stems[word]
 
     def synsets(self, word: str) -> frozenset[str]:
-        """WordNet's sets of synonyms that hold the word or its base; two words that share one are synonyms."""
+        """Return WordNet's sets of synonyms that contain the word or its base; words that share one are synonyms."""
         if word not in self._synsets:
             forms = [word, *(self._bases[word] if word in self._bases else self._base(word))]
             listed = (self._listed_synsets.get(form, "").split() for form in forms)
@@ -96,32 +96,37 @@ class English:
         return []
 
 
-def read_paraphrases(phrases: Set[str]) -> dict[str, list[str]]:
-    """The paraphrases of each phrase given that are among these phrases themselves, in the table's order.
+def read_paraphrases(phrases: Callable[[], Iterable[str]], count: int) -> dict[str, list[str]]:
+    """Return the paraphrases of each phrase that are among the phrases themselves, in the table's order.
 
-    It holds five million pairs, 272 MB of text, and is read through without keeping the others.
+    The result may contain a few other pairs of the table, too. phrases: yields the phrases each time it is called.
+    count: about how many there are. The table has five million pairs, 272 MB of text. The phrases are kept as marks
+    in a table of hashes, because a set of them would be the largest part of METEOR's memory.
     """
-    wanted = {phrase.encode() for phrase in phrases}
+    slots = min(_MAX_SLOTS, 1 << max(16, (8 * count).bit_length()))
+    marks, mask = bytearray(slots), slots - 1
+    for phrase in phrases():
+        marks[hash(phrase.encode()) & mask] = 1
     table = defaultdict[str, list[str]](list)
     with gzip.open(data_folder() / _PARAPHRASES) as file:
-        lines: list[bytes] = []  # three a pair: probability, phrase, paraphrase
+        lines: list[bytes] = []  # three for each pair: probability, phrase, paraphrase
         unfinished = b""
-        while block := file.read(_BYTES_AT_ONCE):
+        while block := file.read(_BLOCK_BYTES):
             *complete, unfinished = (unfinished + block).split(b"\n")
             lines += complete
             whole = len(lines) // 3 * 3
-            for phrase, paraphrase in zip(lines[1:whole:3], lines[2:whole:3], strict=True):
-                if phrase in wanted and paraphrase in wanted:
-                    table[phrase.decode()].append(paraphrase.decode())
+            for left, right in zip(lines[1:whole:3], lines[2:whole:3], strict=True):
+                if marks[hash(left) & mask] and marks[hash(right) & mask]:
+                    table[left.decode()].append(right.decode())
             del lines[:whole]
     return dict(table)
 
 
 def data_folder() -> Path:
-    """Where pycocoevalcap keeps METEOR's files. DataError where something that METEOR needs is missing."""
+    """Return pycocoevalcap's folder of METEOR's files. Raises DataError if anything that METEOR needs is missing."""
     reason, folder = missing_data(), _folder()
     if reason or folder is None:
-        raise DataError(str(reason))
+        raise DataError(f"METEOR cannot be computed: {reason}")
     return folder
 
 

@@ -1,7 +1,7 @@
-"""Captions to the words that COCO's metrics count: Stanford's Penn Treebank tokenizer 3.4.1 without its punctuation.
+"""Split captions into words as COCO's metrics do: Stanford's Penn Treebank tokenizer 3.4.1, then drop punctuation.
 
-The rules were found by running it, and work as a lexer's: of all that match at a place the longest wins, of equally
-long ones the first. `tests/parity/test_ptb.py` holds them against it.
+A lexer: at each position the rule with the longest match wins; among equally long matches the first rule. The rules
+were found by running Stanford's program; `tests/parity/test_ptb.py` compares the two.
 """
 
 import re
@@ -11,7 +11,8 @@ from sys import intern
 
 from myllm.metrics.ngrams import Words
 
-# Symbols that are a token each, as the inside of a character class. The rest beyond ASCII is a letter or a blank.
+# Symbols that are a token each, written as the inside of a character class. Other characters beyond ASCII are letters
+# or blanks.
 _SYMBOLS = (
     "\x80\x85\x91-\x94\x96\x97\xa1-\xa9\xab\xac\xae-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u037e\u0387\u0589\u05be\u05c0\u05c3"
     "\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u061f\u066a\u066d\u06d4\u0700-\u070d\u07f6-\u07f8"
@@ -23,8 +24,8 @@ _SYMBOLS = (
 _IS_SYMBOL = re.compile(f"[{_SYMBOLS}]")
 
 
-class _Known(dict[int, int | str | None]):
-    """A table for str.translate: characters that Stanford's tokenizer drops, emoji among them, part words."""
+class _KnownCharacters(dict[int, int | str | None]):
+    """Table for str.translate: characters that Stanford's tokenizer ignores, such as emoji, become blanks."""
 
     def __missing__(self, code: int) -> int | str | None:
         category = unicodedata.category(chr(code))
@@ -34,37 +35,43 @@ class _Known(dict[int, int | str | None]):
         return self[code]
 
 
-_KNOWN = _Known({0xAD: None})  # a soft hyphen leaves no trace
+_SOFT_HYPHEN = "\xad"  # a letter in the rules, and removed from the words
+_KNOWN = _KnownCharacters({0xAD: 0xAD})
+_MARKS = "".join(chr(code) for code in range(0x300, 0xED0) if unicodedata.category(chr(code))[0] == "M")
 
-# What rules are made of.
+# Building blocks of the rules.
 _LETTER = rf"[^\x00-@\[-`{{-\x7f{_SYMBOLS}]"
 _ALNUM = rf"[^\x00-/:-@\[-`{{-\x7f{_SYMBOLS}]"
+_ENTITY = "&[aeiouAEIOU](?:acute|grave|uml);"
+_UNMARKED_LETTER = rf"[^\x00-@\[-`{{-\x7f{_SYMBOLS}{_MARKS}]"
+_IN_COMPOUND = rf"[^\x00-/:-@\[-`{{-\x7f{_SYMBOLS}{_MARKS}]"  # a combining accent ends a compound
 _APOSTROPHE = "['’\x92]"
-_IN_WORD = "['’‘`\x91\x92]"  # "n`t" and "o`clock" are read, "dog`s" is not
+_IN_WORD = "['’‘`\x91\x92]"  # "n`t" and "o`clock" count, "dog`s" does not
 _CLITIC = rf"{_APOSTROPHE}(?i:s|d|m|re|ve|ll)"
 _NOT = f"(?i:n{_IN_WORD}t)"
 _NUMBER = r"(?:[0-9]*(?:[.,:][0-9]+)+|[0-9]+)"
 _INITIALS = r"(?:[A-Za-z](?:\.[A-Za-z])*|(?i:ph|ed)\.[Dd])\."
-_ELISION = rf"(?:[dDoOlL]{_IN_WORD}{_ALNUM})?"  # d'or, o'clock
+_ELISION = rf"(?:[dDoOlL]{_IN_WORD}{_IN_COMPOUND})?"  # d'or, o'clock
 _HYPHENS = "(?:-[A-Za-z]+){0,2}"
-_COMPOUND = (  # these keep a point before a comma
-    rf"{_ELISION}{_ALNUM}+(?:[_‐‑-]{_ELISION}{_ALNUM}+)*",
+_COMPOUND = (  # keep a full stop before a comma
+    rf"{_ELISION}{_IN_COMPOUND}+(?:[_‐‑-]{_ELISION}{_IN_COMPOUND}+)*",
     rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)+",  # end.Then
     r"[A-Z]+(?:[&+][A-Z]+)+",  # AT&T
 )
+# Bounded repetition: without it, text without blanks takes quadratic time.
 _WITH_POINTS = (  # 3.5-inch, mid-U.S.
-    rf"{_ELISION}[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|{_ELISION}[A-Za-z0-9]+))+"
+    rf"{_ELISION}[A-Za-z0-9][A-Za-z0-9.,]{{0,99}}(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|{_ELISION}[A-Za-z0-9]+))+"
 )
 _WITHOUT_POINT = (
     rf"[A-Za-z0-9]+{_HYPHENS}(?:\\?/[A-Za-z0-9]+{_HYPHENS}){{1,2}}",  # and/or
-    rf"[A-HJ-Zn]{_IN_WORD}{_LETTER}{{2,}}",  # O'Neil, G'day
-    rf"{_LETTER}*{_LETTER}[aeiouyAEIOUY]{_IN_WORD}[aeiouA-Z]{_LETTER}*",  # ma'am
+    rf"[A-HJ-Zn]{_IN_WORD}{_UNMARKED_LETTER}{{2,}}",  # O'Neil, G'day
+    rf"{_UNMARKED_LETTER}+[aeiouyAEIOUY]{_IN_WORD}[aeiouA-Z]{_UNMARKED_LETTER}*",  # ma'am
     rf"(?i:c'mon|s'mores|o{_IN_WORD}o|c{_APOSTROPHE}est|e{_APOSTROPHE}er|ev{_APOSTROPHE}ry|li{_APOSTROPHE}l|nat{_APOSTROPHE}l"
     rf"|cap{_APOSTROPHE}n|nor{_APOSTROPHE}easter)",
 )
 _WORD = f"(?:{'|'.join((*_COMPOUND, *_WITHOUT_POINT, _WITH_POINTS))})"
 
-# Abbreviations that keep their point: those that stand before a name, and those that can end a sentence.
+# Abbreviations that keep their full stop: before a name, and at the end of a sentence.
 _BEFORE_NAMES = (
     "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens "
     "ft gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof "
@@ -95,20 +102,20 @@ _ENDING = (
 _IN_ADDRESS = r"[^\s\"<>(){}|]"
 _LAST_IN_ADDRESS = r"[^\s\"<>(){}|.,!?-]"
 _PATH = rf"(?:/{_IN_ADDRESS}+{_LAST_IN_ADDRESS})?"
-_HOST_PART = r"[^\s\"`'<>|.!?(),:;/_\-=^$\\0-9{}\[\]@A-Z]+"
+_HOST_PART = r"[^\s\"`'<>|.!?(),:;/_\-=^$\\0-9{}\[\]@A-Z]{1,99}"
 
-# A rule's groups are its tokens; what it reads after the last one only makes it longer.
+# The groups of a rule are its tokens. Text matched after the last group only makes the match longer.
 _RULES = [
     re.compile(rule)
     for rule in (
         r"</?[A-Za-z][^<>\s='\",!]*(?: +[A-Za-z][\w-]*(?:=(?:\"[^\"]*\"|'[^']*'))?)*\s*/?>|<[!?][A-Za-z-][^>]*>",
         r"(?i:(can)(not)|(gon)(na)|(got)(ta)|(lem)(me)|(gim)(me)|(wan)(na)|('t)(?:is|was))",
-        rf"([A-Za-z]+?){_NOT}",
+        rf"([A-Za-z]*[A-MO-Za-mo-z]{_SOFT_HYPHEN}*){_NOT}",  # "isn't", but not "inn't"
         _NOT,
         rf"((?:{_WORD}|{_NUMBER}|{_INITIALS})){_CLITIC}",
         *_COMPOUND,
         *_WITHOUT_POINT,
-        rf"(?:{_LETTER}|&[aeiouAEIOU](?:acute|grave|uml);)+",
+        rf"(?:{_LETTER}|{_ENTITY})(?:{_ALNUM}|{_ENTITY})*",
         rf"({_ENDING})[\s\S]{{0,2}}",
         _WITH_POINTS,
         rf"({_CLITIC})(?![A-Za-z])[\s\S]?",
@@ -121,10 +128,10 @@ _RULES = [
         _INITIALS,
         _TITLE,
         rf"((?i:{_any(_BEFORE_NUMBERS, str)})\.)\s*[0-9]",
-        rf"((?:{'|'.join((*_COMPOUND, _WITH_POINTS))})\.)[,;:]",
+        rf"((?:{'|'.join((*_COMPOUND, _WITH_POINTS, _LETTER + _ALNUM + '*'))})\.)[,;:]",
         r"[A-Z]*\$|#|[cC]\+\+|[cCfF]#",
         rf"#{_LETTER}+|@[A-Za-z_][A-Za-z_0-9]*",
-        r"<?(?:mailto:)?[A-Za-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?",
+        r"<?(?:mailto:)?[A-Za-z0-9][^\s\"<>|(){}]{0,99}@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?",
         rf"(?i:https?://){_IN_ADDRESS}+\.{_IN_ADDRESS}*{_LAST_IN_ADDRESS}",
         rf"(?i:www\.)(?:{_HOST_PART}\.)+[A-Za-z]{{2,4}}{_PATH}",
         rf"(?:{_HOST_PART}\.)+(?:com|net|org|edu){_PATH}",
@@ -140,66 +147,67 @@ _RULES = [
 _QUOTES = {"‘": "`", "’": "'", "“": "``", "”": "''", "«": "``", "»": "''", "‹": "`", "›": "'"} | {
     "\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''", "`": "`"
 }
-_PRINTED = {
+_NORMALIZED = {
     "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$", "¤": "$", "₠": "$", "\x80": "$",
     "¢": "cents", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", '"': "''", "…": "...", "\x85": "...",
     "....": "...", ".....": "...", "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'",
     "&nbsp;": " ", "&mdash;": "--", "&ndash;": "--", "–": "--", "—": "--", "―": "--", "\x96": "--", "\x97": "--",
     "---": "--", "----": "--", "‐": "-", "‑": "-",
 }
-_PRINTED |= _QUOTES | {first + second: _QUOTES[first] + _QUOTES[second] for first in _QUOTES for second in _QUOTES}
-_PRINTED |= {f"{quote}{rest}": f"'{rest}" for quote in "’\x92" for rest in ("s", "d", "m", "re", "ve", "ll")}
-_PRINTED |= {f"n{quote}t": f"n{plain}t" for quote, plain in _QUOTES.items() if len(plain) == 1}
+_NORMALIZED |= _QUOTES | {first + second: _QUOTES[first] + _QUOTES[second] for first in _QUOTES for second in _QUOTES}
+_NORMALIZED |= {f"{quote}{rest}": f"'{rest}" for quote in "’\x92" for rest in ("s", "d", "m", "re", "ve", "ll")}
+_NORMALIZED |= {f"n{quote}t": f"n{plain}t" for quote, plain in _QUOTES.items() if len(plain) == 1}
 
-# pycocoevalcap's list. Its brackets are missing here: it spells them in capitals, and so never meets them.
+# pycocoevalcap's list, without its brackets: it spells them in capitals, so they never match lower-cased words.
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Most of a caption is words between blanks, which no rule changes: to read them at once is 15 times as fast.
+# Fast path: most of a caption is plain words between blanks, which no rule changes; 15 times as fast.
 _PLAIN = re.compile(r"(?:(?:(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b)[A-Za-z]+|[.,])(?:\s+|\Z))+|\s+")
 
 
 def ptb_tokenize(caption: str) -> Words:
-    """Lower-cased words as pycocoevalcap's PTBTokenizer gives them and its metrics count them.
+    """Return the lower-cased words of a caption, equal to those of pycocoevalcap's PTBTokenizer.
 
     "dog's" -> dog 's, "don't" -> do n't, "cannot" -> can not; "t-shirt", "and/or", "3.5" and "U.S." are one word each.
-    Quotes, dashes, points and commas are dropped; brackets stay as "-lrb-" and "-rrb-".
+    Quotes, dashes, full stops and commas are dropped; brackets become "-lrb-" and "-rrb-".
 
-    A caption is one line and stands alone: an end of line in it (\\v, \\f, \\r, U+2028, U+2029) is a blank, where there
-    it gives every later caption the words of the one before; and no rule reads how the next caption starts.
+    Two differences are intended. A line break inside a caption (\\v, \\f, \\r, U+2028, U+2029) is a blank; there, it
+    shifts the words of every later caption by one. And no rule reads the beginning of the next caption.
 
-    No caption of Flickr8k differs. What does: 3 in 1,000 of those made of odd pieces without blanks (emoji in
-    addresses, Indian vowel signs beside hyphens), "AT&amp;T", and 1 % of Unicode's first 65,536 characters, most of
-    them letters that were added since.
+    Known other differences: none on the captions of Flickr8k; 3 in 1,000 captions made of odd pieces without blanks
+    (such as emoji in addresses); "AT&amp;T"; compounds with full stops, and addresses before "@", of over 100
+    characters; and 1 % of Unicode's first 65,536 characters, most of them letters that are newer than Stanford's
+    program.
     """
-    text = caption.translate(_KNOWN) + " "  # rules look at the end of a line as at a blank
+    text = caption.translate(_KNOWN) + " "  # the rules treat the end of a line as a blank
     words: Words = []
-    place = 0
-    while place < len(text):
-        if plain := _PLAIN.match(text, place):
+    position = 0
+    while position < len(text):
+        if plain := _PLAIN.match(text, position):
             words += plain[0].lower().split()
-            place = plain.end()
+            position = plain.end()
         else:
-            tokens, place = _longest(text, place)
+            tokens, position = _longest_match(text, position)
             for token in tokens:
-                words += _printed(token).split()
-    # interned: of a million captions' words few differ, and would be as many objects
+                words += _normalize_token(token).split()
+    # Interned, because a million captions consist of few different words.
     return [intern(word) for word in words if word not in _DROPPED]
 
 
-def _longest(text: str, place: int) -> tuple[Iterable[str], int]:
-    """The tokens of the rule that reads most of the text from a place on, and where they end."""
-    best, end = None, place
+def _longest_match(text: str, position: int) -> tuple[Iterable[str], int]:
+    """Return the tokens of the rule with the longest match at `position`, and the index behind the last token."""
+    best, end = None, position
     for rule in _RULES:
-        match = rule.match(text, place)
+        match = rule.match(text, position)
         if match and match.end() > end:
             best, end = match, match.end()
     if best is None:
-        return text[place], place + 1
+        return text[position], position + 1
     if best.lastindex is None:
         return [best[0]], end
     return filter(None, best.groups()), best.end(best.lastindex)
 
 
-def _printed(token: str) -> str:
-    token = token.lower()
-    return _PRINTED.get(token) or token.replace("(", "-lrb-").replace(")", "-rrb-")
+def _normalize_token(token: str) -> str:
+    token = token.lower().replace(_SOFT_HYPHEN, "")
+    return _NORMALIZED.get(token) or token.replace("(", "-lrb-").replace(")", "-rrb-")

@@ -1,7 +1,4 @@
-"""A figure with what it is made of, so that it can be computed anew for any of its pictures.
-
-Bootstrap intervals, slices and figures without leaked pictures all ask for that; no caption is scored twice for it.
-"""
+"""A metric's values with the sums they come from, so that any subset of the pictures has a value without rescoring."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,30 +11,47 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric's value for N pictures."""
+    """One metric's value for each of N pictures, and what to add up for their common value."""
 
     per_image: Floats
-    """(N,): each picture's own."""
+    """(N,): the value of each picture; NaN if the metric says nothing about it."""
     sums: Floats
-    """(N, S): what adds up over pictures: counts of matches, lengths, the value itself."""
+    """(N, S): what adds up over pictures, such as counts of matches, lengths, or the value itself."""
     of_sums: Callable[[Floats], Floats]
-    """From sums over any pictures, (..., S), to their common value, (...)."""
+    """Maps sums over any pictures, (..., S), to their common value, (...)."""
+    unit: str = ""
+    """What a share counts, such as "colours"; empty for metrics that are not shares. `sums[:, 1]` counts them."""
 
     @property
     def corpus(self) -> float:
-        """The value of all pictures together."""
+        """The value of all pictures together; NaN for a share of nothing."""
         return float(self.of_sums(self.sums.sum(axis=0)))
 
+    @property
+    def denominator(self) -> int | None:
+        """How many `unit` there are in all pictures; None for metrics that are not shares."""
+        return int(self.sums[:, 1].sum()) if self.unit else None
+
     def of(self, pictures: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> float:
-        """The value of some of the pictures together: their places, or a mask (N,)."""
+        """Return the common value of some of the pictures, given by their indices or by a mask (N,)."""
         return float(self.of_sums(self.sums[np.asarray(pictures)].sum(axis=0)))
 
 
 def mean_of(per_image: Sequence[float] | Floats) -> MetricResult:
-    """A metric whose value for a corpus is the mean of its pictures' values."""
+    """Return a metric whose value for several pictures is the mean of their values."""
     values = np.asarray(per_image, dtype=np.float64)
-    return MetricResult(values, np.stack([values, np.ones_like(values)], axis=1), _mean)
+    return MetricResult(values, np.stack([values, np.ones_like(values)], axis=1), _ratio)
 
 
-def _mean(sums: Floats) -> Floats:
-    return np.asarray(sums[..., 0] / sums[..., 1])
+def share_of(pairs: Sequence[tuple[int, int]], unit: str) -> MetricResult:
+    """Return a metric that is the share of `unit` with some property.
+
+    pairs: for each picture, how many have the property, and how many there are.
+    """
+    sums = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return MetricResult(_ratio(sums), sums, _ratio, unit)
+
+
+def _ratio(sums: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])

@@ -1,15 +1,16 @@
-"""Captions against references. `METRICS` is the table that the command line reads."""
+"""Score captions against references. `METRICS` is the table of metrics: a new one is a function and a line there."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from myllm.errors import DataError
+from myllm.config import nearest
+from myllm.errors import ConfigError, DataError
 from myllm.metrics.bleu import bleu
 from myllm.metrics.cider import cider
-from myllm.metrics.hallucination import hallucination
+from myllm.metrics.hallucination import LOWER_IS_BETTER, hallucination
 from myllm.metrics.meteor import meteor
 from myllm.metrics.meteor_data import missing_data
 from myllm.metrics.ngrams import Words
@@ -17,26 +18,37 @@ from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.rouge import rouge_l
 
-Said = TypeVar("Said")
-# From tokenized candidates and references, one entry a picture, to figures by name.
-Metric = Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, MetricResult]]
+Item = TypeVar("Item")
+
+
+class Metric(NamedTuple):
+    """A function from tokenized candidates and references, one entry for each picture, to results by name."""
+
+    compute: Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, MetricResult]]
+    results: tuple[str, ...]
+    """Names of its results."""
+
 
 METRICS: dict[str, Metric] = {
-    "BLEU": bleu,
-    "ROUGE-L": rouge_l,
-    "METEOR": meteor,
-    "CIDEr": cider,
-    "hallucination": hallucination,
+    "BLEU": Metric(bleu, ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")),
+    "ROUGE-L": Metric(rouge_l, ("ROUGE-L",)),
+    "METEOR": Metric(meteor, ("METEOR",)),
+    "CIDEr": Metric(cider, ("CIDEr", "CIDEr-D")),
+    "hallucination": Metric(hallucination, LOWER_IS_BETTER),
 }
 TOKENIZER = "PTB 3.4.1"
-# What people are held against each other by, and on how many pictures at most: it is ten times the work of one figure.
 PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
+"""Metrics by which people's captions are compared with each other; METEOR would take minutes."""
 MAX_PICTURES = 5_000
+"""Pictures on which people are compared: it is ten times the work of scoring captions."""
+
+# Writing without blanks between words: Thai to Myanmar, Khmer, then Japanese and Chinese.
+_WITHOUT_BLANKS = ("\u0e00", "\u109f"), ("\u1780", "\u17ff"), ("\u3040", "\u30ff"), ("\u3400", "\u9fff")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures by name, as fractions (CIDEr: 0 to 10), and what they were measured with."""
+    """Metrics by name, as fractions (CIDEr: 0 to 10), and how they were measured."""
 
     figures: dict[str, MetricResult]
     protocol: dict[str, str | int]
@@ -44,21 +56,21 @@ class Scores:
 
     @property
     def corpus(self) -> dict[str, float]:
-        """One value for all pictures together."""
+        """One value for all pictures together, by metric."""
         return {name: figure.corpus for name, figure in self.figures.items()}
 
     @property
     def per_image(self) -> dict[str, Floats]:
-        """(N,): a value for each picture, in the order of the candidates."""
+        """A value for each picture (N,), in the order of the candidates, by metric."""
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Where nobody asks how far a job is."""
+    """Report no progress."""
 
 
 def absent() -> dict[str, str]:
-    """Metrics that can't be computed here, with what is to be done for it."""
+    """Return the metrics that cannot be computed here, each with the reason and the remedy."""
     reason = missing_data()
     return {} if reason is None else {"METEOR": reason}
 
@@ -66,18 +78,19 @@ def absent() -> dict[str, str]:
 def score_captions(
     candidates: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] | None = None
 ) -> Scores:
-    """All of `METRICS` but those `absent`, or those named, for a candidate and the references of each picture.
+    """Score a candidate caption of each picture against the picture's references, given in the same order.
 
-    Both are in the same order. An empty candidate is legal and scores 0: a model that says nothing has answered.
-    Raises DataError.
+    metrics: names of `METRICS` or of their results, such as ("CIDEr-D", "BLEU-4"); by default all that are not
+        `absent`. An empty candidate is legal and scores 0. Raises DataError if there is nothing to score or the
+        numbers differ, and ConfigError for an unknown metric.
     """
     check(candidates, references)
-    said, told = tokenized(candidates), [tokenized(captions) for captions in references]
-    return Scores(score_words(said, told, metrics), protocol_of(references))
+    scored = score_words(tokenized(candidates), [tokenized(captions) for captions in references], metrics)
+    return Scores(scored, protocol_of(references))
 
 
 def tokenized(captions: Iterable[str]) -> list[Words]:
-    """The words of each caption."""
+    """Return the words of each caption."""
     return [ptb_tokenize(caption) for caption in captions]
 
 
@@ -87,62 +100,91 @@ def score_words(
     metrics: Sequence[str] | None = None,
     progress: Callable[[str, int, int], None] = no_progress,
 ) -> dict[str, MetricResult]:
-    """The figures of `score_captions`, of captions that are words already."""
-    figures: dict[str, MetricResult] = {}
+    """Return what `score_captions` does, for captions that are tokenized already."""
     if metrics is None:
-        missing = absent()
-        metrics = [name for name in METRICS if name not in missing]
-    for done, name in enumerate(metrics, 1):
-        figures |= METRICS[name](candidates, references)
-        progress("scoring", done, len(metrics))
-    return figures
+        unavailable = absent()
+        metrics = [name for name in METRICS if name not in unavailable]
+    chosen = select_metrics(metrics)
+    scored: dict[str, MetricResult] = {}
+    for done, (name, results) in enumerate(chosen.items(), 1):
+        computed = METRICS[name].compute(candidates, references)
+        scored |= {result: computed[result] for result in results}
+        progress("scoring", done, len(chosen))
+    return scored
+
+
+def select_metrics(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the metrics to compute, each with its wanted results, in the order of `METRICS`.
+
+    names: names of metrics or of their results, in any case. Raises ConfigError for an unknown name.
+    """
+    known = {result.lower(): (name, [result]) for name, metric in METRICS.items() for result in metric.results}
+    known |= {name.lower(): (name, list(metric.results)) for name, metric in METRICS.items()}
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        if name.lower() not in known:
+            spellings = [*METRICS, *(result for metric in METRICS.values() for result in metric.results)]
+            hint = nearest(name, spellings)
+            raise ConfigError(f"metric {name!r} is unknown{hint}; known are {', '.join(dict.fromkeys(spellings))}")
+        metric, results = known[name.lower()]
+        wanted.setdefault(metric, set()).update(results)
+    return {
+        name: [result for result in metric.results if result in wanted[name]]
+        for name, metric in METRICS.items()
+        if name in wanted
+    }
 
 
 def protocol_of(references: Sequence[Sequence[object]]) -> dict[str, str | int]:
-    """What figures are measured with: the tokenizer's name and the numbers of pictures and references."""
+    """Return how captions are scored: the tokenizer's name and the numbers of pictures and references."""
     return {"tokenizer": TOKENIZER, "pictures": len(references), "references": sum(map(len, references))}
 
 
 def people_agree(
     captions: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] = PEOPLE
 ) -> dict[str, tuple[float, float]]:
-    """How well people say what other people say, and how well `captions` do on the same footing, by figure.
+    """Score people's captions and `captions` in the same way; return (people, captions) by metric.
 
-    Each reference of a picture is left out once: it and the caption are both held against the others. The figures are
-    means over these rounds. Pictures with one reference take no part, and of very many only a spread; where there are
-    none, nothing is told.
+    In each round one reference of every picture is left out; it and the caption are both scored against the others.
+    The values are means over the rounds. Pictures with one reference are left out, and of more than `MAX_PICTURES`
+    only so many are used, evenly spaced. Empty if no picture has two references.
     """
-    several = [at for at, group in enumerate(references) if len(group) > 1]
-    several = several[:: max(1, len(several) // MAX_PICTURES)][:MAX_PICTURES]
-    groups, own = [references[at] for at in several], [captions[at] for at in several]
-    found: dict[str, list[tuple[float, float]]] = {}
+    several = [index for index, group in enumerate(references) if len(group) > 1]
+    chosen = [several[index] for index in evenly_spaced(len(several), MAX_PICTURES)]
+    groups, chosen_captions = [references[index] for index in chosen], [captions[index] for index in chosen]
+    rounds: dict[str, list[tuple[float, float]]] = {}
     for round_ in range(max(map(len, groups), default=0)):
-        # pictures with fewer references begin again
-        left_out = [round_ % len(group) for group in groups]
-        people = [group[place] for group, place in zip(groups, left_out, strict=True)]
-        others = [[*group[:place], *group[place + 1 :]] for group, place in zip(groups, left_out, strict=True)]
-        theirs, ours = score_words(people, others, metrics), score_words(own, others, metrics)
-        for name in theirs:
-            found.setdefault(name, []).append((theirs[name].corpus, ours[name].corpus))
-    return {
-        name: (fmean(theirs for theirs, _ in pairs), fmean(ours for _, ours in pairs)) for name, pairs in found.items()
-    }
+        left_out = [round_ % len(group) for group in groups]  # pictures with fewer references start again
+        people = [group[index] for group, index in zip(groups, left_out, strict=True)]
+        others = [[*group[:index], *group[index + 1 :]] for group, index in zip(groups, left_out, strict=True)]
+        by_people, by_captioner = score_words(people, others, metrics), score_words(chosen_captions, others, metrics)
+        for name in by_people:
+            rounds.setdefault(name, []).append((by_people[name].corpus, by_captioner[name].corpus))
+    return {name: (fmean(a for a, _ in pairs), fmean(b for _, b in pairs)) for name, pairs in rounds.items()}
 
 
-def shuffled(captions: Sequence[Said], seed: int = 0) -> list[Said]:
-    """Each caption at another picture's place: what a model that looks at the wrong pictures would score.
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return `count` indices, or `total` if that is fewer, evenly spaced over range(total)."""
+    return [index * total // count for index in range(count)] if count < total else list(range(total))
 
-    A caption depends on its own picture alone, so captions of shuffled pictures are shuffled captions.
-    """
+
+def shuffled(captions: Sequence[Item], seed: int = 0) -> list[Item]:
+    """Give each caption to another picture, as a captioner would that looks at the wrong pictures."""
     order = list(range(len(captions)))
     random.Random(seed).shuffle(order)
-    # a cycle through all of them leaves none where it was
-    moved = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [captions[moved[place]] for place in range(len(captions))]
+    # A cycle through all of them leaves none where it was.
+    source = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [captions[source[index]] for index in range(len(captions))]
+
+
+def has_words_without_blanks(captions: Iterable[str]) -> bool:
+    """Whether most captions are in a writing system that puts no blanks between words, such as Chinese or Thai."""
+    marks = [any(first <= letter <= last for letter in text for first, last in _WITHOUT_BLANKS) for text in captions]
+    return sum(marks) > len(marks) / 2
 
 
 def check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Raises DataError where these can't be scored, by whatever metric."""
+    """Raise DataError if candidates and references cannot be scored by any metric."""
     if len(candidates) != len(references):
         raise DataError(
             f"{len(candidates)} candidate captions but references of {len(references)} pictures; "

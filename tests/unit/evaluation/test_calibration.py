@@ -137,7 +137,7 @@ def test_a_words_own_offset_tells_what_is_said_too_readily() -> None:
 
 
 def test_too_few_words_to_learn_from_are_told() -> None:
-    with pytest.raises(DataError, match="80 words of 40 captions .* at least 100 are needed"):
+    with pytest.raises(DataError, match="40 captions have 80 words .* at least 100 are needed"):
         calibrate(*world(40))
 
 

@@ -1,35 +1,61 @@
 from pathlib import Path
 
+import pytest
+
 from myllm.data.records import Record
-from myllm.evaluation.compare import compare
+from myllm.evaluation.compare import Comparison, compare
 
 TEXTS = [f"a {colour} {thing} on the {ground}" for colour in ("red", "blue", "black", "green")
          for thing in ("dog", "cat", "ball", "boat") for ground in ("grass", "sand", "sea")]
 RECORDS = [Record(Path(f"{number}.png"), (text, f"{text} today")) for number, text in enumerate(TEXTS)]
 WORSE = [text if number % 3 else "a dog" for number, text in enumerate(TEXTS)]
+QUICK = ("CIDEr-D", "BLEU-4")
 
 
-def test_the_better_one_is_named_whichever_side_it_stands_on() -> None:
-    found = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val")
-    assert found.differences["CIDEr-D"].difference < 0 and found.sentence().startswith("A's CIDEr-D is")
-    turned = compare(("bad", WORSE), ("good", TEXTS), RECORDS, "val")
-    assert turned.sentence().startswith("B's CIDEr-D is")
-    assert "higher on 16 of the pictures" in found.sentence() and "higher on 16 of the pictures" in turned.sentence()
+def test_sentence_names_the_better_captioner_on_either_side() -> None:
+    comparison = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val", QUICK)
+    assert comparison.differences["CIDEr-D"].difference < 0 and comparison.sentence().startswith("A's CIDEr-D is")
+    exchanged = compare(("bad", WORSE), ("good", TEXTS), RECORDS, "val", QUICK)
+    assert exchanged.sentence().startswith("B's CIDEr-D is")
+    for side in (comparison, exchanged):
+        assert "higher on 16 of the pictures" in side.sentence()
 
 
 def test_equal_captions_are_never_called_different() -> None:
-    found = compare(("one", TEXTS), ("two", list(TEXTS)), RECORDS, "val")
-    assert "may be chance" in found.sentence() and found.differences["CIDEr-D"].p == 1
+    comparison = compare(("one", TEXTS), ("two", list(TEXTS)), RECORDS, "val", QUICK)
+    assert "may be chance" in comparison.sentence() and comparison.differences["CIDEr-D"].p == 1
 
 
-def test_json_holds_both_sides_and_the_sentence() -> None:
-    held = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val").as_json()
-    assert held["a"]["name"] == "good" and held["b"]["CIDEr-D"] < held["a"]["CIDEr-D"]
-    difference = held["differences"]["CIDEr-D"]
-    assert difference["a"] == held["a"]["CIDEr-D"] and difference["interval"][1] < 0
-    assert held["sentence"].endswith("pictures.")
+def test_json_has_both_sides_and_the_sentence() -> None:
+    entries = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val").as_json()
+    assert entries["a"]["name"] == "good" and entries["b"]["CIDEr-D"] < entries["a"]["CIDEr-D"]
+    difference = entries["differences"]["CIDEr-D"]
+    assert difference["a"] == entries["a"]["CIDEr-D"] and difference["interval"][1] < 0
+    assert entries["sentence"].startswith("A's CIDEr-D is")
 
 
 def test_lines_show_each_figure_once() -> None:
     lines = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val").lines()
-    assert [line.split()[0] for line in lines if line.startswith("CIDEr")] == ["CIDEr-D", "CIDEr-D_shuffled"]
+    assert [line.split()[0] for line in lines if line.startswith("CIDEr-")] == ["CIDEr-D", "CIDEr-D_shuffled"]
+    assert len([line for line in lines if line.startswith("counts_wrong") and "name no numbers" in line]) == 1
+
+
+def few(count: int) -> Comparison:
+    return compare(("good", TEXTS[:count]), ("bad", ["a dog"] * count), RECORDS[:count], "val", QUICK)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_fewer_than_ten_pictures_prove_nothing(count: int) -> None:
+    comparison = few(count)
+    assert comparison.sentence().endswith("with fewer than 10 pictures nothing can be said about chance.")
+    assert comparison.differences["CIDEr-D"].p is None and comparison.as_json()["differences"]["BLEU-4"]["p"] is None
+
+
+def test_fewer_than_a_hundred_pictures_are_cautioned() -> None:
+    assert few(20).sentence().endswith("With fewer than 100 pictures, repeat this on more.")
+
+
+def test_with_protocol_returns_a_changed_copy() -> None:
+    comparison = few(2)
+    assert comparison.a.with_protocol(model="x").judgement.protocol["model"] == "x"
+    assert "model" not in comparison.a.judgement.protocol

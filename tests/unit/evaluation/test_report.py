@@ -336,8 +336,9 @@ def test_plot_colours_differ_for_colour_blind_readers(tmp_path: Path, picture: P
 def test_metrics_have_intervals_and_the_score_of_people(tmp_path: Path, picture: Path) -> None:
     evaluation = make_evaluation([picture] * 3, ["a caption"] * 3)
     evaluation.judgement.figures["CIDEr-D"] = mean_of([1.0, 1.0, 2.5])
-    evaluation.judgement.people["CIDEr-D"] = (0.875, 1.25)
+    evaluation.judgement.people.update({"CIDEr-D": (0.875, 1.25), "BLEU-4": (float("nan"), 0.5)})
     page = make_page(tmp_path, evaluation)
+    assert "nan" not in page.text("td") and "-" in page.text("td")
     assert page.text("small")[:3] == ["1.00 to 2.50", "0.25 to 0.25", "1.25 to 1.25"]
     assert "1.000 to 2.500" in page.text("small") and "captioner 1.250" in page.text("small")
     assert "0.875" in page.text("td") and {"Value, 95 % interval", "People"} <= set(page.text("th"))
@@ -367,7 +368,7 @@ def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -
     make_page(tmp_path, make_evaluation([picture], ["a caption"]), confidence=section)
     assert [plot.description for plot in section.plots] == [
         "confidence is off by 0.188 on average for a word, by 0.000 for a caption",
-        "the more confident half of the captions has CIDEr-D 1.50, all have 1.25",
+        "the more confident half of the captions has CIDEr-D 1.500, all have 1.250",
     ]
     assert "learned on the other pictures" in section.paragraphs[0]
 
@@ -398,15 +399,13 @@ def test_comparison_table_without_p_shows_none(picture: Path) -> None:
     assert any(details) and not [detail for detail in details if "; p" in detail or "None" in detail]
 
 
-@pytest.mark.parametrize(("pictures", "sentence"), [
-    (1, "Only 1 picture was judged."), (99, "Only 99 pictures were judged."), (100, None),
-])
-def test_report_of_fewer_than_100_pictures_has_a_caution(
-    tmp_path: Path, picture: Path, pictures: int, sentence: str | None
-) -> None:
-    page = make_page(tmp_path, make_evaluation([picture] * pictures, ["a caption"] * pictures))
-    assert ("Few pictures." in page.text("strong")) == (sentence is not None)
-    assert sentence is None or any(sentence in text.replace("\n", " ") for text in page.text("p"))
+def test_report_shows_the_cautions_of_both_captioners_once(tmp_path: Path, picture: Path) -> None:
+    records = [Record(picture, ("a dog",)), Record(picture, ("a cat",))]
+    comparison = compare(("A", ["a dog"] * 2), ("B", ["a cat"] * 2), records, "val")
+    write_report(tmp_path / "report.html", comparison_report({}, comparison))
+    page = Page(tmp_path / "report.html")
+    assert comparison.a.judgement.cautions and page.text("strong").count("Caution.") == 1
+    assert all(caution in page.text("p") for caution in comparison.a.judgement.cautions)
 
 
 def test_shares_show_their_denominator_and_a_dash_without_one(tmp_path: Path, picture: Path) -> None:
@@ -420,7 +419,7 @@ def test_shares_show_their_denominator_and_a_dash_without_one(tmp_path: Path, pi
     assert rows["CHAIRi"].startswith("0.0% ") and "of 3 things<" in rows["CHAIRi"]
     assert "of 2 captions<" in rows["CHAIRs"]
     assert rows["Colours wrong"].startswith("50.0% ") and "of 2 colours<" in rows["Colours wrong"]
-    assert rows["Counts wrong"] == "- <small>no caption names a number</small>"
+    assert rows["Counts wrong"].startswith("- <small>the captions name no numbers")
 
 
 def test_shares_of_captions_without_known_words_are_dashes(tmp_path: Path, picture: Path) -> None:
@@ -428,7 +427,8 @@ def test_shares_of_captions_without_known_words_are_dashes(tmp_path: Path, pictu
     evaluation = make_evaluation([picture], captions, ["كلب يجري"])
     evaluation.judgement.figures.update(judge_captions(captions, [["كلب يجري"]]).figures)
     page = make_page(tmp_path, evaluation)
-    assert page.text("td").count("-") == 5 and "no caption names a thing" in page.text("small")
+    assert page.text("td").count("-") == 5
+    assert any(text.startswith("the captions name no things") for text in page.text("small"))
 
 
 def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture: Path) -> None:
@@ -467,10 +467,13 @@ def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
 
 
 def test_evaluation_report_shows_the_leaked_pairs_of_its_pictures(tmp_path: Path) -> None:
-    for name, seed in (("judged.png", 1), ("copy.png", 1), ("other.png", 2)):
+    (tmp_path / "training").mkdir()
+    for name, seed in (("judged.png", 1), ("training/copy.png", 1), ("training/other.png", 2)):
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((120, 120)).save(tmp_path / name)
     evaluation = make_evaluation([tmp_path / "judged.png"], ["a caption"])
-    training = [Record(tmp_path / name, ("x",)) for name in ("other.png", "copy.png")]
+    training = [Record(tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
     page = make_page(tmp_path, replace(evaluation, leaks=find_leaks(training, evaluation.records)))
     assert [text for text in page.text("figcaption") if text.endswith(".png")] == ["judged.png", "copy.png"]
+    judged, copy = page.all("img")[:2]
+    assert judged["src"] == copy["src"]

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,15 +6,15 @@ import pytest
 
 from myllm.metrics.bleu import bleu
 from myllm.metrics.bootstrap import LEVEL, differences, draws_for, interval, intervals, resample
-from myllm.metrics.result import mean_of
+from myllm.metrics.result import mean_of, share_of
 
 
-def drawn(count: int, seed: int, mean: float = 0.0) -> np.ndarray:
+def normal(count: int, seed: int, mean: float = 0.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1, count)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:
-    values = drawn(2000, 1)
+    values = normal(2000, 1)
     low, high = intervals({"x": mean_of(values)})["x"]
     error = 1.959964 * values.std() / math.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.003)
@@ -22,7 +23,7 @@ def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     held = 0
     for seed in range(300):
-        low, high = intervals({"x": mean_of(drawn(100, seed, 5))}, draws=500, seed=seed)["x"]
+        low, high = intervals({"x": mean_of(normal(100, seed, 5))}, draws=500, seed=seed)["x"]
         held += low <= 5 <= high
     assert held / 300 == pytest.approx(LEVEL, abs=0.04)
 
@@ -38,7 +39,7 @@ def test_figures_that_share_their_sums_see_the_same_pictures() -> None:
 
 
 def test_the_same_seed_draws_the_same_pictures() -> None:
-    figures = {"x": mean_of(drawn(50, 1))}
+    figures = {"x": mean_of(normal(50, 1))}
     assert (resample(figures, 20, seed=3)["x"] == resample(figures, 20, seed=3)["x"]).all()
     assert (resample(figures, 20, seed=3)["x"] != resample(figures, 20, seed=4)["x"]).any()
 
@@ -48,8 +49,8 @@ def test_one_picture_has_an_interval_of_no_width() -> None:
 
 
 def test_a_difference_that_is_there_is_found_and_the_same_captions_differ_in_nothing() -> None:
-    a = drawn(500, 1)
-    better, same = mean_of(a + 0.2 + 0.3 * drawn(500, 2)), mean_of(a)
+    a = normal(500, 1)
+    better, same = mean_of(a + 0.2 + 0.3 * normal(500, 2)), mean_of(a)
     found = differences({"x": same}, {"x": better})["x"]
     assert found.p < 0.001 and found.interval[0] > 0
     assert found.interval[0] < found.difference < found.interval[1]
@@ -57,17 +58,54 @@ def test_a_difference_that_is_there_is_found_and_the_same_captions_differ_in_not
     assert nothing.p == 1 and nothing.interval == (0, 0) and nothing.wins == (0, 0, 500)
 
 
-def test_p_is_below_a_twentieth_one_time_in_twenty_where_nothing_differs() -> None:
-    found = [
-        differences({"x": mean_of(drawn(60, seed))}, {"x": mean_of(drawn(60, seed + 10_000))}, draws=400)["x"].p
+@pytest.mark.parametrize("pictures", [10, 12, 60])
+def test_p_is_below_a_twentieth_at_most_one_time_in_twenty_if_nothing_differs(pictures: int) -> None:
+    p = [
+        differences(
+            {"x": mean_of(normal(pictures, seed))}, {"x": mean_of(normal(pictures, seed + 10_000))}, draws=400
+        )["x"].p
         for seed in range(300)
     ]
-    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.04)
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_p_of_few_pictures_enumerates_all_swaps() -> None:
+    gains = normal(11, 3) + 0.4
+    p = differences({"x": mean_of(np.zeros(11))}, {"x": mean_of(gains)})["x"].p
+    means = [abs(np.mean(gains * signs)) for signs in itertools.product((-1, 1), repeat=11)]
+    assert p == np.mean(np.array(means) >= abs(gains.mean()) - 1e-12)
+
+
+def test_p_of_many_pictures_is_close_to_that_of_all_sign_flips() -> None:
+    gains = normal(14, 8) + 0.5  # one more than is enumerated
+    p = differences({"x": mean_of(np.zeros(14))}, {"x": mean_of(gains)})["x"].p
+    means = [abs(np.mean(gains * signs)) for signs in itertools.product((-1, 1), repeat=14)]
+    assert p == pytest.approx(np.mean(np.array(means) >= abs(gains.mean()) - 1e-12), abs=0.01)
+
+
+def test_fewer_than_ten_pictures_have_no_p() -> None:
+    difference = differences({"x": mean_of(np.zeros(9))}, {"x": mean_of(np.ones(9))})["x"]
+    assert difference.p is None and difference.p_text == "-"
+
+
+def test_values_below_a_thousandth_are_ties() -> None:
+    a, b = mean_of([1e-9, 5e-4, 0.0005, 0.2]), mean_of([1e-5, 9e-4, 0.0015, 0.1])
+    assert differences({"x": a}, {"x": b})["x"].wins == (1, 1, 2)
+
+
+def test_a_share_of_nothing_is_not_compared() -> None:
+    nothing, half = share_of([(0, 0)] * 4, "numbers"), share_of([(1, 2)] * 4, "numbers")
+    assert differences({"x": nothing}, {"x": half}) == {}
+
+
+def test_draws_without_a_case_do_not_spoil_the_interval() -> None:
+    low, high = intervals({"x": share_of([(1, 2), (0, 0), (0, 0)], "numbers")})["x"]
+    assert low == high == 0.5
 
 
 def test_pairing_sees_what_two_intervals_would_hide() -> None:
-    a = 10 * drawn(200, 1)
-    b = a + 0.5 + 0.1 * drawn(200, 2)
+    a = 10 * normal(200, 1)
+    b = a + 0.5 + 0.1 * normal(200, 2)
     own = intervals({"a": mean_of(a), "b": mean_of(b)})
     assert own["a"][1] > own["b"][0]  # they overlap
     assert differences({"x": mean_of(a)}, {"x": mean_of(b)})["x"].p < 0.001

@@ -106,5 +106,5 @@ def test_many_pictures_are_scored_in_parts_as_they_are_at_once(monkeypatch: pyte
     corpus = [[["a", "red", word], ["a", word]] for word in ("dog", "cat", "dog", "boat", "man")]
     candidates = [["a", "red", "dog"], ["cat"], ["a", "dog"], ["red"], []]
     at_once = CiderD(corpus).score(candidates, corpus)
-    monkeypatch.setattr("myllm.metrics.cider._AT_ONCE", 2)
+    monkeypatch.setattr("myllm.metrics.cider._BLOCK", 2)
     assert CiderD(corpus).score(candidates, corpus) == pytest.approx(at_once, abs=1e-12)

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.scenes import judge_scene_caption, named_groups
-from myllm.metrics.hallucination import Named, compare_names, hallucination
+from myllm.metrics.hallucination import NamedThings, compare_names, hallucination
 
 REFERENCES = [
     "a man and a boy play with a red frisbee",
@@ -16,7 +17,7 @@ REFERENCES = [
 ]
 
 
-def compare(caption: str, references: Sequence[str] = REFERENCES) -> Named:
+def compare(caption: str, references: Sequence[str] = REFERENCES) -> NamedThings:
     return compare_names(caption.split(), [reference.split() for reference in references])
 
 
@@ -27,7 +28,7 @@ def compare(caption: str, references: Sequence[str] = REFERENCES) -> Named:
         ("a man with a dog", ("dog",)),
         ("a man in a coat", ()),  # people wear clothes, said or not
         ("a man in a top hat with dogs and a hot dog", ("hat", "dogs", "hot dog")),
-        ("a dog toy", ("toy",)),
+        ("a dog leash", ("leash",)),
         ("nothing", ()),
     ],
 )
@@ -106,7 +107,7 @@ def test_figures_are_shares_of_what_is_named() -> None:
     assert {name: figure.corpus for name, figure in figures.items()} == {
         "CHAIRi": 1 / 3, "CHAIRs": 1 / 3, "places_wrong": 0, "colours_wrong": 1, "counts_wrong": 1
     }
-    assert figures["CHAIRi"].per_image.tolist() == [1 / 2, 0, 0]
+    assert figures["CHAIRi"].per_image.tolist() == pytest.approx([1 / 2, 0, math.nan], nan_ok=True)
     assert figures["CHAIRi"].of([1, 2]) == 0
 
 
@@ -115,14 +116,16 @@ some_things = st.lists(st.sampled_from(THINGS), max_size=5)
 
 
 @given(some_things, st.lists(some_things, min_size=1, max_size=3))
-def test_chair_is_the_share_of_names_outside_the_references(said: list[str], heard: list[list[str]]) -> None:
+def test_chair_is_the_share_of_names_outside_the_references(named: list[str], by_references: list[list[str]]) -> None:
     def sentence(names: list[str]) -> list[str]:
         return " and ".join(f"a {name}" for name in names).split()
 
-    figures = hallucination([sentence(said)], [[sentence(names) for names in heard]])
-    wrong = [name for name in said if all(name not in names for names in heard)]
-    assert figures["CHAIRi"].corpus == (len(wrong) / len(said) if said else 0)
-    assert figures["CHAIRs"].corpus == bool(wrong)
+    figures = hallucination([sentence(named)], [[sentence(names) for names in by_references]])
+    wrong = [name for name in named if all(name not in names for names in by_references)]
+    share, captions = (len(wrong) / len(named), float(bool(wrong))) if named else (math.nan, math.nan)
+    assert figures["CHAIRi"].corpus == pytest.approx(share, nan_ok=True)
+    assert figures["CHAIRs"].corpus == pytest.approx(captions, nan_ok=True)
+    assert figures["CHAIRi"].denominator == len(named)
 
 
 def test_on_scenes_references_tell_of_inventions_what_was_drawn_tells() -> None:
@@ -138,3 +141,46 @@ def test_on_scenes_references_tell_of_inventions_what_was_drawn_tells() -> None:
         assert bool(found.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
         verdicts.add((bool(found.invented_things), bool(found.invented_colours)))
     assert len(verdicts) == 4
+
+
+def test_shares_of_nothing_have_no_value() -> None:
+    """As in captions of another language, or without numbers."""
+    figures = hallucination([["كلب", "يجري"], ["رجل"]], [[["كلب"]], [["رجل"]]])
+    assert all(math.isnan(figure.corpus) and figure.denominator == 0 for figure in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference"),
+    [
+        ("two glasses of wine on a table", "two wine glasses on a table"),
+        ("two glasses on a table", "two wine glasses on a table"),
+        ("bottles of wine", "two wine bottles"),
+        ("a bottle of water", "a man with a water bottle"),
+        ("a glass of water", "a water glass"),
+        ("a woman holding a cup", "a woman with a drink"),
+        ("an orange on a plate", "fruit on a plate"),
+        ("a man peels an orange and an apple", "a man with fruit"),
+        ("oranges in a bowl", "fruit in a dish"),
+        ("a skillet on the stove", "a frying pan on a stovetop"),
+        ("a player throws the ball to the basket", "basketball players"),
+        ("a woman hits a ball over the net", "a woman plays tennis"),
+        ("a four wheel drive car", "a car"),
+        ("a man in red watches", "a man wearing red looks on"),
+        ("the child in brown stands below", "a child in brown"),
+        ("a dog in front of the camera takes a toy", "a picture of a dog with a ball"),
+        ("a seal on a rock", "a sea lion on the rocks"),
+        ("a polar bear cub", "two bears"),
+    ],
+)
+def test_other_words_for_the_same_thing_are_not_invented(caption: str, reference: str) -> None:
+    names = compare(caption, [reference])
+    assert (names.invented_things, names.invented_places, names.invented_colours, names.invented_numbers) == ((),) * 4
+
+
+@pytest.mark.parametrize(
+    ("caption", "colours"),
+    [("an orange and white shirt", 2), ("a boy in orange", 1), ("an orange jacket", 1), ("an orange on a plate", 0),
+     ("an orange", 0), ("two oranges", 0)],
+)
+def test_orange_is_a_colour_or_a_fruit(caption: str, colours: int) -> None:
+    assert compare(caption, ["a man"]).colours == colours

@@ -64,6 +64,15 @@ from myllm.metrics.ptb import ptb_tokenize
         pytest.param("<b>x</b> <a href=\"y\"> < z", "<b> x </b> <a href=\"y\"> < z", id="tags"),
         pytest.param(":) :-( ;D :/ ^_^", ":-rrb- :--lrb- ;d / ^_^", id="smileys"),
         pytest.param("CAFÉ naïve 日本語 中文。 हिन्दी", "café naïve 日本語 中文 。 हिन्दी", id="scripts"),
+        pytest.param("inn't sunn't isn't", "inn t sunn t is n't", id="no n't after an n"),
+        pytest.param(
+            "vs.\u00ad v\u00ads. can\u00adnot do\u00adn't don\u00ad't", "vs. vs cannot do n't don t", id="soft hyphens"
+        ),
+        pytest.param(
+            "x-raye\u0301 raye\u0301 cafe\u0301's a\u0308-b re\u03015",
+            "x-raye \u0301 raye\u0301 cafe\u0301 's a\u0308 b re\u03015",
+            id="combining accents end compounds",
+        ),
         pytest.param(
             "a 😀 dog 👨‍👩‍👧 ❤️ x\u200by soft\u00adhyphen",
             "a dog ❤ x y softhyphen",
@@ -71,12 +80,12 @@ from myllm.metrics.ptb import ptb_tokenize
         ),
     ],
 )
-def test_words_are_split_as_by_stanford(caption: str, words: str) -> None:
+def test_words_equal_stanfords(caption: str, words: str) -> None:
     assert ptb_tokenize(caption) == words.split()
 
 
 @pytest.mark.parametrize("caption", ["", " ", "\n", ".", "\"'`", "...", "😀"])
-def test_a_caption_without_words_has_none(caption: str) -> None:
+def test_captions_of_punctuation_have_no_words(caption: str) -> None:
     assert ptb_tokenize(caption) == []
 
 
@@ -86,7 +95,7 @@ def test_an_end_of_line_is_a_blank(end: str) -> None:
     assert ptb_tokenize(f"a dog{end}runs") == ["a", "dog", "runs"]
 
 
-def test_no_number_of_another_caption_is_read() -> None:
+def test_the_next_caption_is_not_read() -> None:
     """There "no." keeps its point when the next caption starts with a digit."""
     assert [ptb_tokenize(caption) for caption in ("he said no.", "2 dogs")] == [["he", "said", "no"], ["2", "dogs"]]
 
@@ -102,11 +111,15 @@ def test_words_are_lower_case_and_hold_no_blanks(caption: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "dog", "'s", "n't", "t-shirt", "1,000", "and/or", "café", "u.s.", "%"])))
-def test_words_between_blanks_stay_as_they_are(words: list[str]) -> None:
+def test_words_between_blanks_are_unchanged(words: list[str]) -> None:
     assert ptb_tokenize(" ".join(words)) == words
 
 
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("piece", ["a", "a.", "a-", "a'", "a@", "1/", "1 ", "'", "<a ", "http://a.", "n't", "a_", "(1"])
-def test_ten_thousand_repetitions_take_no_time(piece: str) -> None:
-    assert isinstance(ptb_tokenize(piece * 10_000), list)
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    "piece",
+    "a|a.|a,|a&|a+|~|中文。|a-|a'|a@|1/|1 |'|<a |http://a.|n't|a_|(1".split("|"),
+)
+def test_long_text_without_blanks_is_tokenized_in_seconds(piece: str) -> None:
+    """99,000 characters took over 15 s while rules scanned them again at each position."""
+    assert isinstance(ptb_tokenize(piece * (40_000 // len(piece))), list)

@@ -1,13 +1,24 @@
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.errors import DataError
-from myllm.metrics.hallucination import LESS_IS_BETTER
+from myllm.errors import ConfigError, DataError
+from myllm.metrics.hallucination import LOWER_IS_BETTER
 from myllm.metrics.result import mean_of
-from myllm.metrics.score import METRICS, absent, people_agree, score_captions, shuffled, tokenized
+from myllm.metrics.score import (
+    METRICS,
+    Metric,
+    absent,
+    evenly_spaced,
+    has_words_without_blanks,
+    people_agree,
+    score_captions,
+    shuffled,
+    tokenized,
+)
 
 captions = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "red"]), max_size=7).map(" ".join)
 corpora = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
@@ -24,7 +35,7 @@ def columns(corpus: Corpus) -> tuple[list[str], list[list[str]]]:
 def test_scores_name_their_figures_and_their_protocol() -> None:
     scores = score_captions(["A dog.", "A cat."], [["a dog", "the dog"], ["a cat"]])
     assert list(scores.corpus) == list(scores.per_image)
-    assert {*NAMES, "METEOR", *LESS_IS_BETTER} == scores.corpus.keys()
+    assert {*NAMES, "METEOR", *LOWER_IS_BETTER} == scores.corpus.keys()
     assert scores.protocol == {"tokenizer": "PTB 3.4.1", "pictures": 2, "references": 3}
 
 
@@ -41,7 +52,7 @@ def test_a_caption_without_words_scores_0(candidate: str) -> None:
 
 
 def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "words", lambda candidates, references: {"words": mean_of([2.0])})
+    monkeypatch.setitem(METRICS, "words", Metric(lambda candidates, references: {"words": mean_of([2.0])}, ("words",)))
     assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
 
 
@@ -113,3 +124,51 @@ def test_a_shuffle_leaves_no_caption_at_its_picture(count: int, seed: int) -> No
     moved = shuffled(list(range(count)), seed)
     assert sorted(moved) == list(range(count))
     assert all(at != place for place, at in enumerate(moved))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_evenly_spaced_indices_reach_over_everything(total: int, count: int) -> None:
+    chosen = evenly_spaced(total, count)
+    assert len(chosen) == min(total, count) and chosen[0] == 0
+    steps = np.diff([*chosen, total])
+    assert steps.min() >= 1 and steps.max() - steps.min() <= 1
+
+
+def test_people_of_many_pictures_are_compared_on_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("myllm.metrics.score.MAX_PICTURES", 5)
+    # In 8 pictures people agree only in the last 3; the first 5 would say that they never do.
+    references = [[["a"], ["b"]]] * 5 + [[["c"], ["c"]]] * 3
+    people, _ = people_agree([["x"]] * 8, references, ("ROUGE-L",))["ROUGE-L"]
+    assert people == pytest.approx(1 / 5)  # pictures 0, 1, 3, 4 and 6
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (["CIDEr-D", "BLEU-4"], ["BLEU-4", "CIDEr-D"]),
+        (["cider-d"], ["CIDEr-D"]),
+        (["BLEU"], ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]),
+        (["CHAIRi", "ROUGE-L"], ["ROUGE-L", "CHAIRi"]),
+    ],
+)
+def test_chosen_metrics_are_computed_and_no_others(wanted: list[str], names: list[str]) -> None:
+    assert list(score_captions(["a dog"], [["a cat"]], wanted).corpus) == names
+
+
+def test_an_unknown_metric_is_refused_with_a_near_name() -> None:
+    with pytest.raises(ConfigError, match=r"'BLEU-5' is unknown; did you mean BLEU-4.*known are BLEU, "):
+        score_captions(["a dog"], [["a cat"]], ["BLEU-5"])
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["一只狗在草地上"], True),
+        (["犬が走る", "a dog"], False),
+        (["สุนัขวิ่ง"], True),
+        (["a dog"], False),
+        (["كلب يجري"], False),
+    ],
+)
+def test_writing_without_blanks_is_recognised(captions: list[str], expected: bool) -> None:
+    assert has_words_without_blanks(captions) is expected
