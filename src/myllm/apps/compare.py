@@ -62,7 +62,8 @@ def compare_two(paths: Sequence[str], options: CompareOptions, decode: Mapping[s
     if len(common) < len(records):
         display.warn(f"compared on {len(common):,} of {len(records):,} pictures, those that both caption")
     a, b = ((path, [side.captions[one.name] for one in common]) for path, side in zip(paths, sides, strict=True))
-    comparison = compare(a, b, common, options.split)
+    metrics = None if options.metrics is None else options.metrics.split(",")
+    comparison = compare(a, b, common, options.split, metrics)
     data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
     comparison = replace(
         comparison,

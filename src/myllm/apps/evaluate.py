@@ -40,7 +40,10 @@ def evaluate_split(options: EvaluateOptions, decode: Mapping[str, Any]) -> int:
     data = load_split(Path(options.data), options.split, captioner.captions, display, options.training)
     data = replace(data, records=data.records[: options.limit])
     with display.counting() as progress:
-        evaluation = evaluate(captioner, data, captioner.decode_options(**decode), options.batch_size, progress)
+        metrics = None if options.metrics is None else options.metrics.split(",")
+        evaluation = evaluate(
+            captioner, data, captioner.decode_options(**decode), options.batch_size, progress, metrics
+        )
         if options.clip is not None:
             texts = [caption.text for caption in evaluation.captions]
             figures = clip_scores(

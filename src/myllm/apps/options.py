@@ -108,6 +108,8 @@ class EvaluateOptions:
     of a second set of figures. DATA's own split train where not given."""
     limit: int | None = None
     """Only this many pictures, the first ones."""
+    metrics: str | None = None
+    """Compute only these metrics, separated by commas, such as CIDEr-D,BLEU-4; all that are available by default."""
     clip: str | None = None
     """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
     the extra `clip`."""
@@ -147,6 +149,8 @@ class ScoreOptions:
     """Hold against this split's pictures alone, where the references have splits."""
     allow_missing: bool = False
     """Score the pictures that have both where captions or references are left over; how many are left out is told."""
+    metrics: str | None = None
+    """Compute only these metrics, separated by commas, such as CIDEr-D,BLEU-4; all that are available by default."""
     clip: str | None = None
     """Add CLIPScore and RefCLIPScore by this CLIP: transformers:FOLDER_OR_ID, or open_clip:ARCHITECTURE/WEIGHTS; needs
     the extra `clip`."""
@@ -182,6 +186,8 @@ class CompareOptions:
     """Name of the split to compare on."""
     limit: int | None = None
     """Only this many pictures, the first ones."""
+    metrics: str | None = None
+    """Compute only these metrics, separated by commas, such as CIDEr-D,BLEU-4; all that are available by default."""
     out: str | None = None
     """Folder for comparison.json, report.html and its plots."""
     overwrite: bool = False

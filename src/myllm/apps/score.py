@@ -41,7 +41,8 @@ def score(options: ScoreOptions) -> int:
             f"{len(matched.names):,} captions: about {len(matched.names) * BYTES_A_PICTURE / 1e9:.1f} GB of memory"
         )
     with display.counting() as progress:
-        judgement = judge_captions(matched.captions, matched.references, progress=progress)
+        metrics = None if options.metrics is None else options.metrics.split(",")
+        judgement = judge_captions(matched.captions, matched.references, progress=progress, metrics=metrics)
     if options.clip is not None and options.pictures is not None:
         folder = Path(options.pictures)
         with display.counting() as progress:

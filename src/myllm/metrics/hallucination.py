@@ -19,7 +19,9 @@ _NUMBERS |= {str(number): number for number in range(2, 11)}
 # Words of a reference that give a number, in addition to number words.
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = frozenset(["number", "#", "age", "no."])
-_NO_COUNT_BEFORE = frozenset(["year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"])
+_NO_COUNT_BEFORE = frozenset(
+    ["year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"]
+)
 
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals

@@ -121,7 +121,7 @@ def select_metrics(names: Iterable[str]) -> dict[str, list[str]]:
     known = {result.lower(): (name, [result]) for name, metric in METRICS.items() for result in metric.results}
     known |= {name.lower(): (name, list(metric.results)) for name, metric in METRICS.items()}
     wanted: dict[str, set[str]] = {}
-    for name in names:
+    for name in map(str.strip, names):
         if name.lower() not in known:
             spellings = [*METRICS, *(result for metric in METRICS.values() for result in metric.results)]
             hint = nearest(name, spellings)

@@ -5,7 +5,7 @@ import pytest
 
 from myllm.config import CaptionsConfig
 from myllm.data.records import Findings, Record, read_records
-from myllm.data.splits import name_hash, split_records
+from myllm.data.splits import copies_left_out_of_training, name_hash, split_records
 from myllm.errors import DataError
 
 FLICKR8K = Path(__file__).parents[4] / "shared/data/flickr8k"
@@ -103,6 +103,17 @@ def test_a_picture_in_two_files_judges(tmp_path: Path) -> None:
     sides = split_records(records, tmp_path, findings)
     assert names(sides) == {"train": ["0.jpg"], "val": ["1.jpg"], "test": ["2.jpg"]}
     assert findings.in_two_splits == ["2.jpg in val and test, kept in test", "1.jpg in train and val, kept in val"]
+
+
+@pytest.mark.parametrize("has_train_file", [True, False])
+def test_copies_left_out_of_training_are_the_dropped_training_pictures(tmp_path: Path, has_train_file: bool) -> None:
+    contents = {"a.jpg": "x", "b.jpg": "x", "c.jpg": "y", "d.jpg": "z", "e.jpg": "z", "f.jpg": "z"}
+    records = make_records(tmp_path, contents)
+    train = {"train": "a.jpg c.jpg f.jpg"} if has_train_file else {}
+    write_splits(tmp_path, **train, val="b.jpg", test="d.jpg e.jpg")
+    splits = split_records(records, tmp_path, Findings())
+    copies = copies_left_out_of_training(records, tmp_path, splits)
+    assert [record.name for record in copies] == ["a.jpg", "f.jpg"]
 
 
 def test_the_training_copy_of_a_judging_picture_is_dropped(tmp_path: Path) -> None:
