@@ -1,4 +1,4 @@
-"""Confidence that means something: learned at the end of a run, or by `myllm evaluate --calibrate`."""
+"""Calibrated confidence, learned at the end of a run or by `myllm evaluate --calibrate`."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def more_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes of which 150 are for validation, enough to learn from."""
+    """Scenes with 150 validation pictures, enough to learn a calibration from."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     assert main(["scenes", "--out", str(folder), "--count", "3000", "--quiet"]) == 0
     return folder
@@ -24,28 +24,28 @@ def more_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated_run(train: Callable[..., int], more_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended with a calibration."""
+    """A run folder whose captioner is calibrated."""
     out = tmp_path_factory.mktemp("run") / "captioner"
     assert train(out, "--max_steps=200", "--quiet", data=more_scenes) == 0
     return out
 
 
-def test_a_run_ends_calibrated_on_its_validation_pictures(calibrated_run: Path, capfd: Capture) -> None:
-    learned = native.load(calibrated_run).calibration
-    assert learned is not None
-    assert learned.calibrated_on["split"] == "val" and learned.calibrated_on["pictures"] == 150
-    assert learned.calibrated_on["data"] == "scenes" and "a" in learned.common_words
+def test_training_calibrates_confidence_on_the_validation_pictures(calibrated_run: Path, capfd: Capture) -> None:
+    calibration = native.load(calibrated_run).calibration
+    assert calibration is not None
+    assert calibration.calibrated_on["split"] == "val" and calibration.calibrated_on["pictures"] == 150
+    assert calibration.calibrated_on["data"] == "scenes" and "a" in calibration.common_words
     assert main(["info", str(calibrated_run)]) == 0
     assert "confidence  calibrated on 150 pictures of scenes, split val" in capfd.readouterr().out
 
 
-def test_too_few_validation_pictures_leave_a_run_whole_and_uncalibrated(tiny_run: Path, capfd: Capture) -> None:
+def test_training_on_few_validation_pictures_leaves_confidence_uncalibrated(tiny_run: Path, capfd: Capture) -> None:
     assert native.load(tiny_run).calibration is None
     assert main(["info", str(tiny_run)]) == 0
     assert "confidence  not calibrated" in capfd.readouterr().out
 
 
-def test_rows_of_captions_hold_the_calibrated_confidence(
+def test_caption_writes_the_calibrated_confidence(
     calibrated_run: Path, more_scenes: Path, capfd: Capture
 ) -> None:
     picture = more_scenes / "flickr30k_images/val_000000.png"
@@ -56,7 +56,7 @@ def test_rows_of_captions_hold_the_calibrated_confidence(
     assert caption.calibration is not None and caption.words[0].confidence is not None
 
 
-def test_evaluate_calibrates_a_captioner_that_is_there(
+def test_evaluate_calibrate_replaces_the_calibration_of_a_captioner(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     model = tmp_path / "model"
@@ -72,34 +72,35 @@ def test_evaluate_calibrates_a_captioner_that_is_there(
     assert after is not None and after.calibrated_on["split"] == "heldout"
 
 
-def test_an_evaluation_tells_what_confidence_is_worth_by_other_pictures(
+def test_evaluate_judges_confidence_by_a_calibration_of_other_pictures(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     words = ["evaluate", "--model", str(calibrated_run), "--data", str(more_scenes), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert "confidence by a calibration of other pictures" in capfd.readouterr().out
-    held = json.loads((tmp_path / "out/metrics.json").read_text())["confidence"]
-    assert held["cross_fitted"] and 0 <= held["word_calibration_error"] <= 1 and held["coverage"].keys() >= {"50%"}
+    confidence = json.loads((tmp_path / "out/metrics.json").read_text())["confidence"]
+    assert confidence["cross_fitted"] and 0 <= confidence["word_calibration_error"] <= 1
+    assert confidence["coverage"].keys() >= {"50%"}
     rows = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()]
     pictures = [more_scenes / "flickr30k_images" / row["image"] for row in rows[:5]]
-    own = Captioner.load(calibrated_run).caption_batch(pictures)
-    for row, caption in zip(rows, own, strict=False):
+    captions = Captioner.load(calibrated_run).caption_batch(pictures)
+    for row, caption in zip(rows, captions, strict=False):
         assert row["caption"] == caption.text and row["confidence"] != pytest.approx(caption.confidence, abs=1e-6)
     for name in ("reliability.png", "reliability.svg", "coverage.png", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
 
 
-def test_what_cannot_be_calibrated_is_told_before_anything_is_captioned(
+def test_evaluate_calibrate_refuses_exports_and_hub_captioners_before_captioning(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     exported = tmp_path / "onnx"
     assert main(["export", str(calibrated_run), "--to", "onnx", "--out", str(exported), "--quiet"]) == 0
-    for model, told in ((str(exported), "is an ONNX export"), ("someone/captioner", "is one on a hub")):
+    for model, message in ((str(exported), "is an ONNX export"), ("someone/captioner", "is one on a hub")):
         assert main(["evaluate", "--model", model, "--data", str(more_scenes), "--calibrate"]) == 2
-        assert told in capfd.readouterr().err
+        assert message in capfd.readouterr().err
 
 
-def test_too_few_pictures_leave_the_captioner_as_it_was(
+def test_evaluate_calibrate_on_too_few_pictures_leaves_the_captioner_unchanged(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     model = Path(shutil.copytree(calibrated_run, tmp_path / "run"))

@@ -93,4 +93,4 @@ def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options:
     facts = {"Written": run_folder.current_time(), "Captioner": options.model, "Data": data}
     maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
     title = Path(options.model).resolve().name
-    write_report(out / run_folder.REPORT_FILE, evaluation_report(title, facts, evaluation, look=maps))
+    write_report(out / run_folder.REPORT_FILE, evaluation_report(title, facts, evaluation, word_maps=maps))

@@ -1,4 +1,4 @@
-"""The architecture drawn from a configuration, so that the picture can't drift. No model is built for it."""
+"""Draw the architecture from a configuration, without building the model, so that picture and code agree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from myllm.errors import ConfigError
 from myllm.files import atomic_write
 
 INK, FAINT, LINE = "#1b1f27", "#667085", "#8a94a6"
-# fill and edge of what carries the picture, of what carries the text, and of norms
+# fill and edge of boxes that carry the picture, the text, and of norms
 IMAGE, TEXT, NORM = ("#fbeae6", "#c8402f"), ("#e8f0fb", "#1f5fbf"), ("#ffffff", "#8a94a6")
 IMAGE_PANEL, PANEL = ("#fef8f6", "#f0d0c9"), ("#f6f8fb", "#d9dfe8")
 WIRING = {
-    "layerwise": ("each decoder block reads", "the encoder block of its depth"),
+    "layerwise": ("each decoder block reads", "the encoder block at the same depth"),
     "last": ("all decoder blocks read", "the encoder's last output"),
 }
 # no date and no version, so that equal configurations give equal bytes
 METADATA = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 
-# a unit is a tenth of an inch; the columns by their middles, the stacks of blocks by lower and upper edge
+# In tenths of an inch: the page, the centres of the three columns, and the lower and upper edge of stacks of blocks.
 WIDTH, HEIGHT = 100.0, 70.0
 ENCODER, DECODER, DETAIL = 14.5, 51.0, 85.0
-STACK, GAP, MOST_BLOCKS = (24.0, 49.6), 1.8, 5
+STACK, GAP, MAX_BLOCKS = (24.0, 49.6), 1.8, 5
 
 
 @dataclass(frozen=True)
 class Box:
-    """x is the middle, y the lower edge."""
+    """A rectangle: x is its centre, y its lower edge."""
 
     x: float
     y: float
@@ -58,11 +58,14 @@ class Box:
 
 
 def draw_architecture(config: CaptionerConfig, path: Path) -> None:
-    """Write the picture as .svg or .png; equal configurations give equal bytes. Raises ConfigError for others."""
+    """Write the diagram as .svg or .png; equal configurations give equal bytes.
+
+    Raises ConfigError for another suffix.
+    """
     suffix = path.suffix.lower()
     if suffix not in METADATA:
         raise ConfigError(f"--out {path}: unknown suffix {suffix!r}; a diagram is {' or '.join(METADATA)}")
-    # the font that matplotlib brings along, and ids that stay the same from run to run
+    # matplotlib's own font and fixed ids, so that the file does not depend on the machine or the run
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "myllm", "svg.fonttype": "path"}):
         canvas = Canvas()
         canvas.text(2.5, 66.6, "VisionGPT2", 16, align="left")
@@ -79,7 +82,7 @@ def draw_architecture(config: CaptionerConfig, path: Path) -> None:
 
 
 class Canvas:
-    """A page for boxes, arrows and words."""
+    """A page with boxes, arrows and text."""
 
     def __init__(self) -> None:
         self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10))
@@ -87,16 +90,16 @@ class Canvas:
         self.axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
         self.axes.axis("off")
 
-    def box(self, box: Box, colours: tuple[str, str], label: str = "", below: str = "") -> Box:
-        """A box with a label, and a fainter line under that."""
+    def box(self, box: Box, colours: tuple[str, str], label: str = "", detail: str = "") -> Box:
+        """Draw a box with a label and, below it, a fainter line. Returns the box."""
         fill, edge = colours
         shape = FancyBboxPatch(
             (box.left, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.8",
             facecolor=fill, edgecolor=edge, linewidth=1.1,
         )
         self.axes.add_patch(shape)
-        self.text(box.x, box.middle + (0.95 if below else 0), label)
-        self.text(box.x, box.middle - 1.15, below, 7.2, FAINT)
+        self.text(box.x, box.middle + (0.95 if detail else 0), label)
+        self.text(box.x, box.middle - 1.15, detail, 7.2, FAINT)
         return box
 
     def text(self, x: float, y: float, words: str, size: float = 9, colour: str = INK, align: str = "center") -> None:
@@ -113,15 +116,15 @@ class Canvas:
         self.axes.annotate("", end, start, arrowprops=style)
 
     def chain(self, *boxes: Box) -> None:
-        """Arrows upwards, from each box to the next."""
+        """Draw an arrow upwards from each box to the next."""
         for lower, upper in pairwise(boxes):
             self.arrow((lower.x, lower.top), (upper.x, upper.y))
 
     def stack(self, x: float, labels: Sequence[str], colours: tuple[str, str]) -> list[Box]:
-        """Boxes above each other that fill the height of the stacks."""
+        """Draw a box per label, bottom to top, within `STACK`, and arrows between them. Returns the boxes."""
         low, high = STACK
         height = (high - low - GAP * (len(labels) - 1)) / len(labels)
-        boxes = [Box(x, low + at * (height + GAP), height=height) for at in range(len(labels))]
+        boxes = [Box(x, low + index * (height + GAP), height=height) for index in range(len(labels))]
         for box, label in zip(boxes, labels, strict=True):
             self.box(box, colours, label)
         self.chain(*boxes)
@@ -129,20 +132,20 @@ class Canvas:
 
 
 def _norm(name: str) -> str:
-    """A norm's label with its name in the code, in a font that tells l from I."""
+    """Return the label of a norm with its name in the code, in a font whose l and I differ."""
     return rf"norm  $\mathtt{{{name}}}$".replace("_", r"\_")
 
 
 def _labels(n_layer: int) -> list[str]:
-    """Of the decoder's blocks, those in the middle in one where there are many."""
+    """Return the labels of the decoder's blocks; many blocks in the middle share one label."""
     labels = [f"block {number}" for number in range(1, n_layer + 1)]
-    if n_layer > MOST_BLOCKS:
+    if n_layer > MAX_BLOCKS:
         labels[3:-1] = [f"blocks 4 to {n_layer - 1}"]
     return labels
 
 
 def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
-    """From caption tokens to logits. Returns the boxes of its blocks, first to last."""
+    """Draw the decoder from caption tokens to logits. Returns the boxes of its blocks, first to last."""
     for word, x, width in (("<|endoftext|>", 45.4, 9.8), ("a", 52.0, 2.4), ("red", 55.5, 3.6), ("ball", 59.6, 3.8)):
         canvas.box(Box(x, 8, width, 3.2), TEXT)
         canvas.text(x, 9.6, word, 7.2)
@@ -164,7 +167,7 @@ def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
 
 
 def _draw_detail(canvas: Canvas, text: GPTConfig, block: Box) -> None:
-    """What is inside a block, beside the last one."""
+    """Draw the layers inside a block in a panel to the right of the last block."""
     panel = Box(DETAIL, 4, 25, 61.8)
     wedge = [
         (block.right, block.y),
@@ -181,25 +184,25 @@ def _draw_detail(canvas: Canvas, text: GPTConfig, block: Box) -> None:
         ("ln_cross_attn", "cross-attention", "Q: text    K, V: image tokens"),
         ("ln_2", "feed-forward", f"{text.n_embd} → {4 * text.n_embd:,} → {text.n_embd}, GELU"),
     )
-    below = Box(DETAIL, 5.4, height=0)
-    for at, (name, label, sizes) in enumerate(layers):
-        low = 7.2 + 18 * at
+    previous = Box(DETAIL, 5.4, height=0)
+    for index, (name, label, sizes) in enumerate(layers):
+        low = 7.2 + 18 * index
         norm = canvas.box(Box(DETAIL, low + 2.4, 17, 3.0), NORM, _norm(name))
         layer = canvas.box(Box(DETAIL, low + 7.4, 17), TEXT, label, sizes)
         plus = Box(DETAIL, low + 14.2, 2.4, 2.4)
-        canvas.chain(below, norm, layer, plus)
+        canvas.chain(previous, norm, layer, plus)
         canvas.line([(DETAIL, low), (branch, low), (branch, plus.middle)])
         canvas.arrow((branch, plus.middle), (plus.right, plus.middle))
         canvas.axes.add_patch(Circle((DETAIL, plus.middle), 1.2, facecolor="white", edgecolor=LINE, linewidth=1.1))
         canvas.text(DETAIL, plus.middle, "+", 9, FAINT)
         if label == "cross-attention":
             canvas.arrow((panel.left, layer.middle), (layer.left, layer.middle), IMAGE[1])
-        below = plus
-    canvas.arrow((DETAIL, below.top), (DETAIL, 62.2))
+        previous = plus
+    canvas.arrow((DETAIL, previous.top), (DETAIL, 62.2))
 
 
 def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box]) -> None:
-    """From the picture to image tokens, and by arrows on to the decoder's blocks."""
+    """Draw the encoder from the picture to image tokens, and arrows to the decoder's blocks."""
     vision, bus = config.vision, 32.5
     picture = _draw_picture(canvas, vision)
     canvas.box(Box(ENCODER, 15.4, 24, 40.8), IMAGE_PANEL)
@@ -208,19 +211,22 @@ def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box
     canvas.text(ENCODER, 51.8, f"timm backbone, {origin}{', frozen' if vision.frozen else ''}", 7.2, FAINT)
     if config.mode == "layerwise":
         patches = canvas.box(Box(ENCODER, 17, height=4), IMAGE, "patches + positions")
-        # unnumbered: how many there are only the backbone knows; the last decoder block reads the last one in any case
+        # without numbers, because only the backbone knows how many blocks it has
         labels = [label.split()[0] for label in _labels(config.text.n_layer)]
-        own = canvas.stack(ENCODER, [*labels[:-1], "last block"], IMAGE)
-        canvas.chain(picture, patches, own[0])
-        for source, target in zip(own, decoder, strict=True):
+        blocks = canvas.stack(ENCODER, [*labels[:-1], "last block"], IMAGE)
+        canvas.chain(picture, patches, blocks[0])
+        for source, target in zip(blocks, decoder, strict=True):
             canvas.arrow((source.right, source.middle), (target.left, target.middle), IMAGE[1])
     else:
         height = max(5.2, decoder[-1].height)
-        output = Box(ENCODER, decoder[-1].middle - height / 2, height=height)
-        canvas.box(output, IMAGE, "last output", "normalised tokens, or a feature map")
-        blocks = Box(ENCODER, 17, height=output.y - 20)
-        canvas.box(blocks, IMAGE, "its blocks", "of attention, or of convolutions")
-        canvas.chain(picture, blocks, output)
+        output = canvas.box(
+            Box(ENCODER, decoder[-1].middle - height / 2, height=height), IMAGE, "last output",
+            "normalised tokens, or a feature map",
+        )
+        backbone = canvas.box(
+            Box(ENCODER, 17, height=output.y - 20), IMAGE, "its blocks", "of attention, or of convolutions"
+        )
+        canvas.chain(picture, backbone, output)
         canvas.line([(output.right, output.middle), (bus, output.middle), (bus, decoder[0].middle)], IMAGE[1])
         for target in decoder:
             canvas.arrow((bus, target.middle), (target.left, target.middle), IMAGE[1])
@@ -229,7 +235,7 @@ def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box
 
 
 def _draw_picture(canvas: Canvas, vision: VisionConfig) -> Box:
-    """A picture, cut into the places that become tokens."""
+    """Draw a picture, cut into the patches that become tokens. Returns its box."""
     picture = Box(ENCODER, 3.4, 10, 10)
     shapes = (
         Rectangle((picture.left, picture.y), 10, 10, color="#dbe9f6", linewidth=0),
@@ -239,9 +245,9 @@ def _draw_picture(canvas: Canvas, vision: VisionConfig) -> Box:
     )
     for shape in shapes:
         canvas.axes.add_patch(shape)
-    for at in (2.5, 5.0, 7.5):
-        canvas.line([(picture.left + at, picture.y), (picture.left + at, picture.top)], "#ffffff")
-        canvas.line([(picture.left, picture.y + at), (picture.right, picture.y + at)], "#ffffff")
+    for offset in (2.5, 5.0, 7.5):
+        canvas.line([(picture.left + offset, picture.y), (picture.left + offset, picture.top)], "#ffffff")
+        canvas.line([(picture.left, picture.y + offset), (picture.right, picture.y + offset)], "#ffffff")
     side = vision.image_size
     canvas.text(ENCODER, 1.7, f"picture  (B, 3, {side or 'H'}, {side or 'W'})", 7.5, FAINT)
     return picture

@@ -1,4 +1,4 @@
-"""The gallery of a report: which pictures, in which orders, each with what is said of it and what was looked at."""
+"""The gallery of a report: which pictures it shows, in which orders, with captions, references and word maps."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from myllm.data.images import load_image
 from myllm.data.records import Record
 from myllm.errors import DataError
 
-EACH = 12
-"""Pictures of each order that the gallery is certain to have, its first ones."""
-THUMBNAIL = 320
-SMALL = 128  # pixels a side; what is smaller is drawn, and JPEG would smear it
-QUALITIES = (82, 65, 45, 25)
+PICTURES_PER_ORDER = 12
+"""The gallery contains the first pictures of each order, this many."""
+THUMBNAIL_SIDE = 320  # pixels
+SMALL_SIDE = 128  # pixels; a smaller picture is probably drawn, and JPEG would blur its edges
+JPEG_QUALITIES = (82, 65, 45, 25)
 MAP_SIDE = 32
-# bytes in all, before base64 makes four of three; a page is to stay under 5 MB, whatever is in it
+# bytes for the whole gallery, before base64 adds a third, so that a page of any pictures stays under 5 MB
 THUMBNAIL_BYTES, MAP_BYTES = 2_000_000, 1_000_000
 MAX_REFERENCES = 10
-PLACES = (
+LOCATIONS = (
     ("at the upper left", "at the top", "at the upper right"),
     ("on the left", "in the middle", "on the right"),
     ("at the lower left", "at the bottom", "at the lower right"),
@@ -34,16 +34,17 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class WordMap:
-    """A word of a caption as it stands there, or a punctuation mark."""
+    """A word of a caption, and where in the picture the captioner looked when it wrote the word."""
 
     text: str
+    """The word as the caption spells it."""
     map: Floats | None = None
-    """(H, W), in the picture's own proportions, at least 0: how much each place was looked at."""
+    """(H, W) in the picture's proportions, each value at least 0; None if the word has no map."""
     confidence: float | None = None
 
 
 WordMapsOf = Callable[[int], Sequence[WordMap]]
-"""From the place of a picture among those judged to the words of its caption in order; asked for those shown alone."""
+"""Function from the index of a judged picture to the words of its caption, in order."""
 
 
 @dataclass(frozen=True)
@@ -52,52 +53,54 @@ class Order:
 
     key: str
     label: str
-    places: Sequence[int]
-    """All N pictures' places, those to be seen first in front."""
+    indices: Sequence[int]
+    """All N pictures; the gallery begins with the first."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture inside the page."""
+    """A picture as part of the page."""
 
     uri: str
+    """A data URI."""
     width: int
     height: int
 
     @property
     def is_small(self) -> bool:
-        """Whether each of its pixels is to be seen."""
-        return max(self.width, self.height) < SMALL
+        """Whether the page should enlarge it with sharp pixels."""
+        return max(self.width, self.height) < SMALL_SIDE
 
 
 @dataclass(frozen=True)
 class WordSpan:
-    """A stretch of a caption."""
+    """A part of a caption: a word with a map, or text between such words."""
 
     text: str
-    seen: str = ""
-    """A map as `width,height,base64 of a byte a place`; none where there is nothing to see."""
-    told: str = ""
-    """The same in words, with the word's confidence."""
+    map: str = ""
+    """`width,height,` and then the base64 of one byte per cell; empty if there is no map."""
+    description: str = ""
+    """The map in words, and the word's confidence."""
 
 
 @dataclass(frozen=True)
 class GalleryCaptions:
-    """What one captioner says of N pictures."""
+    """One captioner's captions of N pictures, with what is known of each."""
 
     captions: Sequence[str]
     cider_d: Sequence[float] | Floats
     scores: Sequence[float] | None = None
     confidence: Sequence[float] | None = None
-    look: WordMapsOf | None = None
+    word_maps: WordMapsOf | None = None
 
 
 @dataclass(frozen=True)
 class PictureCaption:
-    """A caption in the gallery."""
+    """A caption under a picture of the gallery."""
 
     text: str
-    pieces: Sequence[WordSpan]
+    spans: Sequence[WordSpan]
+    """The whole text, in parts."""
     cider_d: float
     score: float | None
     confidence: float | None
@@ -105,150 +108,159 @@ class PictureCaption:
 
 @dataclass(frozen=True)
 class GalleryPicture:
-    """A picture in the gallery."""
+    """A picture of the gallery."""
 
     name: str
     thumbnail: Thumbnail | None
-    """None where the picture cannot be read any more."""
-    spoken: Sequence[PictureCaption]
+    """None if the picture can no longer be read."""
+    captions: Sequence[PictureCaption]
+    """One from each captioner."""
     references: Sequence[str]
-    left_out: int
-    """References beyond `MAX_REFERENCES`."""
+    omitted_references: int
+    """Number of references beyond `MAX_REFERENCES`."""
     ranks: dict[str, int]
-    """Its place in each order."""
+    """The picture's position in each order, by the order's key."""
 
 
-def gallery_orders(said: GalleryCaptions, seed: int = 0) -> list[Order]:
-    """Random first: what is seen before anyone sorts is not picked."""
-    worst = np.argsort(np.asarray(said.cider_d), kind="stable")
-    best = np.argsort(-np.asarray(said.cider_d), kind="stable")
-    orders = [_random(len(worst), seed), Order("best", "Best", best.tolist()), Order("worst", "Worst", worst.tolist())]
-    if said.confidence is not None:
-        sure = np.argsort(-np.asarray(said.confidence), kind="stable").tolist()
-        unsure = np.argsort(np.asarray(said.confidence), kind="stable").tolist()
-        orders += [Order("sure", "Most confident", sure), Order("unsure", "Least confident", unsure)]
-    return orders
+def gallery_orders(captions: GalleryCaptions, seed: int = 0) -> list[Order]:
+    """Return the orders for one captioner. The first is random, so that nobody has chosen what a reader sees first."""
+    keys = {"best": ("Best", -np.asarray(captions.cider_d)), "worst": ("Worst", np.asarray(captions.cider_d))}
+    if captions.confidence is not None:
+        confidence = np.asarray(captions.confidence)
+        keys |= {"confident": ("Most confident", -confidence), "unconfident": ("Least confident", confidence)}
+    return _orders(keys, seed)
 
 
 def comparison_orders(a: GalleryCaptions, b: GalleryCaptions, seed: int = 0) -> list[Order]:
-    """Where either is ahead, and where both do well or badly."""
-    ours, theirs = np.asarray(a.cider_d), np.asarray(b.cider_d)
+    """Return the orders for two captioners: a random one, where either is better, and where both are good or poor."""
+    of_a, of_b = np.asarray(a.cider_d), np.asarray(b.cider_d)
     keys = {
-        "ahead": ("B ahead", ours - theirs), "behind": ("A ahead", theirs - ours),
-        "best": ("Both good", -(ours + theirs)), "worst": ("Both poor", ours + theirs),
+        "b_better": ("B better", of_a - of_b), "a_better": ("A better", of_b - of_a),
+        "best": ("Both good", -(of_a + of_b)), "worst": ("Both poor", of_a + of_b),
     }
-    found = [Order(key, label, np.argsort(by, kind="stable").tolist()) for key, (label, by) in keys.items()]
-    return [_random(len(ours), seed), *found]
+    return _orders(keys, seed)
 
 
 def build_gallery(
     records: Sequence[Record], sides: Sequence[GalleryCaptions], orders: Sequence[Order]
 ) -> list[GalleryPicture]:
-    """The gallery: the first `EACH` pictures of each order, in the first order. Each of `sides` speaks of `records`."""
-    chosen = {place for order in orders for place in order.places[:EACH]}
-    ranked = {order.key: [place for place in order.places if place in chosen] for order in orders}
-    ranks = {key: {place: rank for rank, place in enumerate(places)} for key, places in ranked.items()}
-    places = ranked[orders[0].key]
-    words = [[_words(side, place) for place in places] for side in sides]
-    count = sum(word.map is not None for side in words for own in side for word in own)
-    map_side = min(MAP_SIDE, int((MAP_BYTES / max(1, count)) ** 0.5))
-    shown = []
-    for at, place in enumerate(places):
-        record = records[place]
-        spoken = [
-            _spoken(side, place, split_words[at], map_side) for side, split_words in zip(sides, words, strict=True)
-        ]
-        shown.append(
-            GalleryPicture(
-                record.name, _thumbnail(record.image, THUMBNAIL_BYTES // len(places)), spoken,
-                record.captions[:MAX_REFERENCES], max(0, len(record.captions) - MAX_REFERENCES),
-                {key: own[place] for key, own in ranks.items()},
-            )
+    """Return the first `PICTURES_PER_ORDER` pictures of each order, sorted by the first order.
+
+    sides: for each captioner, its captions of `records`.
+    """
+    chosen = {index for order in orders for index in order.indices[:PICTURES_PER_ORDER]}
+    sorted_indices = {order.key: [index for index in order.indices if index in chosen] for order in orders}
+    indices = sorted_indices[orders[0].key]
+    words = [[_small_maps(side, index) for index in indices] for side in sides]
+    map_count = sum(word.map is not None for side in words for caption in side for word in caption)
+    map_side = min(MAP_SIDE, int((MAP_BYTES / max(1, map_count)) ** 0.5))
+    return [
+        GalleryPicture(
+            name=records[index].name,
+            thumbnail=make_thumbnail(records[index].image, THUMBNAIL_BYTES // len(indices)),
+            captions=[
+                _picture_caption(side, index, caption, map_side)
+                for side, caption in zip(sides, words_of_picture, strict=True)
+            ],
+            references=records[index].captions[:MAX_REFERENCES],
+            omitted_references=max(0, len(records[index].captions) - MAX_REFERENCES),
+            ranks={key: in_order.index(index) for key, in_order in sorted_indices.items()},
         )
-    return shown
+        for index, words_of_picture in zip(indices, zip(*words, strict=True), strict=True)
+    ]
 
 
-def describe_position(seen: Floats) -> str:
-    """Where most of a map (H, W) lies, in words, by the ninths of the picture: `mostly at the top` and so on."""
-    # by the middles of its places, as a map of one row lies in the middle
-    rows, columns = (((np.arange(side) + 0.5) * 3 / side).astype(int) for side in seen.shape)
-    sums = np.zeros((3, 3))
-    np.add.at(sums, (rows[:, None], columns[None]), seen)
-    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
-    # less than twice its even share does not stand out
-    how = "mostly" if sums.max() > 2 / 9 * sums.sum() else "all over, most"
-    return f"{how} {PLACES[row][column]}"
+def make_thumbnail(path: Path, max_bytes: int, side: int = THUMBNAIL_SIDE) -> Thumbnail | None:
+    """Return a picture in at most `side` pixels a side, with a JPEG quality that keeps it within `max_bytes`.
 
-
-def _random(count: int, seed: int) -> Order:
-    return Order("random", "Random", np.random.default_rng(seed).permutation(count).tolist())
-
-
-def _words(said: GalleryCaptions, place: int) -> list[WordMap]:
-    """Its words with maps that are small already, so that those of a whole gallery fit in memory."""
-    if said.look is None:
-        return []
-    return [WordMap(word.text, _shrunk(word.map, MAP_SIDE), word.confidence) for word in said.look(place)]
-
-
-def _shrunk(seen: Floats | None, side: int) -> Floats | None:
-    """At most `side` on its longer side; None where nothing was looked at."""
-    if seen is None or not seen.size or not np.isfinite(seen).all() or seen.max() <= 0:
-        return None
-    height, width = seen.shape
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = Image.fromarray(np.asarray(seen, np.float32)).resize(size, Image.Resampling.BOX)
-    return np.asarray(small, np.float32).clip(min=0)
-
-
-def _spoken(said: GalleryCaptions, place: int, words: Sequence[WordMap], map_side: int) -> PictureCaption:
-    text = said.captions[place]
-    return PictureCaption(
-        text, _pieces(text, words, map_side), float(said.cider_d[place]),
-        None if said.scores is None else said.scores[place],
-        None if said.confidence is None else said.confidence[place],
-    )
-
-
-def _pieces(text: str, words: Sequence[WordMap], map_side: int) -> list[WordSpan]:
-    """The whole text, cut so that each word with a map is a piece."""
-    pieces, end = [], 0
-    for word in words:
-        start = text.find(word.text, end) if word.text else -1
-        seen = _shrunk(word.map, map_side)
-        if start < 0 or seen is None:
-            continue
-        pieces += [WordSpan(text[end:start]), WordSpan(word.text, _packed(seen), _told(word, seen))]
-        end = start + len(word.text)
-    return [piece for piece in [*pieces, WordSpan(text[end:])] if piece.text]
-
-
-def _packed(seen: Floats) -> str:
-    """From the least to the most that was looked at: a map that is nearly even shows where it is not."""
-    height, width = seen.shape
-    extent = float(seen.max() - seen.min())
-    values = np.rint(255 * (seen - seen.min()) / (extent or 1)).astype(np.uint8)
-    return f"{width},{height},{base64.b64encode(values.tobytes()).decode()}"
-
-
-def _told(word: WordMap, seen: Floats) -> str:
-    sure = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
-    return f"“{word.text}”: looked {describe_position(seen)}{sure}"
-
-
-def _thumbnail(path: Path, most_bytes: int) -> Thumbnail | None:
-    """The coarser the more bytes it would take."""
+    The lowest quality is used even if the result is larger. None if the picture can't be read.
+    """
     try:
         image = load_image(path)
     except DataError:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    forms = [("png", 0)] * (max(image.size) < SMALL) + [("jpeg", quality) for quality in QUALITIES]
-    for kind, quality in forms:
+    image.thumbnail((side, side))
+    encodings = [("png", 0)] * (max(image.size) < SMALL_SIDE) + [("jpeg", quality) for quality in JPEG_QUALITIES]
+    for kind, quality in encodings:
         buffer = BytesIO()
         image.save(buffer, kind, quality=quality, optimize=True)
-        if buffer.tell() <= most_bytes:
+        if buffer.tell() <= max_bytes:
             break
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Thumbnail(uri, *image.size)
+
+
+def describe_position(word_map: Floats) -> str:
+    """Say where most of a map (H, W) lies, by the ninths of the picture: `mostly at the top` and so on."""
+    # a cell counts for the ninth that its centre lies in
+    rows, columns = (((np.arange(side) + 0.5) * 3 / side).astype(int) for side in word_map.shape)
+    sums = np.zeros((3, 3))
+    np.add.at(sums, (rows[:, None], columns[None]), word_map)
+    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
+    # a ninth stands out if it has at least twice its even share
+    extent = "mostly" if sums.max() > 2 / 9 * sums.sum() else "all over, most"
+    return f"{extent} {LOCATIONS[row][column]}"
+
+
+def _orders(keys: dict[str, tuple[str, Floats]], seed: int) -> list[Order]:
+    """Return a random order, then one for each key: its label, and (N,) values, of which the lowest comes first."""
+    count = len(next(iter(keys.values()))[1])
+    shuffled = Order("random", "Random", np.random.default_rng(seed).permutation(count).tolist())
+    return [shuffled, *(
+        Order(key, label, np.argsort(values, kind="stable").tolist()) for key, (label, values) in keys.items()
+    )]
+
+
+def _small_maps(captions: GalleryCaptions, index: int) -> list[WordMap]:
+    """Return a caption's words with reduced maps, so that the maps of the whole gallery fit into memory."""
+    if captions.word_maps is None:
+        return []
+    return [WordMap(word.text, _shrink(word.map, MAP_SIDE), word.confidence) for word in captions.word_maps(index)]
+
+
+def _shrink(word_map: Floats | None, side: int) -> Floats | None:
+    """Return the map with at most `side` cells on its longer side; None if it has no positive, finite values."""
+    if word_map is None or not word_map.size or not np.isfinite(word_map).all() or word_map.max() <= 0:
+        return None
+    height, width = word_map.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = Image.fromarray(np.asarray(word_map, np.float32)).resize(size, Image.Resampling.BOX)
+    return np.asarray(small, np.float32).clip(min=0)
+
+
+def _picture_caption(
+    captions: GalleryCaptions, index: int, words: Sequence[WordMap], map_side: int
+) -> PictureCaption:
+    text = captions.captions[index]
+    return PictureCaption(
+        text, _spans(text, words, map_side), float(captions.cider_d[index]),
+        None if captions.scores is None else captions.scores[index],
+        None if captions.confidence is None else captions.confidence[index],
+    )
+
+
+def _spans(text: str, words: Sequence[WordMap], map_side: int) -> list[WordSpan]:
+    """Split the text so that each word with a map is a span."""
+    spans, end = [], 0
+    for word in words:
+        start = text.find(word.text, end) if word.text else -1
+        small = _shrink(word.map, map_side)
+        if start < 0 or small is None:
+            continue
+        spans += [WordSpan(text[end:start]), WordSpan(word.text, _pack_map(small), _describe_map(word, small))]
+        end = start + len(word.text)
+    return [span for span in [*spans, WordSpan(text[end:])] if span.text]
+
+
+def _pack_map(word_map: Floats) -> str:
+    """Encode a map for `WordSpan`, stretched from its minimum to its maximum so that a nearly even map shows detail."""
+    height, width = word_map.shape
+    extent = float(word_map.max() - word_map.min())
+    values = np.rint(255 * (word_map - word_map.min()) / (extent or 1)).astype(np.uint8)
+    return f"{width},{height},{base64.b64encode(values.tobytes()).decode()}"
+
+
+def _describe_map(word: WordMap, word_map: Floats) -> str:
+    confidence = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
+    return f"“{word.text}”: looked {describe_position(word_map)}{confidence}"

@@ -1,4 +1,4 @@
-"""What each word looked at, as pictures: heat in cividis, which reads alike with all kinds of colour vision."""
+"""Heat maps as pictures: where the captioner looked for each word, in colours that any colour vision can read."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,85 +13,77 @@ from torch import Tensor
 from myllm.caption import Caption, CaptionerProtocol, Word, normalize_word
 from myllm.data.records import Record
 from myllm.errors import DataError
-from myllm.evaluation import gallery
-from myllm.evaluation.gallery import WordMapsOf
-from myllm.evaluation.plots import FAINT, INK
+from myllm.evaluation.gallery import WordMap, WordMapsOf
+from myllm.evaluation.plots import FAINT, INK, render
 from myllm.inference.captioner import Captioner
 
-COLOURS = "cividis"
+COLOUR_MAP = "cividis"
 COLUMNS = 5
 
 
 def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
-    """The picture in grey under the heat (H, W) of one word, in the picture's size; the hottest place is full yellow.
+    """Return the picture in grey with one word's heat over it, in the picture's size; the maximum is yellow.
 
-    The heat may be of another size than the picture; both show the same view.
+    heat: (H, W), at least 0. It may have another size than the picture, but must show the same section.
     """
     values = heat.numpy() / max(float(heat.max()), np.finfo(np.float32).tiny)
-    fitted = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
-    strength = np.asarray(fitted).clip(0, 1)[..., None]
+    resized = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
+    strength = np.asarray(resized).clip(0, 1)[..., None]
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
-    coloured = colormaps[COLOURS](strength[..., 0])[..., :3]
+    coloured = colormaps[COLOUR_MAP](strength[..., 0])[..., :3]
     # neither black nor white, so that the heat shows on both
     mixed = (0.2 + 0.6 * grey) * (1 - strength) + coloured * (0.55 + 0.45 * grey) * strength
     return Image.fromarray((255 * mixed).round().astype(np.uint8))
 
 
 def draw_words(picture: Image.Image, words: Sequence[Word], maps: Tensor, title: str = "") -> Image.Image:
-    """The picture beside a panel for each word: its heat, with the word and the chance the model gave it above.
+    """Return a figure of the picture and, for each word, its heat map under the word and the word's probability.
 
-    maps: (T, H, W), of each of the caption's tokens.
+    Words that were required as a prefix are marked "given"; punctuation has no panel.
+    maps: (T, H, W), one for each token of the caption.
     """
-    told = [word for word in words if normalize_word(word.text)]  # without punctuation
-    rows = -(-(len(told) + 1) // COLUMNS)
+    words = [word for word in words if normalize_word(word.text)]
+    rows = -(-(len(words) + 1) // COLUMNS)
     side = 1.9
-    tall = side * picture.height / picture.width if picture.width >= picture.height else side
-    height = rows * (tall + 0.45) + 0.3
+    panel_height = side * picture.height / picture.width if picture.width >= picture.height else side
+    height = rows * (panel_height + 0.45) + 0.3
     figure = Figure(figsize=(COLUMNS * (side + 0.1), height), dpi=110)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.62 / height, wspace=0.06, hspace=0.45 / tall)
-    places = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-    shown = picture.copy()
-    shown.thumbnail((512, 512))
-    panels = [("", "", shown)]
-    for word in told:
-        chance = "given" if word.logprob is None else f"{np.exp(word.logprob):.0%}"
-        panels.append((word.text, chance, overlay(shown, maps[word.tokens].mean(0))))
-    for axes in places:
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.62 / height, wspace=0.06, hspace=0.45 / panel_height)
+    small = picture.copy()
+    small.thumbnail((512, 512))
+    panels = [("", "", small)]
+    for word in words:
+        probability = "given" if word.logprob is None else f"{np.exp(word.logprob):.0%}"
+        panels.append((word.text, probability, overlay(small, maps[word.tokens].mean(0))))
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axes in grid:
         axes.axis("off")
-    for axes, (text, chance, panel) in zip(places, panels, strict=False):
+    # parse_math: "$" would begin a formula
+    for axes, (text, probability, panel) in zip(grid, panels, strict=False):
         axes.imshow(panel, interpolation="nearest" if panel.width < 128 else "antialiased")
-        axes.set_title(_plain(text), loc="left", fontsize=11, color=INK, pad=4)
-        axes.set_title(chance, loc="right", fontsize=9, color=FAINT, pad=4)
-    headline = textwrap.shorten(title, 110, placeholder=" ...")
-    figure.suptitle(_plain(headline), x=0.01, y=1 - 0.12 / height, ha="left", fontsize=12, color=INK)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return Image.open(buffer).convert("RGB")
+        axes.set_title(text, loc="left", fontsize=11, color=INK, pad=4, parse_math=False)
+        axes.set_title(probability, loc="right", fontsize=9, color=FAINT, pad=4)
+    title = textwrap.shorten(title, 110, placeholder=" ...")
+    figure.suptitle(title, x=0.01, y=1 - 0.12 / height, ha="left", fontsize=12, color=INK, parse_math=False)
+    return Image.open(BytesIO(render(figure, ".png", facecolor="white"))).convert("RGB")
 
 
 def make_word_maps(
     captioner: CaptionerProtocol, records: Sequence[Record], captions: Sequence[Caption]
 ) -> WordMapsOf | None:
-    """For a report: what was looked at for the words of a picture's caption, by its place among `records`.
+    """Return the function that gives a report the word maps of a picture, by the picture's index in `records`.
 
-    None where the captioner, being an export, can't tell.
+    None if the captioner is an export, which has no attention maps. A picture that can no longer be read has no words.
     """
     if not isinstance(captioner, Captioner):
         return None
 
-    def look(place: int) -> list[gallery.WordMap]:
+    def word_maps(index: int) -> list[WordMap]:
         try:
-            maps = captioner.attention_maps(records[place].image, captions[place])
-        except DataError:  # gone since it was captioned
+            maps = captioner.attention_maps(records[index].image, captions[index])
+        except DataError:
             return []
-        return [
-            gallery.WordMap(word.text, maps[word.tokens].mean(0).numpy(), word.confidence)
-            for word in captions[place].words
-        ]
+        words = captions[index].words
+        return [WordMap(word.text, maps[word.tokens].mean(0).numpy(), word.confidence) for word in words]
 
-    return look
-
-
-def _plain(text: str) -> str:
-    # '$' would begin a formula
-    return text.replace("$", r"\$")
+    return word_maps

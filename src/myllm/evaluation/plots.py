@@ -1,162 +1,162 @@
-"""The pictures of a run, in one style: loss, perplexity, confidence, words, and sample captions."""
+"""Plots of a run in one style: loss, perplexity, confidence, caption words, and sample captions.
+
+Each plot is drawn twice: as files of the run folder, and as an SVG element for the report, in the page's own colours.
+"""
 
 import re
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+from unicodedata import east_asian_width
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from myllm.caption import Sample
 from myllm.data.images import load_image
 from myllm.errors import DataError
 from myllm.evaluation.calibration import SHARES, ConfidenceReport
+from myllm.evaluation.fonts import set_fonts
 from myllm.files import atomic_write
 
-# Blue and vermilion as Okabe and Ito chose them, to be told apart without red or green (https://jfly.uni-koeln.de/color);
-# what is compared differs in its marks and lines too.
+# Okabe and Ito's blue and vermilion, which people with any colour vision can tell apart
+# (https://jfly.uni-koeln.de/color); lines also differ in marker and dash.
 VAL, MARK, TRAIN = "#0072b2", "#d55e00", "#767c88"
 INK, FAINT, LINE = "#1b1f27", "#667085", "#e4e7ec"
 PAGE_COLOURS = {TRAIN: "train", VAL: "val", MARK: "mark", INK: "ink", "#000000": "ink", FAINT: "faint", LINE: "line"}
-LOOKS = ((VAL, "o", "-"), (MARK, "s", "-"), (TRAIN, "D", "--"))
-"""Colour, mark and line of what is compared, the last of references."""
-CURVES = {"loss": ("Loss", "nats a token"), "perplexity": ("Perplexity", "exp(loss a token)")}
+SERIES_STYLES = ((VAL, "o", "-"), (MARK, "s", "-"), (TRAIN, "D", "--"))
+"""Colour, marker and line style of each captioner; the last is for the references."""
 FORMATS = (".png", ".svg")
 MAX_WORDS = 25
-LONGEST = 30  # words of a caption; those of longer ones are counted with it
+MAX_LENGTH = 30
+"""Longer captions are counted as captions of this many words."""
+CAPTION_COLUMNS = 38
+
 Row = dict[str, float | str]
 Words = Sequence[str]
+WordsByAuthor = Mapping[str, Sequence[Words]]
+"""Tokenized captions by the name of who wrote them; the references come last."""
+Data = TypeVar("Data")
 
 
-def plot_curves(history: Sequence[Row], out: Path) -> None:
-    """Loss and perplexity of a run folder, as .png and .svg; `history` has a row an epoch."""
-    for name, (title, _) in CURVES.items():
-        figure, axes = _titled(f"{title} by epoch")
-        _curve(axes, history, name)
-        _save_forms(figure, out / name)
+@dataclass(frozen=True)
+class PlotKind(Generic[Data]):
+    """How one kind of plot is drawn from its data."""
+
+    title: str
+    draw: Callable[[Axes, Data], None]
+    page_height: float = 3.2
+    """Inches on the page, where plots are 4.8 inches wide: so small that a phone shows the letters large enough."""
+    file_size: tuple[float, float] = (8, 4.5)
+    """Width and height in inches of the plot's files, which show the title too."""
 
 
-def curve_svg(history: Sequence[Row], name: str) -> str:
-    """A curve as an SVG element of a page, in the page's own colours: its --ink, --faint, --line and so on."""
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")  # small, so that its words can be read on a phone
-    _curve(figure.subplots(), history, name)
-    return _svg(figure)
+def plot_curves(history: Sequence[Row], folder: Path) -> None:
+    """Write loss and perplexity by epoch to a folder, as .png and .svg. history: one row per epoch."""
+    _save_plots(CURVES, history, folder)
 
 
-def plot_confidence(trust: ConfidenceReport, out: Path) -> None:
-    """The pictures of `TRUST` in a folder, as .png and .svg."""
-    for name, (title, draw) in TRUST.items():
-        figure, axes = _titled(title, (6, 4.5))
-        draw(axes, trust)
-        _save_forms(figure, out / name)
+def plot_confidence(report: ConfidenceReport, folder: Path) -> None:
+    """Write the plots of `CONFIDENCE_PLOTS` to a folder, as .png and .svg."""
+    _save_plots(CONFIDENCE_PLOTS, report, folder)
 
 
-def confidence_svg(trust: ConfidenceReport, name: str) -> str:
-    """A picture of `TRUST` as an SVG element of a page, as `curve_svg`."""
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
-    TRUST[name][1](figure.subplots(), trust)
-    return _svg(figure)
+def plot_words(words: WordsByAuthor, folder: Path) -> None:
+    """Write the plots of `WORD_PLOTS` to a folder, as .png and .svg."""
+    _save_plots(WORD_PLOTS, words, folder)
 
 
-def plot_words(said: Mapping[str, Sequence[Words]], out: Path) -> None:
-    """The pictures of `WORD_PLOTS` in a folder, as .png and .svg. said: captions as words, by who says them."""
-    for name, (title, draw, size) in WORD_PLOTS.items():
-        figure, axes = _titled(title, (8, 4.5 * size / 3.2))
-        draw(axes, said)
-        _save_forms(figure, out / name)
+def plot_svg(kind: PlotKind[Data], data: Data) -> str:
+    """Return a plot as an SVG element that takes its colours from the page's CSS variables (--ink, --line ...)."""
+    figure = Figure(figsize=(4.8, kind.page_height), layout="constrained")
+    kind.draw(figure.subplots(), data)
+    svg = render(figure, ".svg", transparent=True).decode()
+    for colour, variable in PAGE_COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    # every plot has groups named axes_1 and so on, but an id may occur only once on a page
+    return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
 
 
-def words_svg(said: Mapping[str, Sequence[Words]], name: str) -> str:
-    """One of `WORD_PLOTS` as an SVG element of a page, as `curve_svg`."""
-    _, draw, size = WORD_PLOTS[name]
-    figure = Figure(figsize=(4.8, size), layout="constrained")
-    draw(figure.subplots(), said)
-    return _svg(figure)
+def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:
+    """Write an image of pictures, each with its caption and, in grey, its first reference."""
+    rows = -(-len(samples) // columns)
+    height = 4.19 * rows + 0.56
+    figure = Figure(figsize=(3.1 * columns, height), dpi=110)
+    # fixed margins: with an automatic layout the longest caption of a column would decide its width
+    figure.subplots_adjust(0.01, 1.3 / height, 0.99, 1 - 0.5 / height, wspace=0.06, hspace=0.42)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels:
+        axes.axis("off")
+    for axes, sample in zip(panels, samples, strict=False):
+        try:
+            image = load_image(sample.image)
+        except DataError:  # deleted since it was captioned: show a grey square
+            image = Image.new("RGB", (8, 8), LINE)
+        axes.imshow(image, interpolation="nearest" if image.width < 128 else "antialiased")
+        axes.set_anchor("N")
+        caption, reference = _wrap(sample.caption or "(nothing)"), _wrap(sample.references[0])
+        below = -0.06 - 0.075 * (caption.count("\n") + 1)
+        # parse_math: "$" would begin a formula
+        style: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "parse_math": False}
+        axes.text(0, -0.04, caption, fontsize=10.5, color=INK, **style)
+        axes.text(0, below, reference, fontsize=9, color=FAINT, style="italic", **style)
+    title = "Captions (dark) and a reference of each picture (grey)"
+    figure.suptitle(title, x=0.01, y=1 - 0.1 / height, ha="left", fontsize=13, color=INK)
+    _save(figure, path)
 
 
-def lengths_of(captions: Sequence[Words]) -> list[float]:
-    """Shares of captions with no word, one word, and so on to `LONGEST` or more."""
-    counts = Counter(min(LONGEST, len(words)) for words in captions)
-    return [counts[length] / len(captions) for length in range(LONGEST + 1)]
+def length_shares(captions: Sequence[Words]) -> list[float]:
+    """Return the shares of captions with 0, 1, 2 ... words; the last counts those of `MAX_LENGTH` words or more."""
+    counts = Counter(min(MAX_LENGTH, len(words)) for words in captions)
+    return [counts[length] / len(captions) for length in range(MAX_LENGTH + 1)]
 
 
-def frequent_words(said: Mapping[str, Sequence[Words]]) -> dict[str, list[float]]:
-    """For each of the words that are most used by anyone, the share of each one's captions that have it.
+def frequent_words(words: WordsByAuthor) -> dict[str, list[float]]:
+    """Return the most frequent words, each with the share of every author's captions that contain it.
 
-    The most used by the last, which are the references, come first.
+    A word is frequent if any author uses it often. The references, the last author, decide the order.
     """
-    used = [Counter(word for words in captions for word in set(words)) for captions in said.values()]
-    sizes = [len(captions) for captions in said.values()]
-    # a control character, as an untrained model may say, has no place in an SVG
-    known = {word for counts in used for word in counts if any(map(str.isalnum, word)) and word.isprintable()}
-    shares = {word: [counts[word] / size for counts, size in zip(used, sizes, strict=True)] for word in known}
-    most = sorted(shares, key=lambda word: (-max(shares[word]), word))[:MAX_WORDS]
-    return {word: shares[word] for word in sorted(most, key=lambda word: (-shares[word][-1], word))}
+    counts = [Counter(word for caption in captions for word in set(caption)) for captions in words.values()]
+    sizes = [len(captions) for captions in words.values()]
+    # an untrained model may write control characters, which SVG forbids
+    vocabulary = {word for used in counts for word in used if any(map(str.isalnum, word)) and word.isprintable()}
+    shares = {word: [used[word] / size for used, size in zip(counts, sizes, strict=True)] for word in vocabulary}
+    most_frequent = sorted(shares, key=lambda word: (-max(shares[word]), word))[:MAX_WORDS]
+    return {word: shares[word] for word in sorted(most_frequent, key=lambda word: (-shares[word][-1], word))}
 
 
-def _looks(said: Mapping[str, Sequence[Words]]) -> list[tuple[str, str, str, str]]:
-    """Name, colour, mark and line of each."""
-    looks = [*LOOKS[: len(said) - 1], LOOKS[-1]]
-    return [(name, *look) for name, look in zip(said, looks, strict=True)]
+def render(figure: Figure, suffix: str, **options: Any) -> bytes:
+    """Return a figure as the content of a .png or .svg file, drawn with fonts that have its characters.
+
+    Text in an SVG stays text. The file names neither a date nor a program, so that equal figures are equal files.
+    """
+    buffer = BytesIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if suffix == ".svg" else None
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # set_fonts reports them, once
+        set_fonts(figure)
+        figure.savefig(buffer, format=suffix[1:], metadata=metadata, **options)
+    return buffer.getvalue()
 
 
-def _lengths(axes: Axes, said: Mapping[str, Sequence[Words]]) -> None:
-    """How many of each one's captions have how many words."""
-    shares = [lengths_of(captions) for captions in said.values()]
-    shown = [length for length in range(LONGEST + 1) if any(own[length] for own in shares)]
-    places = range(max(0, shown[0] - 1), min(LONGEST, shown[-1] + 1) + 1)
-    for (name, colour, mark, line), own in zip(_looks(said), shares, strict=True):
-        heights = [100 * own[place] for place in places]
-        axes.plot(places, heights, color=colour, marker=mark, linestyle=line, linewidth=1.8, markersize=4.5, label=name)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MultipleLocator(5))
-    if LONGEST in shown:
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}+" if value >= LONGEST else f"{value:.0f}")
-    axes.legend(frameon=False, labelcolor=FAINT)
-    _finish(axes, "words", "captions, %")
-
-
-def _words(axes: Axes, said: Mapping[str, Sequence[Words]]) -> None:
-    """A line a word, with a mark for each one's share of captions that have it."""
-    words = frequent_words(said)
-    rows = range(len(words))
-    for at, (name, colour, mark, _) in enumerate(_looks(said)):
-        # what lies under another mark is still seen by its rim
-        fill = "none" if mark == LOOKS[-1][1] else colour
-        axes.plot(
-            [100 * shares[at] for shares in words.values()], rows, color=colour, marker=mark, linestyle="none",
-            markersize=5.5, markerfacecolor=fill, markeredgewidth=1.4, label=name, clip_on=False,
-        )
-    labels = [word if len(word) <= 18 else f"{word[:17]}…" for word in words]
-    axes.set_yticks(rows, labels, parse_math=False)  # '$' would begin a formula
-    axes.set(ylim=(len(words) - 0.4, -0.6), xlim=(0, None))
-    axes.legend(frameon=False, labelcolor=FAINT, loc="lower right")
-    _finish(axes, "captions that have the word, %", "")
-    axes.grid(axis="x", color=LINE, linewidth=0.8)
-
-
-WORD_PLOTS: dict[str, tuple[str, Callable[[Axes, Mapping[str, Sequence[Words]]], None], float]] = {
-    "lengths": ("How long the captions are", _lengths, 3.2),
-    "words": ("The most used words", _words, 5.6),
-}
-"""Title, what draws it, and its height in inches where it is 4.8 wide, by the file's name."""
-
-
-def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
+def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> None:
+    """Draw a quantity by epoch for training and validation, with a star at the epoch of the lowest validation loss."""
     epochs = [float(row["epoch"]) for row in history]
-    train_last, val_last = (float(history[-1][f"{side}_{name}"]) for side in ("train", "val"))
-    up = 7 if train_last > val_last else -7  # points; two ends at one height would write over each other
-    sides = (("train", "training", TRAIN, "s", "--", up), ("val", "validation", VAL, "o", "-", -up))
-    for side, label, colour, mark, line, shift in sides:
+    last_train, last_val = (float(history[-1][f"{side}_{name}"]) for side in ("train", "val"))
+    offset = 7 if last_train > last_val else -7  # points; labels at the same height would overlap
+    lines = (("train", "training", TRAIN, "s", "--", offset), ("val", "validation", VAL, "o", "-", -offset))
+    for side, label, colour, marker, line, shift in lines:
         values = [float(row[f"{side}_{name}"]) for row in history]
-        axes.plot(epochs, values, color=colour, linewidth=2.2, linestyle=line, marker=mark, markersize=4)
+        axes.plot(epochs, values, color=colour, linewidth=2.2, linestyle=line, marker=marker, markersize=4)
         axes.annotate(
             f"{label} {values[-1]:.2f}", (epochs[-1], values[-1]), xytext=(8, shift), textcoords="offset points",
             va="center", color=colour, fontsize=11, annotation_clip=False,
@@ -166,24 +166,103 @@ def _curve(axes: Axes, history: Sequence[Row], name: str) -> None:
     lowest = float(history[best][f"val_{name}"])
     axes.plot(epochs[best], lowest, color=MARK, marker="*", linestyle="none", markersize=13, zorder=3, label="best")
     axes.legend(frameon=False, loc="upper right", labelcolor=FAINT)
-    shown = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
-    if max(shown) > 10 * lowest and min(shown) > 0:  # perplexity begins in the hundreds
+    values = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
+    if max(values) > 10 * lowest and min(values) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 × 10¹
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
-    _finish(axes, "epoch", CURVES[name][1])
+    _finish(axes, "epoch", unit)
 
 
-def _titled(title: str, size: tuple[float, float] = (8, 4.5)) -> tuple[Figure, Axes]:
-    """An empty plot for a file."""
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=12)
-    return figure, axes
+def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
+    """Draw how often words and captions are right by how confident the captioner was; the diagonal is the ideal."""
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
+    for label, bins, colour, marker in (("words", report.words, VAL, "o"), ("captions", report.captions, MARK, "s")):
+        confidence, right = [part.confidence for part in bins], [part.right for part in bins]
+        axes.plot(confidence, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label,
+                  clip_on=False)
+    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    _finish(axes, "confidence", "share found in the references")
+
+
+def _draw_coverage(axes: Axes, report: ConfidenceReport) -> None:
+    """Draw the CIDEr-D of the most confident 10, 20 ... 100 % of the captions; the dashed line is that of all."""
+    percents = [100 * share for share in SHARES]
+    axes.axhline(report.coverage[-1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(percents, report.coverage, color=VAL, linewidth=2.2, marker="o", markersize=4)
+    for percent, value in list(zip(percents, report.coverage, strict=True))[4::5]:
+        axes.annotate(
+            f"{value:.2f}", (percent, value), xytext=(0, 7), textcoords="offset points", ha="center", color=VAL,
+            fontsize=11, annotation_clip=False,
+        )
+    axes.set_ylim(0, 1.15 * max(*report.coverage, 1e-9))
+    _finish(axes, "most confident captions, %", "CIDEr-D")
+
+
+def _draw_lengths(axes: Axes, words: WordsByAuthor) -> None:
+    """Draw the share of each author's captions by their number of words."""
+    shares = [length_shares(captions) for captions in words.values()]
+    used = [length for length in range(MAX_LENGTH + 1) if any(author[length] for author in shares)]
+    lengths = range(max(0, used[0] - 1), min(MAX_LENGTH, used[-1] + 1) + 1)
+    for (name, colour, marker, line), author in zip(_series_styles(words), shares, strict=True):
+        percents = [100 * author[length] for length in lengths]
+        axes.plot(lengths, percents, color=colour, marker=marker, linestyle=line, linewidth=1.8, markersize=4.5,
+                  label=name)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MultipleLocator(5))
+    if MAX_LENGTH in used:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}+" if value >= MAX_LENGTH else f"{value:.0f}")
+    axes.legend(frameon=False, labelcolor=FAINT)
+    _finish(axes, "words", "captions, %")
+
+
+def _draw_words(axes: Axes, words: WordsByAuthor) -> None:
+    """Draw one line per frequent word, with a marker for the share of each author's captions that contain it."""
+    shares = frequent_words(words)
+    rows = range(len(shares))
+    for author, (name, colour, marker, _) in enumerate(_series_styles(words)):
+        # hollow, so that a marker under it is still visible
+        fill = "none" if marker == SERIES_STYLES[-1][1] else colour
+        axes.plot(
+            [100 * share[author] for share in shares.values()], rows, color=colour, marker=marker, linestyle="none",
+            markersize=5.5, markerfacecolor=fill, markeredgewidth=1.4, label=name, clip_on=False,
+        )
+    labels = [word if len(word) <= 18 else f"{word[:17]}…" for word in shares]
+    axes.set_yticks(rows, labels, parse_math=False)  # "$" would begin a formula
+    axes.set(ylim=(len(shares) - 0.4, -0.6), xlim=(0, None))
+    axes.legend(frameon=False, labelcolor=FAINT, loc="lower right")
+    _finish(axes, "captions that contain the word, %", "")
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+
+
+# by file name
+CURVES: dict[str, PlotKind[Sequence[Row]]] = {
+    "loss": PlotKind("Loss by epoch", partial(_draw_curve, name="loss", unit="nats per token")),
+    "perplexity": PlotKind(
+        "Perplexity by epoch", partial(_draw_curve, name="perplexity", unit="exp(loss per token)")
+    ),
+}
+CONFIDENCE_PLOTS: dict[str, PlotKind[ConfidenceReport]] = {
+    "reliability": PlotKind("Is it right as often as it is confident?", _draw_reliability, 3.6, (6, 4.5)),
+    "coverage": PlotKind("How good are the captions it is most confident of?", _draw_coverage, 3.6, (6, 4.5)),
+}
+WORD_PLOTS: dict[str, PlotKind[WordsByAuthor]] = {
+    "lengths": PlotKind("How long the captions are", _draw_lengths),
+    "words": PlotKind("The most frequent words", _draw_words, 5.6, (8, 7.875)),
+}
+
+
+def _series_styles(words: WordsByAuthor) -> list[tuple[str, str, str, str]]:
+    """Return name, colour, marker and line style of each author."""
+    styles = [*SERIES_STYLES[: len(words) - 1], SERIES_STYLES[-1]]
+    return [(name, *style) for name, style in zip(words, styles, strict=True)]
 
 
 def _finish(axes: Axes, x: str, y: str) -> None:
-    """The style of all plots."""
+    """Label the axes and give them the style of all plots."""
     axes.set_xlabel(x, color=FAINT)
     axes.set_ylabel(y, color=FAINT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -193,96 +272,24 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.tick_params(which="both", colors=FAINT)
 
 
-def _reliability(axes: Axes, trust: ConfidenceReport) -> None:
-    """Bins of words and of captions about the line on which a captioner is as often right as it is sure."""
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")
-    # marks of two forms: colour alone does not tell them apart for everyone
-    for label, bins, colour, marker in (("words", trust.words, VAL, "o"), ("captions", trust.captions, MARK, "s")):
-        sure, right = [one.confidence for one in bins], [one.right for one in bins]
-        axes.plot(sure, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label, clip_on=False)
-    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    _finish(axes, "confidence", "share that references use")
+def _wrap(text: str) -> str:
+    """Break a caption into at most three lines; a Chinese character takes two columns."""
+    columns = sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+    width = CAPTION_COLUMNS * len(text) // max(1, columns)
+    return textwrap.fill(text, max(4, width), max_lines=3, placeholder=" ...")
 
 
-def _coverage(axes: Axes, trust: ConfidenceReport) -> None:
-    """CIDEr-D of the most confident captions, beside that of all."""
-    shares, whole = [100 * share for share in SHARES], trust.coverage[-1]
-    axes.axhline(whole, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.plot(shares, trust.coverage, color=VAL, linewidth=2.2, marker="o", markersize=4)
-    for at in (4, 9):
-        axes.annotate(
-            f"{trust.coverage[at]:.2f}", (shares[at], trust.coverage[at]), xytext=(0, 7), textcoords="offset points",
-            ha="center", color=VAL, fontsize=11, annotation_clip=False,
-        )
-    axes.set_ylim(0, 1.15 * max(*trust.coverage, 1e-9))
-    _finish(axes, "most confident captions, %", "CIDEr-D")
-
-
-TRUST: dict[str, tuple[str, Callable[[Axes, ConfidenceReport], None]]] = {
-    "reliability": ("Is it right as often as it is sure?", _reliability),
-    "coverage": ("How good are the captions it is most sure of?", _coverage),
-}
-"""What confidence is worth: title and what draws it, by the file's name."""
-
-
-def _svg(figure: Figure) -> str:
-    """An SVG element in the page's own colours."""
-    svg = _drawn(figure, ".svg", transparent=True).decode()
-    for colour, variable in PAGE_COLOURS.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    # the names of groups, axes_1 and the like, would be there twice on a page of two curves
-    return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
-
-
-def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:
-    """Pictures with their caption, and the nearest thing to a right answer, their first reference, in grey below."""
-    rows = -(-len(samples) // columns)
-    height = 4.19 * rows + 0.56
-    figure = Figure(figsize=(3.1 * columns, height), dpi=110)
-    # fixed places: a layout that fits itself to the text would set each column apart by its longest caption
-    figure.subplots_adjust(0.01, 1.3 / height, 0.99, 1 - 0.5 / height, wspace=0.06, hspace=0.42)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in places:
-        axes.axis("off")
-    for axes, sample in zip(places, samples, strict=False):
-        try:
-            image = load_image(sample.image)
-        except DataError:  # gone since it was captioned: a grey square
-            image = Image.new("RGB", (8, 8), LINE)
-        axes.imshow(image, interpolation="nearest" if image.width < 128 else "antialiased")
-        axes.set_anchor("N")
-        said = _wrapped(sample.caption or "(nothing)")
-        axes.text(0, -0.04, said, transform=axes.transAxes, va="top", fontsize=10.5, color=INK)
-        below = -0.06 - 0.075 * (said.count("\n") + 1)
-        reference = _wrapped(sample.references[0])
-        axes.text(0, below, reference, transform=axes.transAxes, va="top", fontsize=9, color=FAINT, style="italic")
-    title = "Captions (dark) and a reference of each picture (grey)"
-    figure.suptitle(title, x=0.01, y=1 - 0.1 / height, ha="left", fontsize=13, color=INK)
-    _save(figure, path)
-
-
-def _wrapped(text: str) -> str:
-    # '$' would begin a formula
-    return textwrap.fill(text.replace("$", r"\$"), 38, max_lines=3, placeholder=" ...")
+def _save_plots(kinds: Mapping[str, PlotKind[Data]], data: Data, folder: Path) -> None:
+    for name, kind in kinds.items():
+        figure = Figure(figsize=kind.file_size, dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(kind.title, loc="left", fontsize=15, color=INK, pad=12)
+        kind.draw(axes, data)
+        for suffix in FORMATS:
+            _save(figure, folder / f"{name}{suffix}")
 
 
 def _save(figure: Figure, path: Path) -> None:
-    content = _drawn(figure, path.suffix, facecolor="white")
+    content = render(figure, path.suffix, facecolor="white")
     with atomic_write(path) as file:
         file.write(content)
-
-
-def _save_forms(figure: Figure, path: Path) -> None:
-    """`path` with each suffix of `FORMATS`."""
-    for suffix in FORMATS:
-        _save(figure, path.with_suffix(suffix))
-
-
-def _drawn(figure: Figure, suffix: str, **options: Any) -> bytes:
-    """The file's content; an SVG's words stay text, and it names neither a date nor a program."""
-    buffer = BytesIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type")) if suffix == ".svg" else None
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format=suffix[1:], metadata=nothing, **options)
-    return buffer.getvalue()

@@ -1,25 +1,26 @@
-// Sorts the gallery, and shows over a picture what was looked at for a word of its caption.
+// Sorts the gallery, and shows over a picture where the captioner looked for a word of the caption.
 'use strict';
 
 const gallery = document.getElementById('gallery');
 const orders = document.getElementById('orders');
 
-function sort(chosen) {
-  const key = chosen.dataset.order;
+function sort(pressed) {
+  const key = pressed.dataset.order;
   gallery.append(...[...gallery.children].sort((a, b) => a.dataset[key] - b.dataset[key]));
-  for (const one of orders.querySelectorAll('button')) one.setAttribute('aria-pressed', one === chosen);
+  for (const button of orders.querySelectorAll('button')) button.setAttribute('aria-pressed', button === pressed);
 }
 
 for (const button of orders.querySelectorAll('button')) button.addEventListener('click', () => sort(button));
 orders.hidden = false;
 
-// from what was not looked at to what was most: dark blue, vermilion, yellow; ever lighter, so that hue need not be seen
+// Red, green, blue and opacity from the least to the most: dark blue, orange, yellow. Lightness rises steadily, so that
+// the scale can be read with any colour vision.
 const RAMP = [[16, 20, 60, 180], [213, 94, 0, 120], [255, 236, 110, 140]];
 
 function colour(value) {
-  const place = value / 255 * (RAMP.length - 1);
-  const below = Math.min(RAMP.length - 2, Math.floor(place));
-  return RAMP[below].map((low, at) => low + (place - below) * (RAMP[below + 1][at] - low));
+  const position = value / 255 * (RAMP.length - 1);
+  const below = Math.min(RAMP.length - 2, Math.floor(position));
+  return RAMP[below].map((low, channel) => low + (position - below) * (RAMP[below + 1][channel] - low));
 }
 
 function paint(canvas, image, map) {
@@ -28,7 +29,7 @@ function paint(canvas, image, map) {
   small.width = width;
   small.height = height;
   const pixels = new ImageData(Number(width), Number(height));
-  [...atob(bytes)].forEach((byte, at) => pixels.data.set(colour(byte.charCodeAt(0)), 4 * at));
+  [...atob(bytes)].forEach((byte, index) => pixels.data.set(colour(byte.charCodeAt(0)), 4 * index));
   small.getContext('2d').putImageData(pixels, 0, 0);
   canvas.width = image.width * 2;
   canvas.height = image.height * 2;
@@ -48,51 +49,51 @@ function asButton(span) {
   return word;
 }
 
-// One stop of the Tab key a caption; arrows go from word to word.
-function rove(caption) {
+// The Tab key stops once per caption; the arrow keys move from word to word (a "roving tabindex").
+function addArrowKeys(caption) {
   const words = [...caption.querySelectorAll('.word')];
   if (!words.length) return;
   caption.setAttribute('role', 'toolbar');
-  caption.setAttribute('aria-label', 'What was looked at for each word');
-  words.forEach((word, at) => { word.tabIndex = at ? -1 : 0; });
+  caption.setAttribute('aria-label', 'Where the captioner looked for each word');
+  words.forEach((word, index) => { word.tabIndex = index ? -1 : 0; });
   caption.addEventListener('keydown', event => {
-    const at = words.indexOf(event.target);
-    const onwards = getComputedStyle(caption).direction === 'rtl' ? -1 : 1;
-    const to = { ArrowRight: at + onwards, ArrowLeft: at - onwards, Home: 0, End: words.length - 1 }[event.key];
-    if (to === undefined) return;
+    const index = words.indexOf(event.target);
+    const step = getComputedStyle(caption).direction === 'rtl' ? -1 : 1;
+    const next = { ArrowRight: index + step, ArrowLeft: index - step, Home: 0, End: words.length - 1 }[event.key];
+    if (next === undefined) return;
     event.preventDefault();
-    if (words[to]) words[to].focus();
+    if (words[next]) words[next].focus();
   });
   caption.addEventListener('focusin', event => {
     for (const word of words) word.tabIndex = word === event.target ? 0 : -1;
   });
 }
 
-// Each word can be pointed at, reached by keys, or pressed, which keeps its map until it is pressed again.
-function upgrade(item) {
+// A word shows its map while it is pointed at or has the focus; pressing it keeps the map until it is pressed again.
+function addWordMaps(item) {
   const image = item.querySelector('.picture img');
   if (!image || !item.querySelector('.word')) return;
   const canvas = document.createElement('canvas');
-  const where = document.createElement('p');
-  where.className = 'where faint';
-  where.setAttribute('role', 'status');
+  const description = document.createElement('p');
+  description.className = 'description faint';
+  description.setAttribute('role', 'status');
   canvas.hidden = true;
   image.after(canvas);
-  // below the words, which would otherwise slip away from under the pointer
-  item.querySelector('.references').before(where);
+  // below the words, because above them it would push them away from the pointer
+  item.querySelector('.references').before(description);
   const words = [...item.querySelectorAll('.word')].map(asButton);
-  item.querySelectorAll('.caption').forEach(rove);
+  item.querySelectorAll('.caption').forEach(addArrowKeys);
   let pressed = null;
 
-  const show = shown => {
-    for (const word of words) word.classList.toggle('shown', word === shown);
-    where.textContent = shown ? shown.dataset.told : '';
-    canvas.hidden = !shown;
-    if (shown) paint(canvas, image, shown.dataset.map);
+  const show = current => {
+    for (const word of words) word.classList.toggle('shown', word === current);
+    description.textContent = current ? current.dataset.description : '';
+    canvas.hidden = !current;
+    if (current) paint(canvas, image, current.dataset.map);
   };
   const press = word => {
     pressed = word === pressed ? null : word;
-    for (const one of words) one.setAttribute('aria-pressed', one === pressed);
+    for (const other of words) other.setAttribute('aria-pressed', other === pressed);
     show(pressed);
   };
   for (const word of words) {
@@ -105,4 +106,4 @@ function upgrade(item) {
   }
 }
 
-for (const item of gallery.children) upgrade(item);
+for (const item of gallery.children) addWordMaps(item);

@@ -1,4 +1,4 @@
-"""The report: a page that is complete, sound for every reader, and that runs nothing but its own script."""
+"""The report page: complete in itself, accessible, and safe against whatever captions contain."""
 
 import base64
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from myllm.caption import Caption
@@ -23,16 +24,19 @@ from myllm.data.records import Record
 from myllm.evaluation.calibration import Bin, ConfidenceReport
 from myllm.evaluation.compare import compare
 from myllm.evaluation.evaluate import Evaluation
-from myllm.evaluation.gallery import EACH, WordMap, WordMapsOf
+from myllm.evaluation.gallery import PICTURES_PER_ORDER, WordMap, WordMapsOf
 from myllm.evaluation.judge import Judgement, judge_captions
+from myllm.evaluation.leaks import find_leaks
+from myllm.evaluation.metric_table import METRICS, comparison_headline, comparison_table
 from myllm.evaluation.plots import MARK, TRAIN, VAL, Row
-from myllm.evaluation.report import FIGURES as FIGURES_OF_PAGE
 from myllm.evaluation.report import (
+    MAX_PAIRS,
     Plot,
     Section,
-    calibration_section,
     comparison_report,
+    confidence_section,
     evaluation_report,
+    leak_section,
     write_report,
 )
 from myllm.evaluation.scenes import score_scene_captions
@@ -45,17 +49,17 @@ HISTORY: list[Row] = [
     {"epoch": 1, "train_loss": 3.0, "val_loss": 2.5, "train_perplexity": 20.1, "val_perplexity": 12.2},
     {"epoch": 2, "train_loss": 2.0, "val_loss": 1.5, "train_perplexity": 7.4, "val_perplexity": 4.5},
 ]
-FIGURES = {"BLEU-4": 0.25, "CIDEr-D": 1.5, "CIDEr-D_shuffled": 0.25, "grounding_gap": 1.25}
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VALUES = {"BLEU-4": 0.25, "CIDEr-D": 1.5, "CIDEr-D_shuffled": 0.25, "grounding_gap": 1.25}
+VOID_ELEMENTS = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements in order, those of plots aside, and the text of each kind of them."""
+    """The page as a browser reads it: its elements in order, those inside plots separately, and their texts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.drawn: list[tuple[str, dict[str, str | None]]] = []
+        self.plot_elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[tuple[str, str]] = []
         self.open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
@@ -64,12 +68,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs)
-        (self.drawn if "svg" in self.open else self.elements).append((tag, dict(attrs)))
-        if tag not in VOID:
+        (self.plot_elements if "svg" in self.open else self.elements).append((tag, dict(attrs)))
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        (self.drawn if "svg" in self.open else self.elements).append((tag, dict(attrs)))
+        (self.plot_elements if "svg" in self.open else self.elements).append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -84,7 +88,7 @@ class Page(HTMLParser):
         return [text for name, text in self.texts if name == tag and text]
 
 
-def evaluation(
+def make_evaluation(
     pictures: Sequence[Path],
     captions: Sequence[str],
     references: Sequence[str] = ("a reference",),
@@ -94,28 +98,27 @@ def evaluation(
         "tokenizer": "PTB 3.4.1", "pictures": 1234, "references": 6000, "split": "val",
         "decode": asdict(DecodeConfig(beams=5, length_penalty=0.5)), "CIDEr-D frequencies": "these references",
     }
-    said = [Caption(text, -0.125, [], [], True) for text in captions]
     records = [Record(picture, tuple(references)) for picture in pictures]
-    figures = {name: mean_of([value] * len(records)) for name, value in FIGURES.items()}
+    figures = {name: mean_of([value] * len(records)) for name, value in VALUES.items()}
     judgement = Judgement(figures, measure_diversity(captions), {}, protocol)
-    return Evaluation(judgement, records, said, broken)
+    return Evaluation(judgement, records, [Caption(text, -0.125, [], [], True) for text in captions], broken)
 
 
-def report(
+def make_page(
     folder: Path,
-    judged: Evaluation,
+    evaluation: Evaluation,
     title: str = "a run",
     facts: dict[str, str] | None = None,
-    look: WordMapsOf | None = None,
+    word_maps: WordMapsOf | None = None,
     **sections: Any,
 ) -> Page:
-    made = evaluation_report(title, facts or {"Seed": "7"}, judged, HISTORY, look)
-    write_report(folder / "report.html", replace(made, **sections))
+    report = evaluation_report(title, facts or {"Seed": "7"}, evaluation, HISTORY, word_maps)
+    write_report(folder / "report.html", replace(report, **sections))
     return Page(folder / "report.html")
 
 
-def part(kind: str, label: str) -> Slice:
-    return Slice(kind, label, 31, 0.4, -0.1, (0.3, 0.5))
+def make_slice(kind: str, label: str, pictures: int = 31) -> Slice:
+    return Slice(kind, label, pictures, 0.4, -0.1, (0.3, 0.5))
 
 
 @pytest.fixture
@@ -125,44 +128,51 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_whatever_a_text_says_it_stays_text(tmp_path: Path, picture: Path, text: str) -> None:
+def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> None:
     name = text.replace("/", "")
-    there, gone = picture.rename(tmp_path / name), tmp_path / "gone" / name
-    pictures = [there, gone]
+    existing, missing = picture.rename(tmp_path / name), tmp_path / "missing" / name
+    pictures = [existing, missing]
 
     def page_of(text: str) -> Page:
-        return report(
-            tmp_path, evaluation(pictures, [text, text], [text], [text]), text, {text: text},
-            lambda place: [WordMap(text, np.eye(3))] * (place == 0), slices=[part(text, text)], leaks=[text],
-            calibration=Section([text], [Plot(text, "<svg></svg>", text)]),
+        return make_page(
+            tmp_path, make_evaluation(pictures, [text, text], [text], [text]), text, {text: text},
+            lambda index: [WordMap(text, np.eye(3))] * (index == 0), slices=[make_slice(text, text)],
+            leaks=leak_section([text], [(existing, missing)]),
+            confidence=Section([text], [Plot(text, "<svg></svg>", text)]),
         )
 
     plain, page = page_of("x"), page_of(text)
     assert Counter(tag for tag, _ in page.elements) == Counter(tag for tag, _ in plain.elements)
-    assert {tag for tag, _ in page.drawn} <= {"g", "path", "text", "defs", "use", "style", "rect", "clippath"}
-    assert not [name for _, found in page.elements + page.drawn for name in found if name.startswith("on")]
-    assert page.all("img")[0]["alt"] == text and page.all("img")[0]["title"] == name
+    assert {tag for tag, _ in page.plot_elements} <= {"g", "path", "text", "defs", "use", "style", "rect", "clippath"}
+    all_elements = page.elements + page.plot_elements
+    assert not [key for _, attributes in all_elements for key in attributes if key.startswith("on")]
+    pair, image = page.all("img")
+    assert pair["alt"] == f"judged picture {name}" and page.text("figcaption") == [name, name]
+    assert image["alt"] == text and image["title"] == name
     assert page.text("h1") == [text] and text in page.text("dt") and text in page.text("dd")
-    # the broken picture, what is in training too, and a reference under each caption
+    # the broken picture, the sentence about training, and a reference under each caption
     assert page.text("li") == [text, text, text, text]
-    (word,) = (one for one in page.all("span") if one.get("class") == "word")
-    assert word["data-told"].startswith(f"“{text}”: looked ") and text in page.text("span")
+    (word,) = (span for span in page.all("span") if span.get("class") == "word")
+    assert word["data-description"].startswith(f"“{text}”: looked ") and text in page.text("span")
     assert f"{text}; 31 pictures" in page.text("small") and f"{text}: {text}" in [
-        one["aria-label"] for one in page.all("div") if one.get("role") == "img"
+        plot["aria-label"] for plot in page.all("div") if plot.get("role") == "img"
     ]
-    # the second caption, and what is told of calibration
-    assert f"{name} cannot be read any more" in page.text("p") and page.text("p").count(text) == 2
+    # the caption of the missing picture, and the paragraph about confidence
+    assert f"{name} can no longer be read" in page.text("p") and page.text("p").count(text) == 2
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_runs_but_its_own_script(tmp_path: Path, picture: Path) -> None:
-    page = report(tmp_path, evaluation([picture], ["a caption"]))
-    everything = page.elements + page.drawn
-    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in everything}
-    places = {found.get("src") or found.get("href") or found.get("xlink:href") or "#" for _, found in everything}
-    assert len(places) > 1 and all(place.startswith(("data:image/", "#")) for place in places)
+def test_report_loads_nothing_and_runs_only_its_own_script(tmp_path: Path, picture: Path) -> None:
+    page = make_page(tmp_path, make_evaluation([picture], ["a caption"]))
+    elements = page.elements + page.plot_elements
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in elements}
+    urls = {
+        attributes.get("src") or attributes.get("href") or attributes.get("xlink:href") or "#"
+        for _, attributes in elements
+    }
+    assert len(urls) > 1 and all(url.startswith(("data:image/", "#")) for url in urls)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(place.startswith("#") for place in re.findall(r"url\(([^)]*)", source)) and "@import" not in source
-    (policy,) = (one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)", source)) and "@import" not in source
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert page.all("script") == [{}]
     (script,) = re.findall("<script>(.*?)</script>", source, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -170,204 +180,300 @@ def test_nothing_comes_from_elsewhere_and_nothing_runs_but_its_own_script(tmp_pa
     assert not re.search(r"\beval\b|new Function|innerHTML|insertAdjacentHTML|document\.write|fetch\(|import\(", script)
 
 
-def test_the_page_is_sound_for_those_who_hear_it(tmp_path: Path, picture: Path) -> None:
-    page = report(tmp_path, evaluation([picture, picture], ["a caption", ""]))
+def test_report_has_headings_alternatives_and_labels_for_screen_readers(tmp_path: Path, picture: Path) -> None:
+    page = make_page(tmp_path, make_evaluation([picture, picture], ["a caption", ""]))
     assert page.all("html") == [{"lang": "en"}] and page.text("title") == ["a run: a report by MyLLM"]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 == levels.count(1) and all(after - before <= 1 for before, after in pairwise(levels))
-    assert {one.get("scope") for one in page.all("th")} == {"row", "col"}
-    assert [one["alt"] for one in page.all("img")] == ["a caption", "(nothing)"]
-    ids = [found["id"] for _, found in page.elements if "id" in found]
-    named = {found["aria-labelledby"] for _, found in page.elements if "aria-labelledby" in found}
-    assert len(ids) == len(set(ids)) and named <= set(ids)
+    assert {heading.get("scope") for heading in page.all("th")} == {"row", "col"}
+    assert [image["alt"] for image in page.all("img")] == ["a caption", "(nothing)"]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    labels = {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
+    assert len(ids) == len(set(ids)) and labels <= set(ids)
 
 
-def test_curves_are_told_in_words(tmp_path: Path, picture: Path) -> None:
-    page = report(tmp_path, evaluation([picture], ["a caption"]))
+def test_plots_are_described_in_words(tmp_path: Path, picture: Path) -> None:
+    page = make_page(tmp_path, make_evaluation([picture], ["a caption"]))
     assert len(page.all("svg")) == 4
-    assert [one["aria-label"] for one in page.all("div") if one.get("role") == "img"] == [
+    assert [plot["aria-label"] for plot in page.all("div") if plot.get("role") == "img"] == [
         "Loss by epoch: training from 3.00 to 2.00; validation from 2.50 to 1.50",
         "Perplexity by epoch: training from 20.10 to 7.40; validation from 12.20 to 4.50",
         "How long the captions are: captions: 2.0 words on average; references: 2.0 words on average",
-        "The most used words: “a” is in 100% of captions, 100% of references; “reference” is in 0% of captions, "
+        "The most frequent words: “a” is in 100% of captions, 100% of references; “reference” is in 0% of captions, "
         "100% of references; “caption” is in 100% of captions, 0% of references",
     ]
 
 
-def test_the_control_stands_beside_the_figure_with_the_gap_and_the_protocol(tmp_path: Path, picture: Path) -> None:
-    page = report(tmp_path, evaluation([picture], ["a caption"]))
-    told = page.text("dd")
-    at = told.index("1.50")
-    assert told[at : at + 3] == ["1.50", "0.25", "1.25"]
-    assert {"1,234", "6,000", "PTB 3.4.1", "val", "beam 5, length_penalty 0.5", "these references"} <= set(told)
+def test_report_shows_controls_gap_and_protocol(tmp_path: Path, picture: Path) -> None:
+    page = make_page(tmp_path, make_evaluation([picture], ["a caption"]))
+    facts = page.text("dd")
+    start = facts.index("1.50")
+    assert facts[start : start + 3] == ["1.50", "0.25", "1.25"]
+    assert {"1,234", "6,000", "PTB 3.4.1", "val", "beam 5, length_penalty 0.5", "these references"} <= set(facts)
 
 
-def test_every_figure_has_its_row_an_unknown_one_too(tmp_path: Path, picture: Path) -> None:
-    judged = evaluation([picture], ["a caption"])
-    judged.truth["NEW-1"] = 0.1239
-    cells = report(tmp_path, judged).text("td")
+def test_every_metric_has_a_row_even_an_unknown_one(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture], ["a caption"])
+    evaluation.truth["NEW-1"] = 0.1239
+    cells = make_page(tmp_path, evaluation).text("td")
     assert [cell for cell in cells if re.fullmatch(r"[\d.]+%?", cell)] == [
         "0.250", "1.500", "0.250", "1.250", "100.0%", "2.0", "0.124"
     ]
 
 
-def test_every_figure_there_is_has_a_label_and_a_meaning() -> None:
-    judged = judge_captions(["a dog", "a cat"], [["a dog"], ["a cat"]], blind="a dog")
-    scenes = score_scene_captions(["a red ball left of a blue cube"], [[]])
-    there = {*judged.figures, *judged.as_json(), *scenes} - {"CIDEr"}
-    told = {name for name in there if isinstance((judged.as_json() | scenes)[name], int | float)}
-    assert len(told) > 15 and told <= FIGURES_OF_PAGE.keys()
+def test_every_metric_of_the_project_has_a_label_and_a_meaning() -> None:
+    judgement = judge_captions(["a red dog", "two cats"], [["a red dog"], ["two cats"]], blind="a dog")
+    values = judgement.as_json() | score_scene_captions(["a red ball left of a blue cube"], [[]])
+    names = {name for name, value in values.items() if isinstance(value, int | float)} | judgement.figures.keys()
+    assert len(names) > 15 and names - {"CIDEr"} <= METRICS.keys()
 
 
-def embedded(attributes: dict[str, Any]) -> Image.Image:
+def decode_image(attributes: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition(",")[2], validate=True)))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (900, 300), (1, 700), (320, 320)])
-def test_a_thumbnail_is_the_picture_in_small(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_thumbnail_is_the_picture_reduced(tmp_path: Path, size: tuple[int, int]) -> None:
     original = Image.linear_gradient("L").resize(size).convert("RGB")
-    original.save(tmp_path / "one.png")
-    (found,) = report(tmp_path, evaluation([tmp_path / "one.png"], ["a caption"])).all("img")
-    thumbnail = embedded(found)
-    assert thumbnail.size == (int(found["width"]), int(found["height"])) and max(thumbnail.size) == min(320, max(size))
+    original.save(tmp_path / "picture.png")
+    (image,) = make_page(tmp_path, make_evaluation([tmp_path / "picture.png"], ["a caption"])).all("img")
+    thumbnail = decode_image(image)
+    assert thumbnail.size == (int(image["width"]), int(image["height"])) and max(thumbnail.size) == min(320, max(size))
     middle = tuple(side // 2 for side in thumbnail.size)
     before = original.resize(thumbnail.size).getpixel(middle)
     after = thumbnail.convert("RGB").getpixel(middle)
     assert isinstance(before, tuple) and isinstance(after, tuple)
     assert max(abs(a - b) for a, b in zip(after, before, strict=True)) < 6
     if max(size) < 128:
-        assert thumbnail.tobytes() == original.tobytes() and found["class"] == "small"
+        assert thumbnail.tobytes() == original.tobytes() and image["class"] == "small"
 
 
-def test_the_page_stays_under_five_megabytes(tmp_path: Path) -> None:
+def test_report_of_many_large_pictures_stays_under_five_megabytes(tmp_path: Path) -> None:
     Image.frombytes("RGB", (1200, 1200), os.urandom(3 * 1200 * 1200)).save(tmp_path / "noise.png")
     rng = np.random.default_rng(0)
     captions = [" ".join(["word"] * 30)] * 300
-    judged = evaluation([tmp_path / "noise.png"] * 300, captions, ["a reference of some length"] * 30)
-    values = rng.random(300)
-    judged.judgement.figures["CIDEr-D"] = mean_of(values)
-    for caption, confidence in zip(judged.captions, rng.random(300), strict=True):
+    evaluation = make_evaluation([tmp_path / "noise.png"] * 300, captions, ["a reference of some length"] * 30)
+    evaluation.judgement.figures["CIDEr-D"] = mean_of(rng.random(300))
+    for caption, confidence in zip(evaluation.captions, rng.random(300), strict=True):
         caption.score = float(np.log(confidence))
-    page = report(tmp_path, judged, look=lambda _: [WordMap("word", rng.random((600, 600)))] * 30)
-    assert len(page.all("img")) > 4 * EACH
-    assert len([one for one in page.all("span") if "data-map" in one]) == 30 * len(page.all("img"))
+    pairs = [(tmp_path / "noise.png", tmp_path / "noise.png")] * 100
+    page = make_page(
+        tmp_path, evaluation, word_maps=lambda _: [WordMap("word", rng.random((600, 600)))] * 30,
+        leaks=leak_section(["100 pictures are in training"], pairs),
+    )
+    pictures = len(page.all("img")) - 2 * MAX_PAIRS
+    assert pictures > 4 * PICTURES_PER_ORDER
+    assert len([span for span in page.all("span") if "data-map" in span]) == 30 * pictures
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no picture"], ids=["gone", "empty", "no picture"])
-def test_a_picture_that_cannot_be_read_any_more_leaves_its_words(
+@pytest.mark.parametrize("content", [None, b"", b"no picture"], ids=["missing", "empty", "no picture"])
+def test_report_keeps_the_captions_of_a_picture_that_can_no_longer_be_read(
     tmp_path: Path, picture: Path, content: bytes | None
 ) -> None:
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
-    page = report(tmp_path, evaluation([tmp_path / "bad.png", picture], ["of the bad one", "of the good one"]))
-    assert [one["alt"] for one in page.all("img")] == ["of the good one"]
-    own = "CIDEr-D 1.50 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
-    assert {"bad.png cannot be read any more", "of the bad one", own} <= set(page.text("p"))
+    page = make_page(tmp_path, make_evaluation([tmp_path / "bad.png", picture], ["of the bad", "of the good"]))
+    assert [image["alt"] for image in page.all("img")] == ["of the good"]
+    scores = "CIDEr-D 1.50 · confidence 88% · score\N{NO-BREAK SPACE}-0.12"
+    assert {"bad.png can no longer be read", "of the bad", scores} <= set(page.text("p"))
 
 
-def contrast(one: str, other: str) -> float:
-    """WCAG 2.2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
-    lights = []
-    for colour in (one, other):
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
-    return max(lights) / min(lights)
+def themes_of(page: str) -> list[dict[str, str]]:
+    """The page's colours by name: light, then dark."""
+    blocks = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    return [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
 
 
-def test_words_can_be_read_on_every_ground_in_both_themes(tmp_path: Path, picture: Path) -> None:
-    report(tmp_path, evaluation([picture], ["a caption"]))
+def linear_rgb(colour: str) -> NDArray[np.float64]:
+    values = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(*colours: str) -> float:
+    """Contrast ratio of WCAG 2.2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
+    luminances = [float(np.dot(linear_rgb(colour), (0.2126, 0.7152, 0.0722))) + 0.05 for colour in colours]
+    return max(luminances) / min(luminances)
+
+
+def test_report_text_has_enough_contrast_in_both_themes(tmp_path: Path, picture: Path) -> None:
+    make_page(tmp_path, make_evaluation([picture], ["a caption"]))
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    blocks = re.findall(r":root \{(.*?)\}", source, re.DOTALL)
-    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
+    themes = themes_of(source)
     assert len(themes) == 2 and themes[0].keys() == themes[1].keys() == set(re.findall(r"var\(--(\w+)\)", source))
     for theme, ground, ink in product(themes, ("page", "card"), ("ink", "faint", "train", "val", "mark")):
         assert contrast(theme[ground], theme[ink]) >= 4.5, (ground, ink, theme)
     assert all(contrast(theme["press"], theme["val"]) >= 4.5 for theme in themes)
 
 
-def test_what_is_compared_differs_for_those_who_see_no_red_or_no_green(tmp_path: Path, picture: Path) -> None:
-    report(tmp_path, evaluation([picture], ["a caption"]))
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    blocks = re.findall(r":root \{(.*?)\}", source, re.DOTALL)
-    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in blocks]
-    for theme in [*themes, {"train": TRAIN, "val": VAL, "mark": MARK}]:
-        for kind, (one, other) in product(BLIND, combinations(("train", "val", "mark"), 2)):
-            assert apart(theme[one], theme[other], kind) > 20, (kind, one, other, theme)
-    assert apart("#00a000", "#b08000", "no green") < 20  # what they do confuse is found
-
-
-BLIND = {
+COLOUR_BLINDNESS = {
     "no red": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
     "no green": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
 }
 """Machado, Oliveira and Fernandes 2009, table 1, severity 1.0; on linear RGB."""
 
 
-def apart(one: str, other: str, kind: str) -> float:
-    """How far two colours are from each other for who is blind in a way: CIE 1976, 2.3 is just noticeable."""
+def colour_distance(colours: tuple[str, str], blindness: str) -> float:
+    """CIE 1976 distance of two colours to a colour-blind person; 2.3 is just noticeable."""
     to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
-    places = []
-    for colour in (one, other):
-        parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
-        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-        x, y, z = np.cbrt(np.array(to_xyz) @ (np.array(BLIND[kind]) @ linear).clip(0, 1) / (0.9505, 1, 1.089))
-        places.append((116 * y - 16, 500 * (x - y), 200 * (y - z)))
-    return float(np.linalg.norm(np.subtract(*places)))
+    labs = []
+    for colour in colours:
+        perceived = (np.array(COLOUR_BLINDNESS[blindness]) @ linear_rgb(colour)).clip(0, 1)
+        x, y, z = np.cbrt(np.array(to_xyz) @ perceived / (0.9505, 1, 1.089))
+        labs.append((116 * y - 16, 500 * (x - y), 200 * (y - z)))
+    return float(np.linalg.norm(np.subtract(*labs)))
 
 
-def test_figures_have_their_interval_and_what_people_reach_below_them(tmp_path: Path, picture: Path) -> None:
-    judged = evaluation([picture] * 3, ["a caption"] * 3)
-    judged.judgement.figures["CIDEr-D"] = mean_of([1.0, 1.0, 2.5])
-    judged.judgement.people["CIDEr-D"] = (0.875, 1.25)
-    page = report(tmp_path, judged)
+def test_plot_colours_differ_for_colour_blind_readers(tmp_path: Path, picture: Path) -> None:
+    make_page(tmp_path, make_evaluation([picture], ["a caption"]))
+    themes = themes_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for theme in [*themes, {"train": TRAIN, "val": VAL, "mark": MARK}]:
+        for blindness, pair in product(COLOUR_BLINDNESS, combinations(("train", "val", "mark"), 2)):
+            assert colour_distance((theme[pair[0]], theme[pair[1]]), blindness) > 20, (blindness, pair, theme)
+    assert colour_distance(("#00a000", "#b08000"), "no green") < 20  # two colours that they do confuse
+
+
+def test_metrics_have_intervals_and_the_score_of_people(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture] * 3, ["a caption"] * 3)
+    evaluation.judgement.figures["CIDEr-D"] = mean_of([1.0, 1.0, 2.5])
+    evaluation.judgement.people.update({"CIDEr-D": (0.875, 1.25), "BLEU-4": (float("nan"), 0.5)})
+    page = make_page(tmp_path, evaluation)
+    assert "nan" not in page.text("td") and "-" in page.text("td")
     assert page.text("small")[:3] == ["1.00 to 2.50", "0.25 to 0.25", "1.25 to 1.25"]
-    assert "1.000 to 2.500" in page.text("small") and "captions 1.250" in page.text("small")
-    assert "0.875" in page.text("td") and {"Value", "People"} <= set(page.text("th"))
-    assert {"Intervals.", "Shuffled pictures.", "People."} <= set(page.text("strong"))
+    assert "1.000 to 2.500" in page.text("small") and "captioner 1.250" in page.text("small")
+    assert "0.875" in page.text("td") and {"Value, 95 % interval", "People"} <= set(page.text("th"))
+    assert {"95 % interval.", "Shuffled pictures.", "People."} <= set(page.text("strong"))
 
 
-def test_what_a_report_lacks_is_left_out(tmp_path: Path, picture: Path) -> None:
-    judged = evaluation([picture], ["a caption"])
-    write_report(tmp_path / "report.html", evaluation_report("one", {}, judged))
+def test_report_leaves_out_sections_without_content(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture], ["a caption"])
+    write_report(tmp_path / "report.html", evaluation_report("a run", {}, evaluation))
     page = Page(tmp_path / "report.html")
-    assert page.text("h2") == ["Figures", "Words", "Pictures"] == page.text("a")
+    assert page.text("h2") == ["Metrics", "Words", "Pictures"] == page.text("a")
     assert {"People.", "No picture.", "p"}.isdisjoint(page.text("strong"))
-    everything = report(
-        tmp_path, judged, slices=[part("people", "none")], leaks=["none"], calibration=Section(["told"], [])
+    full = make_page(
+        tmp_path, evaluation, slices=[make_slice("people", "none")], leaks=leak_section(["none"]),
+        confidence=Section(["a paragraph"], []),
     )
-    sections = ["Figures", "Training", "Confidence", "Where it is weak", "Seen in training", "Words", "Pictures"]
-    assert everything.text("h2") == sections == everything.text("a")
-    assert {"0.300 to 0.500", "none; 31 pictures"} <= set(everything.text("small"))
-    assert "-0.100" in everything.text("td")
+    sections = ["Metrics", "Training", "Confidence", "Where it is weak", "Overlap with training", "Words", "Pictures"]
+    assert full.text("h2") == sections == full.text("a")
+    assert {"0.300 to 0.500", "none; 31 pictures"} <= set(full.text("small"))
+    assert "-0.100" in full.text("td")
 
 
-def test_what_confidence_is_worth_is_drawn_and_told(tmp_path: Path, picture: Path) -> None:
+def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -> None:
     coverage = (2.5, 2.25, 2.0, 1.75, 1.5, 1.5, 1.5, 1.5, 1.5, 1.25)
-    trust = ConfidenceReport(
-        (Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),), coverage, is_cross_fitted=True
-    )
-    section = calibration_section(trust)
-    assert section is not None and calibration_section(None) is None
-    report(tmp_path, evaluation([picture], ["a caption"]), calibration=section)
-    assert [one.told for one in section.plots] == [
-        "confidence is off by 0.188 in the mean for a word, by 0.000 for a caption",
+    bins = (Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),)
+    section = confidence_section(ConfidenceReport(*bins, coverage, is_cross_fitted=True))
+    make_page(tmp_path, make_evaluation([picture], ["a caption"]), confidence=section)
+    assert [plot.description for plot in section.plots] == [
+        "confidence is off by 0.188 on average for a word, by 0.000 for a caption",
         "the more confident half of the captions has CIDEr-D 1.500, all have 1.250",
     ]
-    assert "a calibration of other pictures" in section.told[0]
+    assert "learned on the other pictures" in section.paragraphs[0]
 
 
-def test_two_captioners_stand_side_by_side(tmp_path: Path, picture: Path) -> None:
+def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, picture: Path) -> None:
     records = [Record(picture, ("a dog runs on grass",)), Record(picture, ("two cats on a red sofa",))]
     a, b = ["a dog runs on grass", "a dog runs on grass"], ["a cat", "two cats on a red sofa"]
-    found = compare(("one", a), ("two <b>", b), records, "val")
-    write_report(tmp_path / "report.html", comparison_report({"Data": "mine"}, found))
+    comparison = compare(("first", a), ("second <b>", b), records, "val")
+    write_report(tmp_path / "report.html", comparison_report({"Data": "mine"}, comparison))
     page = Page(tmp_path / "report.html")
-    assert page.text("h1") == ["one and two <b>"] and {"one", "two <b>", "mine"} <= set(page.text("dd"))
-    assert found.sentence() in page.text("p")
-    cells, told = page.text("td"), found.differences["CIDEr-D"]
-    at = cells.index(f"{told.a:.3f}")
-    assert cells[at - 1 : at + 3] == [f"{told.difference:+.3f}", f"{told.a:.3f}", f"{told.b:.3f}", "1 / 1 / 0"]
+    assert page.text("h1") == ["first and second <b>"] and {"first", "second <b>", "mine"} <= set(page.text("dd"))
+    assert comparison.sentence() in page.text("p")
+    cells, difference = page.text("td"), comparison.differences["CIDEr-D"]
+    index = cells.index(f"{difference.a:.3f}")
+    assert cells[index - 1 : index + 3] == [
+        f"{difference.difference:+.3f}", f"{difference.a:.3f}", f"{difference.b:.3f}", "1 / 1 / 0"
+    ]
     assert {*a, *b} <= set(page.text("p")) and page.text("b") == ["A", "B"] * 2
-    assert page.text("button") == ["Random", "B ahead", "A ahead", "Both good", "Both poor"]
+    assert page.text("button") == ["Random", "B better", "A better", "Both good", "Both poor"]
+
+
+def test_comparison_table_without_p_shows_none(picture: Path) -> None:
+    comparison = compare(("A", ["a dog"]), ("B", ["a cat"]), [Record(picture, ("a dog",))], "val")
+    for name, difference in comparison.differences.items():
+        comparison.differences[name] = replace(difference, p=None)
+    assert comparison_headline(comparison)[2][0] == "B − A"
+    details = [cell.detail for _, _, cells in comparison_table(comparison).rows for cell in cells]
+    assert any(details) and not [detail for detail in details if "; p" in detail or "None" in detail]
+
+
+def test_report_shows_the_cautions_of_both_captioners_once(tmp_path: Path, picture: Path) -> None:
+    records = [Record(picture, ("a dog",)), Record(picture, ("a cat",))]
+    comparison = compare(("A", ["a dog"] * 2), ("B", ["a cat"] * 2), records, "val")
+    write_report(tmp_path / "report.html", comparison_report({}, comparison))
+    page = Page(tmp_path / "report.html")
+    assert comparison.a.judgement.cautions and page.text("strong").count("Caution.") == 1
+    assert all(caution in page.text("p") for caution in comparison.a.judgement.cautions)
+
+
+def test_shares_show_their_denominator_and_a_dash_without_one(tmp_path: Path, picture: Path) -> None:
+    captions = ["a red dog and a blue ball", "a dog"]
+    evaluation = make_evaluation([picture] * 2, captions, ["a red dog with a ball"])
+    evaluation.judgement.figures.update(judge_captions(captions, [["a red dog with a ball"]] * 2).figures)
+    write_report(tmp_path / "report.html", evaluation_report("a run", {}, evaluation))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    row = r'<th scope="row">([\w ]+) <small>.*?<td class="number">(.*?)</td>'
+    rows = dict(re.findall(row, page, re.DOTALL))
+    assert rows["CHAIRi"].startswith("0.0% ") and "of 3 things<" in rows["CHAIRi"]
+    assert "of 2 captions<" in rows["CHAIRs"]
+    assert rows["Colours wrong"].startswith("50.0% ") and "of 2 colours<" in rows["Colours wrong"]
+    assert rows["Counts wrong"].startswith("- <small>the captions name no numbers")
+
+
+def test_shares_of_captions_without_known_words_are_dashes(tmp_path: Path, picture: Path) -> None:
+    captions = ["كلب يجري على العشب"]
+    evaluation = make_evaluation([picture], captions, ["كلب يجري"])
+    evaluation.judgement.figures.update(judge_captions(captions, [["كلب يجري"]]).figures)
+    page = make_page(tmp_path, evaluation)
+    assert page.text("td").count("-") == 5
+    assert any(text.startswith("the captions name no things") for text in page.text("small"))
+
+
+def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture: Path) -> None:
+    captions, references = ["a red dog"], ["two red dogs"]
+    evaluation = make_evaluation([picture], captions, references)
+    evaluation.judgement.figures.update(judge_captions(captions, [references]).figures)
+    page = make_page(
+        tmp_path, evaluation, slices=[make_slice("people", "none", 1)], pictures=1234,
+        leaks=leak_section(["none"], [(picture, picture)]),
+    )
+    text = " ".join(text for _, text in page.texts)
+    assert re.findall(r"(?<![\d.,])1 (?:picture|caption|thing|place|colour|number|pair)s\b", text) == []
+    assert {"none; 1 picture", "0.0% to 0.0%; of 1 colour"} <= set(page.text("small")) and "1,234 pictures" in text
+
+
+def test_report_says_why_a_metric_was_not_computed(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture], ["a caption"])
+    evaluation.protocol["absent"] = {"METEOR": "its data is missing"}
+    lines = [text for text in make_page(tmp_path, evaluation).text("p") if "METEOR" in text]
+    assert lines == ["METEOR was not computed: its data is missing."]
+
+
+def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
+    for folder in ("val", "train"):
+        (tmp_path / folder).mkdir()
+    judged, training = tmp_path / "val/judged.png", tmp_path / "train/copy.png"
+    Image.linear_gradient("L").resize((90, 90)).convert("RGB").save(judged)
+    training.write_bytes(judged.read_bytes())
+    page = make_page(
+        tmp_path, make_evaluation([judged], ["a caption"]), leaks=leak_section(["1 picture"], [(judged, training)] * 20)
+    )
+    images = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
+    assert all(image.tobytes() == Image.open(judged).tobytes() for image in images)
+    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["judged.png", "copy.png"] * MAX_PAIRS
+    assert any("the first 12 of 20 pairs" in text for text in page.text("p"))
+
+
+def test_evaluation_report_shows_the_leaked_pairs_of_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    for name, seed in (("judged.png", 1), ("training/copy.png", 1), ("training/other.png", 2)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((120, 120)).save(tmp_path / name)
+    evaluation = make_evaluation([tmp_path / "judged.png"], ["a caption"])
+    training = [Record(tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
+    page = make_page(tmp_path, replace(evaluation, leaks=find_leaks(training, evaluation.records)))
+    assert [text for text in page.text("figcaption") if text.endswith(".png")] == ["judged.png", "copy.png"]
+    judged, copy = page.all("img")[:2]
+    assert judged["src"] == copy["src"]

@@ -1,0 +1,163 @@
+"""The metrics of a report as text: labels, meanings, numbers with intervals, and how they were measured."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from myllm.evaluation.calibration import changed_options
+from myllm.evaluation.compare import CHANCE, Comparison
+from myllm.evaluation.evaluate import Evaluation, describe_search
+from myllm.evaluation.judge import MAIN, Judgement
+
+METRICS = {
+    "BLEU-1": ("BLEU-1", ".3f", "share of the captions’ words that a reference contains"),
+    "BLEU-2": ("BLEU-2", ".3f", "like BLEU-1, for sequences of one and two words"),
+    "BLEU-3": ("BLEU-3", ".3f", "like BLEU-1, for sequences of up to three words"),
+    "BLEU-4": ("BLEU-4", ".3f", "like BLEU-1, for sequences of up to four words"),
+    "ROUGE-L": ("ROUGE-L", ".3f", "longest series of words that a reference contains in the same order"),
+    "METEOR": ("METEOR", ".3f", "words shared with a reference; word forms, synonyms and word order count"),
+    "CIDEr-D": ("CIDEr-D", ".3f", "phrases shared with the references, from 0 to 10; rare phrases count more"),
+    "CIDEr-D_shuffled": ("CIDEr-D, shuffled pictures", ".3f", "control: each caption scored on another picture"),
+    "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption written without a picture, scored on all"),
+    "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D minus CIDEr-D with shuffled pictures"),
+    "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named things that no reference names"),
+    "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with a thing that no reference names"),
+    "places_wrong": ("Places wrong", ".1%", "lower is better: share of the named places that no reference names"),
+    "colours_wrong": ("Colours wrong", ".1%", "lower is better: share of the named colours that no reference names"),
+    "counts_wrong": ("Counts wrong", ".1%", "lower is better: share of the numbers that no reference supports"),
+    "self-CIDEr": ("self-CIDEr", ".3f", "diversity of the captions of one picture, 0 to 1"),
+    "CLIPScore": ("CLIPScore", ".3f", "how well the captions fit the pictures, according to a CLIP model"),
+    "RefCLIPScore": ("RefCLIPScore", ".3f", "CLIPScore combined with how well the captions fit the references"),
+    "distinct_captions": ("Distinct captions", ".1%", "number of different captions over the number of captions"),
+    "mean_length": ("Mean length", ".1f", "words per caption"),
+    "true": ("True", ".1%", "captions of scenes that name only what the picture shows"),
+    "invented": ("Invented", ".1%", "lower is better: captions that name a kind of thing that is not there"),
+    "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
+    "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
+    "complete": ("Complete", ".1%", "captions that name all that the picture shows, and nothing else"),
+    "placed": ("Placed", ".1%", "right ones among the captions that say left, right, above or below"),
+}
+"""Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
+
+PROTOCOL = {
+    "intervals": "Intervals",
+    "blind": "Caption without a picture",
+    "model": "Hash of the weights",
+    "data": "Hash of the data",
+    "clip": "CLIP",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number, with a smaller line below it, such as its interval."""
+
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Metrics: the headings of the value columns, and for each metric its label, its meaning and a cell per column."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, str, Sequence[Cell]]]
+
+
+def headline(judgement: Judgement) -> list[tuple[str, Cell]]:
+    """Return CIDEr-D, its controls and the gap between them, with labels and intervals."""
+    labels = {
+        MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
+        "grounding_gap": "grounding gap",
+    }
+    return [
+        (label, Cell(f"{judgement.figures[name].corpus:.2f}", _range(judgement.intervals[name], ".2f")))
+        for name, label in labels.items()
+        if name in judgement.figures
+    ]
+
+
+def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
+    """Return CIDEr-D of both captioners and the difference, with labels and intervals."""
+    difference = comparison.differences[MAIN]
+    label = "B − A" if difference.p is None else f"B − A: {'may be' if difference.p >= CHANCE else 'more than'} chance"
+    of_a, of_b = (side.judgement.intervals[MAIN] for side in (comparison.a, comparison.b))
+    return [
+        (f"{MAIN} of A", Cell(f"{difference.a:.2f}", _range(of_a, ".2f"))),
+        (f"{MAIN} of B", Cell(f"{difference.b:.2f}", _range(of_b, ".2f"))),
+        (label, Cell(f"{difference.difference:+.2f}", _range(difference.interval, "+.2f"))),
+    ]
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
+    judgement, people = evaluation.judgement, evaluation.judgement.people
+    rows = []
+    for name in {**judgement.figures, **evaluation.figures}:
+        if name == "CIDEr":  # another name of CIDEr-D
+            continue
+        label, form, meaning = METRICS.get(name, (name, ".3f", ""))
+        if name in judgement.figures:
+            cells = [_metric_cell(judgement, name)]
+        else:
+            cells = [Cell(format(evaluation.figures[name], form))]
+        if people:
+            person, captions = (_number(score, form) for score in people[name]) if name in people else ("", "")
+            cells.append(Cell(person, person and f"captioner {captions}"))
+        rows.append((label, meaning, cells))
+    return Table(["Value, 95 % interval", *(["People"] if people else [])], rows)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return all metrics of two captioners: the difference, each value, and which of them is higher how often."""
+    rows = []
+    for name, difference in comparison.differences.items():
+        if name == "CIDEr":  # another name of CIDEr-D
+            continue
+        label, form, meaning = METRICS.get(name, (name, ".3f", ""))
+        cells = [_metric_cell(side.judgement, name) for side in (comparison.a, comparison.b)]
+        p = "" if difference.p is None else f"; p\u00a0{difference.p:.4f}"
+        gain = Cell(format(difference.difference, f"+{form}"), _range(difference.interval, f"+{form}") + p)
+        all_wins = Cell(" / ".join(f"{wins:,}" for wins in difference.wins))
+        rows.append((label, meaning, [gain, *cells, all_wins]))
+    return Table(["B − A", "A", "B", "Pictures where A / B / neither is higher"], rows)
+
+
+def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the metrics were measured, by label."""
+    lines = {
+        "Split": str(protocol["split"]),
+        "Pictures": f"{protocol['pictures']:,}",
+        "References": f"{protocol['references']:,}",
+        "Tokenizer": str(protocol["tokenizer"]),
+        "CIDEr-D’s word frequencies": str(protocol["CIDEr-D frequencies"]),
+    }
+    if "decode" in protocol:
+        changed = changed_options(protocol["decode"]).items()
+        options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
+        lines["Decoding"] = ", ".join([describe_search(protocol["decode"]), *options])
+    return lines | {label: str(protocol[key]) for key, label in PROTOCOL.items() if protocol.get(key) is not None}
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 picture", "2 pictures" and so on."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _metric_cell(judgement: Judgement, name: str) -> Cell:
+    """Return a metric with its interval; a share also says of how many, and is "-" if there are none."""
+    metric, form = judgement.figures[name], METRICS.get(name, (name, ".3f", ""))[1]
+    if name in judgement.undefined:
+        return Cell("-", judgement.undefined[name])
+    interval = _range(judgement.intervals[name], form)
+    total = "" if metric.denominator is None else f"; of {count(metric.denominator, metric.unit.removesuffix('s'))}"
+    return Cell(format(metric.corpus, form), interval + total)
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _range(ends: tuple[float, float], form: str) -> str:
+    return f"{ends[0]:{form}} to {ends[1]:{form}}"
