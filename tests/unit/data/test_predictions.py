@@ -46,6 +46,7 @@ def test_read_predictions_reads_each_format_with_numbers_and_names(tmp_path: Pat
         ("[{]", "not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2 is not JSON"),
+        ('{"image":' * 100_000, "line 1 is JSON that is nested too deeply"),
         ({"images": [], "annotations": []}, "one JSON object with images, annotations, not predictions"),
         ([{"image_id": 1, "caption": "x" * 10_000_000}], "10,000,000 characters; a caption has at most 100,000"),
     ],
