@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from myllm.config import PreprocessConfig
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_bytes
+from myllm.files import read_data
 
 # A compressed file of a few kilobytes could otherwise decode to gigabytes.
 MAX_PIXELS = 80_000_000
@@ -60,25 +60,14 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     return _decode(_open(source, name), name)
 
 
-def grey_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
-    """Return the luma of the upright picture, squashed to a square: (side, side) uint8.
+def load_thumbnail(path: Path, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
+    """Return the upright picture squashed to a square: (side, side) uint8 of luma, or (side, side, 3) of YCbCr.
 
     A JPEG is decoded at a reduced size. Raises DataError as `load_image` does.
     """
     image = _open(path, str(path))
-    image.draft("L", (side, side))
-    upright = _decode(image, str(path)).convert("L")
-    return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
-
-
-def ycbcr_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
-    """Return an upright picture squashed to a square: (side, side, 3) uint8, luma and two colour differences.
-
-    A JPEG is decoded only as far as needed. Raises DataError as `load_image`.
-    """
-    image = _open(path, str(path))
-    image.draft("RGB", (side, side))
-    upright = _decode(image, str(path)).convert("YCbCr")
+    image.draft("L" if mode == "L" else "RGB", (side, side))
+    upright = _decode(image, str(path)).convert(mode)
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -93,11 +82,11 @@ class Preprocess:
     def __init__(self, config: PreprocessConfig) -> None:
         """Raises ConfigError for an unknown interpolation."""
         self.config = config
-        self.size = (config.image_size[0], config.image_size[1])
-        self._scaled = [math.floor(side / config.crop_pct) for side in self.size]
+        self.size = height, width = config.image_size
+        self._scaled = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
         if config.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {known}")
+            expected = ", ".join(INTERPOLATIONS)
+            raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {expected}")
         self._interpolation = INTERPOLATIONS[config.interpolation]
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
@@ -107,7 +96,7 @@ class Preprocess:
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return the picture resized and cropped as `crop_mode` says: (3, H, W) uint8."""
         height, width = self.size
-        if image.size != (width, height) or self._scaled != [height, width]:
+        if image.size != (width, height) or self._scaled != self.size:
             box = _limit_aspect(*image.size)
             image = image if box == (0, 0, *image.size) else image.crop(box)
             image = self._crop(image.resize(self._scaled_size(*image.size), self._interpolation))
@@ -129,29 +118,28 @@ class Preprocess:
         """
         box, target = _limit_aspect(*size), self.size[::-1]
         scaled = self._scaled_size(box[2] - box[0], box[3] - box[1])
-        begins, ends = [], []
+        sides = []
         for begin, end, length, target_length in zip(box[:2], box[2:], scaled, target, strict=True):
             pasted, cut = _offsets(length, target_length)
             pixel = (end - begin) / length
-            begins.append(begin + (cut - pasted) * pixel)
-            ends.append(begin + (cut - pasted + target_length) * pixel)
-        return begins[0], begins[1], ends[0], ends[1]
+            sides.append((begin + (cut - pasted) * pixel, begin + (cut - pasted + target_length) * pixel))
+        (left, right), (top, bottom) = sides
+        return left, top, right, bottom
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) to resize to before the crop.
 
         squash: both sides become the target's; border: the longer side fits in; center: the shorter side fills.
         """
+        target_height, target_width = self._scaled
         if self.config.crop_mode == "squash":
-            size = self._scaled
-        elif self.config.crop_mode == "center" and self._scaled[0] == self._scaled[1]:
+            return target_width, target_height
+        if self.config.crop_mode == "center" and target_height == target_width:
             # rounded down, as torchvision does
-            size = [self._scaled[0] * side // min(width, height) for side in (height, width)]
-        else:
-            ratios = (height / self._scaled[0], width / self._scaled[1])
-            ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
-            size = [max(1, round(side / ratio)) for side in (height, width)]
-        return size[1], size[0]
+            return target_width * width // min(width, height), target_width * height // min(width, height)
+        choose = max if self.config.crop_mode == "border" else min
+        ratio = choose(height / target_height, width / target_width)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Return the middle of the picture; a smaller one gets a border in the mean's colour, or in black."""
@@ -229,10 +217,7 @@ def _swap_side(match: re.Match[str]) -> str:
 
 def _open(source: Path | str | bytes, name: str) -> Image.Image:
     """Return a picture whose pixels are not decoded yet."""
-    try:
-        content = source if isinstance(source, bytes) else read_bytes(Path(source), MAX_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    content = source if isinstance(source, bytes) else read_data(source, MAX_BYTES)
     if not content:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
@@ -312,7 +297,7 @@ _LEVELS = np.arange(256)
 
 def _table(values: np.ndarray[Any, Any]) -> list[int]:
     """Return the lookup table of `Image.point` from new values of the 256 levels."""
-    return cast(list[int], values.round().clip(0, 255).astype(int).tolist())
+    return values.round().clip(0, 255).astype(int).tolist()
 
 
 def _relight(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
