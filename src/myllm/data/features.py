@@ -91,8 +91,10 @@ class FeatureCache:
         """Return the index on disk, or an empty one; an index that cannot be read is listed in the findings."""
         try:
             index = _Index(**json.loads(self._index.read_text(encoding="utf-8")))
-            index.check(self.key)
-            return index
+            numbers = [*index.shape, *(number for row, checksum in index.rows.values() for number in (row, checksum))]
+            if index.key == self.key and len(index.shape) == 3 and all(type(n) is int and n >= 0 for n in numbers):
+                return index
+            raise ValueError("not an index of these features")
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
@@ -172,9 +174,3 @@ class _Index:
     """Outputs, S and C of a row."""
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Row and checksum by the digest of the picture's bytes."""
-
-    def check(self, key: str) -> None:
-        """Raise ValueError if this index belongs to another key or has another form."""
-        rows = [number for pair in self.rows.values() for number in pair]
-        if self.key != key or len(self.shape) != 3 or not all(type(n) is int and n >= 0 for n in [*self.shape, *rows]):
-            raise ValueError("not an index of features")

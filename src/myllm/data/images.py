@@ -44,9 +44,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 _OPENING = threading.Lock()
 
 # The web page that `myllm export --to web` writes implements the same ones.
-INTERPOLATIONS = {
-    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-}
+INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
 
 
 def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
@@ -254,17 +252,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode in ("I", "F"):
         return _scale_grey(np.asarray(image, dtype=np.float64)).convert("RGB")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+    if image.has_transparency_data:
+        straight = image.convert("LA") if image.mode == "La" else image  # Pillow does not convert La to RGBA
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scale_grey(values: np.ndarray[Any, Any]) -> Image.Image:

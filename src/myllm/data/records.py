@@ -34,29 +34,27 @@ class Record:
         return self.image.name
 
 
-def _finding(singular: str, plural: str) -> list[str]:
-    return field(default_factory=list, metadata={"phrases": (singular, plural)})
+def _finding(noun: str, fault: str, plural: str = "") -> list[str]:
+    return field(default_factory=list, metadata={"phrases": (f"{noun} {fault}", f"{plural or noun + 's'} {fault}")})
 
 
 @dataclass
 class Findings:
     """What is unusual in the data, by kind. Each list holds the names of pictures, or lines of a file."""
 
-    recovered_rows: list[str] = _finding("row recovered", "rows recovered")
-    unreadable_rows: list[str] = _finding("row unreadable and left out", "rows unreadable and left out")
-    empty_captions: list[str] = _finding("empty caption left out", "empty captions left out")
-    missing_pictures: list[str] = _finding("captioned picture missing", "captioned pictures missing")
-    unused_pictures: list[str] = _finding("picture without captions", "pictures without captions")
-    broken_pictures: list[str] = _finding("broken picture left out", "broken pictures left out")
-    equal_pictures: list[str] = _finding("group of byte-equal pictures", "groups of byte-equal pictures")
-    dropped_copies: list[str] = _finding(
-        "copy dropped, as another split has the picture", "copies dropped, as another split has the picture"
-    )
-    in_two_splits: list[str] = _finding("picture named in two splits", "pictures named in two splits")
-    in_no_split: list[str] = _finding("picture in no split and left out", "pictures in no split and left out")
-    unknown_in_splits: list[str] = _finding("unknown picture named in splits", "unknown pictures named in splits")
-    cut_captions: list[str] = _finding("caption cut at the context's end", "captions cut at the context's end")
-    repaired_features: list[str] = _finding("damaged feature recomputed", "damaged features recomputed")
+    recovered_rows: list[str] = _finding("row", "recovered")
+    unreadable_rows: list[str] = _finding("row", "unreadable and left out")
+    empty_captions: list[str] = _finding("empty caption", "left out")
+    missing_pictures: list[str] = _finding("captioned picture", "missing")
+    unused_pictures: list[str] = _finding("picture", "without captions")
+    broken_pictures: list[str] = _finding("broken picture", "left out")
+    equal_pictures: list[str] = _finding("group", "of byte-equal pictures")
+    dropped_copies: list[str] = _finding("copy", "dropped, as another split has the picture", plural="copies")
+    in_two_splits: list[str] = _finding("picture", "named in two splits")
+    in_no_split: list[str] = _finding("picture", "in no split and left out")
+    unknown_in_splits: list[str] = _finding("unknown picture", "named in splits")
+    cut_captions: list[str] = _finding("caption", "cut at the context's end")
+    repaired_features: list[str] = _finding("damaged feature", "recomputed")
 
     def lines(self) -> list[str]:
         """Return a sentence for each kind of finding: how many there are, and the first names."""
