@@ -81,8 +81,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Reserve `folder` for this process until the block ends. A missing folder is made, and removed if it stays empty.
 
-    The lock ends with the process, however that ends. On systems without fcntl (Windows) nothing is locked.
-    Raises ConfigError with the number of the process that has the folder, and MyLLMError if it cannot be written to.
+    The lock is released when the process ends, even if it is killed. On systems without fcntl (Windows) nothing is
+    locked. Raises ConfigError with the id of the process that holds the lock, and MyLLMError if the disk refuses.
     """
     try:
         import fcntl

@@ -7,6 +7,7 @@ import random
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; `lengths` stay on the CPU, so that no step has to wait for them."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+        move = methodcaller("to", device, non_blocking=True)
         images = None if self.images is None else move(self.images)
         features = None if self.features is None else tuple(map(move, self.features))
         return Batch(images, features, move(self.tokens), self.lengths, move(self.index))

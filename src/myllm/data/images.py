@@ -151,19 +151,19 @@ class Preprocess:
 
 
 def augment(image: Image.Image, captions: Sequence[str], rng: random.Random) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return the picture flipped, relit, shifted, scaled and rotated a little, with captions that are true of it.
+    """Return the picture flipped or not, with a little other brightness, contrast, colour, position, scale and angle.
 
-    A flip swaps left and right in the captions; if that is not possible, there is no flip. Hue and saturation do not
-    change if a caption names a colour.
+    The captions that are returned with it are true of it: a flip swaps left and right in them, or is not done if that
+    is not possible; hue and saturation do not change if a caption names a colour.
     """
     true_captions = tuple(captions)
     mirrored = mirrored_captions(captions)
     if rng.random() < 0.5 and mirrored is not None:
         image, true_captions = ImageOps.mirror(image), mirrored
-    image = _relight(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
+    image = _adjust_brightness_and_contrast(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
     hue, saturation = rng.uniform(-0.05, 0.05), rng.uniform(0.7, 1.3)
     if not any(_COLOUR.search(caption) for caption in captions):
-        image = _recolour(image, hue, saturation)
+        image = _adjust_hue_and_saturation(image, hue, saturation)
     shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06)
     return _move(image, shift, scale=rng.uniform(0.9, 1.1), angle=math.radians(rng.uniform(-10, 10))), true_captions
 
@@ -296,11 +296,11 @@ def _table(values: np.ndarray[Any, Any]) -> list[int]:
     return values.round().clip(0, 255).astype(int).tolist()
 
 
-def _relight(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
+def _adjust_brightness_and_contrast(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
     return image.point(_table((_LEVELS * brightness - 128) * contrast + 128) * 3)
 
 
-def _recolour(image: Image.Image, hue: float, saturation: float) -> Image.Image:
+def _adjust_hue_and_saturation(image: Image.Image, hue: float, saturation: float) -> Image.Image:
     """Shift the hue by a share of the colour circle, and multiply the saturation."""
     tables = _table((_LEVELS + hue * 255) % 256) + _table(_LEVELS * saturation) + _table(_LEVELS)
     return image.convert("HSV").point(tables).convert("RGB")

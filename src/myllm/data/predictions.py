@@ -60,7 +60,7 @@ class Matched:
 
 def read_predictions(path: Path) -> dict[str, str]:
     """Return the captions in a file by the names, or ids as text, that it gives the pictures. Raises DataError."""
-    text = _text(path)
+    text = decode_text(path)
     read = PREDICTIONS.get(text.lstrip()[:1], _read_csv)
     captions: dict[str, str] = {}
     repeated: list[str] = []
@@ -76,7 +76,7 @@ def read_predictions(path: Path) -> dict[str, str]:
         captions[name] = _caption(path, position, name, entry[CAPTION])
     if repeated:
         raise DataError(
-            f"{path}: {counted(repeated, 'picture has two captions', 'pictures have two captions')}; leave one for each"
+            f"{path}: {counted(repeated, 'picture has two captions', 'pictures have two captions')}; keep one for each"
         )
     if not captions:
         raise DataError(f"{path}: holds no caption; expected {KNOWN_PREDICTIONS}")
@@ -87,7 +87,7 @@ def read_references(path: Path, split: str | None, captions: CaptionsConfig) -> 
     """Return the references in a file or data folder, of a split if one is named. Raises DataError or ConfigError."""
     if path.is_dir():
         return _read_folder(path, split, captions)
-    text = _text(path)
+    text = decode_text(path)
     if text.lstrip()[:1] in ("{", "["):
         content = _json(text, str(path))
         for required_keys, read in REFERENCES:
@@ -114,13 +114,13 @@ def match(predictions: Mapping[str, str], references: References) -> Matched:
         if picture is None:
             unknown.append(name)
         elif picture in matched:
-            raise DataError(f"{picture} has two captions, one of them as {name!r}; leave one of them")
+            raise DataError(f"{picture} has two captions, one of them as {name!r}; remove one of them")
         else:
             matched[picture] = caption
     if not matched:
         raise DataError(
-            f"none of the {len(predictions):,} captions is of a picture with references: they are of pictures such as "
-            f"{next(iter(predictions))!r}, {references.source} has such as {next(iter(references.captions))!r}"
+            f"none of the {len(predictions):,} captions is of a picture with references: the captions are of pictures "
+            f"such as {next(iter(predictions))!r}, {references.source} of such as {next(iter(references.captions))!r}"
         )
     names = [name for name in references.captions if name in matched]
     missing = [name for name in references.captions if name not in matched]
@@ -133,15 +133,9 @@ class _NameIndex:
 
     def __init__(self, references: References) -> None:
         self.exact = references.ids | {name: name for name in references.captions}
-        self.by_path: dict[tuple[str, ...], str | None] = {}
-        """Names by their path, with and without suffix; None if two pictures share it."""
-        self.by_end: dict[tuple[str, ...], str | None] = {}
-        """The same for each end of a path."""
-        for name in references.captions:
-            for parts in _paths(name):
-                _add(self.by_path, parts, name)
-                for start in range(len(parts)):
-                    _add(self.by_end, parts[start:], name)
+        paths = [(parts, name) for name in references.captions for parts in _paths(name)]
+        self.by_path = _unambiguous(paths)
+        self.by_end = _unambiguous((parts[start:], name) for parts, name in paths for start in range(len(parts)))
 
     def find(self, name: str) -> str | None:
         candidates = [self.exact.get(name)]
@@ -156,8 +150,12 @@ def _paths(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return path.parts, (*path.parts[:-1], path.stem)
 
 
-def _add(names: dict[tuple[str, ...], str | None], parts: tuple[str, ...], name: str) -> None:
-    names[parts] = name if names.get(parts, name) == name else None
+def _unambiguous(names: Iterable[tuple[tuple[str, ...], str]]) -> dict[tuple[str, ...], str | None]:
+    """Return names by their key; None if two names share the key."""
+    result: dict[tuple[str, ...], str | None] = {}
+    for key, name in names:
+        result[key] = name if result.get(key, name) == name else None
+    return result
 
 
 def _read_coco_results(path: Path, text: str) -> Iterator[Entry]:
@@ -306,12 +304,6 @@ def _read_folder(folder: Path, split: str | None, captions: CaptionsConfig) -> R
 def _name_in(folder: Path, image: Path) -> str:
     """Return the picture's path below the picture folder, as in the captions file."""
     return "/".join(image.relative_to(folder).parts[1:]) if image.is_relative_to(folder) else str(image)
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return decode_text(path)
 
 
 def _json(text: str, source: str) -> Any:

@@ -123,7 +123,7 @@ def read_captions(path: Path, captions: CaptionsConfig, findings: Findings) -> d
         else:
             findings.empty_captions.append(f"{position}: {image}")
     if not texts:
-        raise DataError(f"{path}: no row holds a caption; expected lines '{EXPECTED}' below the header")
+        raise DataError(f"{path}: no row holds a caption; all are empty or cannot be read")
     return texts
 
 

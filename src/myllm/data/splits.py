@@ -20,10 +20,10 @@ VAL_SHARE = 0.1
 def split_records(records: Sequence[Record], folder: Path, findings: Findings) -> dict[str, list[Record]]:
     """Return the records of each split by its name, in the order of `records`. There is always a `train` and a `val`.
 
-    Files `splits/NAME.txt` hold a picture's name on each line. Without train.txt, pictures that no file names train.
-    Without val.txt, a tenth of the training pictures validates, chosen by the hash of their names. If byte-equal
-    pictures are in different splits, only the copies of one split stay: other splits win over `val`, and `val` over
-    `train`. `findings` lists all of this.
+    Files `splits/NAME.txt` hold a picture's name on each line. Without train.txt, all pictures that no file names are
+    for training. Without val.txt, a tenth of the training pictures are for validation instead, chosen by the hash of
+    their names. If byte-equal pictures are in different splits, only the copies of one split stay: those of a test
+    split rather than of `val`, and those of `val` rather than of `train`. `findings` lists all of this.
     Raises DataError if there are too few pictures for both sides, or a split file cannot be read.
     """
     equal_groups = _equal_groups(records)
@@ -58,9 +58,9 @@ def split_records(records: Sequence[Record], folder: Path, findings: Findings) -
 def copies_left_out_of_training(
     records: Sequence[Record], folder: Path, splits: Mapping[str, Sequence[Record]]
 ) -> list[Record]:
-    """Return the training pictures that `split_records` dropped because a judged picture has the same bytes.
+    """Return the training pictures that `split_records` dropped because a picture of another split has the same bytes.
 
-    Other programs train on them.
+    A captioner that another program trained has seen them.
     """
     used = {record.image for split in splits.values() for record in split}
     split_of = _official(records, folder, Findings())
@@ -97,7 +97,7 @@ def _split_files(folder: Path) -> list[Path]:
 
 
 def _official(records: Sequence[Record], folder: Path, findings: Findings) -> dict[Path, str | None]:
-    """Return the split of each picture by the split files; without train.txt, the pictures that none names train."""
+    """Return the split of each picture, None if it is in none; without train.txt, the rest is for training."""
     named: dict[str, str] = {}
     files = sorted(_split_files(folder), key=lambda path: _precedence(path.stem))
     for path in files:
