@@ -35,7 +35,7 @@ Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of pictures, read from the disk on access."""
+    """Features of pictures, read from the disk when they are used."""
 
     array: np.memmap[Any, Any]
     """(rows, outputs, S, C): the backbone has one output in mode last, and one for each decoder block in layerwise."""
@@ -96,10 +96,10 @@ class FeatureCache:
                 return index
             raise ValueError("not an index of these features")
         except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return _Index(self.key)
+        except (OSError, ValueError, TypeError, AttributeError):
             findings.repaired_features.append(f"{self._index}: unreadable, all features are computed anew")
-        return _Index(self.key)
+            return _Index(self.key)
 
     def _checked_index(self, findings: Findings) -> "_Index":
         """Return the index without rows that are missing or differ from what was written; the findings list these."""

@@ -85,7 +85,6 @@ class Preprocess:
         if config.interpolation not in INTERPOLATIONS:
             expected = ", ".join(INTERPOLATIONS)
             raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {expected}")
-        self._interpolation = INTERPOLATIONS[config.interpolation]
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the normalised input: (3, H, W) float32."""
@@ -97,7 +96,8 @@ class Preprocess:
         if image.size != (width, height) or self._scaled != self.size:
             box = _limit_aspect(*image.size)
             image = image if box == (0, 0, *image.size) else image.crop(box)
-            image = self._crop(image.resize(self._scaled_size(*image.size), self._interpolation))
+            interpolation = INTERPOLATIONS[self.config.interpolation]
+            image = self._crop(image.resize(self._scaled_size(*image.size), interpolation))
         return as_pixels(image)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
