@@ -152,6 +152,7 @@ def read_results_csv(path: Path, captions: CaptionsConfig, findings: Findings) -
 READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = {
     "results.csv": read_results_csv,
 }
+"""Readers of captions files by the file's name; a data folder is read by the first whose file it has."""
 
 
 def decode_text(path: Path) -> str:
