@@ -50,11 +50,11 @@ def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int 
     return {name: result.of_sums(drawn[:, columns[id(result.sums)]]) for name, result in results.items()}
 
 
-def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval (low, high) of a metric's resampled values; NaN values are left out."""
+def interval(values: Floats) -> tuple[float, float]:
+    """Return the 95 % percentile interval (low, high) of a metric's resampled values; NaN values are left out."""
     if np.isnan(values).all():
         return np.nan, np.nan
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     low, high = np.nanpercentile(values, (tail, 100 - tail))
     return float(low), float(high)
 

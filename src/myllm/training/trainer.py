@@ -291,14 +291,13 @@ def _catch_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield interrupted
     finally:
