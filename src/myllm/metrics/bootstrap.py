@@ -1,6 +1,6 @@
 """Confidence intervals by the bootstrap over pictures, and a paired permutation test for two captioners.
 
-All metrics of a call see the same draws, so the difference of two of them is a paired one.
+All metrics of a call are computed on the same draws, so differences between them are paired.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,13 +101,11 @@ def differences(
     pairs = {f"a {name}": a[name] for name in names} | {f"b {name}": b[name] for name in names}
     drawn = resample(pairs, draws, seed)
     p_values = _permutation_test([a[name] for name in names], [b[name] for name in names], draws, seed)
-    return {
-        name: Difference(
-            a[name].corpus, b[name].corpus, interval(drawn[f"b {name}"] - drawn[f"a {name}"]), p,
-            _count_wins(a[name].per_image, b[name].per_image),
-        )
-        for name, p in zip(names, p_values, strict=True)
-    }
+    results = {}
+    for name, p in zip(names, p_values, strict=True):
+        gain, wins = drawn[f"b {name}"] - drawn[f"a {name}"], _count_wins(a[name].per_image, b[name].per_image)
+        results[name] = Difference(a[name].corpus, b[name].corpus, interval(gain), p, wins)
+    return results
 
 
 def _count_wins(a: Floats, b: Floats) -> tuple[int, int, int]:

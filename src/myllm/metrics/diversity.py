@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], pictures: int) -> Floats:
     """Return the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders: (m, m)."""
     counts = [Counter(ngrams(words, _ORDERS)) for words in captions]
-    columns = {ngram: column for column, ngram in enumerate(set().union(*counts))}
+    columns = {ngram: column for column, ngram in enumerate(dict.fromkeys(chain(*counts)))}
     weights = np.zeros((_ORDERS, len(captions), len(columns)))
     for row, count in enumerate(counts):
         for ngram, times in count.items():

@@ -58,8 +58,7 @@ class _Path(NamedTuple):
 def align(candidate: Words, reference: Words, english: English, paraphrases: Paraphrases) -> list[Match]:
     """Return the matches in the order of the reference; no word is in two of them."""
     possible = _possible_matches(candidate, reference, english, paraphrases)
-    chosen = _search(possible, _uncontested(possible))
-    matches = []
+    chosen, matches = _search(possible, _uncontested(possible)), []
     while chosen:
         match, chosen = chosen
         matches.append(match)
@@ -126,8 +125,7 @@ def _paraphrased(words: Words, others: Words, paraphrases: Paraphrases) -> Itera
         positions[phrase].append((start, length))
     for start, length, phrase in phrases(words):
         for paraphrase in paraphrases.get(phrase, ()):
-            for other_start, other_length in positions.get(paraphrase, ()):
-                yield start, length, other_start, other_length
+            yield from ((start, length, *other) for other in positions.get(paraphrase, ()))
 
 
 def _uncontested(possible: list[list[Match]]) -> list[Match | None]:
