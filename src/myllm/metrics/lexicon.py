@@ -90,7 +90,7 @@ class Lexicon:
             yield from self._ancestors(parent)
 
     def find(self, words: Words) -> Iterator[tuple[Form, int, int]]:
-        """Yield forms with their start and stop; of several at one index the longest, so "hot dog" is not a dog."""
+        """Yield forms with start and stop; the longest form at an index wins, so that "hot dog" is not a dog."""
         index = 0
         while index < len(words):
             size = self._longest.get(words[index], 0)

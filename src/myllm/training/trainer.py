@@ -41,11 +41,11 @@ class StepReport:
     """A finished step. Reading `loss` or `gradient_norm` waits for the device; the other fields cost nothing."""
 
     epoch: int
-    """The epoch from 0."""
+    """Counted from 0."""
     step: int
-    """Steps so far, this one included."""
+    """Counted from 1."""
     progress: float
-    """0..1 of the whole run."""
+    """Share of the run that is done, 0 to 1."""
     learning_rate: float
     """Learning rate of AdamW in this step."""
     pictures_per_second: float
@@ -76,7 +76,7 @@ class Reporter(Protocol):
 
 
 class Trainer:
-    """A training run from `state` to its end."""
+    """Trains a captioner from `state` to the end of the run."""
 
     def __init__(self, config: TrainConfig, prepared: Prepared, reporter: Reporter) -> None:
         self.config = config
@@ -167,13 +167,11 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """0..1 of the run, by the limit that is nearest."""
+        """Share of the run that is done, 0 to 1, by the nearest limit: epochs, steps or minutes."""
         config, state = self.config, self.state
         steps = config.epochs * math.ceil(len(self.batches) / config.accumulate)
-        shares = [state.step / min(steps, config.max_steps or steps)]
-        if config.max_minutes:
-            shares.append(state.seconds / (60 * config.max_minutes))
-        return min(1.0, max(shares))
+        by_time = state.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+        return min(1.0, max(by_time, state.step / min(steps, config.max_steps or steps)))
 
     @property
     def _fingerprint(self) -> str:
