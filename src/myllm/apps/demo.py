@@ -11,14 +11,14 @@ from myllm.apps.options import DemoOptions
 from myllm.apps.printing import quantity
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
-from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
+from myllm.config import TrainConfig
 from myllm.data.scenes import draw_scene
 from myllm.errors import ConfigError
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
-from myllm.presets import PRESETS
+from myllm.presets import PRESETS, preset_config
 from myllm.training import run_state
 
 STAMP = "demo.json"
@@ -83,14 +83,9 @@ def recipe(options: DemoOptions) -> str:
 
 def demo_config(options: DemoOptions, data: str) -> TrainConfig:
     """Return the preset `scenes` with the demo's folder, time and seed."""
-    preset = dict(PRESETS["scenes"])
-    return TrainConfig(
-        **(preset | {
-            "vision": VisionConfig(**preset["vision"]), "text": GPTConfig(**preset["text"]),
-            "captions": CaptionsConfig(**preset["captions"]),
-            "data": data, "out": options.out, "seed": options.seed, "max_steps": options.max_steps,
-            "max_minutes": None if options.max_steps else options.minutes,
-        })
+    minutes = None if options.max_steps else options.minutes
+    return preset_config(
+        "scenes", data=data, out=options.out, seed=options.seed, max_steps=options.max_steps, max_minutes=minutes
     )
 
 
