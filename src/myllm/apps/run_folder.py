@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 from myllm.apps.printing import quantity
@@ -11,7 +12,7 @@ from myllm.errors import ConfigError
 from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search
 from myllm.evaluation.judge import MAIN
-from myllm.files import atomic_write
+from myllm.files import atomic_write, json_text
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -30,10 +31,16 @@ def unused(out: str) -> Path:
 
 
 def output_folder(out: str | None, file: str, overwrite: bool) -> Path | None:
-    """Return the folder for results, or None. Raises ConfigError if it has `file` and may not be overwritten."""
-    if out is not None and not overwrite and (Path(out) / file).exists():
+    """Return the folder for results with a report, or None.
+
+    Raises ConfigError if it has `file` and may not be overwritten, and ModuleNotFoundError if reports cannot be drawn.
+    """
+    if out is None:
+        return None
+    if not overwrite and (Path(out) / file).exists():
         raise ConfigError(f"--out {out} holds {file} already; replace it by --overwrite, or give another folder")
-    return None if out is None else Path(out)
+    import_module("myllm.evaluation.heatmaps")  # needs matplotlib and torch; better missed now than after the work
+    return Path(out)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,7 +66,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
     from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words  # imports matplotlib
 
-    write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
+    write_text(out / METRICS_FILE, json_text(evaluation.as_json()))
     samples = [
         Sample(evaluation.records[index].image, evaluation.captions[index].text, evaluation.records[index].captions)
         for index in evaluation.spread(SAMPLES)
