@@ -196,7 +196,7 @@ class DecodeConfig:
     only_words: tuple[str, ...] = ()
     """Captions contain only these words."""
     force_words: tuple[str, ...] = ()
-    """Words and phrases that every caption must contain; needs beams."""
+    """Words and phrases that every caption must contain; needs beam search."""
     regex: str = ""
     """Regular expression that the whole caption must match."""
     stop_strings: tuple[str, ...] = ()
@@ -204,7 +204,7 @@ class DecodeConfig:
     contrastive_weight: float = 0.0
     """Contrastive decoding: score = (1 + w) * log-probability - w * log-probability without the picture; 0 is off."""
     num_return_sequences: int | None = None
-    """Number of captions for each picture, best first: with beams at most, and by default, as many as beams."""
+    """Number of captions for each picture, best first; for beam search, the number of beams at most and by default."""
     rank_by: Literal["score", "consensus"] = "score"
     """Which of several captions is the best: the most likely (score), or the one most similar to the others by CIDEr-D
     (consensus)."""
@@ -343,11 +343,11 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Share of the target probability spread evenly over all tokens."""
     word_dropout: float = 0.0
-    """Share of input tokens hidden in training, so that the decoder relies on the picture."""
+    """Share of input tokens masked in training, so that the decoder relies on the picture."""
     word_presence_weight: float = 0.0
     """Weight of an auxiliary loss: predict from the image tokens which frequent words the captions contain."""
     augment: bool = True
-    """Flip, shift and relight training pictures where the captions stay true; has no effect with vision.frozen."""
+    """Flip, shift, lighten and darken training pictures if their captions stay true; no effect with vision.frozen."""
     patience: int | None = None
     """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
@@ -359,7 +359,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic in training; auto is bf16 if the device supports it, else fp32."""
     devices: str = "auto"
-    """auto, cpu or cuda."""
+    """Device: auto, cpu or cuda; auto takes a GPU if there is one."""
     workers: int = 1
     """Processes that decode pictures during training if the pictures do not all fit into memory."""
     half_features: bool = False

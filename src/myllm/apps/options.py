@@ -9,7 +9,6 @@ from typing import Any, Literal
 from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig, check_seed
 from myllm.errors import ConfigError
 from myllm.option_checks import Range, check_options
-from myllm.presets import PRESETS
 
 DEFAULT_PRESET = "vit-gpt2"
 RANGES = {
@@ -63,7 +62,7 @@ class NewFile(Printed):
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Printed):
     devices: str = "auto"
-    """auto, cpu or cuda."""
+    """Device: auto, cpu or cuda; auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +136,6 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     resume: bool = False
     """Resume the run in --out from its last.pt."""
 
-    def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        if self.preset is not None:
-            PRESETS[self.preset]
-
     @property
     def config(self) -> TrainConfig:
         """The options that the run itself depends on."""
@@ -161,7 +155,7 @@ class DemoOptions(Drawing):
     max_steps: int | None = None
     """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
     judged: int = 1_000
-    """Number of new scenes to judge the captioner on, for seen and for held-out pairs each."""
+    """Number of new scenes to judge the captioner on: as many with pairs seen in training as with held-out pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +230,7 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(Judging):
-    """Compare two captioners on the same pictures: which one is better, by how much, and could it be chance?"""
+    """Compare two captioners on the same pictures: which one is better, by how much, and could it be chance."""
 
     paths: tuple[str, ...] = positional("The two to compare: models, or files of captions that `myllm score` reads.")
     out: str | None = None
@@ -289,7 +283,7 @@ class ExportOptions(Stored, OnSplit):
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions(Stored):
-    """Upload a captioner to a repository on a hub, with a model card. HF_TOKEN authenticates you."""
+    """Upload a captioner to a repository on a hub, with a model card. Needs the variable HF_TOKEN."""
 
     paths: tuple[str, ...] = positional("The captioner, and the repository as user/name.")
     private: bool = False
@@ -298,7 +292,7 @@ class PushOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions(NewFile, OnDevice, OnSplit):
-    """Average the weights of captioners of one architecture: often better than any checkpoint of their run."""
+    """Average the weights of captioners of one architecture; often better than any checkpoint of their run."""
 
     paths: tuple[str, ...] = positional("The captioners: captioner.pt, or folders that contain one.")
     weights: tuple[float, ...] = ()
