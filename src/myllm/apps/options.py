@@ -4,17 +4,13 @@ Options that several verbs share are declared once, in the base classes at the t
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig, check_seed
+from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.option_checks import Range, check_options
 
 DEFAULT_PRESET = "vit-gpt2"
-RANGES = {
-    Range.POSITIVE: ("batch_size", "limit", "minutes", "max_steps", "judged", "count"),
-    Range.AT_LEAST_0: ("weights",),
-}
 
 
 def positional(text: str) -> Any:
@@ -30,9 +26,7 @@ class VerbOptions:
     """Not an option: the names of the options that were given, like decode.beams; all others have their defaults."""
 
     def __post_init__(self) -> None:
-        ranges = {allowed: [name for name in names if hasattr(self, name)] for allowed, names in RANGES.items()}
-        check_options(self, "--", ranges)
-        check_seed(getattr(self, "seed", None))
+        check_options(self, "--")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +63,7 @@ class OnDevice(Printed):
 class Captioning(OnDevice):
     """Verbs that caption pictures with decoding options of the user's choice."""
 
-    batch_size: int = 32
+    batch_size: Annotated[int, Range.POSITIVE] = 32
     """Number of pictures captioned at once."""
     precision: str = "auto"
     """Arithmetic: auto and fp32 are exact; bf16 is faster on GPUs; int8 is faster on CPUs and changes few captions."""
@@ -95,7 +89,7 @@ class OneModel(Captioning):
 class OnSplit(VerbOptions):
     split: str = "val"
     """Split of the data: val, train, or the name of another file in DATA/splits."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range.POSITIVE] = None
     """Use only the first LIMIT pictures of the split."""
 
 
@@ -115,9 +109,9 @@ class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Printed):
-    count: int = 24_000
+    count: Annotated[int, Range.POSITIVE] = 24_000
     """Number of scenes to draw; 5 % each go to the splits val and heldout."""
-    seed: int = 0
+    seed: Annotated[int, Range.SEED] = 0
     """Random seed; the same seed gives the same scenes."""
 
 
@@ -150,11 +144,11 @@ class DemoOptions(Drawing):
     """Folder for the scenes and the run. The same command resumes a demo that was interrupted."""
     overwrite: bool = False
     """Replace a demo with other options in --out."""
-    minutes: float = 7.5
+    minutes: Annotated[float, Range.POSITIVE] = 7.5
     """Minutes of training; drawing and judging take about one more."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range.POSITIVE] = None
     """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
-    judged: int = 1_000
+    judged: Annotated[int, Range.POSITIVE] = 1_000
     """Number of new scenes to judge the captioner on: as many with pairs seen in training as with held-out pairs."""
 
 
@@ -175,7 +169,7 @@ class CaptionOptions(OneModel, Replacing, AsJson):
     """Write the captions to this file as JSONL, and pictures that cannot be read to OUT.errors.jsonl."""
     heatmaps: str | None = None
     """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked."""
-    seed: int | None = None
+    seed: Annotated[int | None, Range.SEED] = None
     """Random seed for --decode.do_sample; with the same seed, the same pictures get the same captions."""
 
 
@@ -295,7 +289,7 @@ class AverageOptions(NewFile, OnDevice, OnSplit):
     """Average the weights of captioners of one architecture; often better than any checkpoint of their run."""
 
     paths: tuple[str, ...] = positional("The captioners: captioner.pt, or folders that contain one.")
-    weights: tuple[float, ...] = ()
+    weights: Annotated[tuple[float, ...], Range.AT_LEAST_0] = ()
     """One weight for each captioner, like [1, 2]; by default all are equal."""
     data: str | None = None
     """Data folder: judge each captioner and the average on a split."""

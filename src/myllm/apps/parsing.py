@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -55,8 +55,8 @@ def parse(
         parser.set_defaults(dict(defaults))
         arguments = [*parser_words, *(f"--{option.name}={option.value}" for option in options)]
         parsed = parser.instantiate(parser.parse_args(arguments))
-        values = {option.name: parsed[option.name] for option in fields(kind) if option.name not in NOT_OPTIONS}
-        values |= {"paths": tuple(paths)} if _takes_paths(kind) else {}
+        values = {name: parsed[name] for name in types if "." not in name}
+        values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
         return kind(**values, given_names=frozenset(given))
     except ArgumentError as error:
         key = re.search(r'key "([\w.]+)"', str(error))
@@ -73,11 +73,11 @@ def parse(
 def types_of_options(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Return the type of each option by its dotted name, like decode.beams; of a group, like decode, its dataclass."""
     types: dict[str, Any] = {}
-    for option in fields(kind):
-        if option.name not in NOT_OPTIONS:
-            types[prefix + option.name] = option.type
-            if is_dataclass(option.type):
-                types |= types_of_options(option.type, f"{prefix}{option.name}.")
+    for name, option_type in get_type_hints(kind).items():
+        if name not in NOT_OPTIONS:
+            types[prefix + name] = option_type
+            if is_dataclass(option_type):
+                types |= types_of_options(option_type, f"{prefix}{name}.")
     return types
 
 
@@ -195,11 +195,11 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 def _parser(program: str, kind: type) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"{program}{' PATH...' if _takes_paths(kind) else ''} [options]\n\n{kind.__doc__}"
+    usage = f"{program}{' PATH...' if hasattr(kind, 'paths') else ''} [options]\n\n{kind.__doc__}"
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
-    if _takes_paths(kind):
+    if hasattr(kind, "paths"):
         help_text = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
         parser.add_argument("PATH", nargs="*", help=help_text)
     parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
@@ -215,20 +215,18 @@ def _parser(program: str, kind: type) -> ArgumentParser:
             action.help = "Print all options as YAML, in the form that --config reads, and exit."
         elif types.get(action.dest) is bool:
             action.metavar = "[true|false]"
+        elif get_origin(types.get(action.dest)) is tuple:
+            action.metavar = "ITEM,..."
         elif is_dataclass(types.get(action.dest)):
             action.help = "YAML file with options of this group, or their text, like '{name: value}'."
     return parser
 
 
-def _takes_paths(kind: type) -> bool:
-    return any(option.name == "paths" for option in fields(kind))
-
-
 def _check_required(kind: type, paths: Sequence[str], given: Mapping[str, GivenOption]) -> None:
     """Raise ConfigError if positional words or a required option are missing, or if there are positional words."""
-    if _takes_paths(kind) and not paths:
+    if hasattr(kind, "paths") and not paths:
         raise ConfigError("no paths are given; expected PATH...")
-    if paths and not _takes_paths(kind):
+    if paths and not hasattr(kind, "paths"):
         raise ConfigError(f"unexpected {paths[0]!r}; options begin with --")
     for option in fields(kind):
         if option.default is MISSING and option.default_factory is MISSING and option.name not in given:
