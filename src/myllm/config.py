@@ -241,7 +241,7 @@ class DecodeConfig:
                 "decode.rank_by consensus compares captions with each other and needs at least 3: set decode.beams, or "
                 "decode.num_return_sequences with decode.do_sample"
             )
-        if self.beams % groups or groups > self.beams:
+        if self.beams % groups:
             raise ConfigError(f"decode.beams {self.beams} cannot be divided into decode.num_beam_groups {groups}")
         if (groups > 1) != (self.diversity_penalty > 0):
             raise ConfigError(
@@ -315,7 +315,7 @@ class TrainConfig:
     warm up over 5 % and fall as their names say."""
     grad_clip: Annotated[float, Range.POSITIVE] = 1.0
     """Maximum norm of the gradient."""
-    stages: tuple[str, ...] = ("all",)
+    stages: tuple[Literal["new", "text", "all"], ...] = ("all",)
     """What trains in each epoch: new (the parts that are not pretrained), text (these and the decoder) or all; later
     epochs repeat the last entry."""
     label_smoothing: Annotated[float, Range.FRACTION] = 0.0
@@ -345,9 +345,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        unknown = sorted(set(self.stages) - {"new", "text", "all"})
-        if unknown or not self.stages:
-            raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
+        if not self.stages:
+            raise ConfigError("stages is empty; name what trains in each epoch, like [text, all]")
         if self.lora.rank and self.base is None:
             raise ConfigError(
                 f"lora.rank {self.lora.rank} without base: a run with adapters saves only the adapters, which need the "

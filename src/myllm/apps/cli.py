@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code(lambda: run_verb(words[0], words[1:]))
 
 
-def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> int:
-    """Parse a verb's words and run it; `defaults` are for options that are not given. Raises as the verb does."""
-    verb_options = parse_verb(name, words, defaults)
+def run_verb(name: str, words: Sequence[str]) -> int:
+    """Parse a verb's words, run it and return its exit code. Raises ConfigError for wrong usage, else as the verb."""
+    verb_options = parse_verb(name, words)
     module, _, function = VERBS[name].function.partition(":")
     with without_garbage_collection():
         run: Callable[[Any], int] = getattr(import_module(f"myllm.apps.{module}"), function)
@@ -65,7 +65,7 @@ def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None
 
 
 def parse_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Any:
-    """Return the options of `myllm NAME WORDS...`. Raises ConfigError for wrong usage."""
+    """Return the options of `myllm NAME WORDS...`; `defaults` replace the verb's own. Raises ConfigError."""
     if name not in VERBS:
         raise ConfigError(f"unknown verb {name!r}; expected one of {', '.join(VERBS)}{nearest(name, VERBS)}")
     from myllm.apps.parsing import parse  # imports jsonargparse, which `myllm --help` does not need

@@ -168,7 +168,8 @@ class CaptionOptions(OneModel, Replacing, AsJson):
     out: str | None = None
     """Write the captions to this file as JSONL, and pictures that cannot be read to OUT.errors.jsonl."""
     heatmaps: str | None = None
-    """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked."""
+    """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked;
+    --overwrite replaces existing ones."""
     seed: Annotated[int | None, Range.SEED] = None
     """Random seed for --decode.do_sample; with the same seed, the same pictures get the same captions."""
 

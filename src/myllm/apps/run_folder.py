@@ -1,13 +1,13 @@
-"""The files of a run folder, and of other folders with results: which exist, and writing them."""
+"""The files of a run folder and of other folders with results: their names, and functions that write them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
 from myllm.apps.printing import quantity
-from myllm.caption import Sample
+from myllm.caption import CaptionerProtocol, Sample
 from myllm.errors import ConfigError
 from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search
@@ -62,9 +62,17 @@ def write_samples(samples: Sequence[Sample], out: Path) -> None:
     ])
 
 
-def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Write metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
-    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words  # imports matplotlib
+def write_evaluation(
+    captioner: CaptionerProtocol, evaluation: Evaluation, out: Path, facts: Mapping[str, str], *,
+    title: str, history: Sequence[dict[str, float | str]] = (),
+) -> None:
+    """Write metrics.json, samples.jsonl, samples.png, the plots of words and of confidence, and report.html.
+
+    facts, title and history are for the report: what was evaluated and when, by name; and the rows of metrics.csv.
+    """
+    from myllm.evaluation.heatmaps import make_word_maps  # imports torch and matplotlib
+    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words
+    from myllm.evaluation.report import evaluation_report, write_report
 
     write_text(out / METRICS_FILE, json_text(evaluation.as_json()))
     samples = [
@@ -76,6 +84,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     plot_words(evaluation.words, out)
     if evaluation.trust is not None:
         plot_confidence(evaluation.trust, out)
+    maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
+    write_report(out / REPORT_FILE, evaluation_report(title, facts, evaluation, history, maps))
 
 
 def save_calibration(model: Path, evaluation: Evaluation) -> None:

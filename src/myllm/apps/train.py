@@ -24,9 +24,7 @@ from myllm.data.scenes import read_things
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
-from myllm.evaluation.heatmaps import make_word_maps
 from myllm.evaluation.plots import plot_curves
-from myllm.evaluation.report import evaluation_report, write_report
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
@@ -148,21 +146,18 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
-    run_folder.write_evaluation(evaluation, out)
+    facts = report_facts(config, prepared, state)
+    run_folder.write_evaluation(captioner, evaluation, out, facts, title=out.resolve().name, history=state.history)
     if config.base is None:  # from a base, the result may be an adapter, which has no place for a calibration
         try:
             run_folder.save_calibration(out, evaluation)
         except DataError as error:
             display.say(f"Confidence is not calibrated: {error}")
-    facts = report_facts(config, prepared, state)
-    maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
-    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, maps)
-    write_report(out / run_folder.REPORT_FILE, report)
     return evaluation
 
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
-    """Return when the run was, and what was trained on which data, for the report."""
+    """Return, for the report, when the run finished, what was trained, for how long and on which data."""
     return {
         "Finished": run_folder.current_time(),
         "Data": Path(config.data).resolve().name,
