@@ -49,9 +49,9 @@ def parse(
         _check_required(kind, paths, given)
     try:
         parser = _parser(program, kind)
-        preset: str | None = given["preset"].value if "preset" in given else defaults.get("preset")
-        if preset is not None and issubclass(kind, TrainConfig):
-            defaults = {**PRESETS[preset], **defaults}
+        preset = given["preset"].value if "preset" in given else defaults.get("preset")
+        if preset not in (None, "null") and issubclass(kind, TrainConfig):
+            defaults = {**PRESETS[str(preset)], **defaults}
         parser.set_defaults(dict(defaults))
         arguments = [*parser_words, *(f"--{option.name}={option.value}" for option in options)]
         parsed = parser.instantiate(parser.parse_args(arguments))
@@ -195,13 +195,13 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 def _parser(program: str, kind: type) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"{program}{' PATH...' if hasattr(kind, 'paths') else ''} [options]\n\n{kind.__doc__}"
+    usage = f"{program} [options]\n\n{kind.__doc__}"
+    if hasattr(kind, "paths"):
+        paths_help = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
+        usage = f"{program} PATH... [options]\n\n{kind.__doc__}\n\nPATH: {paths_help}"
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
-    if hasattr(kind, "paths"):
-        help_text = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
-        parser.add_argument("PATH", nargs="*", help=help_text)
     parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
     parser.add_class_arguments(kind, skip=set(NOT_OPTIONS))
     # in help, required options come first, and those that verbs share come last

@@ -77,11 +77,19 @@ def test_a_group_may_be_a_text_longer_than_a_file_name_can_be() -> None:
     assert caption("a.png", "--decode", f"{{bad_words: [{', '.join(words)}]}}").decode.bad_words == words
 
 
-def test_a_printed_configuration_can_be_read(yaml_file: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("words", [[], ["--preset=scenes", "--lora.targets=a,b", "--decode.prefix=on"]])
+def test_a_printed_configuration_can_be_read(words: list[str], yaml_file: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
-        train("--preset=scenes", "--lora.targets=a,b", "--print_config")
+        train(*words, "--print_config")
     yaml_file.write_text(capsys.readouterr().out)
-    assert train("--config", str(yaml_file)).config == train("--preset=scenes", "--lora.targets=a,b").config
+    assert train("--config", str(yaml_file)).config == train(*words).config
+
+
+def test_a_printed_configuration_has_no_paths(yaml_file: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        caption("a.png", "--batch_size=3", "--print_config")
+    yaml_file.write_text(capsys.readouterr().out)
+    assert caption("b.png", "--config", str(yaml_file)).batch_size == 3
 
 
 def test_decode_changes_are_the_options_given_even_at_their_default() -> None:
