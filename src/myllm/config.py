@@ -315,7 +315,7 @@ class TrainConfig:
     warm up over 5 % and fall as their names say."""
     grad_clip: Annotated[float, Range.POSITIVE] = 1.0
     """Maximum norm of the gradient."""
-    stages: tuple[Literal["new", "text", "all"], ...] = ("all",)
+    stages: tuple[str, ...] = ("all",)
     """What trains in each epoch: new (the parts that are not pretrained), text (these and the decoder) or all; later
     epochs repeat the last entry."""
     label_smoothing: Annotated[float, Range.FRACTION] = 0.0
@@ -345,8 +345,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not self.stages:
-            raise ConfigError("stages is empty; name what trains in each epoch, like [text, all]")
+        if not self.stages or set(self.stages) - {"new", "text", "all"}:
+            raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
         if self.lora.rank and self.base is None:
             raise ConfigError(
                 f"lora.rank {self.lora.rank} without base: a run with adapters saves only the adapters, which need the "
