@@ -62,7 +62,7 @@ def score(options: ScoreOptions) -> int:
 
 
 def hash_of(texts: Sequence[object]) -> str:
-    """Return a hash that shows whether two figures are of the same captions, or of the same references."""
+    """Return a hash by which scripts can tell whether two scores are of the same captions or references."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
