@@ -70,10 +70,7 @@ def caption_split(
 ) -> CaptionedSplit:
     """Caption the pictures, with a progress bar that names the captioner; warn of pictures that cannot be read."""
     with display.progress() as progress:
-        split = caption_records(
-            captioner, records, decode, batch_size,
-            lambda done, total: progress(f"captioning with {name}", done, total),
-        )
+        split = caption_records(captioner, records, decode, batch_size, progress, f"captioning with {name}")
     for fault in split.broken:
         display.warn(f"left out: {fault}")
     return split

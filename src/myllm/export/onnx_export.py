@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,17 +30,14 @@ from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quanti
 from myllm.files import atomic_folder, write_json
 from myllm.model.gpt import GPT
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.progress import Progress, no_progress
 
-Progress = Callable[[int, int], None]
 Precision = Literal["fp32", "int8", "int4"]
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 # transformers.js's names of precisions; a file name ends in "_" and that name, in nothing for fp32
 DTYPES = {"fp32": "fp32", "int8": "int8", "int4": "q4"}
 MAX_BYTES = 2**31 - 1  # limit of protobuf, the format of ONNX files
 MIN_QUANTIZED_SIZE = 1024  # weights; quantizing a smaller tensor saves less than its scales and nodes take
-
-
-def no_progress(done: int, total: int) -> None: ...
 
 
 def to_folder(
@@ -55,18 +52,17 @@ def to_folder(
     first step -> logits (N, T, vocab_size), present.I.key and .value (N, n_head, P + T, head_dim).
     precision: of the weights; with int4, embedding and convolutions have 8 bits. Quantized weights are stored behind
     DequantizeLinear nodes, which ONNX Runtime fuses with the multiplications.
-    progress: called with the number of finished parts and the number of all parts.
     Raises ConfigError if ONNX has no operator for a part of the backbone, if the weights exceed the 2 GB of an ONNX
     file, or if `folder` exists.
     """
     model, decode, dtype = checkpoint.model, checkpoint.decode, DTYPES[precision]
     suffix = "" if dtype == "fp32" else f"_{dtype}"
     begin_tokens = [end_token(checkpoint.tokenizer), *encode_text(checkpoint.tokenizer, decode.prefix.rstrip())]
-    progress(0, 3)
+    progress("exporting", 0, 3)
     encoder = encoder_graph(model, precision)
-    progress(1, 3)
+    progress("exporting", 1, 3)
     decoder = decoder_graph(model, precision)
-    progress(2, 3)
+    progress("exporting", 2, 3)
     facts = config_files(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
         "transformers.js_config": {"dtype": dtype},

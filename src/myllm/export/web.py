@@ -15,8 +15,9 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
-from myllm.export.onnx_export import Precision, Progress
+from myllm.export.onnx_export import Precision
 from myllm.files import atomic_folder, cache_folder
+from myllm.progress import Progress
 
 PAGE = Path(__file__).with_name("page")
 PACKAGE = "onnxruntime-web@1.30.0"

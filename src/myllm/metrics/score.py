@@ -17,6 +17,7 @@ from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.rouge import rouge_l
+from myllm.progress import Progress, no_progress
 
 Item = TypeVar("Item")
 
@@ -65,10 +66,6 @@ class Scores:
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
-def no_progress(what: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
 def absent() -> dict[str, str]:
     """Return the metrics that cannot be computed here, each with the reason and the remedy."""
     reason = missing_data()
@@ -98,7 +95,7 @@ def score_words(
     candidates: Sequence[Words],
     references: Sequence[Sequence[Words]],
     metrics: Sequence[str] | None = None,
-    progress: Callable[[str, int, int], None] = no_progress,
+    progress: Progress = no_progress,
 ) -> dict[str, MetricResult]:
     """Return what `score_captions` does, for captions that are tokenized already."""
     if metrics is None:
