@@ -57,7 +57,7 @@ def write_samples(samples: Sequence[Sample], out: Path) -> None:
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
-    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words  # imports matplotlib
+    from myllm.evaluation import plots  # imports matplotlib
 
     write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
     samples = [
@@ -65,10 +65,10 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
         for index in evaluation.spread(SAMPLES)
     ]
     write_samples(samples, out)
-    plot_samples(samples, out / SAMPLES_PICTURE)
-    plot_words(evaluation.words, out)
+    plots.plot_samples(samples, out / SAMPLES_PICTURE)
+    plots.save_plots(plots.WORD_PLOTS, evaluation.words, out)
     if evaluation.trust is not None:
-        plot_confidence(evaluation.trust, out)
+        plots.save_plots(plots.CONFIDENCE_PLOTS, evaluation.trust, out)
 
 
 def save_calibration(model: Path, evaluation: Evaluation) -> None:
