@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,24 +125,22 @@ def quantize_weights(proto: onnx.ModelProto, bits: int) -> None:
     for node in graph.node:
         weight = initializers.get(node.input[1]) if node.op_type in ("MatMul", "Conv") else None
         is_matrix = weight is not None and len(weight.dims) == 2
-        is_quantizable = weight is not None and (is_matrix or node.op_type == "Conv")
+        is_quantizable = is_matrix or node.op_type == "Conv"
         if weight is not None and is_quantizable and math.prod(weight.dims) >= MIN_QUANTIZED_SIZE:
-            name = weight.name
-            if name not in quantized:
+            node.input[1] = output = f"{weight.name}_dequantized"
+            if output not in quantized:
                 value = torch.from_numpy(numpy_helper.to_array(weight).copy())
                 parts = quantize_matrix(value, bits) if is_matrix else quantize_by_channel(value)
-                names = [f"{name}_quantized", f"{name}_scale"]
-                quantized[name] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
+                names = [f"{weight.name}_quantized", f"{weight.name}_scale"]
+                quantized[output] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
                 block_size = BLOCK_SIZE if is_matrix else 0  # 0: one scale for a channel
-                output = [f"{name}_dequantized"]
-                nodes.append(helper.make_node("DequantizeLinear", names, output, axis=0, block_size=block_size))
-            node.input[1] = f"{name}_dequantized"
+                nodes.append(helper.make_node("DequantizeLinear", names, [output], axis=0, block_size=block_size))
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
     unchanged = [tensor for name, tensor in initializers.items() if name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend([*unchanged, *(tensor for tensors in quantized.values() for tensor in tensors)])
+    graph.initializer.extend([*unchanged, *chain.from_iterable(quantized.values())])
 
 
 def quantize_matrix(weight: Tensor, bits: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -175,9 +174,8 @@ class _DecoderGraph(Graph):
         zero, one = self.weight("zero", torch.tensor(0)), self.weight("one", torch.tensor(1))
         length = self.add("Squeeze", self.add("Add", past, newest))
         positions = self.add("Range", self.add("Squeeze", past), length, one)
-        is_later = self.add(
-            "Greater", self.add("Range", zero, length, one), self.add("Unsqueeze", positions, self.weight("last", [-1]))
-        )
+        column = self.add("Unsqueeze", positions, self.weight("last", [-1]))
+        is_later = self.add("Greater", self.add("Range", zero, length, one), column)
         hidden, visible = self.weight("hidden", torch.tensor(-torch.inf)), self.weight("visible", torch.tensor(0.0))
         self.mask = self.add("Where", is_later, hidden, visible)
         self._split_image()
@@ -186,16 +184,14 @@ class _DecoderGraph(Graph):
         x = self.transformer(self.add("Reshape", embedded, self.as_rows), decoder)
         logits = self.linear(self.norm(x, decoder.transformer.ln_f, "ln_f"), decoder.lm_head, "wte")
         shape = self.add("Concat", captions, newest, any_number, axis=0)
-        self.nodes.append(helper.make_node("Reshape", [logits, shape], ["logits"]))
+        self.add("Reshape", logits, shape, output="logits")
 
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
         if self.bits == 32:
             return super().linear(x, module, name)
         quantized = self.quantized_weight(f"{name}.weight", module.weight)
         product = self.add("MatMul", x, self.add("DequantizeLinear", *quantized, axis=0, block_size=BLOCK_SIZE))
-        if module.bias is None:
-            return product
-        return self.add("Add", product, self.weight(f"{name}.bias", module.bias))
+        return product if module.bias is None else self.add("Add", product, self.weight(f"{name}.bias", module.bias))
 
     def quantized_weight(self, name: str, weight: Tensor) -> tuple[str, str]:
         """Add a matrix (out, in), transposed and quantized, and its scales; return their names."""
@@ -221,10 +217,9 @@ class _DecoderGraph(Graph):
         shape = [0, 2 * config.n_layer, config.n_head, -1, config.n_embd // config.n_head]
         stacked = self.add("Reshape", "encoder_hidden_states", self.weight("of_blocks", shape))
         names = [f"{kind}.{layer}" for layer in range(config.n_layer) for kind in ("image_key", "image_value")]
-        parts = [f"{name}.part" for name in names]
-        self.split([stacked], parts, axis=1, num_outputs=len(parts))
+        parts = self.split([stacked], [f"{name}.part" for name in names], axis=1, num_outputs=len(names))
         for part, name in zip(parts, names, strict=True):
-            self.nodes.append(helper.make_node("Squeeze", [part, self.weight("block", [1])], [name]))
+            self.add("Squeeze", part, self.weight("block", [1]), output=name)
 
     def split_heads(self, x: str, shape: str) -> str:
         """Rows -> (N, n_head, T, head_dim) by caption, or (B, n_head, N / B * T, head_dim) by image."""
@@ -242,12 +237,11 @@ class _DecoderGraph(Graph):
         parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
         self.split([self.linear(x, module.c_attn, f"h.{layer}.c_attn")], parts, num_outputs=3)
         query, *newest = (self.split_heads(part, self.by_caption) for part in parts)
-        present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
-        for part, name in zip(newest, present, strict=True):
-            past = name.replace("present", "past_key_values")
-            self.nodes.append(helper.make_node("Concat", [past, part], [name], axis=2))
-        context = self.attend(query, present[0], present[1], self.mask)
-        return self.linear(context, module.c_proj, f"h.{layer}.attn.c_proj")
+        key, value = (
+            self.add("Concat", f"past_key_values.{layer}.{kind}", part, axis=2, output=f"present.{layer}.{kind}")
+            for kind, part in zip(("key", "value"), newest, strict=True)
+        )
+        return self.linear(self.attend(query, key, value, self.mask), module.c_proj, f"h.{layer}.attn.c_proj")
 
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
         query = self.split_heads(self.linear(x, module.q_attn, f"h.{layer}.q_attn"), self.by_image)
@@ -258,7 +252,7 @@ class _DecoderGraph(Graph):
 def decoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """Return the decoding step that `to_folder` describes. Raises ConfigError if it is too large for one file."""
     graph = _DecoderGraph(model.decoder, precision)
-    _check_size(list(graph.weights.values()), "take --precision int8")
+    _check_size(list(graph.weights.values()), "take a lower --precision or a smaller decoder")
     initializers = [numpy_helper.from_array(value, name) for name, value in graph.weights.items()]
     return make_model(graph, *_decoder_signature(model.config.text), initializers)
 
@@ -284,13 +278,13 @@ def _check_size(weights: Sequence[Any], fix: str) -> None:
 
 def _cause(error: BaseException) -> str:
     """Return the first cause of an exporter's error, and the operator at fault if the exporter names it."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    messages = "\n".join(map(str, chain))
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    messages = "\n".join(map(str, causes))
     operator = re.search(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)", messages)
     subject = f"its operator {operator[1] or operator[2]} has no counterpart there: " if operator else ""
-    return f"{subject}{reason(chain[-1])}"
+    return f"{subject}{reason(causes[-1])}"
 
 
 @contextmanager

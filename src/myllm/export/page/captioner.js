@@ -5,7 +5,7 @@ import { captionConfidence, meanLogprob } from './confidence.js';
 import { preprocess } from './pixels.js';
 import { runSearch } from './search.js';
 
-// what Python's str.strip removes
+// what str.strip removes in Python
 const OUTER_BLANKS = /^(?:[^\S\ufeff]|[\x1c-\x1f\x85])+|(?:[^\S\ufeff]|[\x1c-\x1f\x85])+$/g;
 
 export class Captioner {
@@ -86,7 +86,7 @@ export class Captioner {
     };
   }
 
-  // As Python: without a last character whose bytes are not all there.
+  // As in Python: without an incomplete character at the end.
   text(tokens) {
     const bytes = Uint8Array.from(tokens.flatMap(token => this.bytes.get(token) ?? []));
     const text = new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes);
