@@ -24,7 +24,7 @@ from myllm.caption import encode_text
 from myllm.checkpoints.hf_gpt2 import write_tokenizer
 from myllm.checkpoints.hf_vision_encoder_decoder import config_files
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import VERSION, GPTConfig
+from myllm.config import VERSION
 from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, reason
 from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quantize_by_block
@@ -251,14 +251,9 @@ class _DecoderGraph(Graph):
 
 def decoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """Return the decoding step that `to_folder` describes. Raises ConfigError if it is too large for one file."""
-    graph = _DecoderGraph(model.decoder, precision)
+    graph, config = _DecoderGraph(model.decoder, precision), model.config.text
     _check_size(list(graph.weights.values()), "take a lower --precision or a smaller decoder")
     initializers = [numpy_helper.from_array(value, name) for name, value in graph.weights.items()]
-    return make_model(graph, *_decoder_signature(model.config.text), initializers)
-
-
-def _decoder_signature(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Return inputs and outputs by name, type and shape."""
     make, float32 = helper.make_tensor_value_info, TensorProto.FLOAT
     head_dim = config.n_embd // config.n_head
     inputs = [make("input_ids", TensorProto.INT64, ["N", "T"])]
@@ -267,7 +262,7 @@ def _decoder_signature(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], li
     for part in (f"{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")):
         inputs.append(make(f"past_key_values.{part}", float32, ["N", config.n_head, "P", head_dim]))
         outputs.append(make(f"present.{part}", float32, ["N", config.n_head, "P_and_T", head_dim]))
-    return inputs, outputs
+    return make_model(graph, inputs, outputs, initializers)
 
 
 def _check_size(weights: Sequence[Any], fix: str) -> None:
