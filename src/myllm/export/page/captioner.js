@@ -89,8 +89,8 @@ export class Captioner {
   // As in Python: without an incomplete character at the end.
   text(tokens) {
     const bytes = Uint8Array.from(tokens.flatMap(token => this.bytes.get(token) ?? []));
-    const text = new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes);
-    return text.replace(/\ufffd+$/, '').replace(OUTER_BLANKS, '');
+    const text = new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes, { stream: true });
+    return text.replace(OUTER_BLANKS, '');
   }
 }
 
