@@ -100,11 +100,11 @@ def write_results(
     comparison: Comparison, sides: Sequence[_Side], records: Sequence[Record], options: CompareOptions, out: Path
 ) -> None:
     """Write comparison.json, the plots and report.html."""
-    from myllm.evaluation.plots import plot_words  # imports matplotlib
+    from myllm.evaluation.plots import WORD_PLOTS, save_plots  # imports matplotlib
     from myllm.evaluation.report import comparison_report, write_report
 
     write_text(out / COMPARISON_FILE, json_text(comparison.as_json()))
-    plot_words(comparison.words, out)
+    save_plots(WORD_PLOTS, comparison.words, out)
     facts = {"Written": current_time(), "Data": Path(options.data).resolve().name}
     facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
     word_maps = sides[0].word_maps_of(records), sides[1].word_maps_of(records)

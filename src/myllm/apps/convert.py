@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,13 +23,14 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.metrics.score import score_captions
 from myllm.model.weight_files import count_parameters
+from myllm.progress import Progress
 
 NO_TOKENIZER = (
     "the source has no tokenizer, which captioning needs. Set HF_GPT2_REPO to one of GPT-2, a hub id or a folder with "
     "vocab.json and merges.txt, and import again"
 )
 # exports that run without torch
-RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, onnx_export.Progress], None]] = {
+RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, Progress], None]] = {
     "onnx": onnx_export.to_folder,
     "web": web.to_folder,
 }
@@ -88,7 +88,7 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
         display.say(f"npm downloads {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 MB in use stay in {folder}")
     with display.progress() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
-        RUNNABLE[options.to](checkpoint, out, precision, partial(progress, "exporting"))
+        RUNNABLE[options.to](checkpoint, out, precision, progress)
     display.say(files_as_text(checkpoint, out))
     serve = f"serve it with `python -m http.server --directory {shlex.quote(str(out))}`"
     display.say(serve if is_web else _caption_with(out))

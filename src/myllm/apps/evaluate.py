@@ -1,7 +1,6 @@
 """`myllm evaluate`: caption a split and score the captions."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from myllm.apps import run_folder
@@ -35,8 +34,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
             figures = clip_scores(
                 options.clip, [record.image for record in evaluation.records],
                 [caption.text for caption in evaluation.captions],
-                [record.captions for record in evaluation.records], choose_device(options.devices),
-                partial(progress, "scoring with CLIP"),
+                [record.captions for record in evaluation.records], choose_device(options.devices), progress,
             )
             evaluation = evaluation.with_figures(figures, clip=options.clip)
     if options.calibrate:

@@ -1,7 +1,6 @@
 """What several verbs do first: open a captioner, load a split, caption it or draw scenes with a progress bar."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from myllm.apps.console import Display
@@ -62,7 +61,7 @@ def caption_split(
 ) -> CaptionedSplit:
     """Caption the pictures, with a progress bar that names the captioner; warn of pictures that cannot be read."""
     with display.progress() as progress:
-        split = caption_records(captioner, records, decode, batch_size, partial(progress, f"captioning with {name}"))
+        split = caption_records(captioner, records, decode, batch_size, progress, f"captioning with {name}")
     for fault in split.broken:
         display.warn(f"left out: {fault}")
     return split

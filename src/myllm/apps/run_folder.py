@@ -70,8 +70,8 @@ def write_evaluation(
 
     facts, title and history are for the report: what was evaluated and when, by name; and the rows of metrics.csv.
     """
+    from myllm.evaluation import plots
     from myllm.evaluation.heatmaps import make_word_maps  # imports torch and matplotlib
-    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words
     from myllm.evaluation.report import evaluation_report, write_report
 
     write_text(out / METRICS_FILE, json_text(evaluation.as_json()))
@@ -80,10 +80,10 @@ def write_evaluation(
         for index in evaluation.spread(SAMPLES)
     ]
     write_samples(samples, out)
-    plot_samples(samples, out / SAMPLES_PICTURE)
-    plot_words(evaluation.words, out)
+    plots.plot_samples(samples, out / SAMPLES_PICTURE)
+    plots.save_plots(plots.WORD_PLOTS, evaluation.words, out)
     if evaluation.trust is not None:
-        plot_confidence(evaluation.trust, out)
+        plots.save_plots(plots.CONFIDENCE_PLOTS, evaluation.trust, out)
     maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
     write_report(out / REPORT_FILE, evaluation_report(title, facts, evaluation, history, maps))
 

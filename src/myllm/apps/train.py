@@ -24,7 +24,7 @@ from myllm.data.scenes import read_things
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
-from myllm.evaluation.plots import plot_curves
+from myllm.evaluation.plots import CURVES, save_plots
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
@@ -200,7 +200,7 @@ class _Recorder:
         writer.writerows(self.rows)
         run_folder.write_text(self.out / "metrics.csv", table.getvalue())
         run_folder.write_samples(samples, self.out)
-        plot_curves(self.rows, self.out)
+        save_plots(CURVES, self.rows, self.out)
         for name, value in row.items():
             if not isinstance(value, str):
                 self.events.add_scalar(name, value, int(row["step"]))
