@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from myllm.checkpoints.hf_gpt2 import gpt2_facts
+from myllm.checkpoints.hf_gpt2 import decoder_config
 from myllm.config import CaptionerConfig
 from myllm.files import write_json
 from myllm.model.gpt import GPT
@@ -145,7 +145,7 @@ def test_vision_gpt2_loads_pretrained_text_weights_but_not_into_cross_attention(
     config = tiny_config()
     gpt2 = GPT(config.text)
     write_tensors(transpose_conv1d(gpt2.transformer.state_dict()), tmp_path / "model.safetensors")
-    write_json(gpt2_facts(config.text, end=0), tmp_path / "config.json")
+    write_json(decoder_config(config.text, end=0), tmp_path / "config.json")
     torch.manual_seed(0)
     fresh = VisionGPT2(config).decoder
     torch.manual_seed(0)
