@@ -18,7 +18,7 @@ from torch import Tensor
 
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.build import is_finite
-from myllm.checkpoints.checks import dataclass_from_dict, has_type, with_current_names
+from myllm.checkpoints.checks import dataclass_from_dict, with_current_names
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
@@ -26,6 +26,7 @@ from myllm.files import atomic_write, json_text, read_json
 from myllm.model.lora import LowRank, adapted_layers, linear_layers, merge
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import read_tensors
+from myllm.option_checks import has_type
 
 FOLDER = "adapter"
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"

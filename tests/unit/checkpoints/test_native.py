@@ -97,7 +97,7 @@ def test_hostile_pickle_is_refused_and_not_run(
     was_run = tiny_captioner_file.parent / "was-run"
     content = torch.load(tiny_captioner_file, weights_only=True) | {"provenance": hostile(was_run)}
     torch.save(content, tiny_captioner_file, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(CheckpointError, match="refused: .*could run code" if is_zip else "not a checkpoint"):
+    with pytest.raises(CheckpointError, match="refused: .*could run code"):
         native.load(tiny_captioner_file)
     assert not was_run.exists()
 
@@ -106,7 +106,7 @@ def test_hostile_pickle_is_refused_and_not_run(
 def test_file_cut_short_is_refused(tiny_captioner_file: Path, share: float) -> None:
     content = tiny_captioner_file.read_bytes()
     tiny_captioner_file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"captioner.pt: damaged or cut short.*take another copy"):
+    with pytest.raises(CheckpointError, match=r"captioner.pt: damaged, cut short.*take another copy"):
         native.load(tiny_captioner_file)
 
 
