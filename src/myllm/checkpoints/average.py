@@ -1,4 +1,4 @@
-"""Weighted means of captioners: the mean of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
+"""Mean of captioners' weights: that of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,6 +42,7 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Return the weighted mean, computed in float64; for counters, such as batch norm's, the first value."""
     if not values[0].is_floating_point():
         return values[0]
-    total = sum((share * value.double() for share, value in zip(shares, values, strict=True)), torch.zeros(()))
-    assert isinstance(total, Tensor)
-    return total.to(values[0].dtype)
+    mean = torch.zeros_like(values[0], dtype=torch.float64)
+    for share, value in zip(shares, values, strict=True):
+        mean += share * value.double()
+    return mean.to(values[0].dtype)

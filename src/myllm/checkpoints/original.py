@@ -92,10 +92,10 @@ OPTIONAL_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_valu
 
 def find_kind(names: Collection[str]) -> str | None:
     """Return the program that writes such names: one of LAYOUTS, or one that cannot be opened; None if unknown."""
-    for kind, prefixes in PREFIXES.items():
-        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
-            return kind
-    return None
+    return next((
+        kind for kind, prefixes in PREFIXES.items()
+        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
+    ), None)
 
 
 def matches(path: Path) -> bool:
@@ -122,26 +122,13 @@ def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     captioning raises an error that says how to set it.
     Raises CheckpointError for other formats, and if tensors are missing, unknown, NaN or of other shapes.
     """
-    kind = find_kind(tensors)
-    if kind is None:
-        raise CheckpointError(f"{path}: no known captioner has a tensor {next(iter(tensors), 'at all')}; {SUPPORTED}")
-    if kind not in LAYOUTS:
-        raise CheckpointError(
-            f"{path}: a model of {kind}, which has another architecture; caption with {kind}'s own program. {SUPPORTED}"
-        )
-    layout = LAYOUTS[kind]
-    depth = max(_count_blocks(tensors, part) for part in ("blocks", layout.blocks))
-    sources = _sources(layout, depth)
-    expected = dict.fromkeys(name for parts in sources.values() for name in parts)
-    tensors = _completed(tensors, layout, expected, path)
     try:
-        model = VisionGPT2(_config(tensors, layout, depth, path))
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: no captioner has such shapes ({error})") from error
-    _copy_tensors(model, tensors, sources, path)
+        kind, model = _build(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     text, size = model.config.text, model.encoder.preprocess.image_size
     return Checkpoint(
-        model.eval(),
+        model,
         _tokenizer(text.vocab_size, path),
         # both scripts use Albumentations' Resize, which ignores the aspect ratio
         PreprocessConfig(size, interpolation="bilinear", crop_mode="squash"),
@@ -151,8 +138,26 @@ def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     )
 
 
-def _count_blocks(names: Collection[str], part: str) -> int:
-    return len({name.removeprefix(f"{part}.").split(".")[0] for name in names if name.startswith(f"{part}.")})
+def _build(tensors: Mapping[str, Tensor]) -> tuple[str, VisionGPT2]:
+    """Return the name of the layout, and the model of the tensors. Raises CheckpointError as `from_state`."""
+    kind = find_kind(tensors)
+    if kind is None:
+        raise CheckpointError(f"no known captioner has a tensor {next(iter(tensors), 'at all')}; {SUPPORTED}")
+    if kind not in LAYOUTS:
+        raise CheckpointError(
+            f"a model of {kind}, which has another architecture; caption with {kind}'s own program. {SUPPORTED}"
+        )
+    layout = LAYOUTS[kind]
+    blocks = [re.compile(rf"{re.escape(part)}\.(\w+)\.") for part in ("blocks", layout.blocks)]
+    depth = max(len({match[1] for name in tensors if (match := block.match(name))}) for block in blocks)
+    sources = _sources(layout, depth)
+    tensors = _completed(tensors, layout, dict.fromkeys(name for parts in sources.values() for name in parts))
+    try:
+        model = VisionGPT2(_config(tensors, layout, depth))
+    except ConfigError as error:
+        raise CheckpointError(f"no captioner has such shapes ({error})") from error
+    _copy_tensors(model, tensors, sources)
+    return kind, model.eval()
 
 
 def _sources(layout: Layout, depth: int) -> dict[str, tuple[str, ...]]:
@@ -175,9 +180,7 @@ def _sources(layout: Layout, depth: int) -> dict[str, tuple[str, ...]]:
     return sources
 
 
-def _completed(
-    tensors: Mapping[str, Tensor], layout: Layout, expected: Collection[str], path: Path
-) -> dict[str, Tensor]:
+def _completed(tensors: Mapping[str, Tensor], layout: Layout, expected: Collection[str]) -> dict[str, Tensor]:
     """Return exactly the expected tensors: without causal masks, with zeros for biases that the model was made without.
 
     Raises CheckpointError if some are missing or unknown, or if the head is not the token embedding.
@@ -188,31 +191,28 @@ def _completed(
         if twin in tensors:
             tensors.setdefault(name, tensors[twin])
     if head in tensors and not torch.equal(tensors[embedding], tensors[head]):
-        raise CheckpointError(f"{path}: {head} differs from {embedding}; expected the same tensor twice")
+        raise CheckpointError(f"{head} differs from {embedding}; expected the same tensor twice")
     kinds_with_bias = {match[1] for name in tensors if (match := OPTIONAL_BIAS.search(name))}
     for name in expected:
         weight, match = tensors.get(name.removesuffix("bias") + "weight"), OPTIONAL_BIAS.search(name)
         if match and match[1] not in kinds_with_bias and weight is not None:
             tensors[name] = weight.new_zeros(weight.shape[:1])
-    missing = [name for name in expected if name not in tensors]
-    if missing:
+    if missing := [name for name in expected if name not in tensors]:
+        count = f"{len(missing)} of {len(expected)} tensors in all"
+        raise CheckpointError(f"{missing[0]} is missing ({count}); take another copy")
+    if unknown := [name for name in tensors if name not in expected]:
         raise CheckpointError(
-            f"{path}: {missing[0]} is missing ({len(missing)} of {len(expected)} tensors in all); take another copy"
-        )
-    unknown = [name for name in tensors if name not in expected]
-    if unknown:
-        raise CheckpointError(
-            f"{path}: {unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all); expected are timm's "
+            f"{unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all); expected are timm's "
             "plain ViT and the script's decoder, unchanged"
         )
     return tensors
 
 
-def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Path) -> CaptionerConfig:
+def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int) -> CaptionerConfig:
     """Return the geometry that the tensors' shapes imply. Raises CheckpointError if they imply none."""
 
     def wrong_shape(name: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}; expected {expected}")
+        return CheckpointError(f"{name} has shape {tuple(tensors[name].shape)}; expected {expected}")
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         sizes = tuple(tensors[name].shape)
@@ -244,9 +244,7 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Pat
 
 
 @torch.no_grad()
-def _copy_tensors(
-    model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]], path: Path
-) -> None:
+def _copy_tensors(model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, Collection[str]]) -> None:
     """Copy the file's tensors into the model one by one, so that no second model is in memory.
 
     The ViT's last norm stays as initialised: files do not hold it, because mode layerwise does not use it.
@@ -255,15 +253,14 @@ def _copy_tensors(
     state = model.state_dict()
     expected = {part: (state[name].shape[0] // len(parts), *state[name].shape[1:])
                 for name, parts in sources.items() for part in parts}
-    wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
-    if wrong:
+    if wrong := [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]:
         raise CheckpointError(
-            f"{path}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
+            f"{wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
             f"other tensors imply ({len(wrong)} tensors do not fit in all)"
         )
     for name in expected:
         if not is_finite(tensors[name]):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; take another checkpoint")
+            raise CheckpointError(f"{name} holds NaN or infinite values; take another checkpoint")
     for name, parts in sources.items():
         state[name].copy_(torch.cat([tensors[part] for part in parts]))
 
