@@ -12,7 +12,7 @@ from myllm.errors import CheckpointError, ConfigError
 
 
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
-    """Return a captioner with the mean weights; all other parts are the first one's, whose model is changed in place.
+    """Return a captioner with the mean weights; its other parts are the first captioner's, whose model is changed.
 
     The result has no calibration, as confidence was calibrated for other weights.
     names: the captioners' files, for messages. weights: one number for each captioner, scaled to a sum of 1; equal by
@@ -31,7 +31,7 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
             part = differing[0] if differing else "their parts"
             raise CheckpointError(f"{names[0]} and {name} differ in geometry ({part}); average captioners of one kind")
         if other.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-            raise CheckpointError(f"{names[0]} and {name} have other tokens; average captioners with one tokenizer")
+            raise CheckpointError(f"{names[0]} and {name} have different tokenizers; average captioners that share one")
     shares = [weight / sum(weights) for weight in weights]
     first.model.load_state_dict({key: _mean([state[key] for state in states], shares) for key in states[0]})
     sources = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]

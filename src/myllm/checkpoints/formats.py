@@ -43,7 +43,7 @@ def _read_merged(path: Path) -> Checkpoint:
     adapter = lora.read(path)
     try:
         if adapter.base is None:
-            raise CheckpointError("it names none")
+            raise CheckpointError(f"{lora.CONFIG_NAME} names none")
         base = load_base(adapter.base)
     except CheckpointError as error:
         raise CheckpointError(

@@ -30,7 +30,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guidance_scale": (1,), "penalty_alpha": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
     "renormalize_logits": (False,),
 }
-# They change neither tokens nor scores.
+# They change neither the tokens nor their scores.
 WITHOUT_EFFECT = {
     "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
     "assistant_lookbehind", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",

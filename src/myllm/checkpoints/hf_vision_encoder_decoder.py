@@ -80,11 +80,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             raise CheckpointError(f"{path}: expected tokens with their numbers, as {{\"<new>\": 50257}}")
         for token, number in sorted(added.items(), key=lambda item: int(item[1])):
             tokenizer.add_tokens([token])
-            if tokenizer.token_to_id(token) != number:
-                raise CheckpointError(
-                    f"{path}: {token!r} is number {number}; expected {tokenizer.token_to_id(token)}, which follows the "
-                    "tokens of vocab.json"
-                )
+            if (next_number := tokenizer.token_to_id(token)) != number:
+                expected = f"expected {next_number}, which follows the tokens of vocab.json"
+                raise CheckpointError(f"{path}: {token!r} is number {number}; {expected}")
     return tokenizer
 
 

@@ -42,7 +42,7 @@ def download(source: str) -> Path:
         blob = path.resolve()
         if blob.is_file() and blob.stat().st_mtime >= start and not _is_whole(blob):
             blob.unlink()
-            raise CheckpointError(f"{source}: {path.name} was damaged on the way and has been deleted; run this again")
+            raise CheckpointError(f"{source}: {path.name} arrived damaged and has been deleted; run this again")
     return folder
 
 

@@ -1,7 +1,7 @@
 """Low-rank adapters in PEFT's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors:
-PEFT warns of unknown names in its configuration, and this way weights and metadata are replaced together.
+What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors,
+because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
 """
 
 import json
@@ -47,7 +47,7 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank terms for layers of a captioner, and which captioner that is."""
+    """Low-rank terms of a captioner's layers, and the captioner that they were trained on."""
 
     folder: Path
     layers: Mapping[str, LowRank]

@@ -17,7 +17,7 @@ from torch import Tensor
 from myllm.checkpoints import native
 from myllm.checkpoints.build import is_finite
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
+from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.tokenizer import gpt2_tokenizer, no_tokenizer
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt2_weights import named_gpt2
@@ -28,12 +28,8 @@ HEAD_WIDTH = 64
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 # Our names in a decoder block to those of both formats; several if our matrix joins several of theirs.
 BLOCK = {
-    "ln_1": "ln_1",
-    "ln_cross_attn": "ln_2",
-    "crossattention.q_attn": "cross_attn.q",
-    "crossattention.c_attn": "cross_attn.k cross_attn.v",
-    "crossattention.c_proj": "cross_attn.c_proj",
-    "ln_2": "ln_3",
+    "ln_1": "ln_1", "ln_cross_attn": "ln_2", "ln_2": "ln_3", "crossattention.q_attn": "cross_attn.q",
+    "crossattention.c_attn": "cross_attn.k cross_attn.v", "crossattention.c_proj": "cross_attn.c_proj",
 }
 NORMS_NOTE = (
     "norms are imported as they are: before training, both scripts load GPT-2's MLP norm into the norm of "
@@ -45,8 +41,11 @@ NORMS_NOTE = (
 class Layout:
     """Names of the decoder's tensors in a format, by our names."""
 
-    ends: Mapping[str, str]
-    """Modules before and after the blocks."""
+    embedding: str
+    """The token embedding, tied to `head`."""
+    positions: str
+    final_norm: str
+    head: str
     blocks: str
     block: Mapping[str, str]
     """Modules of a block."""
@@ -54,29 +53,18 @@ class Layout:
     """Weight and bias of a norm."""
     gelu: Literal["tanh", "none"]
 
-    @property
-    def tied(self) -> tuple[str, str]:
-        """Names of the token embedding and the head, which are one tensor."""
-        return f"{self.ends['transformer.wte']}.weight", f"{self.ends['lm_head']}.weight"
 
-
-ORIGINAL = "the original script"
 LAYOUTS = {
-    ORIGINAL: Layout(
-        {"transformer.wte": "tok_emb", "transformer.wpe": "pos_emb", "transformer.ln_f": "final_norm",
-         "lm_head": "out_head"},
-        "trf_blocks",
+    "the original script": Layout(
+        "tok_emb.weight", "pos_emb.weight", "final_norm", "out_head.weight", "trf_blocks",
         BLOCK | {"attn.c_attn": "attn.W_query attn.W_key attn.W_value", "attn.c_proj": "attn.out_proj",
                  "mlp.c_fc": "mlp.layers.0", "mlp.c_proj": "mlp.layers.2"},
-        ("scale", "shift"),
-        "tanh",
+        ("scale", "shift"), "tanh",
     ),
     "VisionGPT2": Layout(
-        {name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")},
-        "transformer.h",
+        "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f", "lm_head.weight", "transformer.h",
         BLOCK | {name: name for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
-        ("weight", "bias"),
-        "none",
+        ("weight", "bias"), "none",
     ),
 }
 # A format's tensor names include some with each of these prefixes.
@@ -127,15 +115,11 @@ def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     text, size = model.config.text, model.encoder.preprocess.image_size
-    return Checkpoint(
-        model,
-        _tokenizer(text.vocab_size, path),
-        # both scripts use Albumentations' Resize, which ignores the aspect ratio
-        PreprocessConfig(size, interpolation="bilinear", crop_mode="squash"),
-        CaptionsConfig(),
-        DecodeConfig(max_new_tokens=min(DecodeConfig.max_new_tokens, text.n_positions)),
-        {"imported from": kind, "notes": [NORMS_NOTE]},
-    )
+    # both scripts use Albumentations' Resize, which ignores the aspect ratio
+    preprocess = PreprocessConfig(size, interpolation="bilinear", crop_mode="squash")
+    decode = DecodeConfig(max_new_tokens=min(DecodeConfig.max_new_tokens, text.n_positions))
+    provenance = {"imported from": kind, "notes": [NORMS_NOTE]}
+    return Checkpoint(model, _tokenizer(text.vocab_size, path), preprocess, decode=decode, provenance=provenance)
 
 
 def _build(tensors: Mapping[str, Tensor]) -> tuple[str, VisionGPT2]:
@@ -160,23 +144,21 @@ def _build(tensors: Mapping[str, Tensor]) -> tuple[str, VisionGPT2]:
     return kind, model.eval()
 
 
-def _sources(layout: Layout, depth: int) -> dict[str, tuple[str, ...]]:
+def _sources(layout: Layout, depth: int) -> dict[str, Collection[str]]:
     """Return, for each of our tensors, the file's tensors that are concatenated to it."""
-    modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj"}
-    modules |= {f"decoder.{name}": source for name, source in layout.ends.items()}
+    modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj", "decoder.transformer.ln_f": layout.final_norm}
     for number in range(depth):
         modules |= {f"encoder.backbone.blocks.{number}.{part}": f"blocks.{number}.{part}" for part in VIT_BLOCK}
         for name, parts in layout.block.items():
             in_file = " ".join(f"{layout.blocks}.{number}.{part}" for part in parts.split())
             modules[f"decoder.transformer.h.{number}.{name}"] = in_file
-    sources: dict[str, tuple[str, ...]] = {
-        f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")
-    }
+    sources: dict[str, Collection[str]] = {f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")}
+    sources |= {"decoder.transformer.wte.weight": (layout.embedding,), "decoder.lm_head.weight": (layout.head,)}
+    sources["decoder.transformer.wpe.weight"] = (layout.positions,)
     for name, parts in modules.items():
         weight, bias = layout.norm if ".ln_" in name else ("weight", "bias")
         sources[f"{name}.weight"] = tuple(f"{part}.{weight}" for part in parts.split())
-        if not name.endswith(("wte", "wpe", "lm_head")):
-            sources[f"{name}.bias"] = tuple(f"{part}.{bias}" for part in parts.split())
+        sources[f"{name}.bias"] = tuple(f"{part}.{bias}" for part in parts.split())
     return sources
 
 
@@ -186,7 +168,7 @@ def _completed(tensors: Mapping[str, Tensor], layout: Layout, expected: Collecti
     Raises CheckpointError if some are missing or unknown, or if the head is not the token embedding.
     """
     tensors = {name: value for name, value in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
-    embedding, head = layout.tied
+    embedding, head = layout.embedding, layout.head
     for name, twin in ((embedding, head), (head, embedding)):  # safetensors keeps one of two names of a tensor
         if twin in tensors:
             tensors.setdefault(name, tensors[twin])
@@ -223,8 +205,8 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int) -> Captio
     width, channels, patch, patch_width = shape("patch_embed.proj.weight", 4)
     _, tokens, _ = shape("pos_embed", 3)
     hidden, _ = shape("blocks.0.mlp.fc1.weight", 2)
-    vocab_size, _ = shape(layout.tied[0], 2)
-    n_positions, _ = shape(f"{layout.ends['transformer.wpe']}.weight", 2)
+    vocab_size, _ = shape(layout.embedding, 2)
+    n_positions, _ = shape(layout.positions, 2)
     grid = math.isqrt(tokens - 1)
     if channels != 3 or patch != patch_width:
         raise wrong_shape("patch_embed.proj.weight", "square patches of 3 colours")
@@ -232,15 +214,13 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int) -> Captio
         raise wrong_shape("patch_embed.proj.weight", f"a width that is a multiple of {HEAD_WIDTH}, a head's")
     if not grid or grid * grid != tokens - 1:
         raise wrong_shape("pos_embed", "positions of one class token and of the patches of a square picture")
-    n_head = width // HEAD_WIDTH
+    heads = width // HEAD_WIDTH
     geometry = {
-        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": n_head, "mlp_ratio": hidden / width,
+        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width,
     }
-    return CaptionerConfig(
-        VisionConfig("vit_base_patch16_224", pretrained=False, image_size=grid * patch, geometry=geometry),
-        GPTConfig(vocab_size, n_positions, depth, n_head, width, gelu=layout.gelu),
-        "layerwise",
-    )
+    vision = VisionConfig("vit_base_patch16_224", pretrained=False, image_size=grid * patch, geometry=geometry)
+    text = GPTConfig(vocab_size, n_positions, depth, heads, width, gelu=layout.gelu)
+    return CaptionerConfig(vision, text, "layerwise")
 
 
 @torch.no_grad()
