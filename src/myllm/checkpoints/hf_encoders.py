@@ -190,8 +190,12 @@ def _not_exportable(timm_name: str, problem: str) -> ConfigError:
 
 
 def square(value: Any, name: str) -> int:
-    """Return the side of a square, given as a number or as (height, width). Raises ConfigError for anything else."""
-    sides = set(value) if isinstance(value, list | tuple) else {value}
+    """Return the side of a square, given as a number, as (height, width) or by these names, in pixels.
+
+    Raises ConfigError for anything else.
+    """
+    sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else value
+    sides = set(sides) if isinstance(sides, list | tuple) else {sides}
     if len(sides) != 1 or not has_type(side := sides.pop(), int):
         raise ConfigError(f"{name} is {value!r:.100}; only squares of a whole number of pixels are supported")
     return int(side)

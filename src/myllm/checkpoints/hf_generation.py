@@ -97,8 +97,6 @@ def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
     """Return transformers' options under our names, with its defaults, and lengths that the context has room for."""
     names = BEAM_OPTIONS | {name: name for name in OPTIONAL}
     options = {name: values[hf_name] for hf_name, name in names.items() if hf_name in values}
-    if isinstance(options.get("stop_strings"), str):
-        options["stop_strings"] = [options["stop_strings"]]
     if options.get("num_return_sequences") == 1:
         del options["num_return_sequences"]  # transformers' default; ours returns the other beams as alternatives
     if options.get("num_beam_groups", 1) == 1:

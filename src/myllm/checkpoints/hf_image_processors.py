@@ -67,8 +67,8 @@ def _preprocess(
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         resized, mode = square(size["shortest_edge"], "size"), "center"
     else:
-        resized = _side(size, "size")
-    side = _side(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
+        resized = square(size, "size")
+    side = square(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
     if not values["do_resize"]:
         if values["do_center_crop"]:
             raise ConfigError("do_resize is false with do_center_crop; supported is true")
@@ -89,12 +89,6 @@ def _preprocess(
     })
     check_preprocess(preprocess, encoder.image_size)
     return preprocess, notes
-
-
-def _side(size: Any, name: str) -> int:
-    if isinstance(size, dict) and not {"height", "width"} <= size.keys():
-        raise ConfigError(f"{name} is {size!r:.100}; expected height and width")
-    return square([size["height"], size["width"]] if isinstance(size, dict) else size, name)
 
 
 def processor_config(preprocess: PreprocessConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Adapter:
 def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, folder: Path) -> None:
     """Write the adapters of a model in training, without the weights of its base.
 
-    base: path or hub id of the captioner that is adapted. An existing adapter in `folder` is replaced as a whole.
+    base: path or hub id of the captioner that is adapted. Files that exist in `folder` are replaced atomically.
     """
     layers = dict(adapted_layers(checkpoint.model))
     peft_config = {
@@ -106,12 +106,10 @@ def read(path: Path) -> Adapter:
         )
     config, tensors = read_json(folder / CONFIG_NAME), read_tensors(folder / TENSORS_NAME)
     try:
-        layers = _layers(tensors, config)
+        base = str(config.get("base_model_name_or_path") or "") or None
+        return Adapter(folder, _layers(tensors, config), base, **_metadata(folder / TENSORS_NAME))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    try:
-        base = str(config.get("base_model_name_or_path") or "") or None
-        return Adapter(folder, layers, base, **_metadata(folder / TENSORS_NAME))
     except Exception as error:  # an edited file can raise anything
         raise CheckpointError(f"{folder / TENSORS_NAME}: its metadata cannot be read ({reason(error)})") from error
 
