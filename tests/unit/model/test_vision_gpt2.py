@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.checkpoints.hf_gpt2 import decoder_config
-from myllm.config import CaptionerConfig
 from myllm.files import write_json
 from myllm.model.gpt import GPT
 from myllm.model.gpt2_weights import transpose_conv1d
@@ -140,9 +139,9 @@ def test_vision_gpt2_decodes_over_a_convolutional_feature_map(tiny_model: Callab
 
 
 def test_vision_gpt2_loads_pretrained_text_weights_but_not_into_cross_attention(
-    tiny_config: Callable[..., CaptionerConfig], tmp_path: Path
+    tiny_model: Callable[..., VisionGPT2], tmp_path: Path
 ) -> None:
-    config = tiny_config()
+    config = tiny_model().config
     gpt2 = GPT(config.text)
     write_tensors(transpose_conv1d(gpt2.transformer.state_dict()), tmp_path / "model.safetensors")
     write_json(decoder_config(config.text, end=0), tmp_path / "config.json")
