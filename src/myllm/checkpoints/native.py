@@ -140,7 +140,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; {EXPECTED}")
     content = read_content(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a PyTorch file, but not a captioner of myllm")
+        raise CheckpointError(f"{path}: not a captioner of myllm; another program wrote it")
     return content
 
 
