@@ -4,7 +4,7 @@ The docstring of a field is its help text on the command line.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -211,7 +211,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         for name in ("bad_words", "only_words", "force_words", "stop_strings"):
             value = getattr(self, name)
-            if isinstance(value, Iterable):
+            if isinstance(value, Iterable) and not isinstance(value, Mapping):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         check_options(self, "decode.")
         if self.min_new_tokens > self.max_new_tokens:

@@ -19,22 +19,28 @@ def describe_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:
-        return "a list, like [new, all]; put a word that YAML reads as something else, like on or 3, in quotes"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+        items = get_args(kind)
+        count = "" if ... in items else f" of {len(items)}"
+        hint = "; put a word that YAML reads as something else, like on or 3, in quotes" if items[0] is str else ""
+        return f"a list{count}, each {describe_type(items[0])}{hint}"
+    words = {
+        int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null", list: "a list",
+    }
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(map(describe_type, get_args(kind)))
     return words.get(kind, "options as `name: value`")
 
 
-def _has_type(value: Any, kind: Any) -> bool:
+def has_type(value: Any, kind: Any) -> bool:
+    """Return whether a value has an annotated type; a list may stand for a tuple, and a whole number for a float."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(_has_type(value, part) for part in arguments)
+        return any(has_type(value, part) for part in arguments)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
     if origin is tuple:
         has_length = isinstance(value, list | tuple) and (... in arguments or len(value) == len(arguments))
-        return has_length and all(_has_type(item, arguments[0]) for item in value)
+        return has_length and all(has_type(item, arguments[0]) for item in value)
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     return isinstance(value, Mapping if origin is dict else origin or kind)
@@ -65,8 +71,8 @@ def check_options(config: Any, group: str = "") -> None:
     for option in fields(config):
         value, name = getattr(config, option.name), f"{group}{option.name}"
         kind, *ranges = get_args(option.type) if get_origin(option.type) is Annotated else (option.type,)
-        if not _has_type(value, kind):
-            raise ConfigError(f"{name} is {value!r}; expected {describe_type(kind)}")
+        if not has_type(value, kind):
+            raise ConfigError(f"{name} is {value!r:.100}; expected {describe_type(kind)}")
         numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
         for allowed in ranges:
             words, contains = allowed.value

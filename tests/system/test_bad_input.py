@@ -188,7 +188,7 @@ def missing(file: Path, _: Make) -> None:
     ("damage", "fault"),
     [
         (hostile_pickle, r"captioner.pt: refused: .* could run code"),
-        (truncated, r"captioner.pt: damaged or cut short"),
+        (truncated, r"captioner.pt: damaged, cut short"),
         (of_a_newer_format, r"captioner.pt: format version 99, this myllm reads up to 1; upgrade myllm"),
         (missing, r"captioner.pt: no such file; expected a captioner.pt or the run folder"),
     ],

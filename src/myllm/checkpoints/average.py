@@ -1,4 +1,4 @@
-"""Weighted means of captioners: the mean of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
+"""Mean of captioners' weights: that of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from myllm.errors import CheckpointError, ConfigError
 
 
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
-    """Return a captioner with the mean weights; all other parts are the first one's, whose model is changed in place.
+    """Return a captioner with the mean weights; its other parts are the first captioner's, whose model is changed.
 
     The result has no calibration, as confidence was calibrated for other weights.
     names: the captioners' files, for messages. weights: one number for each captioner, scaled to a sum of 1; equal by
@@ -31,7 +31,7 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
             part = differing[0] if differing else "their parts"
             raise CheckpointError(f"{names[0]} and {name} differ in geometry ({part}); average captioners of one kind")
         if other.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-            raise CheckpointError(f"{names[0]} and {name} have other tokens; average captioners with one tokenizer")
+            raise CheckpointError(f"{names[0]} and {name} have different tokenizers; average captioners that share one")
     shares = [weight / sum(weights) for weight in weights]
     first.model.load_state_dict({key: _mean([state[key] for state in states], shares) for key in states[0]})
     sources = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
@@ -42,6 +42,7 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Return the weighted mean, computed in float64; for counters, such as batch norm's, the first value."""
     if not values[0].is_floating_point():
         return values[0]
-    total = sum((share * value.double() for share, value in zip(shares, values, strict=True)), torch.zeros(()))
-    assert isinstance(total, Tensor)
-    return total.to(values[0].dtype)
+    mean = torch.zeros_like(values[0], dtype=torch.float64)
+    for share, value in zip(shares, values, strict=True):
+        mean += share * value.double()
+    return mean.to(values[0].dtype)

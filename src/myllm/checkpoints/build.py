@@ -1,6 +1,6 @@
 """Build a model around the tensors of a file: no random initialisation, no copies, no more memory than the file."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from myllm.errors import CheckpointError
 from myllm.model.backbones import create_backbone
 from myllm.model.vision_gpt2 import VisionGPT2
 
-# Name to the name under which formats that keep a tensor only once store it.
+# Names of tied tensors, and the names under which formats store the one tensor.
 TIED = {"decoder.lm_head.weight": "decoder.transformer.wte.weight"}
 BACKBONE = "encoder.backbone."
 FACTORIES = (
@@ -30,19 +30,15 @@ def build_model(config: CaptionerConfig, tensors: Mapping[str, Tensor]) -> Visio
     and if a weight is NaN or infinite.
     """
     tensors = {**{tied: tensors[name] for tied, name in TIED.items() if name in tensors}, **tensors}
-    # nothing is downloaded: the weights are in `tensors`
-    vision = replace(config.vision, pretrained=False, weights=None)
+    vision = replace(config.vision, pretrained=False, weights=None)  # downloads nothing
     without_weights = replace(config, vision=vision, text=replace(config.text, pretrained=False))
     with _NoInitialisation(tensors.values()):
         # VisionGPT2 runs its backbone once, which takes long for a hostile geometry: so check the backbone first
-        backbone = create_backbone(vision).state_dict()
-        check_shapes(
-            {BACKBONE + name: value for name, value in backbone.items()},
-            {name: value for name, value in tensors.items() if name.startswith(BACKBONE)},
-        )
+        backbone = {BACKBONE + name: value for name, value in create_backbone(vision).state_dict().items()}
+        _check_shapes(backbone, {name: value for name, value in tensors.items() if name.startswith(BACKBONE)})
         model = VisionGPT2(without_weights)
     declared = model.state_dict()
-    check_shapes(declared, tensors)
+    _check_shapes(declared, tensors)
     state = {name: tensors[name].to(value.dtype) for name, value in declared.items()}
     for tied, name in TIED.items():
         if state[tied].data_ptr() != state[name].data_ptr() and not torch.equal(state[tied], state[name]):
@@ -51,8 +47,8 @@ def build_model(config: CaptionerConfig, tensors: Mapping[str, Tensor]) -> Visio
     for name, value in state.items():
         if not is_finite(value):
             raise CheckpointError(
-                f"{name} holds NaN or infinite values, so captions would be noise; training diverged or the file was "
-                "damaged: take an earlier checkpoint"
+                f"{name} holds NaN or infinite values: training diverged or the file was damaged; take an earlier "
+                "checkpoint"
             )
     model.load_state_dict(state, assign=True)
     model.decoder.lm_head.weight = model.decoder.transformer.wte.weight  # assignment by name untied them
@@ -60,7 +56,7 @@ def build_model(config: CaptionerConfig, tensors: Mapping[str, Tensor]) -> Visio
     return model.eval()
 
 
-def check_shapes(declared: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def _check_shapes(declared: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError, naming one tensor, if `tensors` differ from `declared` in names or shapes."""
     for name in sorted(declared.keys() ^ tensors.keys()):
         problem = "its configuration declares no" if name in tensors else "its weights lack the"
@@ -85,7 +81,7 @@ def is_finite(value: Tensor) -> bool:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves new parameters uninitialised, and limits how much is allocated to what a file's tensors justify."""
+    """Leaves new parameters uninitialised, and limits the memory for them to about that of a file's tensors."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
@@ -94,14 +90,8 @@ class _NoInitialisation(TorchFunctionMode):
         self.elements = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) + EXTRA_ELEMENTS
         self.tensors = 4 * len(storages) + EXTRA_TENSORS
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in FACTORIES:
             self.elements -= func(*args, **(kwargs | {"device": "meta"})).numel()
             self.tensors -= 1

@@ -53,20 +53,16 @@ def model_card(
             task_type="image-to-text", dataset_type=folder, dataset_name=folder, dataset_split="validation",
             metric_type=hub_name, metric_name=metric, metric_value=metrics[metric],
         )
-        for metric, hub_name in METRICS.items()
-        if hub_name is not None and metric in metrics
+        for metric, hub_name in METRICS.items() if hub_name is not None and metric in metrics
     ]
     front = ModelCardData(
         library_name="myllm", pipeline_tag="image-to-text", tags=["image-captioning", "image-to-text"],
         model_name=name, eval_results=results or None,
     ).to_yaml()
     sections = {
-        "What it is": _geometry(model),
-        "What it was trained on": _origin(provenance),
-        "How good it is": _quality(metrics, provenance, decode),
-        "What it is for": INTENDED,
-        "Where it fails": LIMITS.format(confidence=_confidence(calibration)),
-        "How to use it": USAGE,
+        "What it is": _geometry(model), "What it was trained on": _origin(provenance),
+        "How good it is": _quality(metrics, provenance, decode), "What it is for": INTENDED,
+        "Where it fails": LIMITS.format(confidence=_confidence(calibration)), "How to use it": USAGE,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"---\n{front.strip()}\n---\n\n# {_one_line(name)}: captions of pictures\n\n{body}\n"
@@ -86,12 +82,11 @@ def _confidence(calibration: Calibration | None) -> str:
 def _geometry(model: VisionGPT2) -> str:
     config, encoder = model.config, model.encoder
     rows, columns = encoder.preprocess.image_size
-    parameters = count_parameters(model)
     source = "the encoder block of the same depth" if config.mode == "layerwise" else "the encoder's last output"
     return (
         f"An image encoder, `{config.vision.name}` at {rows} x {columns} pixels ({encoder.n_tokens:,} image tokens), "
         f"and a GPT of {config.text.n_layer} blocks, {config.text.n_head} heads and width {config.text.n_embd} that "
-        f"reads {source} by cross-attention. {parameters / 1e6:.1f} million parameters in all, "
+        f"reads {source} by cross-attention. {count_parameters(model) / 1e6:.1f} million parameters in all, "
         f"{config.text.vocab_size:,} tokens, texts of up to {config.text.n_positions:,} tokens."
     )
 

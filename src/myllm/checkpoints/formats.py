@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.checkpoints import hf_gpt2, hf_vision_encoder_decoder, hub, lora, native, original
+from myllm.checkpoints import hf_gpt2, hub, lora, native, original
+from myllm.checkpoints import hf_vision_encoder_decoder as hf
 from myllm.checkpoints.checks import is_onnx_export
 from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError
 from myllm.files import read_json
+from myllm.model.lora import merge
 from myllm.model.weight_files import weights_hash
 
 
@@ -18,7 +20,7 @@ class Format:
     """A format that captioners are read from."""
 
     name: str
-    """As printed to the user."""
+    """As `myllm info` and `myllm import` print it."""
     matches: Callable[[Path], bool]
     """Whether a path looks like this format, judged by the names of files and tensors."""
     read: Callable[[Path], Checkpoint]
@@ -28,8 +30,8 @@ def _refuse_onnx(path: Path) -> Checkpoint:
     config = path / "config.json"
     if config.is_file() and "myllm" in read_json(config):
         raise CheckpointError(
-            f"{path}: an ONNX export, made to be run: its weights are bound into its graphs. `myllm caption` and "
-            "`myllm evaluate` run it, and OnnxCaptioner in Python; for all else take what it was exported from"
+            f"{path}: an ONNX export, whose weights cannot be taken out of its graphs. `myllm caption` and `myllm "
+            "evaluate` run it, and OnnxCaptioner in Python; for all else take the captioner that was exported"
         )
     raise CheckpointError(
         f"{path}: ONNX graphs of another program, which myllm neither runs nor imports; take the weights that they "
@@ -41,7 +43,7 @@ def _read_merged(path: Path) -> Checkpoint:
     adapter = lora.read(path)
     try:
         if adapter.base is None:
-            raise CheckpointError("it names none")
+            raise CheckpointError(f"{lora.CONFIG_NAME} names none")
         base = load_base(adapter.base)
     except CheckpointError as error:
         raise CheckpointError(
@@ -49,27 +51,22 @@ def _read_merged(path: Path) -> Checkpoint:
             "Give that captioner by --model, and this folder by --adapter"
         ) from error
     lora.check_fits(adapter, base.model, adapter.base, weights_hash(base.model))
-    return lora.merged(adapter, base)
+    merge(base.model, adapter.layers)
+    return lora.with_options(adapter, base)
 
 
-ADAPTER = Format("a low-rank adapter on a captioner", lora.matches, _read_merged)
+ADAPTER = Format("a low-rank adapter on a captioner", lambda path: lora.locate(path) is not None, _read_merged)
 NATIVE = Format("a captioner of myllm", lambda path: True, native.load)
 # In this order; NATIVE takes whatever no other format matches, and its errors say what was expected.
 READERS = (
     Format("an ONNX export", is_onnx_export, _refuse_onnx),
     ADAPTER,
-    Format(
-        "a VisionEncoderDecoder folder of transformers",
-        hf_vision_encoder_decoder.matches,
-        hf_vision_encoder_decoder.from_folder,
-    ),
+    Format("a VisionEncoderDecoder folder of transformers", hf.matches, hf.from_folder),
     Format("a bare state dict of the original script, or of a relative of it", original.matches, original.from_file),
     NATIVE,
 )
 WRITERS: Mapping[str, Callable[[Checkpoint, Path], None]] = {
-    "safetensors": native.save_folder,
-    "hf": hf_vision_encoder_decoder.to_folder,
-    "gpt2": hf_gpt2.to_folder,
+    "safetensors": native.save_folder, "hf": hf.to_folder, "gpt2": hf_gpt2.to_folder,
 }
 
 

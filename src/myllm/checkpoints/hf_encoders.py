@@ -11,49 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from myllm.checkpoints.checks import describe_type, has_type
 from myllm.config import VisionConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.vision import ImageEncoder
+from myllm.option_checks import describe_type, has_type
 
-# Tensor names in transformers to those in timm; # stands for the number of a block or stage.
+QKV = ("query", "key", "value")
+# Modules of a block in transformers to those in timm: of both kinds of blocks, of ViT, and of Swin.
+_BLOCK = {
+    "layernorm_before": "norm1", "layernorm_after": "norm2", "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+}
+_VIT_BLOCK = _BLOCK | {f"attention.attention.{part}": f"attn.{part}" for part in QKV} | {
+    "attention.attention.relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "lambda_1": "gamma_1", "lambda_2": "gamma_2",
+}
+_SWIN_BLOCK = _BLOCK | {f"attention.self.{part}": f"attn.{part}" for part in (*QKV, "relative_position_bias_table")}
+# Names of tensors, or of their modules, in transformers to those in timm; # stands for the number of a block or stage.
 NAMES = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.distillation_token": "dist_token",
-    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.cls_token": "cls_token", "embeddings.distillation_token": "dist_token",
+    "embeddings.position_embeddings": "pos_embed", "embeddings.norm": "patch_embed.norm",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "embeddings.norm": "patch_embed.norm",
-    "encoder.layer.#.layernorm_before": "blocks.#.norm1",
-    "encoder.layer.#.layernorm_after": "blocks.#.norm2",
-    "encoder.layer.#.attention.attention.query": "blocks.#.attn.query",
-    "encoder.layer.#.attention.attention.key": "blocks.#.attn.key",
-    "encoder.layer.#.attention.attention.value": "blocks.#.attn.value",
-    "encoder.layer.#.attention.attention.relative_position_bias.relative_position_bias_table":
-        "blocks.#.attn.relative_position_bias_table",
-    "encoder.layer.#.attention.output.dense": "blocks.#.attn.proj",
-    "encoder.layer.#.intermediate.dense": "blocks.#.mlp.fc1",
-    "encoder.layer.#.output.dense": "blocks.#.mlp.fc2",
-    "encoder.layer.#.lambda_1": "blocks.#.gamma_1",
-    "encoder.layer.#.lambda_2": "blocks.#.gamma_2",
     "encoder.relative_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table",
-    "encoder.layers.#.blocks.#.layernorm_before": "layers.#.blocks.#.norm1",
-    "encoder.layers.#.blocks.#.layernorm_after": "layers.#.blocks.#.norm2",
-    "encoder.layers.#.blocks.#.attention.self.query": "layers.#.blocks.#.attn.query",
-    "encoder.layers.#.blocks.#.attention.self.key": "layers.#.blocks.#.attn.key",
-    "encoder.layers.#.blocks.#.attention.self.value": "layers.#.blocks.#.attn.value",
-    "encoder.layers.#.blocks.#.attention.self.relative_position_bias_table":
-        "layers.#.blocks.#.attn.relative_position_bias_table",
-    "encoder.layers.#.blocks.#.attention.output.dense": "layers.#.blocks.#.attn.proj",
-    "encoder.layers.#.blocks.#.intermediate.dense": "layers.#.blocks.#.mlp.fc1",
-    "encoder.layers.#.blocks.#.output.dense": "layers.#.blocks.#.mlp.fc2",
     "encoder.layers.#.downsample.norm": "layers.#.downsample.norm",
     "encoder.layers.#.downsample.reduction": "layers.#.downsample.reduction",
-    "layernorm": "norm",
-    "pooler.layernorm": "fc_norm",
+    "layernorm": "norm", "pooler.layernorm": "fc_norm",
+    **{f"encoder.layer.#.{name}": f"blocks.#.{timm_name}" for name, timm_name in _VIT_BLOCK.items()},
+    **{f"encoder.layers.#.blocks.#.{name}": f"layers.#.blocks.#.{timm_name}"
+       for name, timm_name in _SWIN_BLOCK.items()},
 }
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # Not read: what no caption depends on, and index tables that timm computes.
 NOT_NEEDED = re.compile(r"pooler\.dense\.|.*relative_position_index$|embeddings\.mask_token$")
-QV = {"q": "query", "v": "value"}
+FAMILIES = {"VisionTransformer": "vit", "VisionTransformerDistilled": "deit", "Beit": "beit", "SwinTransformer": "swin"}
 # transformers' defaults, for configurations that leave them out
 _DEFAULTS = {
     "hidden_act": "gelu", "num_channels": 3, "image_size": 224, "patch_size": 16, "hidden_size": 768,
@@ -112,8 +102,7 @@ def vision_config(values: Mapping[str, Any]) -> VisionConfig:
         }
     if family == "beit":
         geometry |= {
-            "qkv_bias": True,
-            "init_values": values["layer_scale_init_value"] or None,
+            "qkv_bias": True, "init_values": values["layer_scale_init_value"] or None,
             "use_abs_pos_emb": values["use_absolute_position_embeddings"],
             "use_rel_pos_bias": values["use_relative_position_bias"],
             "use_shared_rel_pos_bias": values["use_shared_relative_position_bias"],
@@ -154,8 +143,7 @@ def from_timm(encoder: ImageEncoder, timm_name: str) -> tuple[dict[str, Any], di
 def _encoder_config(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
     """Return transformers' configuration of an encoder, read from its modules."""
     backbone: Any = encoder.backbone
-    family = {"VisionTransformer": "vit", "VisionTransformerDistilled": "deit", "Beit": "beit",
-              "SwinTransformer": "swin"}.get(type(backbone).__name__)
+    family = FAMILIES.get(type(backbone).__name__)
     if family is None:
         raise _not_exportable(timm_name, f"it has no counterpart of timm's {type(backbone).__name__}")
     blocks = list(backbone.blocks) if family != "swin" else list(backbone.layers[0].blocks)
@@ -164,7 +152,7 @@ def _encoder_config(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
         raise _not_exportable(timm_name, "its activation is not the exact GELU")
     if encoder.preprocess.image_size[0] != encoder.preprocess.image_size[1]:
         raise _not_exportable(timm_name, "its input is not square")
-    width = backbone.embed_dim
+    width, qkv_bias = backbone.embed_dim, first.attn.qkv.bias is not None
     config = {
         "model_type": family, "image_size": encoder.preprocess.image_size[0],
         "patch_size": backbone.patch_embed.patch_size[0], "num_channels": 3, "hidden_act": "gelu",
@@ -174,15 +162,14 @@ def _encoder_config(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
         return config | {
             "embed_dim": width, "depths": [len(stage.blocks) for stage in backbone.layers],
             "num_heads": [stage.blocks[0].attn.num_heads for stage in backbone.layers],
-            "window_size": first.window_size[0],
-            "mlp_ratio": first.mlp.fc1.out_features / width, "qkv_bias": first.attn.qkv.bias is not None,
+            "window_size": first.window_size[0], "mlp_ratio": first.mlp.fc1.out_features / width, "qkv_bias": qkv_bias,
             "hidden_size": encoder.width, "drop_path_rate": 0.0,
         }
     if not isinstance(backbone.norm, nn.LayerNorm) and family != "beit":
         raise _not_exportable(timm_name, "it does not normalise its last tokens")
     config |= {
         "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": first.attn.num_heads,
-        "intermediate_size": first.mlp.fc1.out_features, "qkv_bias": first.attn.qkv.bias is not None,
+        "intermediate_size": first.mlp.fc1.out_features, "qkv_bias": qkv_bias,
     }
     if family == "beit":
         config |= {
@@ -203,8 +190,12 @@ def _not_exportable(timm_name: str, problem: str) -> ConfigError:
 
 
 def square(value: Any, name: str) -> int:
-    """Return the side of a square, given as a number or as (height, width). Raises ConfigError for anything else."""
-    sides = set(value) if isinstance(value, list | tuple) else {value}
+    """Return the side of a square, given as a number, as (height, width) or by these names, in pixels.
+
+    Raises ConfigError for anything else.
+    """
+    sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else value
+    sides = set(sides) if isinstance(sides, list | tuple) else {sides}
     if len(sides) != 1 or not has_type(side := sides.pop(), int):
         raise ConfigError(f"{name} is {value!r:.100}; only squares of a whole number of pixels are supported")
     return int(side)
@@ -212,15 +203,10 @@ def square(value: Any, name: str) -> int:
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
     """Return a tensor's name in the other library, or None if it has none."""
-    numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
-    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+    numbers, pattern = NUMBER.findall(name), NUMBER.sub("#", name)
     module, _, kind = pattern.rpartition(".")
     other = names.get(pattern) or (f"{names[module]}.{kind}" if module in names else None)
-    if other is None:
-        return None
-    for number in numbers:
-        other = other.replace("#", number, 1)
-    return other
+    return other and re.sub("#", lambda _: numbers.pop(0), other)
 
 
 def _shift_stage(name: str, step: int) -> str:
@@ -231,7 +217,7 @@ def _shift_stage(name: str, step: int) -> str:
 def _join_queries(state: dict[str, Tensor]) -> None:
     """Join query, key and value, in place, to timm's one tensor; BEiT has no key bias, and keeps two bias tensors."""
     for query in [name for name in state if ".attn.query." in name]:
-        parts = {part: state.pop(query.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")}
+        parts = {part: state.pop(query.replace(".query.", f".{part}."), None) for part in QKV}
         base, kind = query.split(".attn.query.")
         if parts["key"] is None:
             state[f"{base}.attn.q_bias"], state[f"{base}.attn.v_bias"] = parts["query"], parts["value"]  # type: ignore[assignment]
@@ -245,8 +231,7 @@ def _split_queries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         base, fused, kind = name.partition(".attn.qkv.")
         if fused:
-            parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            split |= {f"{base}.attn.{part}.{kind}": tensor for part, tensor in parts}
+            split |= {f"{base}.attn.{part}.{kind}": tensor for part, tensor in zip(QKV, value.chunk(3), strict=True)}
         else:
-            split[re.sub(r"\.attn\.([qv])_bias$", lambda match: f".attn.{QV[match[1]]}.bias", name)] = value
+            split[name.replace(".attn.q_bias", ".attn.query.bias").replace(".attn.v_bias", ".attn.value.bias")] = value
     return split

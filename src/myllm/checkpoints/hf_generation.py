@@ -6,21 +6,20 @@ from typing import Any
 
 from myllm.checkpoints.checks import dataclass_from_dict
 from myllm.config import DecodeConfig
-from myllm.errors import CheckpointError, ConfigError
+from myllm.errors import CheckpointError
 from myllm.files import read_json
 
 FILE_NAME = "generation_config.json"
 # transformers' names to ours
-BEAM_OPTIONS = {"num_beams": "beams"} | {
-    name: name
-    for name in ("no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping", "do_sample",
-                 "max_new_tokens")
-}
+SAME_NAMES = (
+    "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping", "do_sample", "max_new_tokens",
+)
+BEAM_OPTIONS = {"num_beams": "beams"} | dict(zip(SAME_NAMES, SAME_NAMES, strict=True))
 OPTIONAL = ("min_new_tokens", "num_return_sequences", "num_beam_groups", "diversity_penalty", "stop_strings")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 LENGTHS = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
 TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-# They change the tokens and are not computed here. Values without effect are those of NEUTRAL.
+# They change the tokens and are not supported, except for the values of NEUTRAL, which have no effect.
 UNSUPPORTED = (
     "bad_words_ids", "begin_suppress_tokens", "constraints", "dola_layers", "exponential_decay_length_penalty",
     "force_words_ids", "forced_bos_token_id", "forced_eos_token_id", "penalty_alpha", "renormalize_logits",
@@ -31,7 +30,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guidance_scale": (1,), "penalty_alpha": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
     "renormalize_logits": (False,),
 }
-# They change neither tokens nor scores.
+# They change neither the tokens nor their scores.
 WITHOUT_EFFECT = {
     "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
     "assistant_lookbehind", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
@@ -45,15 +44,13 @@ KNOWN = {
     *BEAM_OPTIONS, *OPTIONAL, *SAMPLING, *LENGTHS.values(), *TOKEN_IDS, *UNSUPPORTED, *UNSUPPORTED_SAMPLING, *NEUTRAL,
     *WITHOUT_EFFECT,
 }
-# transformers' own defaults that differ from ours: generated tokens, and the k of top-k sampling
+# defaults of transformers that differ from ours: number of generated tokens, and the k of top-k sampling
 DEFAULT_LENGTH, DEFAULT_TOP_K = 20, 50
-# of GPT2Config, which transformers fills in
+# defaults of transformers' GPT2Config
 GPT2_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
-def read_decode(
-    folder: Path, config: Mapping[str, Any], end: int, n_positions: int
-) -> tuple[DecodeConfig, list[str]]:
+def read_decode(folder: Path, config: Mapping[str, Any], end: int, n_positions: int) -> tuple[DecodeConfig, list[str]]:
     """Return the decoding options that transformers' `generate` uses for a folder, and notes on differences.
 
     As in transformers, generation options of config.json count only if there is no generation_config.json.
@@ -69,7 +66,12 @@ def read_decode(
         values = {name: value for name, value in values.items() if name in KNOWN}
     values = {name: value for name, value in values.items() if value is not None}
     is_sampled = values.get("do_sample") is True
-    _check_token_ids(path, values, end)
+    start = "decoder_start_token_id" if "decoder_start_token_id" in values else "bos_token_id"
+    for name in (start, "eos_token_id"):
+        if values.get(name, end) not in (end, [end]):
+            raise CheckpointError(
+                f"{path}: {name} is {values[name]!r:.100}; supported is {end}, the tokenizer's end of text"
+            )
     for name in (*UNSUPPORTED, "guidance_scale", *(UNSUPPORTED_SAMPLING if is_sampled else ())):
         value = values.get(name)
         if value not in (None, [], {}, *NEUTRAL.get(name, ())):
@@ -77,8 +79,7 @@ def read_decode(
                 f"{path}: {name} is {value!r:.100}, which is not supported; remove it to caption without it"
             )
     notes = []
-    unknown = sorted(values.keys() - KNOWN)
-    if unknown:
+    if unknown := sorted(values.keys() - KNOWN):
         notes.append(f"{path.name}: unknown generation options were left out: {', '.join(unknown)}")
     if "eos_token_id" not in values:
         notes.append(f"{path.name} has no eos_token_id; captions end at the tokenizer's end of text")
@@ -88,25 +89,14 @@ def read_decode(
         notes.append(f"{path.name}: do_sample with num_beams {options['beams']}: beams are kept, sampling was dropped")
     try:
         return dataclass_from_dict(DecodeConfig, options), notes
-    except (ConfigError, CheckpointError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _check_token_ids(path: Path, values: Mapping[str, Any], end: int) -> None:
-    """Raise CheckpointError unless captions begin and end with the end token."""
-    start = "decoder_start_token_id" if "decoder_start_token_id" in values else "bos_token_id"
-    for name in (start, "eos_token_id"):
-        ids = values.get(name, end)
-        if ids not in (end, [end]):
-            raise CheckpointError(f"{path}: {name} is {ids!r:.100}; supported is {end}, the tokenizer's end of text")
 
 
 def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
     """Return transformers' options under our names, with its defaults, and lengths that the context has room for."""
     names = BEAM_OPTIONS | {name: name for name in OPTIONAL}
     options = {name: values[hf_name] for hf_name, name in names.items() if hf_name in values}
-    if isinstance(options.get("stop_strings"), str):
-        options["stop_strings"] = [options["stop_strings"]]
     if options.get("num_return_sequences") == 1:
         del options["num_return_sequences"]  # transformers' default; ours returns the other beams as alternatives
     if options.get("num_beam_groups", 1) == 1:

@@ -1,4 +1,4 @@
-"""Write the decoder as transformers' GPT-2; `GPT.from_pretrained` reads it."""
+"""Write the decoder as a GPT-2 of transformers, which `GPT.from_pretrained` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import END_OF_TEXT, GPTConfig
 from myllm.data.tokenizer import end_token
 from myllm.files import atomic_folder, write_json
-from myllm.model.gpt2_weights import transpose_conv1d
+from myllm.model.gpt2_weights import GEOMETRY, transpose_conv1d
 from myllm.model.weight_files import write_tensors
 
 
@@ -17,10 +17,9 @@ def decoder_config(text: GPTConfig, end: int) -> dict[str, Any]:
     """Return transformers' configuration of a decoder. end: id of the end token."""
     return {
         "model_type": "gpt2", "activation_function": "gelu_new" if text.gelu == "tanh" else "gelu",
-        "bos_token_id": end, "eos_token_id": end, "resid_pdrop": text.dropout, "embd_pdrop": text.dropout,
-        "attn_pdrop": text.dropout,
-        "layer_norm_epsilon": text.layer_norm_epsilon, "vocab_size": text.vocab_size,
-        "n_positions": text.n_positions, "n_layer": text.n_layer, "n_head": text.n_head, "n_embd": text.n_embd,
+        "bos_token_id": end, "eos_token_id": end,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), text.dropout),
+        **{name: getattr(text, name) for name in ("layer_norm_epsilon", "vocab_size", *GEOMETRY)},
     }
 
 

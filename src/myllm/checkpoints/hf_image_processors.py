@@ -49,7 +49,7 @@ def read_preprocess(folder: Path, encoder: PreprocessConfig, family: str) -> tup
     values = read_json(path) if path.is_file() else {"size": encoder.image_size[0], "image_processor_type": "ViT"}
     try:
         return _preprocess(values, encoder, family)
-    except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: not an image processor that is supported ({reason(error)})") from error
 
 
@@ -67,8 +67,8 @@ def _preprocess(
     if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
         resized, mode = square(size["shortest_edge"], "size"), "center"
     else:
-        resized = _side(size, "size")
-    side = _side(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
+        resized = square(size, "size")
+    side = square(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
     if not values["do_resize"]:
         if values["do_center_crop"]:
             raise ConfigError("do_resize is false with do_center_crop; supported is true")
@@ -78,26 +78,17 @@ def _preprocess(
         raise ConfigError(f"gives {side} pixels a side; the encoder takes {encoder.image_size[0]}")
     if values["resample"] not in RESAMPLES:
         raise ConfigError(f"resample is {values['resample']}; supported are {', '.join(map(str, RESAMPLES))}")
-    options = {
-        "image_size": encoder.image_size, "interpolation": RESAMPLES[values["resample"]], "crop_pct": side / resized,
-        "crop_mode": mode, "mean": [0.0] * 3, "std": [1.0] * 3,
-    }
-    if values["do_normalize"]:
-        options |= {"mean": values["image_mean"], "std": values["image_std"]}
-    preprocess = dataclass_from_dict(PreprocessConfig, options)
+    mean, std = (values["image_mean"], values["image_std"]) if values["do_normalize"] else ([0.0] * 3, [1.0] * 3)
     # `Preprocess` divides pixels by 255; another factor becomes another mean and standard deviation
     factor = 255 * (values["rescale_factor"] if values["do_rescale"] else 1.0)
     if not math.isclose(factor, 1, rel_tol=1e-6):
-        scaled = {name: [value / factor for value in getattr(preprocess, name)] for name in ("mean", "std")}
-        preprocess = dataclass_from_dict(PreprocessConfig, options | scaled)
+        mean, std = ([value / factor for value in numbers] for numbers in (mean, std))
+    preprocess = dataclass_from_dict(PreprocessConfig, {
+        "image_size": encoder.image_size, "interpolation": RESAMPLES[values["resample"]], "crop_pct": side / resized,
+        "crop_mode": mode, "mean": mean, "std": std,
+    })
     check_preprocess(preprocess, encoder.image_size)
     return preprocess, notes
-
-
-def _side(size: Any, name: str) -> int:
-    if isinstance(size, dict) and not {"height", "width"} <= size.keys():
-        raise ConfigError(f"{name} is {size!r:.100}; expected height and width")
-    return square([size["height"], size["width"]] if isinstance(size, dict) else size, name)
 
 
 def processor_config(preprocess: PreprocessConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Tensors keep their values; query, key and value are one matrix here, and GPT-2's
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.checkpoints.build import build_model
-from myllm.checkpoints.checks import check_tokenizer, dataclass_from_dict, has_type
+from myllm.checkpoints.checks import check_tokenizer
 from myllm.checkpoints.hf_encoders import from_timm, to_timm, vision_config, with_defaults
 from myllm.checkpoints.hf_generation import generation_config, read_decode
 from myllm.checkpoints.hf_gpt2 import decoder_config, write_tokenizer
@@ -23,8 +22,9 @@ from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig
 from myllm.data.tokenizer import end_token, gpt2_tokenizer
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_folder, read_json, write_json
-from myllm.model.gpt2_weights import gpt_config, transpose_conv1d
+from myllm.model.gpt2_weights import GEOMETRY, gpt_config, transpose_conv1d
 from myllm.model.weight_files import read_tensors, write_tensors
+from myllm.option_checks import has_type
 
 MODEL_TYPE = "vision-encoder-decoder"
 HEAD = "decoder.lm_head.weight"
@@ -43,12 +43,11 @@ def from_folder(folder: Path) -> Checkpoint:
     Raises CheckpointError for what is missing or damaged, and for parts that would compute something else here.
     """
     path, config = folder / "config.json", read_json(folder / "config.json")
-    parts = [config.get(name) for name in ("encoder", "decoder")]
-    if config.get("model_type") != MODEL_TYPE or not all(isinstance(part, dict) for part in parts):
+    encoder, decoder = config.get("encoder"), config.get("decoder")
+    if config.get("model_type") != MODEL_TYPE or not isinstance(encoder, dict) or not isinstance(decoder, dict):
         raise CheckpointError(
             f"{path}: model_type is {config.get('model_type')!r}; expected {MODEL_TYPE!r}, as of vit-gpt2"
         )
-    encoder, decoder = (dict(part) for part in parts if isinstance(part, dict))
     if decoder.get("cross_attention_hidden_size") is not None:
         raise CheckpointError(f"{path}: decoder.cross_attention_hidden_size is set; only enc_to_dec_proj is supported")
     tokenizer = read_tokenizer(folder)
@@ -64,8 +63,8 @@ def from_folder(folder: Path) -> Checkpoint:
     preprocess, notes = read_preprocess(folder, model.encoder.preprocess, encoder["model_type"])
     decode, decode_notes = read_decode(folder, config, end_token(tokenizer), text.n_positions)
     provenance: dict[str, Any] = {"imported from": f"{MODEL_TYPE}: {encoder['model_type']} and {decoder['model_type']}"}
-    if notes or decode_notes:
-        provenance["notes"] = [*notes, *decode_notes]
+    if notes := [*notes, *decode_notes]:
+        provenance["notes"] = notes
     return Checkpoint(model, tokenizer, preprocess, CaptionsConfig(), decode, provenance)
 
 
@@ -81,11 +80,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             raise CheckpointError(f"{path}: expected tokens with their numbers, as {{\"<new>\": 50257}}")
         for token, number in sorted(added.items(), key=lambda item: int(item[1])):
             tokenizer.add_tokens([token])
-            if tokenizer.token_to_id(token) != number:
-                raise CheckpointError(
-                    f"{path}: {token!r} is number {number}; expected {tokenizer.token_to_id(token)}, which follows the "
-                    "tokens of vocab.json"
-                )
+            if (next_number := tokenizer.token_to_id(token)) != number:
+                expected = f"expected {next_number}, which follows the tokens of vocab.json"
+                raise CheckpointError(f"{path}: {token!r} is number {number}; {expected}")
     return tokenizer
 
 
@@ -94,14 +91,12 @@ def _decoder_config(values: Mapping[str, Any], has_head: bool, path: Path) -> GP
 
     has_head: whether the weights have a head of their own. `build_model` checks that it equals the token embedding.
     """
-    defaults = asdict(GPTConfig())
-    geometry = {name: defaults[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
-    values = geometry | dict(values)
+    values = {name: getattr(GPTConfig, name) for name in ("vocab_size", *GEOMETRY)} | dict(values)
     if values.get("tie_word_embeddings") is False:
         if not has_head:
             raise CheckpointError(f"{path}: decoder.tie_word_embeddings is false, but the weights lack {HEAD}")
         del values["tie_word_embeddings"]
-    return dataclass_from_dict(GPTConfig, asdict(gpt_config(values, path)), "decoder.")
+    return gpt_config(values, path)
 
 
 def _to_state_dict(tensors: Mapping[str, Tensor], encoder_config: Mapping[str, Any]) -> dict[str, Tensor]:

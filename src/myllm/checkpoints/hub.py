@@ -1,4 +1,4 @@
-"""Download and upload captioners of a model hub through huggingface_hub, with its cache, HF_TOKEN and HF_ENDPOINT."""
+"""Download captioners from a hub, and upload them, by huggingface_hub with its cache, HF_TOKEN and HF_ENDPOINT."""
 
 import hashlib
 import re
@@ -8,30 +8,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, errors, get_token, snapshot_download
 
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError, reason
 
-ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 OTHER_FILES = ["*.json", "merges.txt"]
-# Only the first that a repository has is downloaded.
+# Of these, only the first that a repository has is downloaded.
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
 
 
 def is_id(source: str) -> bool:
     """Return whether this is a repository, user/name or user/name@revision, and cannot be a local path."""
-    is_local = Path(source).exists() or Path(source).parent.is_dir()
-    return ID.fullmatch(source) is not None and not source.endswith((".pt", ".bin", ".safetensors")) and not is_local
+    is_local = source.endswith((".pt", ".bin", ".safetensors")) or Path(source).exists() or Path(source).parent.is_dir()
+    return ID.fullmatch(source) is not None and not is_local
 
 
 def download(source: str) -> Path:
@@ -40,18 +32,17 @@ def download(source: str) -> Path:
     Interrupted downloads resume; finished files are checked against the hub's hash.
     Raises CheckpointError, which says what to do.
     """
-    match = ID.fullmatch(source)
-    assert match is not None
-    repo, revision, start = match["repo"], match["revision"], time.time()
+    repo, _, revision = source.partition("@")
+    start = time.time()
     try:
-        folder = _download(repo, revision)
+        folder = _download(repo, revision or None)
     except Exception as error:  # the network's errors have no other common base
         raise CheckpointError(f"{source}: no such file or folder; as a hub id, {_describe(error)}") from error
     for path in folder.iterdir():
         blob = path.resolve()
         if blob.is_file() and blob.stat().st_mtime >= start and not _is_whole(blob):
             blob.unlink()
-            raise CheckpointError(f"{source}: {path.name} was damaged on the way and has been deleted; run this again")
+            raise CheckpointError(f"{source}: {path.name} arrived damaged and has been deleted; run this again")
     return folder
 
 
@@ -78,7 +69,7 @@ def _download(repo: str, revision: str | None) -> Path:
     """Return the cache folder with a repository's weights, in one format, and the files that belong to them."""
     try:
         names = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
-    except HfHubHTTPError:
+    except errors.HfHubHTTPError:
         raise
     except Exception as error:  # as above
         return _from_cache(repo, revision, error)
@@ -91,9 +82,9 @@ def _download(repo: str, revision: str | None) -> Path:
 def _from_cache(repo: str, revision: str | None, hub_error: Exception) -> Path:
     """Return the repository's folder in the cache. Raises FileNotFoundError with the hub's error if it is not there."""
     for weights in WEIGHTS:
-        with suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
-            patterns = [weights, *OTHER_FILES]
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
+        with suppress(errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError):
+            files = [weights, *OTHER_FILES]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=True))
             if any(folder.glob(weights)):
                 return folder
     raise FileNotFoundError(reason(hub_error))
@@ -110,16 +101,17 @@ def _is_whole(blob: Path) -> bool:
 
 def _describe(error: Exception) -> str:
     """Return what went wrong on the hub and what to do."""
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return "it is gated: accept its terms on its page, and set HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub does not know it, or it is private: check the name, or set HF_TOKEN"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+    response = error.response if isinstance(error, errors.HfHubHTTPError) else None
+    status = 0 if response is None else response.status_code
     if status in (401, 403) and not get_token():
         return "the hub requires a login: set HF_TOKEN"
     if status == 403:
         return "HF_TOKEN does not permit this; use a token with write access"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "the hub has no such revision of it; leave @revision out for the newest"
     if status:
         return f"the hub answered {status}; try again later"

@@ -1,7 +1,7 @@
 """Low-rank adapters in PEFT's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors:
-PEFT warns of unknown names in its configuration, and this way weights and metadata are replaced together.
+What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors,
+because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
 """
 
 import json
@@ -18,22 +18,21 @@ from torch import Tensor
 
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.build import is_finite
-from myllm.checkpoints.checks import dataclass_from_dict, has_type, with_current_names
+from myllm.checkpoints.checks import dataclass_from_dict, with_current_names
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
 from myllm.files import atomic_write, json_text, read_json
-from myllm.model.lora import LowRank, adapted_layers, linear_layers, merge
+from myllm.model.lora import LowRank, adapted_layers, linear_layers
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import read_tensors
+from myllm.option_checks import has_type
 
 FOLDER = "adapter"
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 METADATA_KEY = "myllm"
-NO_HASH = (
-    "the adapter does not record which weights it was trained on; with other weights than those, captions are worse"
-)
+NO_HASH = "the adapter does not record which weights it was trained on; with others than those, captions are worse"
 # Supported values in PEFT's configuration; the first is PEFT's default.
 SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
@@ -48,7 +47,7 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank terms for layers of a captioner, and which captioner that is."""
+    """Low-rank terms of a captioner's layers, and the captioner that they were trained on."""
 
     folder: Path
     layers: Mapping[str, LowRank]
@@ -65,7 +64,7 @@ class Adapter:
 def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, folder: Path) -> None:
     """Write the adapters of a model in training, without the weights of its base.
 
-    base: path or hub id of the captioner that is adapted. An existing adapter in `folder` is replaced as a whole.
+    base: path or hub id of the captioner that is adapted. Files that exist in `folder` are replaced atomically.
     """
     layers = dict(adapted_layers(checkpoint.model))
     peft_config = {
@@ -76,8 +75,7 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
     }
     tensors = {
         f"{PREFIX}{name}.{part}.weight": getattr(layer, part).weight.detach().cpu().contiguous()
-        for name, layer in layers.items()
-        for part in ("lora_A", "lora_B")
+        for name, layer in layers.items() for part in ("lora_A", "lora_B")
     }
     metadata = {
         "base_hash": base_hash, "captions": asdict(checkpoint.captions), "decode": asdict(checkpoint.decode),
@@ -96,11 +94,6 @@ def locate(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / CONFIG_NAME).is_file()), None)
 
 
-def matches(path: Path) -> bool:
-    """Return whether a path is an adapter's folder, or the run folder of one."""
-    return locate(path) is not None
-
-
 def read(path: Path) -> Adapter:
     """Open an adapter that we or PEFT wrote; path: as `locate` takes it.
 
@@ -113,12 +106,10 @@ def read(path: Path) -> Adapter:
         )
     config, tensors = read_json(folder / CONFIG_NAME), read_tensors(folder / TENSORS_NAME)
     try:
-        layers = _layers(tensors, config)
+        base = str(config.get("base_model_name_or_path") or "") or None
+        return Adapter(folder, _layers(tensors, config), base, **_metadata(folder / TENSORS_NAME))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    base = config.get("base_model_name_or_path")
-    try:
-        return Adapter(folder, layers, str(base) if base else None, **_metadata(folder / TENSORS_NAME))
     except Exception as error:  # an edited file can raise anything
         raise CheckpointError(f"{folder / TENSORS_NAME}: its metadata cannot be read ({reason(error)})") from error
 
@@ -138,9 +129,7 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
     for name, value in tensors.items():
         layer, _, part = name.removeprefix(PREFIX).rpartition(".")[0].rpartition(".")
         if part not in ("lora_A", "lora_B") or not name.endswith(".weight") or value.dim() != 2:
-            raise CheckpointError(
-                f"{name} of shape {tuple(value.shape)} does not belong to an adapter of a linear layer"
-            )
+            raise CheckpointError(f"{name} {tuple(value.shape)} does not belong to an adapter of a linear layer")
         if not value.is_floating_point() or not is_finite(value):
             raise CheckpointError(f"{name} holds NaN, infinite or integer values; take another copy of the adapter")
         parts[layer][part] = value
@@ -179,28 +168,18 @@ def check_fits(adapter: Adapter, model: VisionGPT2, base: str, base_hash: str) -
             f"{adapter.folder}: was trained on {adapter.base} with weights of hash {adapter.base_hash}; those of "
             f"{base} have {base_hash}. Give the captioner that it was trained on"
         )
-    linears = linear_layers(model)
+    layers = linear_layers(model)
     for name, term in adapter.layers.items():
-        if name not in linears:
-            raise CheckpointError(f"{adapter.folder}: {base} has no linear layer {name}{nearest(name, linears)}")
-        shape, expected = (term.b.shape[0], term.a.shape[1]), tuple(linears[name].weight.shape)
+        if name not in layers:
+            raise CheckpointError(f"{adapter.folder}: {base} has no linear layer {name}{nearest(name, layers)}")
+        shape, expected = (term.b.shape[0], term.a.shape[1]), tuple(layers[name].weight.shape)
         if shape != expected:
             raise CheckpointError(f"{adapter.folder}: {name} has shape {shape}; that of {base} has {expected}")
-
-
-def merged(adapter: Adapter, base: Checkpoint) -> Checkpoint:
-    """Return the base as an ordinary captioner, with the adapter added to its weights in place."""
-    merge(base.model, adapter.layers)
-    return with_options(adapter, base)
 
 
 def with_options(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     """Return the base with the adapter's decoding defaults and provenance if it has them, and without calibration."""
     notes = {} if adapter.base_hash else {"notes": [NO_HASH]}
-    return replace(
-        base,
-        captions=adapter.captions or base.captions,
-        decode=adapter.decode or base.decode,
-        provenance={"base": adapter.base, **adapter.provenance, **notes},
-        calibration=None,
-    )
+    provenance = {"base": adapter.base, **adapter.provenance, **notes}
+    captions, decode = adapter.captions or base.captions, adapter.decode or base.decode
+    return replace(base, captions=captions, decode=decode, provenance=provenance, calibration=None)

@@ -3,7 +3,6 @@
 Two formats hold the same parts: a file, captioner.pt, and a folder of safetensors and JSON that others can read.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,21 +13,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.caption import Calibration
-from myllm.checkpoints.build import TIED, build_model
+from myllm.checkpoints import checks
+from myllm.checkpoints.build import TIED, build_model, is_finite
 from myllm.checkpoints.card import model_card
-from myllm.checkpoints.checks import (
-    UPGRADE,
-    check_preprocess,
-    check_size,
-    check_tokenizer,
-    dataclass_from_dict,
-    with_current_names,
-)
 from myllm.config import FORMAT_VERSION, CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_folder, atomic_write, json_text, read_json, write_json
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.model.weight_files import read_tensors, refuse_compressed, write_tensors
+from myllm.model.weight_files import read_content, read_tensors, write_tensors
 
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
@@ -77,20 +69,18 @@ def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None 
     with atomic_folder(folder) as out:
         write_json(_metadata(checkpoint), out / CONFIG_NAME)
         (out / TOKENIZER_NAME).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
-        card = model_card(
-            checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name, checkpoint.calibration
-        )
-        (out / "README.md").write_text(card, encoding="utf-8")
+        parts = checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name, checkpoint.calibration
+        (out / "README.md").write_text(model_card(*parts), encoding="utf-8")
         write_tensors(tensors, out / TENSORS_NAME)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> Path:
-    """Replace the calibration in a file or folder, atomically, leave all other parts, and return the changed file.
+    """Replace only the calibration in a file or folder, atomically, and return the path of the changed file.
 
     Raises CheckpointError if there is no checkpoint.
     """
     location = locate(path)
-    content = read(location) | _calibration_entry(calibration)
+    content = read(location) | {CALIBRATION: calibration.as_json()}
     file_path = location / CONFIG_NAME if location.is_dir() else location
     with atomic_write(file_path) as file:
         if location.is_dir():
@@ -140,43 +130,31 @@ def read(location: Path) -> dict[str, Any]:
     if not isinstance(version, int):
         raise CheckpointError(f"{location}: format version {version!r:.100} is not a number; was the file edited?")
     if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{location}: format version {version}, this myllm reads up to {FORMAT_VERSION}; upgrade myllm: {UPGRADE}"
-        )
+        upgrade = f"this myllm reads up to {FORMAT_VERSION}; upgrade myllm: {checks.UPGRADE}"
+        raise CheckpointError(f"{location}: format version {version}, {upgrade}")
     return content
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; {EXPECTED}")
-    try:
-        refuse_compressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: it holds more than tensors and plain values, and opening it could run code. "
-            "Only files written by myllm, or converted by `myllm import`, are opened"
-        ) from error
-    except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
-        raise CheckpointError(
-            f"{path}: damaged or cut short, or not a checkpoint ({reason(error)}); "
-            "take another copy, or last.pt of the same run"
-        ) from error
+    content = read_content(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a PyTorch file, but not a captioner of myllm")
+        raise CheckpointError(f"{path}: not a captioner of myllm; another program wrote it")
     return content
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    for name in (TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: no such file; {EXPECTED}")
-        if not _is_inside(folder, folder / name):
+    home = folder.resolve()
+    # in Hugging Face's cache, a folder of links to blobs
+    homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+    for file in (folder / TENSORS_NAME, folder / CONFIG_NAME, folder / TOKENIZER_NAME):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file; {EXPECTED}")
+        if file.resolve().parent not in homes:
             raise CheckpointError(
-                f"{folder / name}: refused: it is a link to {(folder / name).resolve()}, outside its folder; "
-                "copy the file itself into the folder"
+                f"{file}: refused: it is a link to {file.resolve()}, outside its folder; copy the file itself into the "
+                "folder"
             )
     content = read_json(folder / CONFIG_NAME)
     if content.get("format") != FORMAT:
@@ -185,55 +163,39 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes().decode(errors="replace")
     except OSError as error:
         raise CheckpointError(f"{folder / TOKENIZER_NAME}: cannot be read ({reason(error)})") from error
-    return content | dict(zip(FILE_PARTS, (tokenizer, read_tensors(folder / TENSORS_NAME)), strict=True))
-
-
-def _is_inside(folder: Path, file: Path) -> bool:
-    """Return whether a file is in its folder, or among the blobs of Hugging Face's cache if the folder is there."""
-    home, target = folder.resolve(), file.resolve()
-    return target.parent == home or (home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs")
+    return content | {"tokenizer": tokenizer, "model": read_tensors(folder / TENSORS_NAME)}
 
 
 def _assemble(content: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint that the parts of a file make, once they are checked."""
-    check_size([value for name, value in content.items() if name not in FILE_PARTS])
+    checks.check_size([value for name, value in content.items() if name not in FILE_PARTS])
     provenance, calibration = content["provenance"], content.get(CALIBRATION)
     if not isinstance(provenance, dict):
         raise CheckpointError(f"provenance is a {type(provenance).__name__}; expected names and values")
     json_text({"provenance": provenance, CALIBRATION: calibration})  # fails if it is nested too deeply to be saved
     parts = {name: content["config"][name] for name in ("vision", "text", "mode")}
-    config = dataclass_from_dict(CaptionerConfig, parts)
+    config = checks.dataclass_from_dict(CaptionerConfig, parts)
     tokenizer = Tokenizer.from_str(content["tokenizer"])
-    check_tokenizer(tokenizer, config.text.vocab_size)
-    preprocess = dataclass_from_dict(PreprocessConfig, content["preprocess"])
-    captions = dataclass_from_dict(CaptionsConfig, content["captions"])
-    decode = dataclass_from_dict(DecodeConfig, content["decode"])
+    checks.check_tokenizer(tokenizer, config.text.vocab_size)
+    preprocess = checks.dataclass_from_dict(PreprocessConfig, content["preprocess"])
+    captions = checks.dataclass_from_dict(CaptionsConfig, content["captions"])
+    decode = checks.dataclass_from_dict(DecodeConfig, content["decode"])
     model = build_model(config, content["model"])
-    check_preprocess(preprocess, model.encoder.preprocess.image_size)
-    if isinstance(calibration, Mapping):
-        calibration = with_current_names(calibration)
+    checks.check_preprocess(preprocess, model.encoder.preprocess.image_size)
     return Checkpoint(
-        model, tokenizer, preprocess, captions, decode, with_current_names(provenance),
-        None if calibration is None else Calibration.from_json(calibration),
+        model, tokenizer, preprocess, captions, decode, checks.with_current_names(provenance),
+        None if calibration is None else Calibration.from_json(checks.with_current_names(calibration)),
     )
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return all parts except the tensors and the tokenizer."""
+    options = {name: asdict(getattr(checkpoint, name)) for name in ("preprocess", "captions", "decode")}
+    calibration = {} if checkpoint.calibration is None else {CALIBRATION: checkpoint.calibration.as_json()}
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": asdict(checkpoint.model.config),
-        "preprocess": asdict(checkpoint.preprocess),
-        "captions": asdict(checkpoint.captions),
-        "decode": asdict(checkpoint.decode),
-        "provenance": checkpoint.provenance,
-        **_calibration_entry(checkpoint.calibration),
+        "format": FORMAT, "format_version": FORMAT_VERSION, "config": asdict(checkpoint.model.config), **options,
+        "provenance": checkpoint.provenance, **calibration,
     }
-
-
-def _calibration_entry(calibration: Calibration | None) -> dict[str, Any]:
-    return {} if calibration is None else {CALIBRATION: calibration.as_json()}
 
 
 def _tensors_to_store(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -241,9 +203,9 @@ def _tensors_to_store(model: VisionGPT2, dtype: torch.dtype | None) -> dict[str,
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype {dtype}: a captioner is stored in torch.bfloat16, torch.float16, or as it is (None)")
     tensors = {name: value.detach() for name, value in model.state_dict().items() if name not in TIED}
-    if dtype is not None:
-        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-        for name, value in tensors.items():
-            if value.is_floating_point() and not value.isfinite().all():
+    for name, value in tensors.items():
+        if dtype is not None and value.is_floating_point():
+            tensors[name] = value.to(dtype)
+            if not is_finite(tensors[name]):
                 raise ConfigError(f"{name} has numbers too large for {dtype}; take torch.bfloat16, or None")
     return tensors

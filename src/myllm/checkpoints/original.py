@@ -17,7 +17,7 @@ from torch import Tensor
 from myllm.checkpoints import native
 from myllm.checkpoints.build import is_finite
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, CaptionsConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
+from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.tokenizer import gpt2_tokenizer, no_tokenizer
 from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt2_weights import named_gpt2
@@ -28,12 +28,8 @@ HEAD_WIDTH = 64
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 # Our names in a decoder block to those of both formats; several if our matrix joins several of theirs.
 BLOCK = {
-    "ln_1": "ln_1",
-    "ln_cross_attn": "ln_2",
-    "crossattention.q_attn": "cross_attn.q",
-    "crossattention.c_attn": "cross_attn.k cross_attn.v",
-    "crossattention.c_proj": "cross_attn.c_proj",
-    "ln_2": "ln_3",
+    "ln_1": "ln_1", "ln_cross_attn": "ln_2", "ln_2": "ln_3", "crossattention.q_attn": "cross_attn.q",
+    "crossattention.c_attn": "cross_attn.k cross_attn.v", "crossattention.c_proj": "cross_attn.c_proj",
 }
 NORMS_NOTE = (
     "norms are imported as they are: before training, both scripts load GPT-2's MLP norm into the norm of "
@@ -45,8 +41,11 @@ NORMS_NOTE = (
 class Layout:
     """Names of the decoder's tensors in a format, by our names."""
 
-    ends: Mapping[str, str]
-    """Modules before and after the blocks."""
+    embedding: str
+    """The token embedding, tied to `head`."""
+    positions: str
+    final_norm: str
+    head: str
     blocks: str
     block: Mapping[str, str]
     """Modules of a block."""
@@ -54,29 +53,18 @@ class Layout:
     """Weight and bias of a norm."""
     gelu: Literal["tanh", "none"]
 
-    @property
-    def tied(self) -> tuple[str, str]:
-        """Names of the token embedding and the head, which are one tensor."""
-        return f"{self.ends['transformer.wte']}.weight", f"{self.ends['lm_head']}.weight"
 
-
-ORIGINAL = "the original script"
 LAYOUTS = {
-    ORIGINAL: Layout(
-        {"transformer.wte": "tok_emb", "transformer.wpe": "pos_emb", "transformer.ln_f": "final_norm",
-         "lm_head": "out_head"},
-        "trf_blocks",
+    "the original script": Layout(
+        "tok_emb.weight", "pos_emb.weight", "final_norm", "out_head.weight", "trf_blocks",
         BLOCK | {"attn.c_attn": "attn.W_query attn.W_key attn.W_value", "attn.c_proj": "attn.out_proj",
                  "mlp.c_fc": "mlp.layers.0", "mlp.c_proj": "mlp.layers.2"},
-        ("scale", "shift"),
-        "tanh",
+        ("scale", "shift"), "tanh",
     ),
     "VisionGPT2": Layout(
-        {name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")},
-        "transformer.h",
+        "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f", "lm_head.weight", "transformer.h",
         BLOCK | {name: name for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
-        ("weight", "bias"),
-        "none",
+        ("weight", "bias"), "none",
     ),
 }
 # A format's tensor names include some with each of these prefixes.
@@ -92,10 +80,10 @@ OPTIONAL_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_valu
 
 def find_kind(names: Collection[str]) -> str | None:
     """Return the program that writes such names: one of LAYOUTS, or one that cannot be opened; None if unknown."""
-    for kind, prefixes in PREFIXES.items():
-        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
-            return kind
-    return None
+    return next((
+        kind for kind, prefixes in PREFIXES.items()
+        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
+    ), None)
 
 
 def matches(path: Path) -> bool:
@@ -122,97 +110,91 @@ def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     captioning raises an error that says how to set it.
     Raises CheckpointError for other formats, and if tensors are missing, unknown, NaN or of other shapes.
     """
+    try:
+        kind, model = _build(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    text, size = model.config.text, model.encoder.preprocess.image_size
+    # both scripts use Albumentations' Resize, which ignores the aspect ratio
+    preprocess = PreprocessConfig(size, interpolation="bilinear", crop_mode="squash")
+    decode = DecodeConfig(max_new_tokens=min(DecodeConfig.max_new_tokens, text.n_positions))
+    provenance = {"imported from": kind, "notes": [NORMS_NOTE]}
+    return Checkpoint(model, _tokenizer(text.vocab_size, path), preprocess, decode=decode, provenance=provenance)
+
+
+def _build(tensors: Mapping[str, Tensor]) -> tuple[str, VisionGPT2]:
+    """Return the name of the layout, and the model of the tensors. Raises CheckpointError as `from_state`."""
     kind = find_kind(tensors)
     if kind is None:
-        raise CheckpointError(f"{path}: no known captioner has a tensor {next(iter(tensors), 'at all')}; {SUPPORTED}")
+        raise CheckpointError(f"no known captioner has a tensor {next(iter(tensors), 'at all')}; {SUPPORTED}")
     if kind not in LAYOUTS:
         raise CheckpointError(
-            f"{path}: a model of {kind}, which has another architecture; caption with {kind}'s own program. {SUPPORTED}"
+            f"a model of {kind}, which has another architecture; caption with {kind}'s own program. {SUPPORTED}"
         )
     layout = LAYOUTS[kind]
-    depth = max(_count_blocks(tensors, part) for part in ("blocks", layout.blocks))
+    blocks = [re.compile(rf"{re.escape(part)}\.(\w+)\.") for part in ("blocks", layout.blocks)]
+    depth = max(len({match[1] for name in tensors if (match := block.match(name))}) for block in blocks)
     sources = _sources(layout, depth)
-    expected = dict.fromkeys(name for parts in sources.values() for name in parts)
-    tensors = _completed(tensors, layout, expected, path)
+    tensors = _completed(tensors, layout, dict.fromkeys(name for parts in sources.values() for name in parts))
     try:
-        model = VisionGPT2(_config(tensors, layout, depth, path))
+        model = VisionGPT2(_config(tensors, layout, depth))
     except ConfigError as error:
-        raise CheckpointError(f"{path}: no captioner has such shapes ({error})") from error
-    _copy_tensors(model, tensors, sources, path)
-    text, size = model.config.text, model.encoder.preprocess.image_size
-    return Checkpoint(
-        model.eval(),
-        _tokenizer(text.vocab_size, path),
-        # both scripts use Albumentations' Resize, which ignores the aspect ratio
-        PreprocessConfig(size, interpolation="bilinear", crop_mode="squash"),
-        CaptionsConfig(),
-        DecodeConfig(max_new_tokens=min(DecodeConfig.max_new_tokens, text.n_positions)),
-        {"imported from": kind, "notes": [NORMS_NOTE]},
-    )
+        raise CheckpointError(f"no captioner has such shapes ({error})") from error
+    _copy_tensors(model, tensors, sources)
+    return kind, model.eval()
 
 
-def _count_blocks(names: Collection[str], part: str) -> int:
-    return len({name.removeprefix(f"{part}.").split(".")[0] for name in names if name.startswith(f"{part}.")})
-
-
-def _sources(layout: Layout, depth: int) -> dict[str, tuple[str, ...]]:
+def _sources(layout: Layout, depth: int) -> dict[str, Collection[str]]:
     """Return, for each of our tensors, the file's tensors that are concatenated to it."""
-    modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj"}
-    modules |= {f"decoder.{name}": source for name, source in layout.ends.items()}
+    modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj", "decoder.transformer.ln_f": layout.final_norm}
     for number in range(depth):
         modules |= {f"encoder.backbone.blocks.{number}.{part}": f"blocks.{number}.{part}" for part in VIT_BLOCK}
         for name, parts in layout.block.items():
             in_file = " ".join(f"{layout.blocks}.{number}.{part}" for part in parts.split())
             modules[f"decoder.transformer.h.{number}.{name}"] = in_file
-    sources: dict[str, tuple[str, ...]] = {
-        f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")
-    }
+    sources: dict[str, Collection[str]] = {f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")}
+    sources |= {"decoder.transformer.wte.weight": (layout.embedding,), "decoder.lm_head.weight": (layout.head,)}
+    sources["decoder.transformer.wpe.weight"] = (layout.positions,)
     for name, parts in modules.items():
         weight, bias = layout.norm if ".ln_" in name else ("weight", "bias")
         sources[f"{name}.weight"] = tuple(f"{part}.{weight}" for part in parts.split())
-        if not name.endswith(("wte", "wpe", "lm_head")):
-            sources[f"{name}.bias"] = tuple(f"{part}.{bias}" for part in parts.split())
+        sources[f"{name}.bias"] = tuple(f"{part}.{bias}" for part in parts.split())
     return sources
 
 
-def _completed(
-    tensors: Mapping[str, Tensor], layout: Layout, expected: Collection[str], path: Path
-) -> dict[str, Tensor]:
+def _completed(tensors: Mapping[str, Tensor], layout: Layout, expected: Collection[str]) -> dict[str, Tensor]:
     """Return exactly the expected tensors: without causal masks, with zeros for biases that the model was made without.
 
     Raises CheckpointError if some are missing or unknown, or if the head is not the token embedding.
     """
     tensors = {name: value for name, value in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
-    embedding, head = layout.tied
+    embedding, head = layout.embedding, layout.head
     for name, twin in ((embedding, head), (head, embedding)):  # safetensors keeps one of two names of a tensor
         if twin in tensors:
             tensors.setdefault(name, tensors[twin])
     if head in tensors and not torch.equal(tensors[embedding], tensors[head]):
-        raise CheckpointError(f"{path}: {head} differs from {embedding}; expected the same tensor twice")
+        raise CheckpointError(f"{head} differs from {embedding}; expected the same tensor twice")
     kinds_with_bias = {match[1] for name in tensors if (match := OPTIONAL_BIAS.search(name))}
     for name in expected:
         weight, match = tensors.get(name.removesuffix("bias") + "weight"), OPTIONAL_BIAS.search(name)
         if match and match[1] not in kinds_with_bias and weight is not None:
             tensors[name] = weight.new_zeros(weight.shape[:1])
-    missing = [name for name in expected if name not in tensors]
-    if missing:
+    if missing := [name for name in expected if name not in tensors]:
+        count = f"{len(missing)} of {len(expected)} tensors in all"
+        raise CheckpointError(f"{missing[0]} is missing ({count}); take another copy")
+    if unknown := [name for name in tensors if name not in expected]:
         raise CheckpointError(
-            f"{path}: {missing[0]} is missing ({len(missing)} of {len(expected)} tensors in all); take another copy"
-        )
-    unknown = [name for name in tensors if name not in expected]
-    if unknown:
-        raise CheckpointError(
-            f"{path}: {unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all); expected are timm's "
+            f"{unknown[0]} has no counterpart in myllm ({len(unknown)} tensors in all); expected are timm's "
             "plain ViT and the script's decoder, unchanged"
         )
     return tensors
 
 
-def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Path) -> CaptionerConfig:
+def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int) -> CaptionerConfig:
     """Return the geometry that the tensors' shapes imply. Raises CheckpointError if they imply none."""
 
     def wrong_shape(name: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}; expected {expected}")
+        return CheckpointError(f"{name} has shape {tuple(tensors[name].shape)}; expected {expected}")
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         sizes = tuple(tensors[name].shape)
@@ -223,8 +205,8 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Pat
     width, channels, patch, patch_width = shape("patch_embed.proj.weight", 4)
     _, tokens, _ = shape("pos_embed", 3)
     hidden, _ = shape("blocks.0.mlp.fc1.weight", 2)
-    vocab_size, _ = shape(layout.tied[0], 2)
-    n_positions, _ = shape(f"{layout.ends['transformer.wpe']}.weight", 2)
+    vocab_size, _ = shape(layout.embedding, 2)
+    n_positions, _ = shape(layout.positions, 2)
     grid = math.isqrt(tokens - 1)
     if channels != 3 or patch != patch_width:
         raise wrong_shape("patch_embed.proj.weight", "square patches of 3 colours")
@@ -232,21 +214,17 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int, path: Pat
         raise wrong_shape("patch_embed.proj.weight", f"a width that is a multiple of {HEAD_WIDTH}, a head's")
     if not grid or grid * grid != tokens - 1:
         raise wrong_shape("pos_embed", "positions of one class token and of the patches of a square picture")
-    n_head = width // HEAD_WIDTH
+    heads = width // HEAD_WIDTH
     geometry = {
-        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": n_head, "mlp_ratio": hidden / width,
+        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width,
     }
-    return CaptionerConfig(
-        VisionConfig("vit_base_patch16_224", pretrained=False, image_size=grid * patch, geometry=geometry),
-        GPTConfig(vocab_size, n_positions, depth, n_head, width, gelu=layout.gelu),
-        "layerwise",
-    )
+    vision = VisionConfig("vit_base_patch16_224", pretrained=False, image_size=grid * patch, geometry=geometry)
+    text = GPTConfig(vocab_size, n_positions, depth, heads, width, gelu=layout.gelu)
+    return CaptionerConfig(vision, text, "layerwise")
 
 
 @torch.no_grad()
-def _copy_tensors(
-    model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]], path: Path
-) -> None:
+def _copy_tensors(model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, Collection[str]]) -> None:
     """Copy the file's tensors into the model one by one, so that no second model is in memory.
 
     The ViT's last norm stays as initialised: files do not hold it, because mode layerwise does not use it.
@@ -255,15 +233,14 @@ def _copy_tensors(
     state = model.state_dict()
     expected = {part: (state[name].shape[0] // len(parts), *state[name].shape[1:])
                 for name, parts in sources.items() for part in parts}
-    wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
-    if wrong:
+    if wrong := [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]:
         raise CheckpointError(
-            f"{path}: {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
+            f"{wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
             f"other tensors imply ({len(wrong)} tensors do not fit in all)"
         )
     for name in expected:
         if not is_finite(tensors[name]):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; take another checkpoint")
+            raise CheckpointError(f"{name} holds NaN or infinite values; take another checkpoint")
     for name, parts in sources.items():
         state[name].copy_(torch.cat([tensors[part] for part in parts]))
 

@@ -19,10 +19,33 @@ from myllm.files import read_json
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+def read_content(path: Path) -> Any:
+    """Return what a safetensors or PyTorch file holds; tensors stay on disk until they are used.
+
+    Raises CheckpointError if the file is missing, damaged or compressed, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _refuse_compressed(path)
+        return torch.load(path, "cpu", weights_only=True, mmap=is_zip)  # torch's older format cannot be mapped
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
+        problem = f"damaged, cut short, or not a file of weights ({reason(error)})"
+        if isinstance(error, pickle.UnpicklingError):
+            problem = "refused: damaged, or it holds more than tensors and plain values, and opening it could run code"
+        raise CheckpointError(f"{path}: {problem}; take another copy") from error
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a file, or of a folder with weights under one of Hugging Face's names; shards are joined.
 
-    Raises CheckpointError if the file is missing or damaged, holds more than tensors, or names files elsewhere.
+    Raises CheckpointError as `read_content`, if there are no tensors, and if an index of shards names files elsewhere.
     """
     if path.is_dir():
         file = next((path / name for name in NAMES if (path / name).is_file()), None)
@@ -31,23 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path = file
     if path.suffix == ".json":
         return _read_shards(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            refuse_compressed(path)
-            # only zip files can be mapped; torch's older format is none
-            content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: it is damaged, or holds more than tensors, and opening it could run code"
-        ) from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # damaged bytes are read as instructions, which can fail in any way
-        raise CheckpointError(f"{path}: damaged, cut short, or not a file of weights ({reason(error)})") from error
+    content = read_content(path)
     for wrapper in ("state_dict", "model"):
         content = content.get(wrapper, content) if isinstance(content, Mapping) else {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -75,13 +82,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def refuse_compressed(path: Path) -> None:
-    """Raise CheckpointError for a zip file with compressed parts.
-
-    torch.save does not compress, and a few compressed bytes can expand to more than memory holds.
-    """
-    if not zipfile.is_zipfile(path):
-        return
+def _refuse_compressed(path: Path) -> None:
+    """Raise CheckpointError for compressed parts: a few bytes can expand to more than memory holds."""
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise CheckpointError(f"{path}: refused: its parts are compressed; take the file as torch.save wrote it")

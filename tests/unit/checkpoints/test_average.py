@@ -53,7 +53,7 @@ def test_average_refuses_another_geometry_or_tokenizer(three: list[Checkpoint], 
         with pytest.raises(CheckpointError, match=r"a.pt and b.pt differ in geometry"):
             average([three[0], other], NAMES[:2])
     other_tokens = replace(three[1], tokenizer=train_tokenizer(["other words"], vocab_size=260))
-    with pytest.raises(CheckpointError, match="other tokens"):
+    with pytest.raises(CheckpointError, match="different tokenizers"):
         average([three[0], other_tokens], NAMES[:2])
     with pytest.raises(ConfigError, match="two or more"):
         average(three[:1], NAMES[:1])

@@ -33,21 +33,26 @@ from myllm.inference.onnx_captioner import OnnxCaptioner
         (DecodeConfig, {"beams": 2.0}, "decode.beams is 2.0; expected a whole number"),
         (DecodeConfig, {"beams": True}, "decode.beams is True; expected a whole number"),
         (DecodeConfig, {"do_sample": 1}, "decode.do_sample is 1; expected true or false"),
-        (DecodeConfig, {"bad_words": [1]}, r"decode.bad_words is \[1\]; expected a list, each text"),
-        (DecodeConfig, {"early_stopping": "x"}, "decode.early_stopping is 'x'; expected true or false or 'never'"),
+        (DecodeConfig, {"bad_words": [1]}, r"decode.bad_words is \(1,\); expected a list, each text"),
+        (DecodeConfig, {"early_stopping": "x"}, "decode.early_stopping is 'x'; expected true or false or one of never"),
         (DecodeConfig, {"num_return_sequences": "2"}, "num_return_sequences is '2'; expected a whole number or null"),
         (DecodeConfig, {"colour": 2}, "decode.colour is unknown; if a newer myllm wrote the file, upgrade: "),
         (PreprocessConfig, {"mean": [0.5, 0.5]}, "preprocess.mean is .*; expected a list of 3, each a number"),
         (PreprocessConfig, {"image_size": [32.0, 32]}, "preprocess.image_size is .* of 2, each a whole number"),
+        (PreprocessConfig, {"crop_pct": float("nan")}, "preprocess.crop_pct is nan; it must be above 0"),
+        (PreprocessConfig, {"crop_pct": -6.4}, "preprocess.crop_pct is -6.4; it must be above 0"),
+        (PreprocessConfig, {"image_size": [20_000, 20_000]}, "preprocess.image_size is .* at most 4096"),
+        (PreprocessConfig, {"std": [0.5, 0.0, 0.5]}, "preprocess.std is .*; it must be above 0"),
+        (PreprocessConfig, {"mean": [float("inf"), 0.0, 0.5]}, "preprocess.mean is .*; it must be between -10 and 10"),
         (CaptionsConfig, {"lowercase": None}, "captions.lowercase is None; expected true or false"),
         (CaptionerConfig, {"text": {"n_head": 4.0}}, "text.n_head is 4.0; expected a whole number"),
-        (CaptionerConfig, {"text": {"gelu": "swish"}}, "text.gelu is 'swish'; expected 'tanh' or 'none'"),
-        (CaptionerConfig, {"vision": {"geometry": 3}}, "vision.geometry is 3; expected names and values"),
+        (CaptionerConfig, {"text": {"gelu": "swish"}}, "text.gelu is 'swish'; expected one of tanh, none"),
+        (CaptionerConfig, {"vision": {"geometry": 3}}, "vision.geometry is 3; expected options as `name: value`"),
         (CaptionerConfig, {"text": [1]}, "text is "),
-        (CaptionerConfig, {"mode": "both"}, "mode is 'both'; expected 'layerwise' or 'last'"),
+        (CaptionerConfig, {"mode": "both"}, "mode is 'both'; expected one of layerwise, last"),
     ],
 )
-def test_dataclass_from_dict_refuses_another_type_by_name(
+def test_dataclass_from_dict_refuses_another_type_or_range_by_name(
     kind: type[Any], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -74,15 +79,10 @@ def test_renamed_options_exist_under_their_new_names_only() -> None:
     [
         ({}, (32, 32), r"preprocess.image_size is \(224, 224\), the encoder takes \(32, 32\)"),
         ({"crop_pct": 0.001}, (224, 224), "preprocess.crop_pct is 0.001; expected 0.1"),
-        ({"crop_pct": float("nan")}, (224, 224), "preprocess.crop_pct is nan"),
-        ({"crop_pct": -6.4}, (224, 224), "preprocess.crop_pct is -6.4"),
         ({"image_size": (2000, 2000), "crop_pct": 0.1}, (2000, 2000), "resizes to 20,000 pixels a side; at most 4,096"),
-        ({"image_size": (20_000, 20_000)}, (20_000, 20_000), "resizes to 20,000 pixels"),
-        ({"std": (0.5, 0.0, 0.5)}, (224, 224), "std not 0"),
-        ({"mean": (float("inf"), 0.0, 0.5)}, (224, 224), "expected finite numbers"),
     ],
 )
-def test_check_preprocess_refuses_expensive_or_undefined_pixels(
+def test_check_preprocess_refuses_expensive_pixels(
     options: dict[str, Any], size: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):

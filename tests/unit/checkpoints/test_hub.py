@@ -267,7 +267,7 @@ def test_hub_download_that_is_damaged_is_deleted(
     server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
 ) -> None:
     set_faults(server, damaged=True)
-    assert "captioner.pt was damaged on the way and has been deleted; run this again" in loaded(server, tmp_path)
+    assert "captioner.pt arrived damaged and has been deleted; run this again" in loaded(server, tmp_path)
     set_faults(server, damaged=False)
     assert loaded(server, tmp_path) == expected_output
 

@@ -97,7 +97,7 @@ def test_hostile_pickle_is_refused_and_not_run(
     was_run = tiny_captioner_file.parent / "was-run"
     content = torch.load(tiny_captioner_file, weights_only=True) | {"provenance": hostile(was_run)}
     torch.save(content, tiny_captioner_file, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(CheckpointError, match="refused: .*could run code" if is_zip else "not a checkpoint"):
+    with pytest.raises(CheckpointError, match="refused: .*could run code"):
         native.load(tiny_captioner_file)
     assert not was_run.exists()
 
@@ -106,21 +106,21 @@ def test_hostile_pickle_is_refused_and_not_run(
 def test_file_cut_short_is_refused(tiny_captioner_file: Path, share: float) -> None:
     content = tiny_captioner_file.read_bytes()
     tiny_captioner_file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"captioner.pt: damaged or cut short.*take another copy"):
+    with pytest.raises(CheckpointError, match=r"captioner.pt: damaged, cut short.*take another copy"):
         native.load(tiny_captioner_file)
 
 
 @pytest.mark.parametrize("content", [b"not a checkpoint", b"\x80\x02}q\x00.", b"PK\x03\x04"])
 def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "captioner.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"captioner.pt: (damaged|refused|a PyTorch file)"):
+    with pytest.raises(CheckpointError, match=r"captioner.pt: (damaged|refused|not a captioner)"):
         native.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"weight": torch.ones(2)}, [1, 2], torch.ones(2), {"format": "other"}])
 def test_pytorch_file_of_another_program_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "captioner.pt")
-    with pytest.raises(CheckpointError, match="a PyTorch file, but not a captioner of myllm"):
+    with pytest.raises(CheckpointError, match="not a captioner of myllm; another program wrote it"):
         native.load(tmp_path)
 
 

@@ -207,7 +207,7 @@ def test_expanded_tensor_does_not_justify_more_memory(tiny_captioner_file: Path)
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"])
 def test_geometry_that_names_other_files_is_refused(folder: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"vision.geometry has {name}, which is no geometry"):
+    with pytest.raises(CheckpointError, match=f"vision.geometry must not set {name}"):
         formats.load(edited(folder, "config", "vision", "geometry", value={name: "/etc/passwd"}))
 
 
