@@ -1,11 +1,9 @@
 """From search requests to captions. No torch, so that exports are captioned by the same lines."""
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -22,32 +20,6 @@ from myllm.errors import ConfigError
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer in the form that the search uses."""
     return Vocabulary(token_bytes(tokenizer), partial(encode_text, tokenizer), end_token(tokenizer))
-
-
-def override_options(defaults: DecodeConfig, context: int, changes: Mapping[str, Any]) -> DecodeConfig:
-    """Return the defaults with some options replaced.
-
-    Raises ConfigError for an unknown name, and for more tokens than the model's context has.
-    """
-    unknown = sorted(changes.keys() - DecodeConfig.__dataclass_fields__.keys())
-    if unknown:
-        known = ", ".join(DecodeConfig.__dataclass_fields__)
-        raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
-    options = replace(defaults, **changes)
-    if "max_new_tokens" in changes and options.max_new_tokens > context:
-        raise ConfigError(
-            f"decode.max_new_tokens {options.max_new_tokens} is more than the model's context of {context} tokens"
-        )
-    return options
-
-
-def check_streamable(decode: DecodeConfig) -> None:
-    """Raises ConfigError for a search of several captions."""
-    if decode.beams > 1 or (decode.num_return_sequences or 1) > 1:
-        raise ConfigError(
-            "stream: the best of several captions is known only at the end; take beams 1 and num_return_sequences 1, "
-            "or `caption`"
-        )
 
 
 def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tuple[DecodeConfig, list[int]]:
