@@ -94,6 +94,17 @@ def test_caption_works_without_torch(random_model: Path, exported: Path, picture
     assert [json.loads(line)["caption"] for line in result.stdout.splitlines()] == expected
 
 
+def test_seed_samples_the_same_captions_from_an_export_as_from_its_captioner(
+    random_model: Path, exported: Path, pictures: list[Path], capfd: Capture
+) -> None:
+    def sampled(model: Path, seed: int) -> str:
+        words = ["--decode.do_sample", "--decode.temperature=2", f"--seed={seed}", "--batch-size=2", "--quiet"]
+        assert main(["caption", *map(str, pictures), "--model", str(model), "--devices=cpu", *words]) == 0
+        return capfd.readouterr().out
+
+    assert sampled(exported, 5) == sampled(random_model, 5) != sampled(exported, 6)
+
+
 def test_packages_that_are_not_allowed_cannot_be_imported(random_model: Path) -> None:
     result = run_python(WITHOUT_TORCH + "import myllm.inference.captioner", random_model)
     assert "torch is not installed here" in result.stderr

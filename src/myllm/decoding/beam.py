@@ -76,7 +76,9 @@ class Beams:
             row for row, image in enumerate(history.images.tolist())
             if not all(search.is_over for search in self.searches[image])
         ]
-        beams = [beam for row in rows for beam in self._fill_up(kept[row])]
+        # impossible beams replace those that a group has lost
+        pairs = [pair for row in rows for pair in zip(kept[row], self.spare, strict=True)]
+        beams = [beam for group, spare in pairs for beam in (group + spare)[: self.width]]
         totals, origin, tokens, logprobs = list(zip(*beams, strict=True)) or [()] * 4
         shape = len(rows), self.captions
         self.totals = np.array(totals, np.float32).reshape(shape)
@@ -92,10 +94,6 @@ class Beams:
             or [Hypothesis([], ended_by="failed", error=error)]
             for groups, error in zip(self.searches, self.errors, strict=True)
         ]
-
-    def _fill_up(self, groups: Sequence[list[_Candidate]]) -> list[_Candidate]:
-        """The beams of all groups of an image; impossible ones replace those that a group has lost."""
-        return [beam for beams, spare in zip(groups, self.spare, strict=True) for beam in (beams + spare)[: self.width]]
 
     def _penalize(self, scores: Array, earlier: Sequence[Sequence[list[_Candidate]]]) -> Array:
         """Lower the scores (B, width, vocab_size) of tokens with which earlier groups of the same image continue."""

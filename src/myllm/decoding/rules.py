@@ -1,9 +1,10 @@
 """Rules that change the scores of next tokens, and the tables that name them.
 
-A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are a model's logits, or in
-beam search its log-probabilities, of the captions in `history`; value is that of the option of its name in
-`DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new rule is a function here, its line in a table
-below, and its option. Each does what the processor of the same option in transformers does.
+A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are the logits of the
+captions in `history`; in beam search, their log-probabilities if repetition_penalty is set, which depends on the sign.
+value is that of the option of the rule's name in `DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new
+rule is a function here, its line in a table below, and its option. Each does what the processor of the same option in
+transformers does.
 """
 
 from collections.abc import Callable, Mapping
@@ -121,18 +122,19 @@ Rule = Callable[[Array, History, Any], Array]
 _ALWAYS = (repetition_penalty, no_repeat_ngram_size, min_new_tokens, bad_words, only_words, force_words, regex)
 ALWAYS: Mapping[str, Rule] = {rule.__name__: rule for rule in _ALWAYS}
 SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, top_k, top_p, min_p, typical_p)}
+RULES = {**ALWAYS, **SAMPLING}
 
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
     """Values of the rules whose option is set, by name, in the order in which they apply."""
-    names = [*ALWAYS, *SAMPLING] if config.do_sample else [*ALWAYS]
+    names = RULES if config.do_sample else ALWAYS
     return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
 
 
 def apply_rules(scores: Array, history: History, config: DecodeConfig) -> Array:
     """(B, G, vocab_size) scores after every rule whose option is set."""
     for name, value in active_rules(config).items():
-        scores = {**ALWAYS, **SAMPLING}[name](scores, history, value)
+        scores = RULES[name](scores, history, value)
     return scores
 
 

@@ -3,11 +3,12 @@
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
+from myllm.caption import Caption, encode_text, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.constraints import Vocabulary
@@ -29,7 +30,13 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
     no room for a word.
     """
     prefix = vocabulary.encode(decode.prefix.rstrip())
-    return fit_to_context(decode, len(prefix), context), prefix
+    room = context - len(prefix)
+    if room < 1:
+        raise ConfigError(
+            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
+        )
+    lengths = {name: min(getattr(decode, name), room) for name in ("max_new_tokens", "min_new_tokens")}
+    return replace(decode, **lengths), prefix
 
 
 def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
