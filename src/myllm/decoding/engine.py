@@ -194,15 +194,15 @@ def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig,
     """
     xp = array_namespace(logits[0])
     shape = (*history.tokens.shape[:2], logits[0].shape[-1])
-    own, *blind = (xp.broadcast_to(xp.astype(values, xp.float32, copy=False), shape) for values in logits)
-    normalizer = logsumexp(own)
-    scores, offset = own, normalizer
+    raw, *blind = (xp.broadcast_to(xp.astype(values, xp.float32, copy=False), shape) for values in logits)
+    normalizer = logsumexp(raw)
+    scores, offset = raw, normalizer
     if blind:
-        scores = contrast(own - normalizer, log_softmax(blind[0]), config.contrastive_weight)
+        scores = contrast(raw - normalizer, log_softmax(blind[0]), config.contrastive_weight)
         offset = xp.zeros_like(normalizer)
     elif ranks_logprobs and config.repetition_penalty != 1:  # the only rule for which the sign of scores matters
-        scores, offset = own - normalizer, xp.zeros_like(normalizer)
-    return NextTokens(own, normalizer, apply_rules(scores, history, config), offset)
+        scores, offset = raw - normalizer, xp.zeros_like(normalizer)
+    return NextTokens(raw, normalizer, apply_rules(scores, history, config), offset)
 
 
 def contrast(logprobs: Array, blind: Array, weight: float) -> Array:

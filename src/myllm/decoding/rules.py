@@ -14,17 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from myllm.config import DecodeConfig
-from myllm.decoding.arrays import (
-    IMPOSSIBLE,
-    Array,
-    forbid,
-    largest,
-    log_softmax,
-    pick,
-    replace,
-    softmax,
-    to_device_of,
-)
+from myllm.decoding.arrays import IMPOSSIBLE, Array, forbid, largest, log_softmax, pick, replace, softmax, to_device_of
 from myllm.decoding.constraints import Banned, Constraint, Pattern, Required, Vocabulary, only_these, prepare
 from myllm.decoding.history import History
 

@@ -64,7 +64,7 @@ class GreedyOrSampling:
     def results(self) -> list[list[Hypothesis]]:
         """Return the captions of each image, most probable per token first."""
         return [
-            sorted([one for one in samples if not one.error], key=lambda one: -one.score) or samples[:1]
+            sorted([sample for sample in samples if not sample.error], key=lambda sample: -sample.score) or samples[:1]
             for samples in self.hypotheses
         ]
 

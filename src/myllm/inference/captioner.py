@@ -42,18 +42,13 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     """
 
     def __init__(
-        self,
-        checkpoint: native.Checkpoint,
-        device: torch.device,
-        precision: str = "fp32",
+        self, checkpoint: native.Checkpoint, device: torch.device, precision: str = "fp32",
         adapters: Mapping[str, lora.Adapter] | None = None,
     ) -> None:
         """Take a checkpoint in memory; its model moves to `device`. See `load` for files."""
         checkpoint.model.to(device).eval()
         super().__init__(checkpoint.tokenizer)
-        self.adapters = adapters or {}
-        self.device = device
-        self.precision = precision
+        self.adapters, self.device, self.precision = adapters or {}, device, precision
         self._preprocess = Preprocess(checkpoint.preprocess)
         self._shift = Once(partial(receptive_field_shift, checkpoint.model.encoder))
         self._variants = Variants(checkpoint, self.adapters, device, precision)
@@ -63,10 +58,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        device: str = "auto",
-        precision: str = "auto",
+        cls, path: str | Path, device: str = "auto", precision: str = "auto",
         adapters: Mapping[str, str | Path] | None = None,
     ) -> "Captioner":
         """Open a captioner: captioner.pt, a folder that has one or its safetensors, a vision-encoder-decoder folder of
@@ -182,14 +174,8 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return weights_hash(self.model)
 
     def attention_maps(
-        self,
-        image: Picture,
-        caption: Caption | str,
-        *,
-        method: str | None = None,
-        block: int | None = None,
-        longest: int | None = MAX_SIDE,
-        adapter: AdapterName = ...,
+        self, image: Picture, caption: Caption | str, *, method: str | None = None, block: int | None = None,
+        longest: int | None = MAX_SIDE, adapter: AdapterName = ...,
     ) -> Tensor:
         """Return heat maps (T, H, W) in the picture's coordinates: where the model looks for each token of a caption.
 

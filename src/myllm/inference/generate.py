@@ -46,9 +46,7 @@ def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Capt
 
 
 def stream_text(
-    request: SearchRequest,
-    tokenizer: Tokenizer,
-    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    request: SearchRequest, tokenizer: Tokenizer, context: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> Iterator[str]:
     """Yield the caption of a single image in pieces as they are found, each of whole characters.
 
@@ -88,7 +86,8 @@ def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabula
     if best.error:
         return Caption("", 0.0, [], [], "failed", error=best.error)
     text, *alternatives = [caption_text(tokenizer, hypothesis.tokens, vocabulary) for hypothesis in hypotheses]
-    left = len(vocabulary.text(best.tokens)) - incomplete_bytes(vocabulary.text(best.tokens))
+    whole = vocabulary.text(best.tokens)
+    left = len(whole) - incomplete_bytes(whole)
     pieces = []
     for token in best.tokens:  # without the incomplete character, as the text
         pieces.append(vocabulary.text([token])[:left])

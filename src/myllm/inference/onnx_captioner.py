@@ -73,9 +73,8 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
-            raise CheckpointError(
-                f"{folder}: its parts do not fit together ({reason(error)}); export it again"
-            ) from error
+            message = f"{folder}: its parts do not fit together ({reason(error)}); export it again"
+            raise CheckpointError(message) from error
         opened._files = sorted(path for path in (folder / "onnx").iterdir() if path.is_file())
         return opened
 
@@ -93,7 +92,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return None
 
     def weights_hash(self) -> str:
-        """The same for the same files."""
+        """Return a hash of the export's ONNX files."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self._files:
             digest.update(path.read_bytes())
