@@ -16,7 +16,6 @@ from myllm.metrics.score import (
     absent,
     check,
     has_words_without_blanks,
-    no_progress,
     people_agree,
     protocol_of,
     score_words,
@@ -24,6 +23,7 @@ from myllm.metrics.score import (
     shuffled,
     tokenized,
 )
+from myllm.progress import no_progress
 
 MAIN = "CIDEr-D"
 UNSUPPORTED_METRICS = {
