@@ -112,19 +112,18 @@ Rule = Callable[[Array, History, Any], Array]
 _ALWAYS = (repetition_penalty, no_repeat_ngram_size, min_new_tokens, bad_words, only_words, force_words, regex)
 ALWAYS: Mapping[str, Rule] = {rule.__name__: rule for rule in _ALWAYS}
 SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, top_k, top_p, min_p, typical_p)}
-RULES = {**ALWAYS, **SAMPLING}
 
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
     """Values of the rules whose option is set, by name, in the order in which they apply."""
-    names = RULES if config.do_sample else ALWAYS
+    names = {**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS
     return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
 
 
 def apply_rules(scores: Array, history: History, config: DecodeConfig) -> Array:
     """(B, G, vocab_size) scores after every rule whose option is set."""
     for name, value in active_rules(config).items():
-        scores = RULES[name](scores, history, value)
+        scores = (ALWAYS.get(name) or SAMPLING[name])(scores, history, value)
     return scores
 
 
