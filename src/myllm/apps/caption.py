@@ -95,10 +95,7 @@ def _pictures_of(word: str) -> list[Path]:
 
 
 def caption_files(
-    captioner: CaptionerProtocol,
-    paths: Sequence[Path],
-    draw: Draw | None = None,
-    seeds: Sequence[int] | None = None,
+    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None, seeds: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each path, in order: {image, caption, score, confidence, alternatives, ended_by}.
 

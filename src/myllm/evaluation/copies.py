@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from myllm.batched import batched
-from myllm.data.images import ycbcr_thumbnail
+from myllm.data.images import load_thumbnail
 
 Signs = NDArray[np.float32]
 Array = NDArray[np.float32]
@@ -63,7 +63,7 @@ class Thumbnail(NamedTuple):
 
 def thumbnail(path: Path) -> Thumbnail:
     """Read a picture. Raises DataError as `load_image`."""
-    ycbcr = ycbcr_thumbnail(path, SIDE)
+    ycbcr = load_thumbnail(path, SIDE, "YCbCr")
     step = SIDE // CHROMA_SIDE
     chroma = ycbcr[..., 1:].reshape(CHROMA_SIDE, step, CHROMA_SIDE, step, 2).mean(axis=(1, 3)).round().astype(np.uint8)
     return Thumbnail(ycbcr[..., 0].copy(), chroma)

@@ -1,7 +1,7 @@
 """Judge captions: metrics with intervals, controls, and what people's captions reach."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from myllm.metrics.score import (
     shuffled,
     tokenized,
 )
-from myllm.progress import no_progress
+from myllm.progress import Progress, no_progress
 
 MAIN = "CIDEr-D"
 UNSUPPORTED_METRICS = {
@@ -128,7 +128,7 @@ def judge_captions(
     references: Sequence[Sequence[str]],
     training: Collection[str] = (),
     blind: str | None = None,
-    progress: Callable[[str, int, int], None] = no_progress,
+    progress: Progress = no_progress,
     metrics: Sequence[str] | None = None,
 ) -> Judgement:
     """Judge one caption of each picture by the picture's references, given in the same order.
