@@ -220,8 +220,10 @@ class CaptionerProtocol(Protocol):
         """Return `decode` with some options replaced. Raises ConfigError."""
         ...
 
-    def caption_tensors(self, images: Sequence[Any], decode: DecodeConfig, /) -> list[Caption]:
-        """Caption preprocessed images."""
+    def caption_tensors(
+        self, images: Sequence[Any], decode: DecodeConfig, /, *, seeds: Sequence[int] | None = None
+    ) -> list[Caption]:
+        """Caption preprocessed images; seeds: a random seed for each, for `do_sample`."""
         ...
 
     def blind_caption(self, decode: DecodeConfig, /) -> Caption | None:
@@ -252,18 +254,3 @@ def token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
         text = "" if token in special else tokenizer.id_to_token(token) or ""
         pieces.append(bytes(byte_of[character] for character in text) if set(text) <= byte_of.keys() else b"")
     return pieces
-
-
-def fit_to_context(decode: DecodeConfig, prefix_length: int, context: int) -> DecodeConfig:
-    """Return the options with lengths limited to what the context leaves after a prefix of `prefix_length` tokens.
-
-    Raises ConfigError if the prefix fills the context.
-    """
-    room = context - prefix_length
-    if room < 1:
-        raise ConfigError(
-            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
-        )
-    return replace(
-        decode, max_new_tokens=min(decode.max_new_tokens, room), min_new_tokens=min(decode.min_new_tokens, room)
-    )

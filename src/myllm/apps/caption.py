@@ -4,11 +4,8 @@ import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
@@ -18,11 +15,11 @@ from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import PICTURE_SUFFIXES
+from myllm.decoding.sampling import draw_seeds
 from myllm.errors import ConfigError, DataError
 from myllm.files import atomic_write
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
-CaptionTensors = Callable[..., list[Caption]]
 Draw = Callable[[Path, Caption], None]
 
 
@@ -37,12 +34,13 @@ def caption(options: CaptionOptions) -> int:
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     captioner.decode = captioner.decode_options(**options.decode_changes)
     draw = heatmap_drawer(captioner, heatmaps) if heatmaps else None
-    caption_tensors = with_seed(captioner, options.seed)
+    seeds = None if options.seed is None else draw_seeds(options.seed, len(pictures))
     errors: list[dict[str, str]] = []
     done = 0
     with _open(out) if out is not None else nullcontext() as file, display.progress() as progress:
         for batch in batched(pictures, options.batch_size):
-            for row in caption_files(captioner, batch, draw, caption_tensors):
+            batch_seeds = None if seeds is None else seeds[done : done + len(batch)]
+            for row in caption_files(captioner, batch, draw, batch_seeds):
                 if "error" in row:
                     errors.append(row)
                     display.warn(f"{row['image']}: {row['error']}")
@@ -62,7 +60,7 @@ def caption(options: CaptionOptions) -> int:
     captioned = len(pictures) - len(errors)
     if out is not None or errors:
         where = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
-        failed = f", {len(errors):,} could not be read{where[1]}" if errors else ""
+        failed = f", {len(errors):,} could not be captioned{where[1]}" if errors else ""
         display.say(f"{quantity(captioned, 'picture')} captioned{where[0]}{failed}")
     return 0 if captioned else 1
 
@@ -96,39 +94,27 @@ def _pictures_of(word: str) -> list[Path]:
     raise DataError(f"{word}: no such file or folder, and no file matches it as a glob")
 
 
-def with_seed(captioner: CaptionerProtocol, seed: int | None) -> CaptionTensors:
-    """Return `captioner.caption_tensors`; if a seed is given, sampling uses a random generator with this seed."""
-    caption_tensors: CaptionTensors = captioner.caption_tensors
-    if seed is None:
-        return caption_tensors
-    if isinstance(captioner, OnnxCaptioner):
-        draw = np.random.default_rng(seed).integers
-        return lambda images, decode: caption_tensors(images, decode, draw(2**62, size=len(images)).tolist())
-    import torch
-
-    return partial(caption_tensors, generator=torch.Generator().manual_seed(seed))
-
-
 def caption_files(
-    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None,
-    caption_tensors: CaptionTensors | None = None,
+    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None, seeds: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each path, in order: {image, caption, score, confidence, alternatives, ended_by}.
 
     Rows of pictures that cannot be read are {image, error}; `missing` is added if words of `force_words` are missing.
-    draw: called with each path and caption. caption_tensors: replaces the captioner's own.
+    draw: called with each path and caption. seeds: a random seed for each path.
     """
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
-    images, readable = [], []
-    for row, path in zip(rows, paths, strict=True):
+    images, readable = [], list[int]()
+    for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
         try:
             images.append(captioner.preprocess(path))
-            readable.append((row, path))
+            readable.append(index)
         except DataError as error:
             row["error"] = str(error)
     if images:
-        results = (caption_tensors or captioner.caption_tensors)(images, captioner.decode)
-        for (row, path), result in zip(readable, results, strict=True):
+        readable_seeds = None if seeds is None else [seeds[index] for index in readable]
+        results = captioner.caption_tensors(images, captioner.decode, seeds=readable_seeds)
+        for index, result in zip(readable, results, strict=True):
+            row = rows[index]
             if result.error:
                 row["error"] = result.error
                 continue
@@ -138,7 +124,7 @@ def caption_files(
             if result.missing:
                 row["missing"] = list(result.missing)
             if draw is not None:
-                draw(path, result)
+                draw(paths[index], result)
     return rows
 
 

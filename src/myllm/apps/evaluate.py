@@ -46,6 +46,8 @@ def evaluate_split(options: EvaluateOptions) -> int:
             evaluation = replace(evaluation, judgement=judgement)
     for fault in evaluation.broken:
         display.warn(f"left out: {fault}")
+    for fault in evaluation.failed:
+        display.warn(f"counted as an empty caption: {fault}")
     if out is not None:
         write_results(captioner, evaluation, options, out)
     if options.json:

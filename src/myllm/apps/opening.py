@@ -12,7 +12,7 @@ from myllm.data.records import Record, read_records
 from myllm.data.scenes import read_things, write_scenes
 from myllm.data.splits import copies_left_out_of_training, one_split, split_records
 from myllm.errors import ConfigError
-from myllm.evaluation.evaluate import CaptionedSplit, Data, caption_records
+from myllm.evaluation.evaluate import CaptionedSplit, Data, caption_records, failures
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
 
@@ -59,11 +59,13 @@ def caption_split(
     name: str, captioner: CaptionerProtocol, records: Sequence[Record], display: Display, decode: DecodeConfig,
     batch_size: int = 32,
 ) -> CaptionedSplit:
-    """Caption the pictures, with a progress bar that names the captioner; warn of pictures that cannot be read."""
+    """Caption the pictures, with a progress bar that names the captioner; warn of pictures that fail."""
     with display.progress() as progress:
         split = caption_records(captioner, records, decode, batch_size, progress, f"captioning with {name}")
     for fault in split.broken:
         display.warn(f"left out: {fault}")
+    for fault in failures(split.records, split.captions):
+        display.warn(f"counted as an empty caption: {fault}")
     return split
 
 

@@ -90,20 +90,20 @@ def largest(scores: Array, count: int) -> tuple[Array, Array]:
     size = scores.shape[-1]
     height = int((size / count) ** 0.5)
     if height < 4:
-        return _largest_by_partition(scores, count)
-    # scores folded into columns: the largest are in the columns whose maxima are largest, and in what was left over
-    width = size // height
-    maxima = scores[..., : height * width].reshape(*scores.shape[:-1], height, width).max(axis=-2)
-    _, columns = _largest_by_partition(maxima, count)
-    inside = (columns[..., None] + width * np.arange(height)).reshape(*scores.shape[:-1], -1)
-    left_over = np.broadcast_to(np.arange(height * width, size), (*scores.shape[:-1], size - height * width))
-    candidates = np.concatenate([inside, left_over], axis=-1)
-    values, chosen = _largest_by_partition(pick(scores, candidates), count)
-    return values, np.take_along_axis(candidates, chosen, axis=-1)
-
-
-def _largest_by_partition(scores: Floats, count: int) -> tuple[Floats, Ints]:
-    indices = np.argpartition(scores, -count, axis=-1)[..., -count:]
-    values = np.take_along_axis(scores, indices, axis=-1)
+        candidates = _partition(scores, count)
+    else:
+        # scores folded into columns: the largest are in the columns whose maxima are largest, or in what is left over
+        width, rows = size // height, scores.shape[:-1]
+        columns = _partition(scores[..., : height * width].reshape(*rows, height, width).max(axis=-2), count)
+        inside = (columns[..., None] + width * np.arange(height)).reshape(*rows, -1)
+        left_over = np.broadcast_to(np.arange(height * width, size), (*rows, size - height * width))
+        candidates = np.concatenate([inside, left_over], axis=-1)
+        candidates = pick(candidates, _partition(pick(scores, candidates), count))
+    values = pick(scores, candidates)
     order = np.argsort(-values, axis=-1, kind="stable")
-    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(indices, order, axis=-1)
+    return pick(values, order), pick(candidates, order)
+
+
+def _partition(scores: Floats, count: int) -> Ints:
+    """Indices of the `count` largest scores, in any order."""
+    return np.argpartition(scores, -count, axis=-1)[..., -count:]

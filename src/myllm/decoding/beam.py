@@ -76,7 +76,9 @@ class Beams:
             row for row, image in enumerate(history.images.tolist())
             if not all(search.is_over for search in self.searches[image])
         ]
-        beams = [beam for row in rows for beam in self._fill_up(kept[row])]
+        # impossible beams replace those that a group has lost
+        pairs = [pair for row in rows for pair in zip(kept[row], self.spare, strict=True)]
+        beams = [beam for group, spare in pairs for beam in (group + spare)[: self.width]]
         totals, origin, tokens, logprobs = list(zip(*beams, strict=True)) or [()] * 4
         shape = len(rows), self.captions
         self.totals = np.array(totals, np.float32).reshape(shape)
@@ -92,10 +94,6 @@ class Beams:
             or [Hypothesis([], ended_by="failed", error=error)]
             for groups, error in zip(self.searches, self.errors, strict=True)
         ]
-
-    def _fill_up(self, groups: Sequence[list[_Candidate]]) -> list[_Candidate]:
-        """The beams of all groups of an image; impossible ones replace those that a group has lost."""
-        return [beam for beams, spare in zip(groups, self.spare, strict=True) for beam in (beams + spare)[: self.width]]
 
     def _penalize(self, scores: Array, earlier: Sequence[Sequence[list[_Candidate]]]) -> Array:
         """Lower the scores (B, width, vocab_size) of tokens with which earlier groups of the same image continue."""
@@ -131,8 +129,8 @@ class Beams:
         totals = self.totals[:, first : first + self.width, None] + best
         order = np.argsort(-totals[..., :width].reshape(len(totals), -1), axis=-1, kind="stable")[:, :count]
         results = []
-        for row, places in enumerate(order):
-            beams, columns = np.divmod(places, width)
+        for row, indices in enumerate(order):
+            beams, columns = np.divmod(indices, width)
             if self.required is not None:
                 beams, columns = self._by_banks(history.tokens[row], beams, columns, totals[row], tokens[row])
             index = row, beams, columns
@@ -165,11 +163,11 @@ class Beams:
                 if column == 0 or token in leading:  # the best of each beam, and what leads to a required word
                     pool[beam, token] = column
         banks: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for beam, token in sorted(pool, key=lambda place: (-totals[place[0], pool[place]], place)):
+        for beam, token in sorted(pool, key=lambda candidate: (-totals[candidate[0], pool[candidate]], candidate)):
             caption = captions[beam] if token == self.request.end else (*captions[beam], token)
             banks[self.required.progress(caption)[0]].append((beam, token))
-        turns = [(turn, -bank, place) for bank, places in banks.items() for turn, place in enumerate(places)]
-        chosen = [(place[0], pool[place]) for _, _, place in sorted(turns)[: len(beams)]]
+        turns = [(turn, -bank, candidate) for bank in banks for turn, candidate in enumerate(banks[bank])]
+        chosen = [(candidate[0], pool[candidate]) for _, _, candidate in sorted(turns)[: len(beams)]]
         beams, columns = np.array(chosen).T
         return beams, columns
 

@@ -16,7 +16,7 @@ from myllm.config import DecodeConfig
 from myllm.decoding.arrays import IMPOSSIBLE, Array, Ints, log_softmax, logsumexp, pick, to_numpy
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.history import Choice, History
-from myllm.decoding.rules import active_rules, apply_rules
+from myllm.decoding.rules import apply_rules
 from myllm.errors import MyLLMError
 
 # Li et al. 2023: contrast never chooses a token that the model finds this much less likely than the likeliest
@@ -137,7 +137,7 @@ class SearchStrategy(Protocol):
     captions: int
     """Captions of each image that are searched at a time."""
     ranks_logprobs: ClassVar[bool]
-    """Whether rules change log-probabilities, as in transformers' beam search, or logits."""
+    """Whether log-probabilities are summed, so that rules change these, as in transformers' beam search, or logits."""
 
     def choose(self, history: History, following: NextTokens) -> Choice:
         """Return how the captions of `history` continue, and keep those that have ended."""
@@ -194,15 +194,15 @@ def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig,
     """
     xp = array_namespace(logits[0])
     shape = (*history.tokens.shape[:2], logits[0].shape[-1])
-    own, *blind = (xp.broadcast_to(xp.astype(values, xp.float32, copy=False), shape) for values in logits)
-    normalizer = logsumexp(own)
-    scores, offset = own, normalizer
+    raw, *blind = (xp.broadcast_to(xp.astype(values, xp.float32, copy=False), shape) for values in logits)
+    normalizer = logsumexp(raw)
+    scores, offset = raw, normalizer
     if blind:
-        scores = contrast(own - normalizer, log_softmax(blind[0]), config.contrastive_weight)
+        scores = contrast(raw - normalizer, log_softmax(blind[0]), config.contrastive_weight)
         offset = xp.zeros_like(normalizer)
-    elif ranks_logprobs and active_rules(config):
-        scores, offset = own - normalizer, xp.zeros_like(normalizer)
-    return NextTokens(own, normalizer, apply_rules(scores, history, config), offset)
+    elif ranks_logprobs and config.repetition_penalty != 1:  # the only rule for which the sign of scores matters
+        scores, offset = raw - normalizer, xp.zeros_like(normalizer)
+    return NextTokens(raw, normalizer, apply_rules(scores, history, config), offset)
 
 
 def contrast(logprobs: Array, blind: Array, weight: float) -> Array:

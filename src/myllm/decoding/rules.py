@@ -1,9 +1,10 @@
 """Rules that change the scores of next tokens, and the tables that name them.
 
-A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are a model's logits, or in
-beam search its log-probabilities, of the captions in `history`; value is that of the option of its name in
-`DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new rule is a function here, its line in a table
-below, and its option. Each does what the processor of the same option in transformers does.
+A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are the logits of the
+captions in `history`; in beam search, their log-probabilities if repetition_penalty is set, which depends on the sign.
+value is that of the option of the rule's name in `DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new
+rule is a function here, its line in a table below, and its option. Each does what the processor of the same option in
+transformers does.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,17 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from myllm.config import DecodeConfig
-from myllm.decoding.arrays import (
-    IMPOSSIBLE,
-    Array,
-    forbid,
-    largest,
-    log_softmax,
-    pick,
-    replace,
-    softmax,
-    to_device_of,
-)
+from myllm.decoding.arrays import IMPOSSIBLE, Array, forbid, largest, log_softmax, pick, replace, softmax, to_device_of
 from myllm.decoding.constraints import Banned, Constraint, Pattern, Required, Vocabulary, only_these, prepare
 from myllm.decoding.history import History
 
@@ -125,14 +116,14 @@ SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, to
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
     """Values of the rules whose option is set, by name, in the order in which they apply."""
-    names = [*ALWAYS, *SAMPLING] if config.do_sample else [*ALWAYS]
+    names = {**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS
     return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
 
 
 def apply_rules(scores: Array, history: History, config: DecodeConfig) -> Array:
     """(B, G, vocab_size) scores after every rule whose option is set."""
     for name, value in active_rules(config).items():
-        scores = {**ALWAYS, **SAMPLING}[name](scores, history, value)
+        scores = (ALWAYS.get(name) or SAMPLING[name])(scores, history, value)
     return scores
 
 

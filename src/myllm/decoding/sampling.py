@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, softmax, to_device_of, to_numpy
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, pick, softmax, to_device_of, to_numpy
 from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import no_token_message
@@ -38,8 +38,8 @@ class GreedyOrSampling:
         else:
             uniforms = self.uniforms[history.images[:, None], self.samples, history.chosen]
             chosen = draw(scores, to_device_of(uniforms, scores))
-        logprobs = following.logprobs(chosen[..., None])[..., 0]
-        best, logprobs, tokens = map(to_numpy, (xp.max(scores, axis=-1), logprobs, chosen))
+        arrays = pick(scores, chosen[..., None]), following.logprobs(chosen[..., None]), chosen[..., None]
+        best, logprobs, tokens = (to_numpy(array)[..., 0] for array in arrays)
         is_open = self.samples != FINISHED
         for row, caption in np.argwhere(is_open).tolist():
             hypothesis = self.hypotheses[history.images[row]][self.samples[row, caption]]
@@ -64,7 +64,7 @@ class GreedyOrSampling:
     def results(self) -> list[list[Hypothesis]]:
         """Return the captions of each image, most probable per token first."""
         return [
-            sorted([one for one in samples if not one.error], key=lambda one: -one.score) or samples[:1]
+            sorted([sample for sample in samples if not sample.error], key=lambda sample: -sample.score) or samples[:1]
             for samples in self.hypotheses
         ]
 
@@ -74,6 +74,12 @@ def draw_uniforms(seed: int, shape: tuple[int, int]) -> Floats:
     words = np.frombuffer(np.random.RandomState(seed & 0xFFFFFFFF).bytes(4 * shape[0] * shape[1]), "<u4")
     uniforms: Floats = ((words & 0xFFFFFF) * np.float32(2**-24)).astype(np.float32).reshape(shape)
     return uniforms
+
+
+def draw_seeds(seed: int, count: int) -> list[int]:
+    """Draw seeds, the same as `torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed))`."""
+    words = np.frombuffer(np.random.RandomState(seed & 0xFFFFFFFF).bytes(8 * count), "<u4")
+    return [(high << 32 | low) % 2**62 for high, low in zip(words[::2].tolist(), words[1::2].tolist(), strict=True)]
 
 
 def draw(scores: Array, uniforms: Array) -> Array:

@@ -56,6 +56,11 @@ class Evaluation:
         entries = {**self.judgement.as_json(), **self.truth}
         return {name: value for name, value in entries.items() if isinstance(value, int | float)}
 
+    @property
+    def failed(self) -> list[str]:
+        """Pictures for which the decoding rules left nothing, with the reason; their captions count as empty."""
+        return failures(self.records, self.captions)
+
     @cached_property
     def words(self) -> dict[str, list[Words]]:
         """The captions, and all references, as words."""
@@ -82,6 +87,7 @@ class Evaluation:
             "slices": [asdict(part) for part in self.slices],
             "confidence": None if self.trust is None else self.trust.as_json(),
             "broken_pictures": list(self.broken),
+            "failed_pictures": self.failed,
         }
 
     def without_leaks(self, leaks: Leaks) -> dict[str, dict[str, float | None]]:
@@ -159,6 +165,12 @@ def caption_records(
     if not captioned.records:
         raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
     return captioned
+
+
+def failures(records: Sequence[Record], captions: Sequence[Caption]) -> list[str]:
+    """Return the name of each picture for which the decoding rules left nothing, with the reason."""
+    pairs = zip(records, captions, strict=True)
+    return [f"{record.name}: {caption.error}" for record, caption in pairs if caption.error]
 
 
 @dataclass(frozen=True)

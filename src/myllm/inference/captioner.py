@@ -1,6 +1,6 @@
 """Captioner: pictures in, captions with scores and heat maps out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,13 +10,11 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, project_to_image
 from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
-from myllm.batched import batched
 from myllm.caption import Calibration, Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import CaptionsConfig, DecodeConfig
@@ -25,25 +23,18 @@ from myllm.data.tokenizer import end_token
 from myllm.decoding.engine import SearchRequest
 from myllm.device import autocast, choose_device
 from myllm.errors import ConfigError
-from myllm.inference.generate import (
-    check_streamable,
-    generate_captions,
-    make_vocabulary,
-    override_options,
-    stream_text,
-)
+from myllm.inference.base_captioner import AdapterName, BaseCaptioner, Once, PictureOf
+from myllm.inference.generate import generate_captions
 from myllm.inference.torch_steppers import make_search
-from myllm.inference.variants import Once, Variant, Variants
+from myllm.inference.variants import Variant, Variants
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
 
-Picture = Path | str | bytes | Image.Image | Tensor
-# the name of an adapter, None for no adapter; ... for the one that `use_adapter` chose
-AdapterName = str | None | EllipsisType
+Picture = PictureOf[Tensor]
 
 
-class Captioner:
+class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     """A model with its tokenizer and preprocessing, ready to caption. Threads may share it.
 
     adapter, in its methods: the name of one of the adapters that it was loaded with, None for no adapter; by default
@@ -51,21 +42,14 @@ class Captioner:
     """
 
     def __init__(
-        self,
-        checkpoint: native.Checkpoint,
-        device: torch.device,
-        precision: str = "fp32",
+        self, checkpoint: native.Checkpoint, device: torch.device, precision: str = "fp32",
         adapters: Mapping[str, lora.Adapter] | None = None,
     ) -> None:
         """Take a checkpoint in memory; its model moves to `device`. See `load` for files."""
         checkpoint.model.to(device).eval()
-        self.tokenizer = checkpoint.tokenizer
-        self.adapters = adapters or {}
-        self.device = device
-        self.precision = precision
+        super().__init__(checkpoint.tokenizer)
+        self.adapters, self.device, self.precision = adapters or {}, device, precision
         self._preprocess = Preprocess(checkpoint.preprocess)
-        # weights that came without a tokenizer can still compute logits, so this waits for the first caption
-        self._vocabulary = Once(partial(make_vocabulary, self.tokenizer))
         self._shift = Once(partial(receptive_field_shift, checkpoint.model.encoder))
         self._variants = Variants(checkpoint, self.adapters, device, precision)
         self._in_use = self._variants.get(None)
@@ -74,10 +58,7 @@ class Captioner:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        device: str = "auto",
-        precision: str = "auto",
+        cls, path: str | Path, device: str = "auto", precision: str = "auto",
         adapters: Mapping[str, str | Path] | None = None,
     ) -> "Captioner":
         """Open a captioner: captioner.pt, a folder that has one or its safetensors, a vision-encoder-decoder folder of
@@ -143,10 +124,7 @@ class Captioner:
         return self._in_use if isinstance(adapter, EllipsisType) else self._variants.get(adapter)
 
     def preprocess(self, image: Picture) -> Tensor:
-        """Return a picture as the model takes it, (3, H, W) float32; a tensor of that shape is already preprocessed.
-
-        Raises DataError if the picture cannot be read, ConfigError for a tensor of another shape.
-        """
+        """As `BaseCaptioner.preprocess`."""
         return self._prepare(image).tensor
 
     def _prepare(self, image: Picture) -> PreparedImage:
@@ -157,121 +135,29 @@ class Captioner:
             raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
         return PreparedImage.from_tensor(image.float())
 
-    def caption(
-        self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
-    ) -> Caption:
-        """Caption one picture; `decode` replaces decoding defaults, for example beams=4.
-
-        generator: source of the seeds of `do_sample`.
-
-        Raises DataError if the picture cannot be read, ConfigError for an unknown or wrong option and for rules that
-        leave nothing for the picture.
-        """
-        [caption] = self.caption_batch([image], generator=generator, adapter=adapter, **decode)
-        if caption.error:
-            raise ConfigError(caption.error)
-        return caption
-
-    def caption_batch(
-        self,
-        images: Iterable[Picture],
-        *,
-        each: Sequence[Mapping[str, Any]] | None = None,
-        batch_size: int = 32,
-        generator: torch.Generator | None = None,
-        adapter: AdapterName = ...,
-        **decode: Any,
-    ) -> list[Caption]:
-        """Caption pictures, `batch_size` at once. Returns a caption for each, equal to the result of `caption`, with
-        `error` if the rules leave nothing for its picture.
-
-        each: further decoding options, one mapping for each picture; they take precedence over `decode`.
-
-        Captions keep a reference to their picture, for `caption.attention`: to a path, bytes, or an item of a list, but
-        not to decoded pictures from an iterator, as these would fill the memory.
-
-        Raises as `caption` does, and ConfigError if `each` and `images` differ in length.
-        """
-        variant = self._variant(adapter)
-        shared = self._options(variant, decode)
-        options: list[DecodeConfig] | None = None
-        if each is not None:
-            images = list(images)
-            if len(each) != len(images):
-                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
-            options = [self._options(variant, {**decode, **changes}) for changes in each]
-        is_kept = isinstance(images, Sequence | Tensor)
-        captions: list[Caption] = []
-        for batch in batched(images, batch_size):
-            first = len(captions)
-            batch_options = shared if options is None else options[first : first + len(batch)]
-            tensors = [self.preprocess(picture) for picture in batch]
-            captions += self.caption_tensors(tensors, batch_options, generator, variant.adapter)
-            for picture, caption in zip(batch, captions[first:], strict=True):
-                if is_kept or isinstance(picture, Path | str | bytes):
-                    caption.compute_attention = partial(self.attention_maps, picture, adapter=variant.adapter)
-        return captions
-
-    def decode_options(self, *, adapter: AdapterName = ..., **decode: Any) -> DecodeConfig:
-        """Return the decoding defaults with some replaced. Raises ConfigError for an unknown name or a wrong value."""
-        return self._options(self._variant(adapter), decode)
-
-    def _options(self, variant: Variant, decode: Mapping[str, Any]) -> DecodeConfig:
-        checkpoint = variant.checkpoint
-        return override_options(checkpoint.decode, checkpoint.model.config.text.n_positions, decode)
-
-    def stream(
-        self, image: Picture, *, generator: torch.Generator | None = None, adapter: AdapterName = ..., **decode: Any
-    ) -> Iterator[str]:
-        """Caption one picture and yield the text in pieces, as soon as they are decoded; none ends inside a character.
-
-        Raises at the call, as `caption` does, and ConfigError for beams or several captions, whose best is known only
-        at the end.
-        """
-        variant = self._variant(adapter)
-        options = self._options(variant, decode)
-        check_streamable(options)
-        tensor = self.preprocess(image)
-        with self._computing():
-            kv = variant.checkpoint.model.encode(tensor[None].to(self.device))
-            search = self._search(variant, kv, options, draw_seeds(1, generator))
-        return stream_text(search, self.tokenizer, self._computing)
-
     @contextmanager
     def _computing(self) -> Iterator[None]:
         precision = "bf16" if self.precision == "bf16" else "fp32"
         with self._gpu, torch.inference_mode(), autocast(precision, self.device):
             yield
 
-    def _search(self, variant: Variant, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int]) -> SearchRequest:
-        return make_search(variant.checkpoint.model, self._vocabulary(), image, decode, seeds, variant.stepper())
-
-    def caption_tensors(
-        self,
-        images: Tensor | Sequence[Tensor],
-        decode: DecodeConfig | Sequence[DecodeConfig],
-        generator: torch.Generator | None = None,
-        adapter: AdapterName = ...,
-    ) -> list[Caption]:
-        """Caption preprocessed images (B, 3, H, W) float32, with options for all or for each.
-
-        The captions have no `attention`, as the images are not kept; `attention_maps` computes it.
-        """
-        variant = self._variant(adapter)
+    def _encode(self, variant: Variant, images: Tensor | Sequence[Tensor]) -> ImageKV:
         images = images if isinstance(images, Tensor) else torch.stack(list(images))
-        options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
-        seeds = draw_seeds(len(images), generator)
-        captions: dict[int, Caption] = {}
-        with self._computing():
-            kv = variant.checkpoint.model.encode(images.to(self.device))
-            for distinct in dict.fromkeys(options):
-                rows = [row for row, row_options in enumerate(options) if row_options == distinct]
-                selected = kv if len(rows) == len(images) else kv.select(torch.tensor(rows, device=self.device))
-                search = self._search(variant, selected, distinct, [seeds[row] for row in rows])
-                captions |= zip(rows, generate_captions(search, self.tokenizer), strict=True)
-        for caption in captions.values():
-            caption.calibration = variant.checkpoint.calibration
-        return [captions[row] for row in range(len(images))]
+        return variant.checkpoint.model.encode(images.to(self.device))
+
+    def _request(
+        self, variant: Variant, encoded: ImageKV, rows: Sequence[int], decode: DecodeConfig, seeds: Sequence[int]
+    ) -> SearchRequest:
+        if len(rows) < encoded.batch_size:
+            encoded = encoded.select(torch.tensor(rows, device=self.device))
+        return make_search(variant.checkpoint.model, self._vocabulary(), encoded, decode, seeds, variant.stepper())
+
+    def _draw_seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
+        device = None if generator is None else generator.device
+        return torch.randint(2**62, (count,), generator=generator, device=device).tolist()
+
+    def _attention_of(self, picture: Picture, variant: Variant) -> Callable[[Caption], Tensor]:
+        return partial(self.attention_maps, picture, adapter=variant.adapter)
 
     def blind_caption(self, decode: DecodeConfig) -> Caption:
         """Return the caption for image tokens that are all zeros: what the language model says without a picture."""
@@ -281,21 +167,15 @@ class Captioner:
         with self._computing():
             tokens = model.image_tokens(model.encoder(image))
             zeros = model.image_kv(tuple(torch.zeros_like(token) for token in tokens))
-            return generate_captions(self._search(variant, zeros, decode, [0]), self.tokenizer)[0]
+            return generate_captions(self._request(variant, zeros, [0], decode, [0]), self.tokenizer)[0]
 
     def weights_hash(self) -> str:
         """Return a hash of the weights, an adapter in use included."""
         return weights_hash(self.model)
 
     def attention_maps(
-        self,
-        image: Picture,
-        caption: Caption | str,
-        *,
-        method: str | None = None,
-        block: int | None = None,
-        longest: int | None = MAX_SIDE,
-        adapter: AdapterName = ...,
+        self, image: Picture, caption: Caption | str, *, method: str | None = None, block: int | None = None,
+        longest: int | None = MAX_SIDE, adapter: AdapterName = ...,
     ) -> Tensor:
         """Return heat maps (T, H, W) in the picture's coordinates: where the model looks for each token of a caption.
 
@@ -313,9 +193,3 @@ class Captioner:
             maps = attribution_maps(model, prepared.tensor.to(self.device), sequence, method, block)
         shift = (0.0, 0.0) if (method or DEFAULT_METHOD) in PIXEL_METHODS else self._shift()
         return project_to_image(maps, prepared, longest, shift)
-
-
-def draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
-    """Draw a seed for each picture, so that its samples do not depend on the pictures beside it."""
-    device = None if generator is None else generator.device
-    return torch.randint(2**62, (count,), generator=generator, device=device).tolist()

@@ -1,15 +1,14 @@
 """From search requests to captions. No torch, so that exports are captioned by the same lines."""
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption, encode_text, fit_to_context, token_bytes
+from myllm.caption import Caption, encode_text, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.constraints import Vocabulary
@@ -24,32 +23,6 @@ def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(token_bytes(tokenizer), partial(encode_text, tokenizer), end_token(tokenizer))
 
 
-def override_options(defaults: DecodeConfig, context: int, changes: Mapping[str, Any]) -> DecodeConfig:
-    """Return the defaults with some options replaced.
-
-    Raises ConfigError for an unknown name, and for more tokens than the model's context has.
-    """
-    unknown = sorted(changes.keys() - DecodeConfig.__dataclass_fields__.keys())
-    if unknown:
-        known = ", ".join(DecodeConfig.__dataclass_fields__)
-        raise ConfigError(f"unknown decoding option {unknown[0]!r}; known are {known}")
-    options = replace(defaults, **changes)
-    if "max_new_tokens" in changes and options.max_new_tokens > context:
-        raise ConfigError(
-            f"decode.max_new_tokens {options.max_new_tokens} is more than the model's context of {context} tokens"
-        )
-    return options
-
-
-def check_streamable(decode: DecodeConfig) -> None:
-    """Raises ConfigError for a search of several captions."""
-    if decode.beams > 1 or (decode.num_return_sequences or 1) > 1:
-        raise ConfigError(
-            "stream: the best of several captions is known only at the end; take beams 1 and num_return_sequences 1, "
-            "or `caption`"
-        )
-
-
 def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tuple[DecodeConfig, list[int]]:
     """Return the options, limited to the model's context, and the tokens of their prefix.
 
@@ -57,7 +30,13 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
     no room for a word.
     """
     prefix = vocabulary.encode(decode.prefix.rstrip())
-    return fit_to_context(decode, len(prefix), context), prefix
+    room = context - len(prefix)
+    if room < 1:
+        raise ConfigError(
+            f"decode.prefix {decode.prefix[:30]!r}... fills the model's context of {context} tokens; shorten it"
+        )
+    lengths = {name: min(getattr(decode, name), room) for name in ("max_new_tokens", "min_new_tokens")}
+    return replace(decode, **lengths), prefix
 
 
 def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
@@ -67,9 +46,7 @@ def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Capt
 
 
 def stream_text(
-    request: SearchRequest,
-    tokenizer: Tokenizer,
-    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    request: SearchRequest, tokenizer: Tokenizer, context: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> Iterator[str]:
     """Yield the caption of a single image in pieces as they are found, each of whole characters.
 
@@ -109,7 +86,8 @@ def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabula
     if best.error:
         return Caption("", 0.0, [], [], "failed", error=best.error)
     text, *alternatives = [caption_text(tokenizer, hypothesis.tokens, vocabulary) for hypothesis in hypotheses]
-    left = len(vocabulary.text(best.tokens)) - incomplete_bytes(vocabulary.text(best.tokens))
+    whole = vocabulary.text(best.tokens)
+    left = len(whole) - incomplete_bytes(whole)
     pieces = []
     for token in best.tokens:  # without the incomplete character, as the text
         pieces.append(vocabulary.text([token])[:left])

@@ -7,57 +7,48 @@ print(captioner.caption("dog.jpg", beams=4).text)
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice, repeat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 
-from myllm.batched import batched
-from myllm.caption import Calibration, Caption
+from myllm.caption import Calibration
 from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclass_from_dict, with_current_names
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
-from myllm.decoding.constraints import Vocabulary
+from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import SearchRequest
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
-from myllm.inference.generate import (
-    check_streamable,
-    fit_prefix,
-    generate_captions,
-    make_vocabulary,
-    override_options,
-    stream_text,
-)
+from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
+from myllm.inference.generate import fit_prefix
 
-Picture = Path | str | bytes | Image.Image | NDArray[np.float32]
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 PAST = "past_key_values"
 
 
-class OnnxCaptioner:
+class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"]):
     """An exported captioner; in fp32 it finds the same captions as the captioner that was exported."""
+
+    adapter = None
 
     def __init__(
         self, encoder: onnxruntime.InferenceSession, decoder: onnxruntime.InferenceSession, tokenizer: Tokenizer,
         facts: Mapping[str, Any],
     ) -> None:
         """facts: the entry `myllm` of config.json."""
-        self.encoder, self.decoder, self.tokenizer = encoder, decoder, tokenizer
+        super().__init__(tokenizer)
+        self.encoder, self.decoder = encoder, decoder
         self.decode = dataclass_from_dict(DecodeConfig, facts["decode"])
         self.captions = dataclass_from_dict(CaptionsConfig, facts["captions"])
         calibration = facts.get("calibration")  # earlier exports have none
         self.calibration = None if calibration is None else Calibration.from_json(with_current_names(calibration))
         self.precision = str(facts["precision"])
-        self._end, self._n_positions = int(facts["given"][0]), int(facts["n_positions"])
+        self._end, self.n_positions = int(facts["given"][0]), int(facts["n_positions"])
         preprocess = dataclass_from_dict(PreprocessConfig, facts["preprocess"])
         check_preprocess(preprocess, tuple(encoder.get_inputs()[0].shape[2:]))
         self._preprocess = Preprocess(preprocess)
@@ -82,14 +73,13 @@ class OnnxCaptioner:
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
-            raise CheckpointError(
-                f"{folder}: its parts do not fit together ({reason(error)}); export it again"
-            ) from error
+            message = f"{folder}: its parts do not fit together ({reason(error)}); export it again"
+            raise CheckpointError(message) from error
         opened._files = sorted(path for path in (folder / "onnx").iterdir() if path.is_file())
         return opened
 
-    def preprocess(self, image: Picture) -> NDArray[np.float32]:
-        """Return (3, H, W) float32. An array of that shape counts as preprocessed. Raises DataError."""
+    def preprocess(self, image: PictureOf[Floats]) -> Floats:
+        """As `BaseCaptioner.preprocess`."""
         if isinstance(image, np.ndarray):
             expected = (3, *self._preprocess.size)
             if image.shape != expected:
@@ -97,105 +87,39 @@ class OnnxCaptioner:
             return image.astype(np.float32)
         return self._preprocess(load_image(image))
 
-    def caption(self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any) -> Caption:
-        """Caption one picture; `decode` overrides the model's decoding defaults, e.g. beams=4.
-
-        Raises DataError if the picture cannot be read, ConfigError for an unknown option or if the rules leave nothing.
-        """
-        [caption] = self.caption_batch([image], generator=generator, **decode)
-        if caption.error:
-            raise ConfigError(caption.error)
-        return caption
-
-    def caption_batch(
-        self,
-        images: Iterable[Picture],
-        *,
-        each: Sequence[Mapping[str, Any]] | None = None,
-        batch_size: int = 32,
-        generator: np.random.Generator | None = None,
-        **decode: Any,
-    ) -> list[Caption]:
-        """Return one caption for each picture, in their order, the same that `caption` returns; many at once.
-
-        each: options of each picture, where they differ; they override those of `decode`. A picture for which the rules
-        leave nothing gets a caption with `error`.
-        """
-        if each is not None:
-            images = list(images)
-            if len(each) != len(images):
-                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
-        options = (self.decode_options(**{**decode, **changes}) for changes in (repeat({}) if each is None else each))
-        captions = list[Caption]()
-        for batch in batched(images, batch_size):
-            pictures = [self.preprocess(picture) for picture in batch]
-            seeds = self._draw_seeds(len(pictures), generator)
-            captions += self.caption_tensors(pictures, list(islice(options, len(pictures))), seeds)
-        return captions
-
-    def stream(self, image: Picture, *, generator: np.random.Generator | None = None, **decode: Any) -> Iterator[str]:
-        """Yield the caption of one picture in pieces as they are found, each of whole characters.
-
-        Raises as `caption`, and ConfigError with beams or several samples, whose best is known only at the end.
-        """
-        options = self.decode_options(**decode)
-        check_streamable(options)
-        images = self._encode(self.preprocess(image)[None])
-        return stream_text(self._request(images, options, self._draw_seeds(1, generator)), self.tokenizer)
-
-    def decode_options(self, **decode: Any) -> DecodeConfig:
-        """Return the model's decoding defaults with some of them replaced. Raises ConfigError for an unknown name."""
-        return override_options(self.decode, self._n_positions, decode)
-
-    def caption_tensors(
-        self,
-        images: Sequence[NDArray[np.float32]],
-        decode: DecodeConfig | Sequence[DecodeConfig],
-        seeds: Sequence[int] | None = None,
-    ) -> list[Caption]:
-        """images: (B, 3, H, W) float32, preprocessed -> a caption for each, by options for all or of each.
-
-        seeds: a random seed for each picture; drawn if there are none. In fp32, seeds draw the captions that the
-        exported captioner draws.
-        """
-        options = [decode] * len(images) if isinstance(decode, DecodeConfig) else decode
-        seeds = self._draw_seeds(len(images), None) if seeds is None else seeds
-        encoded = self._encode(np.stack(images))
-        captions: dict[int, Caption] = {}
-        for distinct in dict.fromkeys(options):
-            rows = [row for row, option in enumerate(options) if option == distinct]
-            request = self._request(encoded[rows], distinct, [seeds[row] for row in rows])
-            captions |= zip(rows, generate_captions(request, self.tokenizer), strict=True)
-        return [replace(captions[row], calibration=self.calibration) for row in range(len(images))]
-
     def blind_caption(self, decode: DecodeConfig) -> None:
         """None: the exported encoder returns keys and values, not the image tokens that would have to be zero."""
         return None
 
     def weights_hash(self) -> str:
-        """The same for the same files."""
+        """Return a hash of the export's ONNX files."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self._files:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
-    def _encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _variant(self, adapter: AdapterName) -> "OnnxCaptioner":
+        """Return the captioner itself: an export has no adapters."""
+        if adapter not in (None, ...):
+            raise ConfigError(f"adapter {adapter!r}: an export has no adapters; export the captioner with the adapter")
+        return self
+
+    def _encode(self, variant: "OnnxCaptioner", images: Sequence[Floats]) -> Floats:
         """(B, 3, H, W) -> (B, 2 * n_layer * n_head * S, head_dim): keys and values for the decoder."""
-        (encoded,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": images})
+        (encoded,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
         return np.asarray(encoded)
 
-    def _request(self, images: NDArray[np.float32], decode: DecodeConfig, seeds: Sequence[int]) -> SearchRequest:
-        decode, prefix = fit_prefix(self._vocabulary, decode, self._n_positions)
+    def _request(
+        self, variant: "OnnxCaptioner", encoded: Floats, rows: Sequence[int], decode: DecodeConfig, seeds: Sequence[int]
+    ) -> SearchRequest:
+        vocabulary = self._vocabulary()
+        decode, prefix = fit_prefix(vocabulary, decode, self.n_positions)
         blind = None
         if decode.contrastive_weight:
-            grey = self._encode(np.zeros((1, 3, *self._preprocess.size), np.float32))
-            blind = np.repeat(grey, len(images), axis=0)
+            grey = self._encode(self, [np.zeros((3, *self._preprocess.size), np.float32)])
+            blind = np.repeat(grey, len(rows), axis=0)
         stepper = ExportStepper(self.decoder)
-        return SearchRequest(stepper, images, len(images), self._end, decode, prefix, self._vocabulary, blind, seeds)
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return make_vocabulary(self.tokenizer)
+        return SearchRequest(stepper, encoded[rows], len(rows), self._end, decode, prefix, vocabulary, blind, seeds)
 
     def _draw_seeds(self, count: int, generator: np.random.Generator | None) -> list[int]:
         return [int(seed) for seed in (generator or np.random.default_rng()).integers(2**62, size=count)]
@@ -205,9 +129,9 @@ class OnnxCaptioner:
 class _ExportState:
     """G unfinished captions of each of B pictures."""
 
-    images: NDArray[np.float32]
+    images: Floats
     """(B, 2 * n_layer * n_head * S, head_dim)."""
-    past: Mapping[str, NDArray[np.float32]]
+    past: Mapping[str, Floats]
     """(B * G, n_head, P, head_dim) keys and values of each block, by the names of the decoder's inputs."""
 
 
@@ -217,12 +141,12 @@ class ExportStepper:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
 
-    def start(self, images: NDArray[np.float32]) -> _ExportState:
+    def start(self, images: Floats) -> _ExportState:
         shapes = {node.name: node.shape for node in self.session.get_inputs() if node.name.startswith(PAST)}
         past = {name: np.zeros((len(images), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
         return _ExportState(images, past)
 
-    def step(self, tokens: NDArray[np.int64], state: _ExportState) -> tuple[NDArray[np.float32], _ExportState]:
+    def step(self, tokens: Ints, state: _ExportState) -> tuple[Floats, _ExportState]:
         batch, captions, positions = tokens.shape
         inputs = {"input_ids": tokens.reshape(-1, positions), "encoder_hidden_states": state.images, **state.past}
         names = ["logits", *(name.replace(PAST, "present") for name in state.past)]
@@ -230,7 +154,7 @@ class ExportStepper:
         past = dict(zip(state.past, present, strict=True))
         return np.asarray(logits[:, -1]).reshape(batch, captions, -1), _ExportState(state.images, past)
 
-    def reorder(self, state: _ExportState, rows: NDArray[np.int64]) -> _ExportState:
+    def reorder(self, state: _ExportState, rows: Ints) -> _ExportState:
         captions = len(next(iter(state.past.values()))) // len(state.images)
         images = state.images if len(rows) == len(state.images) else state.images[rows[:, 0] // captions]
         return _ExportState(images, {name: array[rows.ravel()] for name, array in state.past.items()})

@@ -28,11 +28,7 @@ def as_array(logits: Tensor) -> Array:
 
 
 def make_search(
-    model: VisionGPT2,
-    vocabulary: Vocabulary,
-    image: ImageKV,
-    decode: DecodeConfig,
-    seeds: Sequence[int] = (),
+    model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = (),
     stepper: Stepper | None = None,
 ) -> SearchRequest:
     """Return the request for captions of encoded images.

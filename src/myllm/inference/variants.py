@@ -1,35 +1,21 @@
 """A captioner's variants, one for each of its adapters: made when first used, whichever thread asks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Lock
-from typing import Generic, TypeVar
 
 import torch
 
+from myllm.caption import Calibration
 from myllm.checkpoints import lora
 from myllm.checkpoints.native import Checkpoint
+from myllm.config import DecodeConfig
 from myllm.errors import ConfigError
+from myllm.inference.base_captioner import Once
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.inference.torch_steppers import RecordedStepper
 from myllm.model.lora import with_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
-
-T = TypeVar("T")
-
-
-class Once(Generic[T]):
-    """A value that is made at the first call, by one thread; other threads wait and get the same value."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make, self._lock = make, Lock()
-
-    def __call__(self) -> T:
-        with self._lock:
-            if not hasattr(self, "_value"):
-                self._value = self._make()
-        return self._value
 
 
 @dataclass(frozen=True)
@@ -40,6 +26,21 @@ class Variant:
     checkpoint: Checkpoint
     stepper: Once[OnnxStepper | RecordedStepper | None]
     """What computes decoding steps faster than the model itself; None if nothing does."""
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """Decoding defaults."""
+        return self.checkpoint.decode
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns log-probabilities into confidence."""
+        return self.checkpoint.calibration
+
+    @property
+    def n_positions(self) -> int:
+        """Maximum length of a caption in tokens, begin token and prefix included."""
+        return self.checkpoint.model.config.text.n_positions
 
 
 class Variants:

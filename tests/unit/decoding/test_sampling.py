@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from myllm.config import DecodeConfig
 from myllm.decoding.arrays import IMPOSSIBLE, to_numpy
 from myllm.decoding.engine import Hypothesis, SearchRequest
-from myllm.decoding.sampling import draw, draw_uniforms
+from myllm.decoding.sampling import draw, draw_seeds, draw_uniforms
 from myllm.decoding.search import generate
 
 VOCAB, END = 5, 4
@@ -75,6 +75,13 @@ def sentence_of(hypothesis: Hypothesis) -> Sentence:
 def test_uniform_numbers_are_those_of_torchs_generator(seed: int, captions: int, tokens: int) -> None:
     expected = torch.rand(captions, tokens, generator=torch.Generator().manual_seed(seed))
     np.testing.assert_array_equal(draw_uniforms(seed, (captions, tokens)), expected.numpy())
+
+
+@given(seed=st.integers(0, 2**62), counts=st.lists(st.integers(1, 40), max_size=3))
+def test_seeds_are_those_of_torchs_generator_in_batches_of_any_size(seed: int, counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    expected = [value for count in counts for value in torch.randint(2**62, (count,), generator=generator).tolist()]
+    assert draw_seeds(seed, sum(counts)) == expected
 
 
 def test_a_seed_draws_the_same_captions_again(to_library: ToLibrary) -> None:
