@@ -4,7 +4,7 @@ Small pictures of the details propose candidates; each is aligned, and must then
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from myllm.batched import batched
 from myllm.data.images import ycbcr_thumbnail
 
 Array = NDArray[np.float32]
@@ -31,7 +32,7 @@ class Limits(NamedTuple):
 LIMITS, LIMITS_OF_SIMPLE = Limits(0.9, 0.6, 0.9, 0.4), Limits(0.98, 0.35, 1.0, 0.15)
 BLANK, MIN_BUSY = 3.0, 0.43  # if fewer blocks than this share have more contrast (grey levels), a picture is simple
 SIDE, CHROMA_SIDE = 48, 12  # of a thumbnail
-CANDIDATES, CANDIDATE_SIDE = 6, 12
+CANDIDATES, CANDIDATE_SIDE = 8, 10
 ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # the second is a correlation of details
 FINE_SIDE, BLOCK = 40, 8
 NOISE = 6.0  # grey levels of a block that compression may change
@@ -45,7 +46,7 @@ def _windows(*zooms: float) -> tuple[Window, ...]:
 
 
 WHOLE = _windows()
-CROPS = _windows(0.9)
+CROPS = _windows(0.87)
 WINDOWS = _windows(0.95, 0.9, 0.85)
 
 
@@ -83,16 +84,18 @@ def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnai
         return
     keys = list(training)
     known = np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in training.values()], axis=1)
-    for key, picture in judged.items():
-        turned = picture.orientations()
-        ours = np.stack([details(side.luma, CROPS, CANDIDATE_SIDE) for side in turned])
-        # The first window is the whole picture; either picture may be cropped.
-        inside_picture = (ours @ known[0].T).max(axis=1)  # (orientations, training)
-        agreement = np.maximum.reduce([inside_picture, *(ours[:, 0] @ crop.T for crop in known[1:])])
-        for index in np.argsort(-agreement.max(axis=0), kind="stable")[:CANDIDATES]:
-            if is_copy(turned[agreement[:, index].argmax()], training[keys[index]]):
-                yield key, keys[index]
-                break
+    for batch in batched(judged, 16):
+        turned = [judged[key].orientations() for key in batch]
+        # (windows, batch * orientations, values); the first window is the whole picture.
+        ours = np.stack([details(side.luma, CROPS, CANDIDATE_SIDE) for sides in turned for side in sides], axis=1)
+        # Either picture may be cropped.
+        pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
+        agreement = reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(batch), -1, len(keys))
+        for key, sides, agreements in zip(batch, turned, agreement, strict=True):
+            for index in np.argsort(-agreements.max(axis=0), kind="stable")[:CANDIDATES]:
+                if is_copy(sides[agreements[:, index].argmax()], training[keys[index]]):
+                    yield key, keys[index]
+                    break
 
 
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:
@@ -169,17 +172,18 @@ def details(luma: NDArray[np.uint8], windows: tuple[Window, ...], side: int) -> 
 
 
 def _normalized(planes: Array, min_norm: float = 1e-6) -> Array:
-    """Return planes as vectors of mean 0 and norm 1; the norm is 0 if it was less than `min_norm`."""
+    """Return planes as vectors of mean 0 and norm 1, or of norm 0 if it was below `min_norm`."""
     values = planes.reshape(len(planes), -1)
     values = values - values.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norms < min_norm, np.inf, norms)
+    norms[norms < min_norm] = np.inf
+    return np.asarray(values / norms, dtype=np.float32)
 
 
 def resampled(plane: NDArray[np.uint8] | Array, windows: tuple[Window, ...], side: int) -> Array:
     """Return windows of a picture: (windows, side, side)."""
     rows, columns = _samplers(windows, side, plane.shape[-1])
-    return rows @ plane @ columns
+    return np.asarray(rows @ plane @ columns, dtype=np.float32)
 
 
 @cache

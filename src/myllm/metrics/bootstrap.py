@@ -142,7 +142,7 @@ def _permutation_test(
     first = 0
     for count in _block_sizes(pictures, swaps):
         if is_exact:
-            bits = np.arange(first, first + count)[:, None] >> np.arange(pictures) & 1
+            bits = (np.arange(first, first + count)[:, None] >> np.arange(pictures) & 1).astype(np.uint8)
         else:
             octets = rng.integers(256, size=(count, -(-pictures // 8)), dtype=np.uint8)
             bits = np.unpackbits(octets, axis=1, count=pictures)
