@@ -105,5 +105,6 @@ def compare(
 ) -> Comparison:
     """Compare two named sets of captions, one for each picture of `records`; metrics as for `judge_captions`."""
     references = [record.captions for record in records]
-    first, second = (Compared(name, texts, judge_captions(texts, references, metrics=metrics)) for name, texts in (a, b))
+    judgements = [judge_captions(captions, references, metrics=metrics) for _, captions in (a, b)]
+    first, second = (Compared(*named, judgement) for named, judgement in zip((a, b), judgements, strict=True))
     return Comparison(first, second, records, split)
