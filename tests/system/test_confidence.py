@@ -95,7 +95,7 @@ def test_evaluate_calibrate_refuses_exports_and_hub_captioners_before_captioning
 ) -> None:
     exported = tmp_path / "onnx"
     assert main(["export", str(calibrated_run), "--to", "onnx", "--out", str(exported), "--quiet"]) == 0
-    for model, message in ((str(exported), "is an ONNX export"), ("someone/captioner", "is one on a hub")):
+    for model, message in ((str(exported), "is an ONNX export"), ("someone/captioner", "is on a hub")):
         assert main(["evaluate", "--model", model, "--data", str(more_scenes), "--calibrate"]) == 2
         assert message in capfd.readouterr().err
 
@@ -106,6 +106,6 @@ def test_evaluate_calibrate_on_too_few_pictures_leaves_the_captioner_unchanged(
     model = Path(shutil.copytree(calibrated_run, tmp_path / "run"))
     before = (model / "captioner.pt").read_bytes()
     words = ["--model", str(model), "--data", str(more_scenes), "--limit=3", "--calibrate"]
-    assert main(["evaluate", *words]) == 1
-    assert "at least 100 are needed to learn from" in capfd.readouterr().err
+    assert main(["evaluate", *words]) == 0
+    assert "at least 100 are needed to learn from" in "".join(capfd.readouterr())
     assert (model / "captioner.pt").read_bytes() == before

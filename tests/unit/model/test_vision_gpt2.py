@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from myllm.checkpoints.hf_gpt2 import gpt2_facts
-from myllm.config import CaptionerConfig
+from myllm.checkpoints.hf_gpt2 import decoder_config
 from myllm.files import write_json
 from myllm.model.gpt import GPT
 from myllm.model.gpt2_weights import transpose_conv1d
@@ -140,12 +139,12 @@ def test_vision_gpt2_decodes_over_a_convolutional_feature_map(tiny_model: Callab
 
 
 def test_vision_gpt2_loads_pretrained_text_weights_but_not_into_cross_attention(
-    tiny_config: Callable[..., CaptionerConfig], tmp_path: Path
+    tiny_model: Callable[..., VisionGPT2], tmp_path: Path
 ) -> None:
-    config = tiny_config()
+    config = tiny_model().config
     gpt2 = GPT(config.text)
     write_tensors(transpose_conv1d(gpt2.transformer.state_dict()), tmp_path / "model.safetensors")
-    write_json(gpt2_facts(config.text, end=0), tmp_path / "config.json")
+    write_json(decoder_config(config.text, end=0), tmp_path / "config.json")
     torch.manual_seed(0)
     fresh = VisionGPT2(config).decoder
     torch.manual_seed(0)
