@@ -67,9 +67,10 @@ class AttentionWeights(TorchFunctionMode):
         self.weights: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        output, weights = attention_with_weights(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        output, weights = attention_with_weights(*args, **kwargs)
         self.weights.append(weights)
         return output
 
@@ -150,12 +151,11 @@ def gradient(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
     with torch.enable_grad():
         logprobs, weights = logprobs_and_attention(model, kv, tokens)
         gradients = [torch.autograd.grad(logprob, weights, retain_graph=True) for logprob in logprobs[0]]
-    return torch.stack(
-        [
-            torch.stack([(block_weights * slope)[0, :, index].relu().mean(0) for index, slope in enumerate(slopes)])
-            for block_weights, slopes in zip(weights, zip(*gradients, strict=True), strict=True)
-        ]
-    ).detach()
+    maps = [
+        [(weight * slope)[0, :, index].relu().mean(0) for index, slope in enumerate(slopes)]
+        for weight, slopes in zip(weights, zip(*gradients, strict=True), strict=True)
+    ]
+    return torch.stack([torch.stack(block_maps) for block_maps in maps]).detach()
 
 
 def hires_cam(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
@@ -207,15 +207,9 @@ def occlusion(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "attention": attention,
-    "rollout": rollout,
-    "norm": norm,
-    "gradient": gradient,
-    "hires-cam": hires_cam,
-    "grad-cam": grad_cam,
-    "input-gradient": input_gradient,
-    "occlusion": occlusion,
+    "attention": attention, "rollout": rollout, "norm": norm, "gradient": gradient, "hires-cam": hires_cam,
+    "grad-cam": grad_cam, "input-gradient": input_gradient, "occlusion": occlusion,
 }
 DEFAULT_METHOD = "gradient"
 PIXEL_METHODS = ("input-gradient", "occlusion")
-"""Methods whose maps show pixels; those of the others show image tokens, each of which sees its receptive field."""
+"""Methods whose maps show pixels; maps of the others show image tokens, each of which sees its receptive field."""

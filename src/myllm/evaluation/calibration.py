@@ -121,8 +121,8 @@ def calibrate(
     informative = sum(bool(word) and word not in common for word, *_ in words)
     if informative < MIN_WORDS:
         raise DataError(
-            f"{len(captions)} captions have {informative} words that distinguish pictures; at least {MIN_WORDS} are "
-            "needed to learn how often words are right: use more pictures"
+            f"{len(captions)} captions have {informative} words that distinguish pictures; "
+            f"at least {MIN_WORDS} are needed to learn from: use more pictures"
         )
     vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)
     inputs = np.array([(logprob, score) for _, logprob, score, _ in words])

@@ -23,7 +23,8 @@ from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
-from myllm.metrics.score import evenly_spaced, no_progress, tokenized
+from myllm.metrics.score import evenly_spaced, tokenized
+from myllm.progress import no_progress
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.hallucination import LOWER_IS_BETTER
 from myllm.metrics.result import Floats, MetricResult, mean_of
+from myllm.progress import no_progress
 
 MAIN = "CIDEr-D"
 UNSUPPORTED_METRICS = {
@@ -108,7 +109,7 @@ class Judgement:
 
 def judge_captions(
     captions: Sequence[str], references: Sequence[Sequence[str]], training: Collection[str] = (),
-    blind: str | None = None, progress: Callable[[str, int, int], None] = score.no_progress,
+    blind: str | None = None, progress: Callable[[str, int, int], None] = no_progress,
     metrics: Sequence[str] | None = None
 ) -> Judgement:
     """Judge one caption of each picture by the picture's references, given in the same order.

@@ -1,6 +1,6 @@
 """Confidence intervals by the bootstrap over pictures, and a paired permutation test for two captioners.
 
-All metrics of a call see the same draws, so the difference of two of them is a paired one.
+All metrics of a call are computed on the same draws, so differences between them are paired.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,11 +50,11 @@ def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int 
     return {name: result.of_sums(drawn[:, columns[id(result.sums)]]) for name, result in results.items()}
 
 
-def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval (low, high) of a metric's resampled values; NaN values are left out."""
+def interval(values: Floats) -> tuple[float, float]:
+    """Return the 95 % percentile interval (low, high) of a metric's resampled values; NaN values are left out."""
     if np.isnan(values).all():
         return np.nan, np.nan
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     low, high = np.nanpercentile(values, (tail, 100 - tail))
     return float(low), float(high)
 
@@ -101,13 +101,11 @@ def differences(
     pairs = {f"a {name}": a[name] for name in names} | {f"b {name}": b[name] for name in names}
     drawn = resample(pairs, draws, seed)
     p_values = _permutation_test([a[name] for name in names], [b[name] for name in names], draws, seed)
-    return {
-        name: Difference(
-            a[name].corpus, b[name].corpus, interval(drawn[f"b {name}"] - drawn[f"a {name}"]), p,
-            _count_wins(a[name].per_image, b[name].per_image),
-        )
-        for name, p in zip(names, p_values, strict=True)
-    }
+    results = {}
+    for name, p in zip(names, p_values, strict=True):
+        gain, wins = drawn[f"b {name}"] - drawn[f"a {name}"], _count_wins(a[name].per_image, b[name].per_image)
+        results[name] = Difference(a[name].corpus, b[name].corpus, interval(gain), p, wins)
+    return results
 
 
 def _count_wins(a: Floats, b: Floats) -> tuple[int, int, int]:

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from myllm.metrics.ngrams import Words
-from myllm.metrics.result import MetricResult, mean_of
+from myllm.metrics.result import Floats, MetricResult, mean_of
 
+_MAX_N, _SIGMA = 4, 6.0  # longest n-gram; standard deviation, in words, of the penalty for other lengths
 _BLOCK = 4_000  # pictures processed together, which bounds the memory
 
 _Ints = NDArray[np.int64]
 _Keys = NDArray[np.uint64]
-_Floats = NDArray[np.float64]
 
 
 class _Vectors(NamedTuple):
@@ -27,8 +27,8 @@ class _Vectors(NamedTuple):
 
     caption: _Ints
     key: _Keys
-    weight: _Floats
-    norm: _Floats  # Euclidean norm over the n-grams of the same order in the same caption
+    weight: Floats
+    norm: Floats  # Euclidean norm over the n-grams of the same order in the same caption
 
 
 class CiderD:
@@ -38,9 +38,7 @@ class CiderD:
     weights, and so all scores, are 0.
     """
 
-    def __init__(self, references: Sequence[Sequence[Words]], max_n: int = 4, sigma: float = 6.0) -> None:
-        self._max_n = max_n
-        self._sigma = sigma
+    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
         self._log_pictures = math.log(len(references))
         words = chain.from_iterable(chain.from_iterable(references))
         # From 1: with a word 0, the n-grams (word 0, word x) and (word x) would have the same key.
@@ -69,20 +67,15 @@ class CiderD:
         """
         if len(candidates) != len(references):
             raise ValueError(f"{len(candidates)} candidates but references of {len(references)} pictures")
-        scores: list[float] = []
-        for first in range(0, len(candidates), _BLOCK):
-            part = slice(first, first + _BLOCK)
-            scores += self._score(candidates[part], list(references[part]))
-        return scores
+        blocks = [slice(first, first + _BLOCK) for first in range(0, len(candidates), _BLOCK)]
+        return [score for block in blocks for score in self._score(candidates[block], references[block])]
 
-    def _score(self, candidates: Sequence[Words], references: list[Sequence[Words]]) -> list[float]:
+    def _score(self, candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
         groups = {id(group): group for group in references}
         numbers = {key: number for number, key in enumerate(groups)}
         captions = [*candidates, *chain.from_iterable(groups.values())]
-        picture = np.array(
-            [numbers[id(group)] for group in references]
-            + [numbers[key] for key, group in groups.items() for _ in group]
-        )
+        of_references = (numbers[key] for key, group in groups.items() for _ in group)
+        picture = np.array([*(numbers[id(group)] for group in references), *of_references])
         vectors = self._vectors(captions)
         entry, match = _matches(vectors, picture, len(candidates))
 
@@ -91,10 +84,9 @@ class CiderD:
         cosine = clipped * vectors.weight[match] / (vectors.norm[entry] * vectors.norm[match])
         lengths = np.array([len(words) for words in captions])
         surplus = lengths[vectors.caption[entry]] - lengths[vectors.caption[match]]
-        similarity = cosine * np.exp(-(surplus**2) / (2 * self._sigma**2))
+        similarity = cosine * np.exp(-(surplus**2) / (2 * _SIGMA**2))
         total = np.bincount(vectors.caption[entry], weights=similarity, minlength=len(candidates))
-        terms = [self._max_n * len(group) for group in references]
-        return [10 * sum_ / number for sum_, number in zip(total.tolist(), terms, strict=True)]
+        return [10 * value / (_MAX_N * len(group)) for value, group in zip(total.tolist(), references, strict=True)]
 
     def _vectors(self, captions: Sequence[Words]) -> _Vectors:
         caption, order, key = self._ngrams(captions)
@@ -107,7 +99,7 @@ class CiderD:
         log_frequency[known] = self._log_frequencies[index[known]]
         weight = counts * (self._log_pictures - log_frequency)
 
-        vector = caption * self._max_n + order
+        vector = caption * _MAX_N + order
         norm = np.sqrt(np.bincount(vector, weights=weight**2))[vector]
         # If all weights are 0, the cosine is 0 whatever the norm; 1 avoids a division by 0.
         return _Vectors(caption, key, weight, np.where(norm == 0, 1, norm))
@@ -118,7 +110,7 @@ class CiderD:
         words = np.array([known[w] if w in known else new[w] for w in chain(*captions)], dtype=np.uint64)
         caption = np.repeat(np.arange(len(captions)), [len(words) for words in captions])
         orders, starts, keys, key = [], [], [], words
-        for order in range(self._max_n):
+        for order in range(_MAX_N):
             if order:
                 key = _append(key[:-1], words[order:])
             (start,) = np.nonzero(caption[: len(key)] == caption[order:])  # stays within one caption

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Diversity:
     distinct_share: float
     """Distinct captions over captions."""
     repeated_share: float
-    """Captions that another picture has, too, over captions."""
+    """Captions that another picture has too, over captions."""
     unseen_share: float | None
     """Captions that are not training captions, over captions; None if no training captions were given."""
     distinct_1: float
@@ -50,23 +51,18 @@ def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -
     if not captions:
         raise DataError("no captions to measure; give at least one")
     tokenized = [ptb_tokenize(caption) for caption in captions]
-    sentences = Counter(map(" ".join, tokenized))
+    sentences, total = Counter(map(" ".join, tokenized)), len(captions)
     ((most_frequent, repeats),) = sentences.most_common(1)
     known = {" ".join(ptb_tokenize(caption)) for caption in training}
     unseen = sum(count for sentence, count in sentences.items() if sentence not in known)
+    repeated = sum(count for count in sentences.values() if count > 1)
+    distinct_1, distinct_2, distinct_3 = (_distinct(tokenized, n) for n in (1, 2, 3))
     return Diversity(
-        captions=len(captions),
-        distinct_captions=len(sentences),
-        distinct_share=len(sentences) / len(captions),
-        repeated_share=sum(count for count in sentences.values() if count > 1) / len(captions),
-        unseen_share=unseen / len(captions) if training else None,
-        distinct_1=_distinct(tokenized, 1),
-        distinct_2=_distinct(tokenized, 2),
-        distinct_3=_distinct(tokenized, 3),
-        mean_length=sum(map(len, tokenized)) / len(captions),
-        vocabulary_size=len({word for words in tokenized for word in words}),
-        most_frequent=most_frequent,
-        most_frequent_share=repeats / len(captions),
+        captions=total, distinct_captions=len(sentences), distinct_share=len(sentences) / total,
+        repeated_share=repeated / total, unseen_share=unseen / total if training else None,
+        distinct_1=distinct_1, distinct_2=distinct_2, distinct_3=distinct_3,
+        mean_length=sum(map(len, tokenized)) / total, vocabulary_size=len(set().union(*tokenized)),
+        most_frequent=most_frequent, most_frequent_share=repeats / total,
     )
 
 
@@ -103,7 +99,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], pictures: int) -> Floats:
     """Return the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders: (m, m)."""
     counts = [Counter(ngrams(words, _ORDERS)) for words in captions]
-    columns = {ngram: column for column, ngram in enumerate(set().union(*counts))}
+    columns = {ngram: column for column, ngram in enumerate(dict.fromkeys(chain(*counts)))}
     weights = np.zeros((_ORDERS, len(captions), len(columns)))
     for row, count in enumerate(counts):
         for ngram, times in count.items():

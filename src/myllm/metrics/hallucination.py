@@ -18,10 +18,8 @@ _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "e
 _NUMBERS |= {str(number): number for number in range(2, 11)}
 # Words of a reference that give a number, in addition to number words.
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
-_NO_COUNT_AFTER = frozenset(["number", "#", "age", "no."])
-_NO_COUNT_BEFORE = frozenset(
-    ["year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"]
-)
+_NO_COUNT_AFTER = {"number", "#", "age", "no."}
+_NO_COUNT_BEFORE = {"year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"}
 
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
@@ -47,16 +45,11 @@ def compare_names(words: Words, references: Sequence[Words]) -> NamedThings:
     mentions = things().mentions(words)
     place_mentions = list(filter(_is_place, mentions))
     thing_mentions = [mention for mention in mentions if mention not in place_mentions]
-    mentioned_colours = colour_mentions(words)
-    numbers = _numbers_in(words, mentions)
-    possible_things = things().supported(references)
-    possible_colours = colours().supported(references)
+    mentioned_colours, numbers = colour_mentions(words), _numbers_in(words, mentions)
+    possible_things, possible_colours = things().supported(references), colours().supported(references)
     possible_numbers = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
     return NamedThings(
-        things=len(thing_mentions),
-        places=len(place_mentions),
-        colours=len(mentioned_colours),
-        numbers=len(numbers),
+        things=len(thing_mentions), places=len(place_mentions), colours=len(mentioned_colours), numbers=len(numbers),
         invented_things=_unsupported(words, thing_mentions, possible_things),
         invented_places=_unsupported(words, place_mentions, possible_things),
         invented_colours=_unsupported(words, mentioned_colours, possible_colours),
@@ -101,21 +94,17 @@ def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:
         if word in _NUMBERS and before not in _NO_COUNT_AFTER and after not in _NO_COUNT_BEFORE:
             numbers[index] = _NUMBERS[word]
         elif word in ("couple", "pair") and after == "of":
-            counted = next((mention for mention in mentions if mention.start > index), None)
-            if counted is not None and any(
-                name == "person" or "animal" in things().broader[name] for name in counted.classes
-            ):
+            classes = next((mention.classes for mention in mentions if mention.start > index), ())
+            if any(name == "person" or "animal" in things().broader[name] for name in classes):
                 numbers[index] = 2
     return numbers
 
 
 def _possible_numbers(words: Words) -> set[int]:
-    """Return numbers that a reference names, and those its things add up to: "a man and two girls" are three people."""
+    """Return the numbers that a reference names or that its things add up to: "a man and two girls" are 3 people."""
     mentions = things().mentions(words)
     numbers = _numbers_in(words, mentions)
-    totals = Counter[str]()
-    uncounted: set[str] = set()
-    stop = 0
+    totals, uncounted, stop = Counter[str](), set[str](), 0
     for mention in mentions:
         before = [numbers[index] for index in range(stop, mention.start) if index in numbers]
         broader = set(chain.from_iterable(things().broader[name] for name in mention.classes))

@@ -1,5 +1,7 @@
 """English words that name things and colours, by class, read from `things.txt` and `colours.txt`."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain
@@ -47,18 +49,16 @@ class Lexicon:
     def __init__(self, text: str) -> None:
         self.forms: dict[str, Form] = {}
         self._longest: dict[str, int] = {}
-        self._implied: dict[str, frozenset[str]] = {}
-        self._parents: dict[str, frozenset[str]] = {}
+        self._implied, self._parents = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
         for line in text.splitlines():
             if line and not line.startswith("#"):
                 head, _, words = line.partition(":")
-                name, _, parents = head.partition("<")
-                self._add(name.strip(), words)
-                if name.strip():
-                    broader = frozenset(parent.strip() for parent in parents.split(",") if parent.strip())
-                    self._parents[name.strip()] = self._parents.get(name.strip(), frozenset()) | broader
-        self._parents |= {name: frozenset() for name in chain(*self._parents.values()) if name not in self._parents}
-        self.broader = {name: frozenset(self._ancestors(name)) for name in self._parents}
+                name, *parents = map(str.strip, re.split("[<,]", head))
+                self._add(name, words)
+                if name:
+                    self._parents[name] |= {*parents}
+        names = {*self._parents, *chain.from_iterable(self._parents.values())}
+        self.broader = {name: frozenset(self._ancestors(name)) for name in names}
         """Each class with itself and all broader classes."""
         self._related = {
             name: broader | {narrower for narrower, ancestors in self.broader.items() if name in ancestors}
@@ -69,7 +69,7 @@ class Lexicon:
         classes = frozenset([name] if name else [])
         for word in map(str.strip, words.split(",")):
             if word.startswith("+"):
-                self._implied[word[1:]] = self._implied.get(word[1:], frozenset()) | classes
+                self._implied[word[1:]] |= classes
                 continue
             singular, slash, plural = word.lstrip("=~").partition("/")
             if slash and not plural:
@@ -86,11 +86,11 @@ class Lexicon:
 
     def _ancestors(self, name: str) -> Iterator[str]:
         yield name
-        for parent in self._parents[name]:
+        for parent in self._parents.get(name, ()):
             yield from self._ancestors(parent)
 
     def find(self, words: Words) -> Iterator[tuple[Form, int, int]]:
-        """Yield forms with their start and stop; of several at one index the longest, so "hot dog" is not a dog."""
+        """Yield forms with start and stop; the longest form at an index wins, so that "hot dog" is not a dog."""
         index = 0
         while index < len(words):
             size = self._longest.get(words[index], 0)
@@ -120,18 +120,16 @@ class Lexicon:
 
     def supported(self, captions: Sequence[Words]) -> set[str]:
         """Return the classes that references name or imply, with all broader and narrower classes of those named."""
-        named: set[str] = set()
-        implied: set[str] = set()
+        named, implied = set[str](), set[str]()
         for words in captions:
             for form, _, _ in self.find(words):
                 named |= form.classes
             for word in words:
-                if word in self._implied:
-                    implied |= self._implied[word]
+                implied |= self._implied.get(word, set())
                 if "-" in word:  # "snow-covered", "red-haired"
                     named.update(*(self.forms[part].classes for part in word.split("-") if part in self.forms))
         for name in named:
-            implied |= self._implied.get(f"@{name}", frozenset())
+            implied |= self._implied.get(f"@{name}", set())
         related = chain.from_iterable(self._related[name] for name in named)
         return {*related, *chain.from_iterable(self.broader[name] for name in implied)}
 
@@ -146,7 +144,7 @@ def colour_mentions(words: Words) -> list[Mention]:
 
 
 def _is_verb(words: Words, start: int, is_plural: bool) -> bool:
-    """Whether a word that can be a noun or a verb is certainly no noun here."""
+    """Return whether a word that can be a noun or a verb is certainly not a noun here."""
     before = words[start - 1] if start else "a"
     if is_plural and before in _SINGULAR_FOLLOWS:  # "another watches"
         return True

@@ -3,18 +3,16 @@
 Scores equal those of the jar that pycocoevalcap runs; tests/parity/test_meteor.py compares them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 
 from myllm.metrics.meteor_align import STAGES, Match, align, count_chunks, phrases
-from myllm.metrics.meteor_data import LONGEST_PHRASE, English, missing_data, read_paraphrases
+from myllm.metrics.meteor_data import LONGEST_PHRASE, English, read_paraphrases
 from myllm.metrics.meteor_normalize import normalize
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
-
-__all__ = ["meteor", "missing_data"]
 
 # The jar's parameters for English, tuned to people's rankings of translations.
 _ALPHA = 0.85  # weight of recall relative to precision
@@ -31,25 +29,17 @@ def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -
     """Return METEOR by name.
 
     A picture's value is that with its best reference; the value of a corpus comes from the summed counts. Reading the
-    paraphrases takes some 3 seconds, however many the captions. Raises DataError if `missing_data` gives a reason.
+    paraphrases takes about 3 seconds, for any number of captions. Raises DataError if `missing_data` gives a reason.
     """
     english = English()
     spoken = [normalize(" ".join(words), english.abbreviations) for words in candidates]
     written = [[normalize(" ".join(words), english.abbreviations) for words in captions] for captions in references]
-
-    def all_phrases() -> Iterator[str]:
-        for words in chain(spoken, *written):
-            for _, _, phrase in phrases(words):
-                yield phrase
-
-    n_words = sum(len(words) for words in chain(spoken, *written))
-    paraphrases = read_paraphrases(all_phrases, n_words * LONGEST_PHRASE)
+    n_phrases = LONGEST_PHRASE * sum(map(len, chain(spoken, *written)))
+    all_phrases = (phrase for words in chain(spoken, *written) for _, _, phrase in phrases(words))
+    paraphrases = read_paraphrases(all_phrases, n_phrases)
     sums = np.zeros((len(spoken), _CHUNKS + 1))
-    for picture, (candidate, others) in enumerate(zip(spoken, written, strict=True)):
-        tallies = [
-            _tally(candidate, reference, align(candidate, reference, english, paraphrases), english)
-            for reference in others
-        ]
+    for picture, (words, captions) in enumerate(zip(spoken, written, strict=True)):
+        tallies = [_tally(words, caption, align(words, caption, english, paraphrases), english) for caption in captions]
         sums[picture] = tallies[int(_of_sums(np.array(tallies)).argmax())]  # the first of equally good ones
     return {"METEOR": MetricResult(_of_sums(sums), sums, _of_sums)}
 
@@ -70,8 +60,7 @@ def _tally(candidate: Words, reference: Words, matches: Sequence[Match], english
         count(reference[match.start : match.start + match.length], column + 1)
     matched = [sum(match.candidate_length for match in matches), sum(match.length for match in matches)]
     chunks = count_chunks(matches)
-    is_whole = chunks == 1 and matched == [len(candidate), len(reference)]
-    counts[_CHUNKS] = 0 if is_whole else chunks
+    counts[_CHUNKS] = 0 if chunks == 1 and matched == [len(candidate), len(reference)] else chunks
     return counts
 
 

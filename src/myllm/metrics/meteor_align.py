@@ -1,9 +1,8 @@
 """METEOR's alignment of the words of a candidate with those of a reference (Denkowski and Lavie 2014).
 
-What the paper leaves open, such as the order of equals, is as in its jar, including the jar's oddities. Its search
-counts half of the words that match but are not the same, rounded down: 0 for a stem, synonym or paraphrase of a single
-word. If two such matches compete, as "dogs" and "dog" match by stem and by synonym, one is taken only if it continues
-a chunk.
+What the paper leaves open, such as ties, is done as in its jar, oddities included. The jar's search counts half of the
+words that match without being the same, rounded down: 0 for a stem, synonym or paraphrase of a single word. If two such
+matches compete, as "dogs" and "dog" match by stem and by synonym, one is taken only if it continues a chunk.
 """
 
 from collections import defaultdict
@@ -58,8 +57,7 @@ class _Path(NamedTuple):
 def align(candidate: Words, reference: Words, english: English, paraphrases: Paraphrases) -> list[Match]:
     """Return the matches in the order of the reference; no word is in two of them."""
     possible = _possible_matches(candidate, reference, english, paraphrases)
-    chosen = _search(possible, _uncontested(possible))
-    matches = []
+    chosen, matches = _search(possible, _uncontested(possible)), []
     while chosen:
         match, chosen = chosen
         matches.append(match)
@@ -87,7 +85,7 @@ def phrases(words: Words) -> list[tuple[int, int, str]]:
 def _possible_matches(
     candidate: Words, reference: Words, english: English, paraphrases: Paraphrases
 ) -> list[list[Match]]:
-    """Return the possible matches from each word of the reference on, in the order that decides between equals."""
+    """Return the possible matches that begin at each word of the reference; of equally good ones the first wins."""
     possible: list[list[Match]] = [[] for _ in reference]
 
     def add(stage: int, start: int, length: int, candidate_start: int, candidate_length: int) -> None:
@@ -126,12 +124,11 @@ def _paraphrased(words: Words, others: Words, paraphrases: Paraphrases) -> Itera
         positions[phrase].append((start, length))
     for start, length, phrase in phrases(words):
         for paraphrase in paraphrases.get(phrase, ()):
-            for other_start, other_length in positions.get(paraphrase, ()):
-                yield start, length, other_start, other_length
+            yield from ((start, length, *other) for other in positions.get(paraphrase, ()))
 
 
 def _uncontested(possible: list[list[Match]]) -> list[Match | None]:
-    """Return, for each word of the reference, the match that shares no word with another one; every path takes it."""
+    """Return, for each word of the reference, a match that shares no word with others, which every path takes."""
     once = twice = 0
     for match in chain.from_iterable(possible):
         twice |= once & match.words

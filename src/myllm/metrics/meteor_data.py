@@ -5,19 +5,18 @@ read; no Java is run.
 """
 
 import gzip
-import io
-import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from myllm.errors import DataError
+from myllm.errors import DataError, install_command
 
 _JAR, _PARAPHRASES = "meteor-1.5.jar", "data/paraphrase-en.gz"
-_INSTALL = f"install it with: {sys.executable} -m pip install pycocoevalcap 'snowballstemmer<3'"
+_INSTALL = f"install it with: {install_command('pycocoevalcap', 'snowballstemmer<3')}"
 _BLOCK_BYTES = 1 << 20
 _MAX_SLOTS = 1 << 27
 
@@ -28,8 +27,8 @@ LONGEST_PHRASE = 7
 # adjectives.
 _ENDINGS = (
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
-    ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
-    ("er", ""), ("est", ""), ("er", "e"), ("est", "e"),
+    ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""), ("er", ""), ("est", ""), ("er", "e"),
+    ("est", "e"),
 )
 
 
@@ -70,22 +69,15 @@ class English:
 
         from snowballstemmer.english_stemmer import EnglishStemmer  # not its stemmer(), which may take PyStemmer's
 
-        self._stemmer = EnglishStemmer()
-        self._stems: dict[str, str] = {}
+        self.stem: Callable[[str], str] = cache(EnglishStemmer().stemWord)
+        """Returns the stem by Porter's second stemmer, https://snowballstem.org/algorithms/english/stemmer.html."""
         self._synsets: dict[str, frozenset[str]] = {}
-
-    def stem(self, word: str) -> str:
-        """Return the stem by Porter's second stemmer, https://snowballstem.org/algorithms/english/stemmer.html."""
-        if word not in self._stems:
-            self._stems[word] = self._stemmer.stemWord(word)
-        return self._stems[word]
 
     def synsets(self, word: str) -> frozenset[str]:
         """Return WordNet's sets of synonyms that contain the word or its base; words that share one are synonyms."""
         if word not in self._synsets:
             forms = [word, *(self._bases[word] if word in self._bases else self._base(word))]
-            listed = (self._listed_synsets.get(form, "").split() for form in forms)
-            self._synsets[word] = frozenset().union(*listed)
+            self._synsets[word] = frozenset().union(*(self._listed_synsets.get(form, "").split() for form in forms))
         return self._synsets[word]
 
     def _base(self, word: str) -> list[str]:
@@ -96,21 +88,21 @@ class English:
         return []
 
 
-def read_paraphrases(phrases: Callable[[], Iterable[str]], count: int) -> dict[str, list[str]]:
+def read_paraphrases(phrases: Iterable[str], count: int) -> dict[str, list[str]]:
     """Return the paraphrases of each phrase that are among the phrases themselves, in the table's order.
 
-    The result may contain a few other pairs of the table, too. phrases: yields the phrases each time it is called.
-    count: about how many there are. The table has five million pairs, 272 MB of text. The phrases are kept as marks
-    in a table of hashes, because a set of them would be the largest part of METEOR's memory.
+    The result may contain a few other pairs of the table, because only marks at the phrases' hashes are kept: a set of
+    phrases would be the largest part of METEOR's memory. The table has five million pairs, 272 MB of text.
+
+    count: about how many phrases there are.
     """
     slots = min(_MAX_SLOTS, 1 << max(16, (8 * count).bit_length()))
     marks, mask = bytearray(slots), slots - 1
-    for phrase in phrases():
+    for phrase in phrases:
         marks[hash(phrase.encode()) & mask] = 1
     table = defaultdict[str, list[str]](list)
     with gzip.open(data_folder() / _PARAPHRASES) as file:
-        lines: list[bytes] = []  # three for each pair: probability, phrase, paraphrase
-        unfinished = b""
+        lines, unfinished = list[bytes](), b""  # three lines for each pair: probability, phrase, paraphrase
         while block := file.read(_BLOCK_BYTES):
             *complete, unfinished = (unfinished + block).split(b"\n")
             lines += complete
@@ -131,8 +123,7 @@ def data_folder() -> Path:
 
 
 def _lines(jar: zipfile.ZipFile, name: str) -> list[str]:
-    with jar.open(name) as file:
-        return io.TextIOWrapper(file, encoding="utf-8").read().splitlines()
+    return zipfile.Path(jar, name).read_text(encoding="utf-8").splitlines()
 
 
 def _abbreviations(lines: Iterable[str]) -> Mapping[str, bool]:

@@ -59,8 +59,5 @@ def _split_full_stop(word: str, following: str, abbreviations: Mapping[str, bool
     if "." in bare and re.search(f"[{_LETTER}]", bare):
         return word.replace(".", "")  # u.s.
     only_before_number = abbreviations.get(bare)
-    if only_before_number is False or re.match("[a-z]", following):
-        return word
-    if only_before_number and re.match("[0-9]", following):
-        return word
-    return f"{bare} ."
+    stays = only_before_number is False or re.match("[0-9a-z]" if only_before_number else "[a-z]", following)
+    return word if stays else f"{bare} ."

@@ -195,16 +195,13 @@ def ptb_tokenize(caption: str) -> Words:
 
 
 def _longest_match(text: str, position: int) -> tuple[Iterable[str], int]:
-    """Return the tokens of the rule with the longest match at `position`, and the index behind the last token."""
-    best, end = None, position
-    for rule in _RULES:
-        match = rule.match(text, position)
-        if match and match.end() > end:
-            best, end = match, match.end()
-    if best is None:
+    """Return the tokens of the longest match at `position`, and the index after the last of them."""
+    matches = (match for rule in _RULES if (match := rule.match(text, position)))
+    best = max(matches, key=re.Match.end, default=None)  # the first of equally long ones
+    if not best or not best[0]:
         return text[position], position + 1
     if best.lastindex is None:
-        return [best[0]], end
+        return [best[0]], best.end()
     return filter(None, best.groups()), best.end(best.lastindex)
 
 

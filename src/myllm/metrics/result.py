@@ -1,4 +1,4 @@
-"""A metric's values with the sums they come from, so that any subset of the pictures has a value without rescoring."""
+"""A metric's values and the sums that they come from, so that subsets of the pictures need no new scoring."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric's value for each of N pictures, and what to add up for their common value."""
+    """One metric's value for each of N pictures, and the sums that give a value for several pictures."""
 
     per_image: Floats
     """(N,): the value of each picture; NaN if the metric says nothing about it."""
     sums: Floats
-    """(N, S): what adds up over pictures, such as counts of matches, lengths, or the value itself."""
+    """(N, S): numbers to add over pictures, such as counts of matches, lengths, or the value itself."""
     of_sums: Callable[[Floats], Floats]
     """Maps sums over any pictures, (..., S), to their common value, (...)."""
     unit: str = ""

@@ -35,9 +35,7 @@ def _common_lengths(words: Words, captions: Sequence[Words]) -> list[int]:
     positions: dict[str, int] = {}
     for index, word in enumerate(words):
         positions[word] = positions.get(word, 0) | 1 << index
-    all_bits = (1 << len(words)) - 1
-
-    lengths = []
+    all_bits, lengths = (1 << len(words)) - 1, []
     for caption in captions:
         unmatched = all_bits
         for word in caption:

@@ -1,8 +1,10 @@
 """Score captions against references. `METRICS` is the table of metrics: a new one is a function and a line there."""
 
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +19,7 @@ from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.rouge import rouge_l
+from myllm.progress import Progress, no_progress
 
 Item = TypeVar("Item")
 
@@ -38,12 +41,12 @@ METRICS: dict[str, Metric] = {
 }
 TOKENIZER = "PTB 3.4.1"
 PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
-"""Metrics by which people's captions are compared with each other; METEOR would take minutes."""
+"""Metrics for comparing people's captions with each other; METEOR would take minutes."""
 MAX_PICTURES = 5_000
-"""Pictures on which people are compared: it is ten times the work of scoring captions."""
+"""Maximum number of pictures for comparing people, which takes ten times as long as scoring captions."""
 
-# Writing without blanks between words: Thai to Myanmar, Khmer, then Japanese and Chinese.
-_WITHOUT_BLANKS = ("\u0e00", "\u109f"), ("\u1780", "\u17ff"), ("\u3040", "\u30ff"), ("\u3400", "\u9fff")
+# Scripts without blanks between words: Thai to Myanmar, Khmer, Japanese, Chinese.
+_WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,9 @@ class Scores:
         return {name: figure.per_image for name, figure in self.figures.items()}
 
 
-def no_progress(what: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
 def absent() -> dict[str, str]:
     """Return the metrics that cannot be computed here, each with the reason and the remedy."""
-    reason = missing_data()
-    return {} if reason is None else {"METEOR": reason}
+    return {} if (reason := missing_data()) is None else {"METEOR": reason}
 
 
 def score_captions(
@@ -95,16 +93,11 @@ def tokenized(captions: Iterable[str]) -> list[Words]:
 
 
 def score_words(
-    candidates: Sequence[Words],
-    references: Sequence[Sequence[Words]],
-    metrics: Sequence[str] | None = None,
-    progress: Callable[[str, int, int], None] = no_progress,
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, MetricResult]:
-    """Return what `score_captions` does, for captions that are tokenized already."""
-    if metrics is None:
-        unavailable = absent()
-        metrics = [name for name in METRICS if name not in unavailable]
-    chosen = select_metrics(metrics)
+    """Return the figures of `score_captions`, for captions that are tokenized already."""
+    chosen = select_metrics(METRICS.keys() - absent() if metrics is None else metrics)
     scored: dict[str, MetricResult] = {}
     for done, (name, results) in enumerate(chosen.items(), 1):
         computed = METRICS[name].compute(candidates, references)
@@ -118,21 +111,17 @@ def select_metrics(names: Iterable[str]) -> dict[str, list[str]]:
 
     names: names of metrics or of their results, in any case. Raises ConfigError for an unknown name.
     """
-    known = {result.lower(): (name, [result]) for name, metric in METRICS.items() for result in metric.results}
-    known |= {name.lower(): (name, list(metric.results)) for name, metric in METRICS.items()}
-    wanted: dict[str, set[str]] = {}
+    spellings = [*METRICS, *chain.from_iterable(metric.results for metric in METRICS.values())]
+    known, wanted = {spelling.lower(): spelling for spelling in spellings}, set[str]()
     for name in map(str.strip, names):
         if name.lower() not in known:
-            spellings = [*METRICS, *(result for metric in METRICS.values() for result in metric.results)]
             hint = nearest(name, spellings)
-            raise ConfigError(f"metric {name!r} is unknown{hint}; known are {', '.join(dict.fromkeys(spellings))}")
-        metric, results = known[name.lower()]
-        wanted.setdefault(metric, set()).update(results)
-    return {
-        name: [result for result in metric.results if result in wanted[name]]
-        for name, metric in METRICS.items()
-        if name in wanted
+            raise ConfigError(f"metric {name!r} is unknown{hint}; known are {', '.join(known.values())}")
+        wanted.add(known[name.lower()])
+    chosen = {
+        name: [result for result in metric.results if wanted & {name, result}] for name, metric in METRICS.items()
     }
+    return {name: results for name, results in chosen.items() if results}
 
 
 def protocol_of(references: Sequence[Sequence[object]]) -> dict[str, str | int]:
@@ -169,7 +158,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def shuffled(captions: Sequence[Item], seed: int = 0) -> list[Item]:
-    """Give each caption to another picture, as a captioner would that looks at the wrong pictures."""
+    """Return the captions in another order, each at another picture, as if the captioner saw the wrong pictures."""
     order = list(range(len(captions)))
     random.Random(seed).shuffle(order)
     # A cycle through all of them leaves none where it was.
@@ -178,8 +167,8 @@ def shuffled(captions: Sequence[Item], seed: int = 0) -> list[Item]:
 
 
 def has_words_without_blanks(captions: Iterable[str]) -> bool:
-    """Whether most captions are in a writing system that puts no blanks between words, such as Chinese or Thai."""
-    marks = [any(first <= letter <= last for letter in text for first, last in _WITHOUT_BLANKS) for text in captions]
+    """Return whether most captions are in a script without blanks between words, such as Chinese or Thai."""
+    marks = [_WITHOUT_BLANKS.search(text) is not None for text in captions]
     return sum(marks) > len(marks) / 2
 
 
@@ -193,9 +182,8 @@ def check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Non
     if not candidates:
         raise DataError("no captions to score; expected at least one picture")
     for number, captions in enumerate(references, 1):
+        picture = f"picture {number} of {len(references)}"
         if isinstance(captions, str):
-            raise DataError(f"picture {number} of {len(references)} has a string; expected a list of captions")
+            raise DataError(f"{picture} has a string; expected a list of captions")
         if not captions:
-            raise DataError(
-                f"picture {number} of {len(references)} has no reference caption; add one or leave the picture out"
-            )
+            raise DataError(f"{picture} has no reference caption; add one or leave the picture out")

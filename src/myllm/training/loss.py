@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from myllm.data.batches import Batch
 from myllm.model.vision_gpt2 import VisionGPT2
 
-# A word of most pictures distinguishes few of them, and a word of very few pictures cannot be learned.
+# A word of most pictures hardly distinguishes pictures, and a word of very few pictures cannot be learned.
 PRESENCE_SHARE = (0.001, 0.5)
 MAX_PRESENCE_WORDS = 1000
 MAX_LENGTH_GROUPS, MIN_LENGTH_GROUP = 6, 32
@@ -79,10 +79,10 @@ def hide_words(tokens: Tensor, share: float, hidden: int, generator: torch.Gener
 
 
 def length_groups(lengths: Tensor) -> Sequence[Tensor]:
-    """Return the rows of captions in a few groups of like length, shortest first, without captions of length 0.
+    """Return the rows of captions in a few groups of similar length, shortest first, without captions of length 0.
 
-    lengths: (N,), the number of targets of each caption. Half of a batch of natural captions is padding, which costs
-    as much as words; in groups that are cut to their longest caption it is an eighth. Small groups would be slow.
+    lengths: (N,), the number of targets of each caption. Padding costs as much as words: it is half of a batch of
+    natural captions, and an eighth of groups that are cut to their longest caption. Small groups would be slow.
     """
     order = lengths.argsort()
     return order[lengths[order] > 0].chunk(min(MAX_LENGTH_GROUPS, max(1, len(order) // MIN_LENGTH_GROUP)))

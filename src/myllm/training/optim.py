@@ -69,10 +69,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW for all parameters; with config.optimizer muon, Muon for matrices and convolutions instead.
+    """Return AdamW for all parameters or, if config.optimizer is "muon", AdamW and Muon for matrices and convolutions.
 
-    Weight decay applies only to matrices and convolutions, not to norms, biases, embeddings and the word presence
-    head's bias. Each parameter group holds its peak learning rate as `peak_lr`.
+    Weight decay applies only to matrices and convolutions, not to norms, biases and embeddings. Each parameter group
+    holds its peak learning rate as `peak_lr`.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
@@ -85,10 +85,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         decay = vision_decay if is_vision else config.weight_decay
         is_for_muon = config.optimizer == "muon" and not name.startswith("presence.")
         (matrices if is_for_muon else others)[decay].append(parameter)
-    adam: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(_groups(others, config.lr), lr=config.lr, betas=(0.9, 0.98), fused=True)
-    ]
-    return [*adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr)] if matrices else adam
+    adam = torch.optim.AdamW(_groups(others, config.lr), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    return [adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr)] if matrices else [adam]
 
 
 def _groups(by_decay: Mapping[float, list[nn.Parameter]], rate: float) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from myllm.checkpoints import formats
+from myllm.checkpoints.build import build_model
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
@@ -34,7 +34,7 @@ class Prepared:
     """Model and data of a run."""
 
     config: TrainConfig
-    """The run's configuration; with a base it has the base's geometry and decoding defaults."""
+    """The run's configuration; with a base, it has the base's geometry and decoding defaults."""
     model: VisionGPT2
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
@@ -50,85 +50,83 @@ class Prepared:
 def prepare(config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = ()) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
-    given_options: dotted names of the options that the user set (`text.dropout`): with a base, they count even if their
-    value is the default. Raises DataError, ConfigError or CheckpointError with the fix.
+    given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
+    if their value is the default. Raises DataError, ConfigError or CheckpointError.
     """
     records, findings = read_records(Path(config.data), config.captions)
     splits = split_records(records, Path(config.data), findings)
-    base = _base(config)
-    if base is not None:
+    base = None
+    if config.base is not None:
+        # an adapter names its base, which must open again as a whole captioner
+        base = formats.load_base(config.base) if config.lora.rank else formats.load(config.base)
         config = fit_to_base(config, base, given_options)
+        if config.text != base.model.config.text:
+            architecture = replace(base.model.config, text=config.text)
+            base = replace(base, model=build_model(architecture, base.model.state_dict()))
     torch.manual_seed(config.seed)
     start = base or _new_checkpoint(config, splits["train"])
-    model, preprocess = start.model, Preprocess(start.preprocess)
-    base_hash = None
+    model, preprocess, base_hash = start.model, Preprocess(start.preprocess), None
     if config.lora.rank:
         base_hash = weights_hash(model)
         add_adapters(model, config.lora)
-        _check_features(config, model)
+        in_backbone = [name for name, _ in adapted_layers(model) if name.startswith("encoder.")]
+        if config.vision.frozen and in_backbone:
+            raise ConfigError(
+                f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
+                "backbone's features; drop one of them"
+            )
     cache = _feature_cache(start, config) if config.vision.frozen else None
     sources = []
     for name in ("train", "val"):
-        pictures = [record.image for record in splits[name]]
-        known = cache.known(pictures) if cache is not None else ()
+        known = cache.known([record.image for record in splits[name]]) if cache is not None else ()
         readable, pixels = check_pictures(splits[name], preprocess, findings, progress, known)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
         if cache is not None:
             source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
         sources.append(source)
-    fingerprint = fingerprint_of([*sources[0].records, *sources[1].records])
-    return Prepared(
-        config, model, start.tokenizer, start.preprocess, sources[0], sources[1], findings, fingerprint, base_hash
-    )
+    train, val = sources
+    fingerprint = fingerprint_of([*train.records, *val.records])
+    return Prepared(config, model, start.tokenizer, start.preprocess, train, val, findings, fingerprint, base_hash)
 
 
-def _base(config: TrainConfig) -> Checkpoint | None:
-    if config.base is None:
-        return None
-    # an adapter file names its base, which must open as a whole captioner again
-    return formats.load_base(config.base) if config.lora.rank else formats.load(config.base)
-
-
-# Options of the model that a base does not fix: where its weights came from, and what trains.
-NOT_GEOMETRY = ("vision.pretrained", "vision.frozen", "text.pretrained")
+# Options of the model that a base does not fix: dropout, where weights came from, and what trains.
+NOT_GEOMETRY = ("text.dropout", "text.pretrained", "vision.frozen", "vision.pretrained")
 
 
 def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
-    """Return `config` with the base's model options, and with its decoding options if none are set.
+    """Return `config` with the base's model options and, unless any are set, with its decoding options.
 
-    An option is set if it differs from the default, or is in `given_options`. Raises ConfigError if a model option that
-    is set differs from the base's.
+    An option is set if it differs from the default or is in `given_options`. Dropout and `vision.frozen` may differ
+    from the base's; ConfigError is raised for other model options that are set and differ.
     """
     model = base.model.config
     options, of_base, default = (
         dict(flatten(asdict(part), ".")) for part in (config.captioner, model, CaptionerConfig())
     )
-    for name, value in options.items():
-        # a config.yaml holds the default of text.vocab_size, because training takes it from the tokenizer
-        is_set = value != default.get(name) or (name in given_options and name != "text.vocab_size")
-        if is_set and value != of_base.get(name) and name not in NOT_GEOMETRY:
-            raise ConfigError(f"{name} is {value}, but the base {config.base} has {of_base.get(name)}; leave that out")
+    # a config.yaml has the default of text.vocab_size, because training takes it from the tokenizer
+    is_set = {name for name, value in options.items() if value != default.get(name)}
+    is_set |= {*given_options} - {"text.vocab_size"}
+    for name in options:
+        if name in is_set and name not in NOT_GEOMETRY and options[name] != of_base.get(name):
+            raise ConfigError(
+                f"{name} is {options[name]}, but the base {config.base} has {of_base.get(name)}; leave that out"
+            )
+    text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
+    vision = replace(model.vision, frozen=config.vision.frozen)
     sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given_options)
-    vision, decode = replace(model.vision, frozen=config.vision.frozen), config.decode if sets_decode else base.decode
-    return replace(config, vision=vision, text=model.text, mode=model.mode, decode=decode)
+    decode = config.decode if sets_decode else base.decode
+    return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 
 
 def _new_checkpoint(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
     """Return an untrained model with its tokenizer and preprocessing."""
-    tokenizer = _tokenizer(config, train)
+    if config.text.pretrained:
+        tokenizer = gpt2_tokenizer(str(gpt2_folder(config.text.pretrained)))
+    else:
+        tokenizer = train_tokenizer((text for record in train for text in record.captions), config.captions.vocab_size)
     text = replace(fit_to_pretrained(config.text), vocab_size=tokenizer.get_vocab_size())
     model = VisionGPT2(replace(config.captioner, text=text))
     return Checkpoint(model, tokenizer, model.encoder.preprocess)
-
-
-def _check_features(config: TrainConfig, model: VisionGPT2) -> None:
-    """Raise ConfigError if adapters would change features that are computed only once."""
-    in_backbone = [name for name, _ in adapted_layers(model) if name.startswith("encoder.")]
-    if config.vision.frozen and in_backbone:
-        raise ConfigError(
-            f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
-            "backbone's features; drop one of them"
-        )
 
 
 def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
@@ -144,12 +142,10 @@ def _with_features(
 ) -> CaptionSource:
     """Return the source with the features of its pictures, from the cache or computed now."""
     encoder = model.encoder.to(device).eval()
-
-    def encode(images: Tensor) -> tuple[Tensor, ...]:
-        return encoder(images.to(device))
-
     pictures = [record.image for record in source.records]
-    features = cache.features(pictures, source.images, encode, findings, progress=progress)
+    features = cache.features(
+        pictures, source.images, lambda images: encoder(images.to(device)), findings, progress=progress
+    )
     return replace(source, features=features, pixels=None)
 
 
@@ -159,9 +155,3 @@ def fingerprint_of(records: Sequence[Record]) -> str:
     for record in records:
         digest.update("\0".join((record.name, *record.captions)).encode())
     return digest.hexdigest()
-
-
-def _tokenizer(config: TrainConfig, train: Sequence[Record]) -> Tokenizer:
-    if config.text.pretrained:
-        return gpt2_tokenizer(str(gpt2_folder(config.text.pretrained)))
-    return train_tokenizer((text for record in train for text in record.captions), config.captions.vocab_size)

@@ -41,11 +41,11 @@ class StepReport:
     """A finished step. Reading `loss` or `gradient_norm` waits for the device; the other fields cost nothing."""
 
     epoch: int
-    """The epoch from 0."""
+    """Counted from 0."""
     step: int
-    """Steps so far, this one included."""
+    """Counted from 1."""
     progress: float
-    """0..1 of the whole run."""
+    """Share of the run that is done, 0 to 1."""
     learning_rate: float
     """Learning rate of AdamW in this step."""
     pictures_per_second: float
@@ -76,7 +76,7 @@ class Reporter(Protocol):
 
 
 class Trainer:
-    """A training run from `state` to its end."""
+    """Trains a captioner from `state` to the end of the run."""
 
     def __init__(self, config: TrainConfig, prepared: Prepared, reporter: Reporter) -> None:
         self.config = config
@@ -86,19 +86,22 @@ class Trainer:
         self.device = choose_device(config.devices)
         self.precision = choose_precision(config.precision, self.device)
         self.model = prepared.model.to(self.device)
+        train, text, presence = prepared.train, self.model.config.text, None
+        if config.word_presence_weight:
+            captions = [[train.ids[caption] for caption in record.captions] for record in train.records]
+            presence = WordPresence(text.n_embd, word_occurrences(captions, text.vocab_size, train.end))
         self.objective = Objective(
-            self.model, prepared.train.end, config.label_smoothing, config.word_dropout, self._word_presence(),
-            config.word_presence_weight,
+            self.model, train.end, config.label_smoothing, config.word_dropout, presence, config.word_presence_weight
         ).to(self.device)
         self.optimizers = build_optimizers(self.objective, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.batches = training_batches(
-            prepared.train, config.batch_size, config.captions_per_image, config.seed, config.augment, config.workers
+            train, config.batch_size, config.captions_per_image, config.seed, config.augment, config.workers
         )
         self.validator = Validator(config, prepared, self.device, self.precision)
         self.best_by = best_criterion(config.best_by, self.validator.count)
         self.state = RunState()
-        # These stay on the device until a row or a file needs them: reading them in each step would make a GPU wait.
+        # Both stay on the device until a row or a file needs them: reading them in each step would make a GPU wait.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradient_norm = torch.zeros((), device=self.device)
 
@@ -124,12 +127,11 @@ class Trainer:
         previous: StepReport | None = None
         step_time = save_time = time.monotonic()
         with _catch_interrupt() as interrupted:
-            while not self._is_finished():
-                group = list(islice(batches, config.accumulate))
-                if group:  # empty if the run was interrupted after the last batch of an epoch
+            while self.progress < 1.0 and state.epoch < config.epochs and not self._is_out_of_patience():
+                if group := list(islice(batches, config.accumulate)):  # [] if interrupted at the end of an epoch
                     rate = rate_factor(self.progress, config.schedule)
                     set_rates(self.optimizers, rate)
-                    loss, gradient_norm = self._step(group)
+                    loss = self._step(group)
                     seconds = time.monotonic() - step_time
                     step_time += seconds
                     state.batch += len(group)
@@ -137,7 +139,7 @@ class Trainer:
                     state.seconds += seconds
                     speed = sum(len(batch.index) for batch in group) / max(seconds, 1e-9)
                     report = StepReport(
-                        state.epoch, state.step, self.progress, config.lr * rate, speed, loss, gradient_norm
+                        state.epoch, state.step, self.progress, config.lr * rate, speed, loss, self.gradient_norm
                     )
                     self.reporter.step(report)
                     if previous is not None:  # a GPU finished that step while this one was prepared
@@ -165,32 +167,20 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """0..1 of the run, by the limit that is nearest."""
+        """Share of the run that is done, 0 to 1, by the nearest limit: epochs, steps or minutes."""
         config, state = self.config, self.state
         steps = config.epochs * math.ceil(len(self.batches) / config.accumulate)
-        shares = [state.step / min(steps, config.max_steps or steps)]
-        if config.max_minutes:
-            shares.append(state.seconds / (60 * config.max_minutes))
-        return min(1.0, max(shares))
+        by_time = state.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
+        return min(1.0, max(by_time, state.step / min(steps, config.max_steps or steps)))
 
     @property
     def _fingerprint(self) -> str:
         """Identifies the data and, under adapters, the base's weights; a run is resumed only with the same ones."""
         return " ".join(filter(None, (self.prepared.fingerprint, self.prepared.base_hash)))
 
-    def _is_finished(self) -> bool:
-        return self.progress >= 1.0 or self.state.epoch >= self.config.epochs or self._is_out_of_patience()
-
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
-
-    def _word_presence(self) -> WordPresence | None:
-        if not self.config.word_presence_weight:
-            return None
-        text, source = self.model.config.text, self.prepared.train
-        captions = [[source.ids[caption] for caption in record.captions] for record in source.records]
-        return WordPresence(text.n_embd, word_occurrences(captions, text.vocab_size, source.end))
 
     def _start_epoch(self) -> Iterator[Batch]:
         """Set the epoch's stage and training mode, and return its remaining batches."""
@@ -199,11 +189,8 @@ class Trainer:
         set_train_mode(self.model)
         return self.batches.epoch(self.state.epoch, self.state.batch)
 
-    def _step(self, group: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step over the batches of `group`, as if they were one.
-
-        Returns the loss per token and the gradient norm before clipping, both () on the device.
-        """
+    def _step(self, group: Sequence[Batch]) -> Tensor:
+        """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ()."""
         tokens = max(1, sum(int(batch.lengths.sum()) for batch in group))
         step_sum = torch.zeros_like(self.loss_sum)
         for batch in group:
@@ -211,8 +198,13 @@ class Trainer:
                 losses = self.objective(batch.to(self.device))
             self.scaler.scale(losses.total * (losses.tokens / tokens)).backward()
             step_sum += losses.caption_sum
-        if self.state.step == 0:
-            self._warn_of_idle_adapters()
+        if self.state.step == 0:  # some models (BEiT) read a layer's weight instead of calling the layer
+            idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
+            if idle:
+                self.reporter.warn(
+                    f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one; leave these out of "
+                    "--lora.targets"
+                )
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip)
@@ -222,7 +214,7 @@ class Trainer:
         self.scaler.update()
         self.loss_sum += step_sum
         self.state.loss_tokens += tokens
-        return step_sum / tokens, self.gradient_norm
+        return step_sum / tokens
 
     def _check_loss(self, loss: float, step: int) -> None:
         """Raise MyLLMError if the loss of a step is NaN or infinite."""
@@ -234,25 +226,16 @@ class Trainer:
             )
 
     def _read_device(self) -> None:
-        """Copy the sums of the epoch into the state. Raises MyLLMError if the loss is not finite."""
+        """Copy the loss and the gradient norm into the state. Raises MyLLMError if the loss is not finite."""
         self.state.loss_sum, self.state.gradient_norm = float(self.loss_sum), float(self.gradient_norm)
         self._check_loss(self.state.loss_sum, self.state.step)
 
-    def _warn_of_idle_adapters(self) -> None:
-        """Warn of adapters without gradient: some models (BEiT) read a layer's weight instead of calling the layer."""
-        idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
-        if idle:
-            message = f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one"
-            self.reporter.warn(f"{message}; leave these out of --lora.targets")
-
     def _end_epoch(self) -> None:
-        """Validate, add a row to the history, write captioner.pt if it is the best epoch, write last.pt, and report."""
+        """Validate, add a row to the history, save the captioner if the epoch is the best, save the state, report."""
         self._read_device()
-        state = self.state
-        validation = self.validator(self.objective)
+        state, validation = self.state, self.validator(self.objective)
         row = self._row(validation)
-        state.epoch, state.batch = state.epoch + 1, 0
-        state.loss_sum, state.loss_tokens = 0.0, 0
+        state.epoch, state.batch, state.loss_sum, state.loss_tokens = state.epoch + 1, 0, 0.0, 0
         self.loss_sum.zero_()
         state.history.append(row)
         if not state.best_epoch or is_better(row, state.history[state.best_epoch - 1], self.best_by):
@@ -282,14 +265,14 @@ class Trainer:
     def _save_best(self, row: dict[str, float | str]) -> None:
         """Write captioner.pt or, if adapters train, adapter/."""
         prepared, config = self.prepared, self.config
-        provenance: dict[str, Any] = {
-            "data": {"folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
-                     "train": len(prepared.train.records), "val": len(prepared.val.records)},
-            "validation": dict(row), "captioned": self.validator.count,
-            "seed": config.seed, "torch": str(torch.__version__),
+        data = {
+            "folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
+            "train": len(prepared.train.records), "val": len(prepared.val.records),
         }
-        if config.base is not None:
-            provenance["base"] = config.base
+        provenance: dict[str, Any] = {
+            "data": data, "validation": row, "captioned": self.validator.count, "seed": config.seed,
+            "torch": str(torch.__version__), **({} if config.base is None else {"base": config.base}),
+        }
         checkpoint = native.Checkpoint(
             self.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
         )
@@ -306,14 +289,13 @@ def _catch_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield interrupted
     finally:

@@ -41,9 +41,9 @@ class Validation:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each sign that the model repeats itself or ignores the pictures."""
-        diversity, messages = measure_diversity(self.captions), []
         if len(self.samples) <= MIN_WARNING_PICTURES:
             return []
+        diversity, messages = measure_diversity(self.captions), []
         if diversity.most_frequent_share > COLLAPSED_SHARE:
             messages.append(
                 f"{diversity.most_frequent_share:.0%} of the captions are the same sentence "
@@ -61,17 +61,15 @@ class Validator:
     """Validates the model of a run on its validation pictures."""
 
     def __init__(self, config: TrainConfig, prepared: Prepared, device: torch.device, precision: str) -> None:
-        self.decode = config.decode
-        self.source, self.tokenizer = prepared.val, prepared.tokenizer
-        self.device, self.precision = device, precision
-        self.vocabulary = make_vocabulary(prepared.tokenizer)
+        self.decode, self.device, self.precision = config.decode, device, precision
+        self.tokenizer, self.vocabulary = prepared.tokenizer, make_vocabulary(prepared.tokenizer)
+        self.records = prepared.val.records
         self.batches = evaluation_batches(prepared.val, config.batch_size, config.workers)
-        self.count = min(config.val_images, len(prepared.val.records))
+        self.count = min(config.val_images, len(self.records))
 
     def __call__(self, objective: Objective) -> Validation:
         """Return the results; the objective is in evaluation mode afterwards."""
-        loss = validation_loss(objective, self.batches, self.device)
-        samples = self._caption(objective)
+        loss, samples = validation_loss(objective, self.batches, self.device), self._caption(objective)
         captions, references = [sample.caption for sample in samples], [sample.references for sample in samples]
         cider, shuffled_cider = (
             score_captions(order, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
@@ -84,16 +82,16 @@ class Validator:
         """Caption the first validation pictures with the run's decoding options."""
         model, samples = objective.model, list[Sample]()
         for batch in self.batches.epoch(0):
-            numbers = batch.index.tolist()
+            indexes = batch.index.tolist()
             with autocast(self.precision, self.device):
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
                 image = model.image_kv(model.image_tokens(features))
                 # seeds by picture, so that sampling draws the same for a picture in each epoch
-                search = make_search(model, self.vocabulary, image, self.decode, seeds=numbers)
+                search = make_search(model, self.vocabulary, image, self.decode, seeds=indexes)
                 captions = generate_captions(search, self.tokenizer)
-            for number, caption in zip(numbers, captions, strict=True):
-                record = self.source.records[number]
+            for index, caption in zip(indexes, captions, strict=True):
+                record = self.records[index]
                 samples.append(Sample(record.image, caption.text, record.captions))
             if len(samples) >= self.count:
                 break
@@ -120,8 +118,7 @@ def best_criterion(best_by: str, pictures: int) -> str:
 def is_better(row: Mapping[str, float | str], best: Mapping[str, float | str], criterion: str) -> bool:
     """Return whether an epoch's row beats that of the best epoch so far; equal CIDEr-D is decided by the loss."""
 
-    def quality(figures: Mapping[str, float | str]) -> list[float]:
-        loss = -float(figures["val_loss"])
-        return [float(figures["CIDEr-D"]), loss] if criterion == "CIDEr-D" else [loss]
+    def quality(figures: Mapping[str, float | str]) -> tuple[float, float]:
+        return float(figures["CIDEr-D"]) if criterion == "CIDEr-D" else 0.0, -float(figures["val_loss"])
 
     return quality(row) > quality(best)

@@ -17,16 +17,25 @@ def test_fit_to_base_takes_what_is_not_set_from_the_base(tiny_checkpoint: Checkp
     assert config.captioner == tiny_checkpoint.model.config and config.decode == tiny_checkpoint.decode
 
 
-@pytest.mark.parametrize("name", ["text.dropout", "text.n_layer", "vision.name", "mode"])
+@pytest.mark.parametrize("name", ["text.n_layer", "vision.name", "mode"])
 def test_fit_to_base_refuses_what_is_given_and_differs_even_at_its_default(
-    tiny_checkpoint: Checkpoint, tiny_model: Callable[..., VisionGPT2], name: str
+    tiny_checkpoint: Checkpoint, name: str
 ) -> None:
-    base = replace(tiny_checkpoint, model=tiny_model(dropout=0.0))
     default: object = CaptionerConfig()
     for part in name.split("."):
         default = getattr(default, part)
     with pytest.raises(ConfigError, match=f"{name} is {default}, but the base base.pt has .*; leave that out"):
-        fit_to_base(DEFAULT, base, given_options={name})
+        fit_to_base(DEFAULT, tiny_checkpoint, given_options={name})
+
+
+def test_fit_to_base_takes_dropout_from_the_base_unless_it_is_given(
+    tiny_checkpoint: Checkpoint, tiny_model: Callable[..., VisionGPT2]
+) -> None:
+    base = replace(tiny_checkpoint, model=tiny_model(dropout=0.0))
+    dropped = replace(DEFAULT, text=replace(DEFAULT.text, dropout=0.4))
+    assert fit_to_base(DEFAULT, base).text.dropout == 0.0
+    assert fit_to_base(DEFAULT, base, given_options={"text.dropout"}).text.dropout == 0.1
+    assert fit_to_base(dropped, base).text == replace(base.model.config.text, dropout=0.4)
 
 
 @pytest.mark.parametrize("name", ["vision.pretrained", "vision.frozen", "text.vocab_size", "epochs", "decode.beams"])

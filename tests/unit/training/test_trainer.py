@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from myllm.caption import Sample
+from myllm.checkpoints import native
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.errors import MyLLMError
 from myllm.training.prepare import prepare
@@ -102,3 +104,18 @@ def test_best_by_cider_with_few_pictures_keeps_the_epoch_with_the_lowest_loss(co
         "the best epoch is the one with the lowest validation loss: CIDEr-D needs at least 50 captioned validation "
         "pictures, and there are 2"
     )
+
+
+def test_a_base_is_trained_with_the_given_dropout_and_the_captioner_remembers_it(
+    config: TrainConfig, tiny_checkpoint: native.Checkpoint, tmp_path: Path
+) -> None:
+    native.save(tiny_checkpoint, tmp_path / "base.pt")
+    text = GPTConfig(dropout=0.4)
+    recorder = start(replace(config, base=str(tmp_path / "base.pt"), text=text, max_steps=1))
+    decoder, weights = recorder.trainer.model.decoder, recorder.trainer.model.state_dict()
+    assert {layer.p for layer in decoder.modules() if isinstance(layer, nn.Dropout)} == {0.4}
+    assert {block.attn.dropout for block in decoder.blocks} == {0.4}
+    assert all(torch.equal(weights[name], value) for name, value in tiny_checkpoint.model.state_dict().items())
+    recorder.trainer.train()
+    saved = native.load(tmp_path / "run").model.config.text
+    assert saved == replace(tiny_checkpoint.model.config.text, dropout=0.4)
