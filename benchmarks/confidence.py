@@ -23,7 +23,7 @@ from myllm.evaluation.calibration import (
     risk_coverage,
 )
 from myllm.evaluation.evaluate import caption_records
-from myllm.evaluation.plots import plot_confidence
+from myllm.evaluation.plots import CONFIDENCE_PLOTS, save_plots
 from myllm.evaluation.scenes import named_groups
 from myllm.inference.captioner import Captioner
 from myllm.metrics.result import Floats
@@ -70,7 +70,7 @@ def main() -> None:
     if (arguments.data / BOXES_FILE).is_file():
         print_things(judged, read_things(arguments.data))
     if arguments.plots:
-        plot_confidence(trust_of(next(iter(judged.values()))), arguments.plots)
+        save_plots(CONFIDENCE_PLOTS, trust_of(next(iter(judged.values()))), arguments.plots)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def caption(source: str) -> Callable[[Path], float]:
     def job(folder: Path) -> float:
         from PIL import Image
 
-        from myllm.apps.caption import open_captioner
+        from myllm.apps.opening import open_captioner
 
         captioner = open_captioner(str(folder / source), "cpu", "auto")
         options = captioner.decode_options(max_new_tokens=TOKENS, min_new_tokens=TOKENS)

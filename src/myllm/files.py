@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from myllm.errors import CheckpointError, ConfigError, MyLLMError, reason
+from myllm.errors import CheckpointError, ConfigError, DataError, MyLLMError, reason
 
 LOCK_FILE = "in-use.lock"
 MAX_JSON_BYTES = 2**28
@@ -24,21 +24,18 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Raises MyLLMError if the disk is full or the folder cannot be written to.
     """
-    name = None
-    try:
+    with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        _raise_disk_error(error, path)
-        raise
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+        finally:
+            Path(part).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,35 +46,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} is there already; give another name, or move it away")
-    part = None
-    try:
+    with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-        yield part
-        for file in part.rglob("*"):
-            if file.is_dir():
-                file.chmod(0o755)
-                continue
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.chmod(0o644)
-        part.chmod(0o755)
-        part.rename(path)
-    except BaseException as error:
-        if part is not None:
+        try:
+            yield part
+            for file in (part, *part.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+                file.chmod(0o755 if file.is_dir() else 0o644)
+            part.rename(path)
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-        _raise_disk_error(error, path)
-        raise
 
 
-def _raise_disk_error(error: BaseException, path: Path) -> None:
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     """Raise MyLLMError if the operating system, and not our code, is why `path` could not be written."""
-    if not isinstance(error, OSError | RuntimeError):
-        return
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):  # torch's zip writer wraps the OSError
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch's zip writer wraps the OSError
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
         hint = "; what was there before is still there" if path.exists() else ""
         message = cause.strerror or cause
         raise MyLLMError(f"cannot write {path}: {message}{hint}. Make room or choose another folder") from error
@@ -87,8 +81,8 @@ def _raise_disk_error(error: BaseException, path: Path) -> None:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Reserve `folder` for this process until the block ends. A missing folder is made, and removed if it stays empty.
 
-    The lock ends with the process, however that ends. On systems without fcntl (Windows) nothing is locked.
-    Raises ConfigError with the number of the process that has the folder, and MyLLMError if it cannot be written to.
+    The lock is released when the process ends, even if it is killed. On systems without fcntl (Windows) nothing is
+    locked. Raises ConfigError with the id of the process that holds the lock, and MyLLMError if the disk refuses.
     """
     try:
         import fcntl
@@ -96,12 +90,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / LOCK_FILE
-    try:
+    with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except OSError as error:
-        _raise_disk_error(error, folder)
-        raise
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,7 +101,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             owner = file.read() or "another process"
             raise ConfigError(f"{folder} is in use by {owner}; wait until it ends, or give another folder") from None
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            # another process ended, and removed its lock file, between our opening it and our locking it
+            # another process removed its lock file after we opened it and before we locked it
             raise ConfigError(f"{folder} was in use until now; start again")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -139,6 +130,14 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     raise OSError(errno.EFBIG, f"larger than the limit of {max_bytes:,} bytes")
 
 
+def read_data(path: Path | str, max_bytes: int) -> bytes:
+    """Return the content of a file with data, as `read_bytes` does. Raises DataError if it cannot be read."""
+    try:
+        return read_bytes(Path(path), max_bytes)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises CheckpointError if it is missing or holds something else."""
     try:
@@ -162,6 +161,5 @@ def write_json(facts: Mapping[str, Any], path: Path) -> None:
 
 def cache_folder() -> Path:
     """Return the folder for what can be computed again: MYLLM_CACHE, or `myllm` in the user's cache folder."""
-    chosen = os.environ.get("MYLLM_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(base) / "myllm"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MYLLM_CACHE") or Path(user_cache) / "myllm")

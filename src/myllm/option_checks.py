@@ -1,15 +1,16 @@
 """Types and ranges of options: the checks that every configuration makes when it is created."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from myllm.errors import ConfigError
 
 MAX_NUMBER = 2**31 - 1
+MAX_SEED = 2**63 - 1
 MAX_IMAGE_SIZE = 4096
 
 
@@ -40,7 +41,7 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 class Range(Enum):
-    """Allowed values of a number: in words, and as a function. NaN is in none of them."""
+    """Range of a number, for annotations of options: in words, and as a function. NaN is in none of them."""
 
     _value_: tuple[str, Callable[[float], bool]]
     POSITIVE = "above 0", lambda value: value > 0
@@ -48,24 +49,29 @@ class Range(Enum):
     FRACTION = "at least 0 and below 1", lambda value: 0 <= value < 1
     SHARE = "above 0 and at most 1", lambda value: 0 < value <= 1
     IMAGE_SIZE = f"above 0 and at most {MAX_IMAGE_SIZE}", lambda value: 0 < value <= MAX_IMAGE_SIZE
+    BEAMS = "above 0 and at most 1000; captions rarely improve beyond 10", lambda value: 0 < value <= 1000
+    SEED = f"at least 0 and at most {MAX_SEED:,}", lambda value: 0 <= value <= MAX_SEED
     # beyond these, float32 logits or a float64 power of the length overflow
     SCALE = "between 0.001 and 1000", lambda value: 0.001 <= value <= 1000
     WEIGHT = "at least 0 and at most 1000", lambda value: 0 <= value <= 1000
     MODERATE = "between -10 and 10", lambda value: -10 <= value <= 10
 
 
-def check_options(config: Any, group: str, ranges: Mapping[Range, Sequence[str]]) -> None:
-    """Raise ConfigError, naming the option, for a value of another type or outside its range; None has no range."""
+def check_options(config: Any, group: str = "") -> None:
+    """Raise ConfigError, naming the option, for a value of another type, or outside the `Range` in its annotation.
+
+    The range of a tuple is that of each item; None is in every range.
+    """
     for option in fields(config):
-        value = getattr(config, option.name)
-        if not _has_type(value, option.type):
-            raise ConfigError(f"{group}{option.name} is {value!r}; expected {describe_type(option.type)}")
-    for allowed, names in ranges.items():
-        words, contains = allowed.value
-        for name in names:
-            value = getattr(config, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and not contains(number):
-                    raise ConfigError(f"{group}{name} is {value}; it must be {words}")
-                if number is not None and number > (MAX_NUMBER if isinstance(number, int) else sys.float_info.max):
-                    raise ConfigError(f"{group}{name} is {value}; it must be at most {MAX_NUMBER:,}")
+        value, name = getattr(config, option.name), f"{group}{option.name}"
+        kind, *ranges = get_args(option.type) if get_origin(option.type) is Annotated else (option.type,)
+        if not _has_type(value, kind):
+            raise ConfigError(f"{name} is {value!r}; expected {describe_type(kind)}")
+        numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
+        for allowed in ranges:
+            words, contains = allowed.value
+            if not all(map(contains, numbers)):
+                raise ConfigError(f"{name} is {value}; it must be {words}")
+            maximum = MAX_SEED if allowed is Range.SEED else MAX_NUMBER
+            if any(number > (maximum if isinstance(number, int) else sys.float_info.max) for number in numbers):
+                raise ConfigError(f"{name} is {value}; it must be at most {maximum:,}")

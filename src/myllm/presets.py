@@ -1,9 +1,10 @@
 """Presets: named sets of training options. Options given next to a preset override it."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from myllm.config import nearest
+from myllm.config import TrainConfig, nearest
 from myllm.errors import ConfigError
 
 RENAMED_PRESETS = {"seed": "vit-gpt2"}
@@ -50,3 +51,12 @@ PRESETS = _Presets({
         "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30},
     },
 })
+
+
+def preset_config(name: str, **options: Any) -> TrainConfig:
+    """Return the configuration of a preset; `options` override its own. Raises ConfigError for an unknown preset."""
+    types: dict[str, Any] = {option.name: option.type for option in fields(TrainConfig)}
+    return TrainConfig(**{
+        option: types[option](**value) if isinstance(value, Mapping) else value
+        for option, value in {**PRESETS[name], **options}.items()
+    })

@@ -84,6 +84,14 @@ def myllm(small_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.fixture
+def export(tiny_captioner_file: Path, tmp_path: Path) -> Path:
+    from myllm.apps.cli import main
+
+    assert main(["export", str(tiny_captioner_file), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0
+    return tmp_path / "onnx"
+
+
 def test_small_install_is_under_250_megabytes(requirements: list[str]) -> None:
     files = [Path(str(one.locate_file(file))) for one in required(requirements) for file in files_of(one)]
     assert sum(file.stat().st_size for file in files if file.exists()) / 1e6 < MAX_MEGABYTES
@@ -105,15 +113,31 @@ def test_small_install_scores_captions(myllm: Run, tmp_path: Path) -> None:
     assert json.loads(scored.stdout)["BLEU-4"] == pytest.approx(1.0)
 
 
-def test_small_install_captions_with_an_onnx_export(myllm: Run, tiny_captioner_file: Path, tmp_path: Path) -> None:
-    from myllm.apps.cli import main
-
-    assert main(["export", str(tiny_captioner_file), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0
+def test_small_install_captions_with_an_onnx_export(myllm: Run, export: Path, tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (80, 60), "red").save(picture)
-    captioned = myllm("caption", str(picture), "--model", str(tmp_path / "onnx"), "--json")
+    captioned = myllm("caption", str(picture), "--model", str(export), "--json")
     assert captioned.returncode == 0, captioned.stderr
     assert isinstance(json.loads(captioned.stdout)["caption"], str)
+
+
+def test_small_install_evaluates_and_compares_an_onnx_export(myllm: Run, export: Path, scenes: Path) -> None:
+    evaluated = myllm("evaluate", "--model", str(export), "--data", str(scenes), "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    compared = myllm("compare", str(export), str(export), "--data", str(scenes), "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["a"]["CIDEr-D"] == json.loads(evaluated.stdout)["CIDEr-D"]
+
+
+def test_small_install_names_matplotlib_before_it_captions_for_a_report(
+    myllm: Run, export: Path, scenes: Path, tmp_path: Path
+) -> None:
+    words = ("--data", str(scenes), "--out", str(tmp_path / "out"))
+    for verb in (("evaluate", "--model", str(export)), ("compare", str(export), str(export))):
+        refused = myllm(*verb, *words)
+        assert refused.returncode == 1 and "captioning" not in refused.stdout
+        assert "this needs matplotlib" in refused.stderr and "matplotlib`" in refused.stderr
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "demo", "export"])

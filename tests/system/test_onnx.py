@@ -123,6 +123,17 @@ def test_caption_and_evaluate_accept_an_onnx_export(
     assert {name: scores[0][name] for name in shared} == {name: scores[1][name] for name in shared}
 
 
+def test_seed_repeats_the_captions_that_an_onnx_export_samples(
+    exported: Path, pictures: list[Path], capfd: Capture
+) -> None:
+    sampled = []
+    for seed in (5, 5, 6):
+        words = ["--decode.do_sample", "--decode.temperature=3", f"--seed={seed}", "--quiet"]
+        assert main(["caption", *map(str, pictures), "--model", str(exported), *words]) == 0
+        sampled.append(capfd.readouterr().out)
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
 def test_export_prints_what_quantization_changes(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
     command = ["export", str(tiny_run), "--to", "onnx", "--precision", "int8", "--out", str(tmp_path / "onnx")]
     assert main([*command, "--data", str(scenes), "--limit", "2"]) == 0

@@ -1,6 +1,7 @@
 """`myllm scenes`: the same seed gives the same bytes, in a layout that is read without findings."""
 
 import hashlib
+import shlex
 import shutil
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def test_scenes_refuse_a_count_too_small_to_split(tmp_path: Path, capsys: pytest
     assert main(["scenes", "--out", str(tmp_path / "data"), "--count=19"]) == 2
     assert "--count 19: at least 20 pictures" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def test_scenes_prints_a_command_for_a_folder_with_a_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "my scenes")
+    assert main(["scenes", "--out", folder, "--count=20", "--quiet"]) == 0
+    command = shlex.split(capsys.readouterr().out.partition("Train on them with: ")[2])
+    assert command[command.index("--data") + 1] == folder

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
@@ -95,19 +97,20 @@ def _pictures_of(word: str) -> list[Path]:
 
 
 def with_seed(captioner: CaptionerProtocol, seed: int | None) -> CaptionTensors:
-    """Return `captioner.caption_tensors`, sampling from a generator with this seed if one is given."""
-    if seed is None or isinstance(captioner, OnnxCaptioner):  # exports do not sample
-        return captioner.caption_tensors
+    """Return `captioner.caption_tensors`; if a seed is given, sampling uses a random generator with this seed."""
+    caption_tensors: CaptionTensors = captioner.caption_tensors
+    if seed is None:
+        return caption_tensors
+    if isinstance(captioner, OnnxCaptioner):
+        draw = np.random.default_rng(seed).integers
+        return lambda images, decode: caption_tensors(images, decode, draw(2**62, size=len(images)).tolist())
     import torch
 
-    caption_tensors: CaptionTensors = captioner.caption_tensors
     return partial(caption_tensors, generator=torch.Generator().manual_seed(seed))
 
 
 def caption_files(
-    captioner: CaptionerProtocol,
-    paths: Sequence[Path],
-    draw: Draw | None = None,
+    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None,
     caption_tensors: CaptionTensors | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row for each path, in order: {image, caption, score, confidence, alternatives, ended_by}.

@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from myllm.apps import options
-from myllm.apps.parsing import parse
 from myllm.apps.printing import printable, replace_unencodable
 from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
@@ -33,10 +32,10 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),
     "compare": Verb("compare two captioners", "compare:compare_two", options.CompareOptions),
-    "import": Verb("convert another program's captioner", "convert:import_model", options.ImportOptions),
+    "import": Verb("convert a captioner of another program", "convert:import_model", options.ImportOptions),
     "pull": Verb("download a captioner from a hub", "convert:import_model", options.ImportOptions),
     "push": Verb("upload a captioner to a hub", "convert:push_model", options.PushOptions),
-    "export": Verb("write a captioner for another program", "convert:export_model", options.ExportOptions),
+    "export": Verb("convert a captioner for another program", "convert:export_model", options.ExportOptions),
     "average": Verb("average the weights of captioners", "average:average_models", options.AverageOptions),
     "info": Verb("describe a captioner", "info:info", options.InfoOptions),
     "diagram": Verb("draw the architecture", "diagram:diagram", options.DiagramOptions),
@@ -56,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code(lambda: run_verb(words[0], words[1:]))
 
 
-def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> int:
-    """Parse a verb's words and run it; `defaults` are for options that are not given. Raises as the verb does."""
-    verb_options = parse_verb(name, words, defaults)
+def run_verb(name: str, words: Sequence[str]) -> int:
+    """Parse a verb's words, run it and return its exit code. Raises ConfigError for wrong usage, else as the verb."""
+    verb_options = parse_verb(name, words)
     module, _, function = VERBS[name].function.partition(":")
     with without_garbage_collection():
         run: Callable[[Any], int] = getattr(import_module(f"myllm.apps.{module}"), function)
@@ -66,18 +65,19 @@ def run_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None
 
 
 def parse_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Any:
-    """Return the options of `myllm NAME WORDS...`. Raises ConfigError for wrong usage."""
+    """Return the options of `myllm NAME WORDS...`; `defaults` replace the verb's own. Raises ConfigError."""
     if name not in VERBS:
         raise ConfigError(f"unknown verb {name!r}; expected one of {', '.join(VERBS)}{nearest(name, VERBS)}")
+    from myllm.apps.parsing import parse  # imports jsonargparse, which `myllm --help` does not need
+
     return parse(f"myllm {name}", VERBS[name].options, words, defaults)
 
 
 def exit_code(run: Callable[[], int]) -> int:
     """Run and return the exit code; an error that a user can cause is one line on standard error."""
-    message, code = "interrupted", INTERRUPTED
     try:
         return run()
-    except (ConfigError, MyLLMError) as error:
+    except MyLLMError as error:
         message, code = str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -86,7 +86,7 @@ def exit_code(run: Callable[[], int]) -> int:
         message = f"this needs {package}, which is not installed; install it with `{install_command(*TRAIN_PACKAGES)}`"
         code = FAILED
     except KeyboardInterrupt:
-        pass
+        message, code = "interrupted", INTERRUPTED
     except BrokenPipeError:  # `myllm caption ... | head` has not failed
         sys.stderr.close()
         return DONE

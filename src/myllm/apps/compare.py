@@ -1,7 +1,7 @@
 """`myllm compare`: two captioners, or files of captions, on the same pictures."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,12 @@ class _Side:
 
     captions: dict[str, str]
     """By the picture's name."""
-    how: str
+    how: str = "captions from a file"
     """How they were made, for people."""
-    protocol: Mapping[str, Any]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     """How they were made, for programs."""
-    word_maps: WordMapsOf | None = None
-    """Heat maps of a picture's words, by the picture's index in `captions`."""
-
-    def word_maps_of(self, records: Sequence[Record]) -> WordMapsOf | None:
-        """Return the heat maps by a picture's index in `records`."""
-        word_maps, indices = self.word_maps, {name: index for index, name in enumerate(self.captions)}
-        return None if word_maps is None else lambda index: word_maps(indices[records[index].name])
+    word_maps_of: Callable[[Sequence[Record]], WordMapsOf | None] = lambda records: None
+    """Returns the heat maps of the words of some of the pictures, by the index of the picture."""
 
 
 def compare_two(options: CompareOptions) -> int:
@@ -84,30 +79,32 @@ def captions_of(path: str, records: Sequence[Record], options: CompareOptions, d
             missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
             raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
         if matched.unknown:
-            display.warn(
-                f"{path}: captions of pictures that are not in the split are left out: {len(matched.unknown):,}"
-            )
-        return _Side(dict(zip(matched.names, matched.captions, strict=True)), "captions from a file", {})
-    from myllm.evaluation.heatmaps import make_word_maps  # imports torch
-
+            display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
+        return _Side(dict(zip(matched.names, matched.captions, strict=True)))
     captioner = open_captioner(path, options.devices, options.precision)
     decode = captioner.decode_options(**options.decode_changes)
     split = caption_split(path, captioner, records, display, decode, options.batch_size)
-    captions = {record.name: caption.text for record, caption in zip(split.records, split.captions, strict=True)}
-    how = describe_search({"beams": decode.beams, "do_sample": decode.do_sample})
+    captions = {record.name: caption for record, caption in zip(split.records, split.captions, strict=True)}
+
+    def word_maps_of(pictures: Sequence[Record]) -> WordMapsOf | None:
+        from myllm.evaluation.heatmaps import make_word_maps  # imports torch and matplotlib
+
+        return make_word_maps(captioner, pictures, [captions[picture.name] for picture in pictures])
+
+    texts = {name: caption.text for name, caption in captions.items()}
     protocol = {"model": captioner.weights_hash(), "decode": asdict(decode)}
-    return _Side(captions, how, protocol, make_word_maps(captioner, split.records, split.captions))
+    return _Side(texts, describe_search(asdict(decode)), protocol, word_maps_of)
 
 
 def write_results(
     comparison: Comparison, sides: Sequence[_Side], records: Sequence[Record], options: CompareOptions, out: Path
 ) -> None:
     """Write comparison.json, the plots and report.html."""
-    from myllm.evaluation.plots import plot_words  # imports matplotlib
+    from myllm.evaluation.plots import WORD_PLOTS, save_plots  # imports matplotlib
     from myllm.evaluation.report import comparison_report, write_report
 
     write_text(out / COMPARISON_FILE, json_text(comparison.as_json()))
-    plot_words(comparison.words, out)
+    save_plots(WORD_PLOTS, comparison.words, out)
     facts = {"Written": current_time(), "Data": Path(options.data).resolve().name}
     facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
     word_maps = sides[0].word_maps_of(records), sides[1].word_maps_of(records)

@@ -43,7 +43,7 @@ class Display:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a function (job, done, total) that moves a bar for each job, or logs a line from time to time."""
+        """Yield a function (job, done, total) that moves a bar for each job, or without a terminal logs lines."""
         if not self.console.is_terminal:
             yield self._log
             return
@@ -60,7 +60,7 @@ class Display:
             yield move
 
     def is_log_due(self) -> bool:
-        """Whether it is time for the next line of a log, where no bar can move; if so, the time starts anew."""
+        """Return whether LOG_SECONDS have passed since it last returned True: the pace of a log that replaces a bar."""
         is_due = time.monotonic() - self.last_log > LOG_SECONDS
         if is_due:
             self.last_log = time.monotonic()
@@ -72,26 +72,18 @@ class Display:
 
 
 class TrainingDisplay:
-    """A bar with loss, learning rate, gradient norm, speed and time left; figures and samples after each epoch."""
+    """Shows loss, learning rate, gradient norm and speed beside `bar`, and after each epoch figures and samples."""
 
     def __init__(self, display: Display) -> None:
         self.display = display
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-                   TextColumn("{task.fields[figures]}"),
-                   TimeRemainingColumn(elapsed_when_finished=True))
-        self.has_bar = display.console.is_terminal and not display.quiet
-        self.bars = Progress(*columns, console=display.console, transient=True, disable=not self.has_bar)
-        self.task = self.bars.add_task("training", total=1.0, epoch=1, figures="")
+                   TextColumn("{task.fields[figures]}"), TimeRemainingColumn(elapsed_when_finished=True))
+        has_bar = display.console.is_terminal and not display.quiet
+        self.bar = Progress(*columns, console=display.console, transient=True, disable=not has_bar)
+        self.task = self.bar.add_task("training", total=1.0, epoch=1, figures="")
         self.latest: StepReport | None = None
         self.loss: float | None = None
         self.rate: float | None = None
-
-    def __enter__(self) -> "TrainingDisplay":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bars.stop()
 
     def step(self, report: "StepReport") -> None:
         """Move the bar; loss and speed are smoothed, because they vary from batch to batch."""
@@ -100,27 +92,19 @@ class TrainingDisplay:
         self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
         rate = report.pictures_per_second
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-        figures = (
-            f"loss {self.loss:.3f}  lr {finished.learning_rate:.2g}  gradient {finished.gradient_norm:.2g}  "
-            f"{self.rate:.0f} pictures/s"
-        )
-        self.bars.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
-        if not self.has_bar and self.display.is_log_due():
+        figures = f"loss {self.loss:.3f}  lr {finished.learning_rate:.2g}  gradient {finished.gradient_norm:.2g}  "
+        figures += f"{self.rate:.0f} pictures/s"
+        self.bar.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
+        if self.bar.disable and self.display.is_log_due():
             self.display.say(f"{report.progress:4.0%}  {figures}")
 
     def epoch(self, row: dict[str, float | str], samples: "Sequence[Sample]") -> None:
         """Print the figures of an epoch, and its first sample captions."""
-        figures = {name: value for name, value in row.items() if not isinstance(value, str)}
-        self.display.say(
+        template = (
             "epoch {epoch:.0f}  {minutes:.1f} min  loss {train_loss:.3f} training, {val_loss:.3f} validation  "
-            "perplexity {val_perplexity:.2f}  CIDEr-D {CIDEr-D:.3f} (shuffled pictures {CIDEr-D_shuffled:.3f})".format(
-                **figures
-            ),
-            "bold",
+            "perplexity {val_perplexity:.2f}  CIDEr-D {CIDEr-D:.3f} (shuffled pictures {CIDEr-D_shuffled:.3f})"
         )
+        self.display.say(template.format(**row), "bold")
         for sample in samples[:SHOWN_SAMPLES]:
             self.display.say(f"   {sample.image.name}: {sample.caption}")
             self.display.say(f"      reference: {sample.references[0]}", "dim")
-
-    def warn(self, message: str) -> None:
-        self.display.warn(message)

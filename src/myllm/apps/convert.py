@@ -1,5 +1,6 @@
 """`myllm import`, `export`, `pull` and `push`: captioners to and from other programs and hubs."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +23,14 @@ from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
 from myllm.metrics.score import score_captions
 from myllm.model.weight_files import count_parameters
+from myllm.progress import Progress
 
 NO_TOKENIZER = (
     "the source has no tokenizer, which captioning needs. Set HF_GPT2_REPO to one of GPT-2, a hub id or a folder with "
     "vocab.json and merges.txt, and import again"
 )
 # exports that run without torch
-RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, onnx_export.Progress], None]] = {
+RUNNABLE: Mapping[str, Callable[[native.Checkpoint, Path, onnx_export.Precision, Progress], None]] = {
     "onnx": onnx_export.to_folder,
     "web": web.to_folder,
 }
@@ -47,7 +49,7 @@ def import_model(options: ImportOptions) -> int:
     if not checkpoint.tokenizer.get_vocab_size():
         display.warn(NO_TOKENIZER)
     native.save(checkpoint, out)
-    display.say(f"{_size(checkpoint)} in {out}; caption with `myllm caption PICTURE --model {out}`")
+    display.say(f"{_size(checkpoint)} in {out}; {_caption_with(out)}")
     return 0
 
 
@@ -86,12 +88,10 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
         display.say(f"npm downloads {web.PACKAGE}, {web.DOWNLOAD_MB} MB, once; the 14 MB in use stay in {folder}")
     with display.progress() as progress:
         precision = options.precision or ("int8" if is_web else "fp32")
-        RUNNABLE[options.to](checkpoint, out, precision, lambda done, total: progress("exporting", done, total))
+        RUNNABLE[options.to](checkpoint, out, precision, progress)
     display.say(files_as_text(checkpoint, out))
-    if is_web:
-        display.say(f"serve it with `python -m http.server --directory {out}`")
-    else:
-        display.say(f"caption with `myllm caption PICTURE --model {out}`")
+    serve = f"serve it with `python -m http.server --directory {shlex.quote(str(out))}`"
+    display.say(serve if is_web else _caption_with(out))
     if records:
         export = OnnxCaptioner.load(out / "model" if is_web else out)
         compare_with_export(checkpoint, export, records, options.split, display)
@@ -122,9 +122,7 @@ def compare_with_export(
         display.say(f"{figure} {before[figure]:.4f} exported {after[figure]:.4f}, {difference:+.2f} points")
     equal = sum(a.text == b.text for a, b in zip(original.captions, exported.captions, strict=True))
     search = describe_search(asdict(decode))
-    display.say(
-        f"the same caption for {equal:,} of {quantity(len(original.captions), 'picture')} of {split}, {search}"
-    )
+    display.say(f"the same caption for {equal:,} of {quantity(len(original.captions), 'picture')} of {split}, {search}")
 
 
 def push_model(options: PushOptions) -> int:
@@ -144,6 +142,10 @@ def only_path(paths: Sequence[str]) -> str:
     if len(paths) > 1:
         raise ConfigError(f"one model at a time; {len(paths)} were given")
     return paths[0]
+
+
+def _caption_with(model: Path) -> str:
+    return f"caption with `myllm caption PICTURE --model {shlex.quote(str(model))}`"
 
 
 def _size(checkpoint: native.Checkpoint) -> str:

@@ -1,6 +1,7 @@
 """`myllm demo`: from drawn scenes to a captioner, judged on scenes that it has never seen."""
 
 import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -11,14 +12,14 @@ from myllm.apps.options import DemoOptions
 from myllm.apps.printing import quantity
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
-from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
+from myllm.config import TrainConfig
 from myllm.data.scenes import draw_scene
 from myllm.errors import ConfigError
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
-from myllm.presets import PRESETS
+from myllm.presets import PRESETS, preset_config
 from myllm.training import run_state
 
 STAMP = "demo.json"
@@ -83,14 +84,9 @@ def recipe(options: DemoOptions) -> str:
 
 def demo_config(options: DemoOptions, data: str) -> TrainConfig:
     """Return the preset `scenes` with the demo's folder, time and seed."""
-    preset = dict(PRESETS["scenes"])
-    return TrainConfig(
-        **(preset | {
-            "vision": VisionConfig(**preset["vision"]), "text": GPTConfig(**preset["text"]),
-            "captions": CaptionsConfig(**preset["captions"]),
-            "data": data, "out": options.out, "seed": options.seed, "max_steps": options.max_steps,
-            "max_minutes": None if options.max_steps else options.minutes,
-        })
+    minutes = None if options.max_steps else options.minutes
+    return preset_config(
+        "scenes", data=data, out=options.out, seed=options.seed, max_steps=options.max_steps, max_minutes=minutes
     )
 
 
@@ -126,18 +122,20 @@ def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dic
 
 def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) -> str:
     """Return the figures on new scenes as text."""
-    lines = [f"{quantity(options.judged, 'new scene')} each, captions by greedy search:"]
-    for name, figures in report.items():
-        lines.append(
+    return "\n".join([
+        f"{quantity(options.judged, 'new scene')} each, captions by greedy search:",
+        *(
             f"  {name + ':':<15} {describe_scene_figures(figures)}   "
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
-        )
-    return "\n".join([*lines, JUDGEMENT, "Held-out pairs are colours of things that occur in no training picture."])
+            for name, figures in report.items()
+        ),
+        JUDGEMENT, "Held-out pairs are colours of things that occur in no training picture.",
+    ])
 
 
 def list_files(out: Path) -> str:
     """Return the files to look at, and a command that captions a picture."""
     names = (REPORT_FILE, SAMPLES_PICTURE, "loss.png", "perplexity.png", "metrics.csv", REPORT)
     lines = "\n".join(f"  {out / name}" for name in names)
-    picture = out / "scenes/flickr30k_images/val_000000.png"
-    return f"Look at:\n{lines}\nCaption a picture with:\n  .venv/bin/myllm caption {picture} --model {out}"
+    command = shlex.join(["caption", str(out / "scenes/flickr30k_images/val_000000.png"), "--model", str(out)])
+    return f"Look at:\n{lines}\nCaption a picture with:\n  .venv/bin/myllm {command}"

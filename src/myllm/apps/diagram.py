@@ -1,11 +1,12 @@
 """`myllm diagram`: the architecture of a preset as a picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from myllm.apps.options import DiagramOptions
-from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, VisionConfig
+from myllm.config import CaptionerConfig
 from myllm.evaluation.diagram import draw_architecture
-from myllm.presets import PRESETS
+from myllm.presets import preset_config
 
 
 def diagram(options: DiagramOptions) -> int:
@@ -17,8 +18,6 @@ def diagram(options: DiagramOptions) -> int:
 
 def captioner_config(preset: str) -> CaptionerConfig:
     """Return the architecture of a preset, with the maximum vocabulary of its tokenizer."""
-    options = PRESETS[preset]
-    text = dict(options["text"])
-    if not text.get("pretrained"):
-        text["vocab_size"] = CaptionsConfig(**options.get("captions", {})).vocab_size
-    return CaptionerConfig(VisionConfig(**options["vision"]), GPTConfig(**text), options["mode"])
+    config = preset_config(preset)
+    text = config.text if config.text.pretrained else replace(config.text, vocab_size=config.captions.vocab_size)
+    return replace(config.captioner, text=text)

@@ -1,8 +1,6 @@
 """`myllm evaluate`: caption a split and score the captions."""
 
-import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from myllm.apps import run_folder
@@ -15,6 +13,7 @@ from myllm.device import choose_device
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.evaluate import Evaluation, evaluate
+from myllm.evaluation.judge import defined
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures
 
 
@@ -35,8 +34,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
             figures = clip_scores(
                 options.clip, [record.image for record in evaluation.records],
                 [caption.text for caption in evaluation.captions],
-                [record.captions for record in evaluation.records], choose_device(options.devices),
-                partial(progress, "scoring with CLIP"),
+                [record.captions for record in evaluation.records], choose_device(options.devices), progress,
             )
             evaluation = evaluation.with_figures(figures, clip=options.clip)
     if options.calibrate:
@@ -60,7 +58,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
 
 
 def check_calibratable(options: EvaluateOptions) -> None:
-    """Raise ConfigError for a model that has no place for a calibration."""
+    """Raise ConfigError for a model whose form cannot store a calibration."""
     from myllm.checkpoints import formats, hub
 
     form = None if hub.is_id(options.model) else formats.find_format(options.model)[0]
@@ -74,23 +72,14 @@ def check_calibratable(options: EvaluateOptions) -> None:
 
 def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options: EvaluateOptions, out: Path) -> None:
     """Write metrics.json, captions.jsonl, samples, plots and report.html."""
-    from myllm.evaluation.heatmaps import make_word_maps
-    from myllm.evaluation.report import evaluation_report, write_report
-
-    run_folder.write_evaluation(evaluation, out)
+    data = Path(options.data).resolve().name
+    facts = {"Written": run_folder.current_time(), "Captioner": options.model, "Data": data}
+    run_folder.write_evaluation(captioner, evaluation, out, facts, title=Path(options.model).resolve().name)
     run_folder.write_jsonl(out / "captions.jsonl", [
         {
             "image": record.name, "caption": caption.text, "score": round(caption.score, 6),
             "confidence": round(caption.confidence, 6),
-            **{
-                name: None if math.isnan(values[index]) else round(float(values[index]), 6)
-                for name, values in evaluation.per_image.items()
-            },
+            **{name: defined(round(float(values[index]), 6)) for name, values in evaluation.per_image.items()},
         }
         for index, (record, caption) in enumerate(zip(evaluation.records, evaluation.captions, strict=True))
     ])
-    data = Path(options.data).resolve().name
-    facts = {"Written": run_folder.current_time(), "Captioner": options.model, "Data": data}
-    maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
-    title = Path(options.model).resolve().name
-    write_report(out / run_folder.REPORT_FILE, evaluation_report(title, facts, evaluation, word_maps=maps))

@@ -1,6 +1,6 @@
 """`myllm info`: what is in a captioner, how it was trained, and signs that something is wrong with it."""
 
-import math
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -48,10 +48,8 @@ def facts_of(source: str) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {name: value for name, value in content["model"].items() if name not in TIED}
     config, encoder, defaults = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {
-        "path": str(path),
-        "kind": kind,
-        "format_version": content["format_version"],
+    facts = {
+        "path": str(path), "kind": kind, "format_version": content["format_version"],
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "model": {
             "backbone": config.vision.name, "image_size": list(encoder.preprocess.image_size),
@@ -66,15 +64,16 @@ def facts_of(source: str) -> dict[str, Any]:
             str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()
         }),
         "tokens": checkpoint.tokenizer.get_vocab_size(),
-        "preprocess": _plain(asdict(checkpoint.preprocess)),
-        "decode": {name: value for name, value in _plain(asdict(checkpoint.decode)).items()
-                   if value != _plain(defaults[name])},
-        "calibration": checkpoint.calibration and _plain(checkpoint.calibration.as_json()),
+        "preprocess": asdict(checkpoint.preprocess),
+        "decode": {name: value for name, value in asdict(checkpoint.decode).items() if value != defaults[name]},
+        "calibration": checkpoint.calibration and checkpoint.calibration.as_json(),
         "confidence": describe_calibration(checkpoint.calibration),
-        "provenance": _plain(checkpoint.provenance),
+        "provenance": checkpoint.provenance,
         "suspicious": list(suspicions(checkpoint)),
         **({"adapter": adapter_facts(lora.read(path))} if form is ADAPTER else {}),
     }
+    # tuples become lists; NaN and infinity, which JSON lacks, become null
+    return json.loads(json.dumps(facts, default=str), parse_constant=lambda name: None)
 
 
 def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
@@ -108,38 +107,36 @@ def suspicions(checkpoint: Checkpoint) -> Iterator[str]:
 
 def facts_as_text(facts: Mapping[str, Any]) -> str:
     """Return the facts as lines of text."""
-    model, sizes = facts["model"], facts["parts"]
+    model = facts["model"]
     geometry = (
         f"{model['backbone']} at {model['image_size'][0]} x {model['image_size'][1]} pixels, {model['image_tokens']:,} "
         f"image tokens of {model['backbone_width']:,}; mode {model['mode']}; GPT of {model['n_layer']} blocks, "
         f"{model['n_head']} heads, width {model['n_embd']:,}, context {model['n_positions']:,}"
     )
-    rows = [("adapter", line) for line in _adapter_lines(facts["adapter"])] if "adapter" in facts else []
-    rows.append(("model", geometry))
-    rows += [
-        (part, f"{size['parameters'] / 1e6:,.2f} M parameters, {_megabytes(size['bytes'])}")
-        for part, size in sizes.items()
-        if size["parameters"]
-    ]
-    rows += [
-        ("stored in", ", ".join(facts["dtype"])),
-        ("tokenizer", f"{facts['tokens']:,} tokens"),
-        ("pictures", _pairs(facts["preprocess"])),
-        ("decoding", _pairs(facts["decode"]) or "greedy search, the default"),
-    ]
-    rows.append(("confidence", facts["confidence"]))
     provenance = dict(facts["provenance"])
     figures = provenance.pop("validation", {})
-    rows += [("trained", line) for line in _lines(provenance)] or [("trained", "not recorded")]
-    rows += [("figures", line) for line in _lines({"validation": figures})] if figures else []
-    rows += [("suspicious", line) for line in facts["suspicious"]] or [("suspicious", "nothing")]
+    paragraphs = {
+        "adapter": _adapter_lines(facts["adapter"]) if "adapter" in facts else [],
+        "model": [geometry],
+        **{
+            part: [f"{size['parameters'] / 1e6:,.2f} M parameters, {_megabytes(size['bytes'])}"]
+            for part, size in facts["parts"].items() if size["parameters"]
+        },
+        "stored in": [", ".join(facts["dtype"])],
+        "tokenizer": [f"{facts['tokens']:,} tokens"],
+        "pictures": [_pairs(facts["preprocess"])],
+        "decoding": [_pairs(facts["decode"]) or "greedy search, the default"],
+        "confidence": [facts["confidence"]],
+        "trained": _lines(provenance) or ["not recorded"],
+        "figures": _lines({"validation": figures}) if figures else [],
+        "suspicious": facts["suspicious"] or ["nothing"],
+    }
     version = "" if facts["format_version"] is None else f", format {facts['format_version']}"
     head = f"{facts['path']}: {facts['kind']}{version}, {_megabytes(facts['bytes'])}"
-    lines, previous = [head], ""
-    for name, text in rows:
-        lines.append(f"  {'' if name == previous else name:<11} {text}")
-        previous = name
-    return "\n".join(map(printable, lines))
+    lines = [
+        f"  {'' if index else name:<11} {line}" for name, part in paragraphs.items() for index, line in enumerate(part)
+    ]
+    return "\n".join(map(printable, [head, *lines]))
 
 
 def _adapter_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -171,14 +168,3 @@ def _pairs(fields: Mapping[str, Any]) -> str:
 def _lines(facts: Mapping[str, Any]) -> list[str]:
     """Return a line for each value, with dotted names for nested ones: 'data.train 6000'."""
     return [f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in flatten(facts, ".")]
-
-
-def _plain(value: Any) -> Any:
-    """Return the value in types that JSON has: lists for tuples, null for NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else str(value)

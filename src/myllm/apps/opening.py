@@ -35,17 +35,12 @@ def open_captioner(model: str, devices: str, precision: str, adapter: str | None
 
 
 def load_split(
-    data: str,
-    split: str,
-    captions: CaptionsConfig,
-    display: Display,
-    *,
-    limit: int | None = None,
-    training: str | None = None,
+    data: str, split: str, captions: CaptionsConfig, display: Display, *,
+    limit: int | None = None, training: str | None = None,
 ) -> Data:
     """Return the pictures of a split, and the training pictures to look for leaks in; warn of faults in the data.
 
-    captions: how captions are read. limit: use only the first pictures. training: a data folder whose pictures all were
+    captions: how captions are read. limit: use only the first pictures. training: data folder of pictures that were all
     trained on; by default, the split train of `data`. Raises DataError or ConfigError.
     """
     folder = Path(data)
@@ -61,19 +56,12 @@ def load_split(
 
 
 def caption_split(
-    name: str,
-    captioner: CaptionerProtocol,
-    records: Sequence[Record],
-    display: Display,
-    decode: DecodeConfig,
+    name: str, captioner: CaptionerProtocol, records: Sequence[Record], display: Display, decode: DecodeConfig,
     batch_size: int = 32,
 ) -> CaptionedSplit:
     """Caption the pictures, with a progress bar that names the captioner; warn of pictures that cannot be read."""
     with display.progress() as progress:
-        split = caption_records(
-            captioner, records, decode, batch_size,
-            lambda done, total: progress(f"captioning with {name}", done, total),
-        )
+        split = caption_records(captioner, records, decode, batch_size, progress, f"captioning with {name}")
     for fault in split.broken:
         display.warn(f"left out: {fault}")
     return split

@@ -4,18 +4,13 @@ Options that several verbs share are declared once, in the base classes at the t
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig, check_seed
+from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.option_checks import Range, check_options
-from myllm.presets import PRESETS
 
 DEFAULT_PRESET = "vit-gpt2"
-RANGES = {
-    Range.POSITIVE: ("batch_size", "limit", "minutes", "max_steps", "judged", "count"),
-    Range.AT_LEAST_0: ("weights",),
-}
 
 
 def positional(text: str) -> Any:
@@ -31,9 +26,7 @@ class VerbOptions:
     """Not an option: the names of the options that were given, like decode.beams; all others have their defaults."""
 
     def __post_init__(self) -> None:
-        ranges = {allowed: [name for name in names if hasattr(self, name)] for allowed, names in RANGES.items()}
-        check_options(self, "--", ranges)
-        check_seed(getattr(self, "seed", None))
+        check_options(self, "--")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +56,14 @@ class NewFile(Printed):
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Printed):
     devices: str = "auto"
-    """auto, cpu or cuda."""
+    """Device: auto, cpu or cuda; auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning(OnDevice):
     """Verbs that caption pictures with decoding options of the user's choice."""
 
-    batch_size: int = 32
+    batch_size: Annotated[int, Range.POSITIVE] = 32
     """Number of pictures captioned at once."""
     precision: str = "auto"
     """Arithmetic: auto and fp32 are exact; bf16 is faster on GPUs; int8 is faster on CPUs and changes few captions."""
@@ -96,7 +89,7 @@ class OneModel(Captioning):
 class OnSplit(VerbOptions):
     split: str = "val"
     """Split of the data: val, train, or the name of another file in DATA/splits."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range.POSITIVE] = None
     """Use only the first LIMIT pictures of the split."""
 
 
@@ -116,9 +109,9 @@ class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Printed):
-    count: int = 24_000
+    count: Annotated[int, Range.POSITIVE] = 24_000
     """Number of scenes to draw; 5 % each go to the splits val and heldout."""
-    seed: int = 0
+    seed: Annotated[int, Range.SEED] = 0
     """Random seed; the same seed gives the same scenes."""
 
 
@@ -137,11 +130,6 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     resume: bool = False
     """Resume the run in --out from its last.pt."""
 
-    def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        if self.preset is not None:
-            PRESETS[self.preset]
-
     @property
     def config(self) -> TrainConfig:
         """The options that the run itself depends on."""
@@ -156,12 +144,12 @@ class DemoOptions(Drawing):
     """Folder for the scenes and the run. The same command resumes a demo that was interrupted."""
     overwrite: bool = False
     """Replace a demo with other options in --out."""
-    minutes: float = 7.5
+    minutes: Annotated[float, Range.POSITIVE] = 7.5
     """Minutes of training; drawing and judging take about one more."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range.POSITIVE] = None
     """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
-    judged: int = 1_000
-    """Number of new scenes to judge the captioner on, for seen and for held-out pairs each."""
+    judged: Annotated[int, Range.POSITIVE] = 1_000
+    """Number of new scenes to judge the captioner on: as many with pairs seen in training as with held-out pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +168,9 @@ class CaptionOptions(OneModel, Replacing, AsJson):
     out: str | None = None
     """Write the captions to this file as JSONL, and pictures that cannot be read to OUT.errors.jsonl."""
     heatmaps: str | None = None
-    """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked."""
-    seed: int | None = None
+    """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked;
+    --overwrite replaces existing ones."""
+    seed: Annotated[int | None, Range.SEED] = None
     """Random seed for --decode.do_sample; with the same seed, the same pictures get the same captions."""
 
 
@@ -236,7 +225,7 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(Judging):
-    """Compare two captioners on the same pictures: which one is better, by how much, and could it be chance?"""
+    """Compare two captioners on the same pictures: which one is better, by how much, and could it be chance."""
 
     paths: tuple[str, ...] = positional("The two to compare: models, or files of captions that `myllm score` reads.")
     out: str | None = None
@@ -289,7 +278,7 @@ class ExportOptions(Stored, OnSplit):
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions(Stored):
-    """Upload a captioner to a repository on a hub, with a model card. HF_TOKEN authenticates you."""
+    """Upload a captioner to a repository on a hub, with a model card. Needs the variable HF_TOKEN."""
 
     paths: tuple[str, ...] = positional("The captioner, and the repository as user/name.")
     private: bool = False
@@ -298,10 +287,10 @@ class PushOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions(NewFile, OnDevice, OnSplit):
-    """Average the weights of captioners of one architecture: often better than any checkpoint of their run."""
+    """Average the weights of captioners of one architecture; often better than any checkpoint of their run."""
 
     paths: tuple[str, ...] = positional("The captioners: captioner.pt, or folders that contain one.")
-    weights: tuple[float, ...] = ()
+    weights: Annotated[tuple[float, ...], Range.AT_LEAST_0] = ()
     """One weight for each captioner, like [1, 2]; by default all are equal."""
     data: str | None = None
     """Data folder: judge each captioner and the average on a split."""

@@ -41,10 +41,6 @@ def show_samples(run: Path) -> int:
         name, caption, reference = Path(sample["image"]).name, sample["caption"], sample["references"][0]
         print(printable(f"{name}\n   caption:   {caption}\n   reference: {reference}", keep="\n"))
     print(f"The pictures with their captions: {run / SAMPLES_PICTURE}")
-    if _has_display():
+    if sys.stdout.isatty() and (sys.platform != "linux" or os.environ.get("DISPLAY")):
         Image.open(run / SAMPLES_PICTURE).show(title="captions")
     return DONE
-
-
-def _has_display() -> bool:
-    return sys.stdout.isatty() and (sys.platform != "linux" or bool(os.environ.get("DISPLAY")))

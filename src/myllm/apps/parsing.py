@@ -1,23 +1,25 @@
-"""Words of a command line, and YAML files of options, to the options of a verb; errors name the option and its line."""
+"""Command lines and YAML files to the options of a verb; errors name the option, and the line in its file."""
 
 import json
+import os
 import re
 import sys
+from argparse import Action
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from myllm.apps.options import VerbOptions
 from myllm.config import RENAMED_OPTIONS, TrainConfig, nearest
-from myllm.errors import ConfigError, reason
+from myllm.errors import ConfigError
 from myllm.option_checks import describe_type
 from myllm.presets import PRESETS
-
-if TYPE_CHECKING:
-    import yaml
-    from jsonargparse import ArgumentParser
 
 Options = TypeVar("Options", bound=VerbOptions)
 NOT_OPTIONS = ("given_names", "paths")
@@ -25,54 +27,11 @@ OF_THE_PARSER = ("help", "print_config")
 
 
 class GivenOption(NamedTuple):
-    """An option that was given: its dotted name, its value as text, and where it stands if in a file."""
+    """An option that was given: its dotted name, its value as text, and "FILE, line 3: " if it is from a file."""
 
     name: str
     value: str
     source: str = ""
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The names and types of a verb's options."""
-
-    types: Mapping[str, Any]
-    """Type of each option by its dotted name, like decode.beams."""
-    groups: frozenset[str]
-    """Names that stand for several options, like decode."""
-
-    @classmethod
-    def of(cls, kind: type) -> "Schema":
-        types, groups = dict[str, Any](), set[str]()
-
-        def add(part: Any, prefix: str) -> None:
-            for option in fields(part):
-                name = prefix + option.name
-                if is_dataclass(option.type):
-                    groups.add(name)
-                    add(option.type, f"{name}.")
-                elif name not in NOT_OPTIONS:
-                    types[name] = option.type
-
-        add(kind, "")
-        return cls(types, frozenset(groups))
-
-    def current_name(self, name: str, source: str = "") -> str:
-        """Return the name of an option with `_` for `-`, and the new name of a renamed one.
-
-        Raises ConfigError for an unknown option.
-        """
-        name = name.replace("-", "_")
-        new = RENAMED_OPTIONS.get(name)
-        if new in self.types and name not in self.types:
-            print(f"myllm: option {name} is now called {new}", file=sys.stderr)
-            return str(new)
-        if name not in self.types and name not in self.groups and name != "config":
-            known = [*self.types, "config"]
-            if source:
-                raise ConfigError(f"{source}unknown option {name!r}{nearest(name, known)}")
-            raise ConfigError(f"unknown option --{name}{nearest(f'--{name}', [f'--{option}' for option in known])}")
-        return name
 
 
 def parse(
@@ -83,28 +42,64 @@ def parse(
     program: the command before the words, for messages. defaults: values of options that are not given, by name.
     Raises ConfigError for wrong usage.
     """
-    from jsonargparse import ArgumentError
-
-    schema = Schema.of(kind)
-    options, paths, parser_words = read_words(words, schema)
+    types, defaults = types_of_options(kind), defaults or {}
+    options, paths, parser_words = read_words(words, types)
+    given = {option.name: option for option in options}  # the last of each name
     if not parser_words:
-        _check_required(kind, paths, options)
+        _check_required(kind, paths, given)
     try:
         parser = _parser(program, kind)
-        parser.set_defaults(_defaults(kind, options, defaults or {}))
+        preset = given["preset"].value if "preset" in given else defaults.get("preset")
+        if preset not in (None, "null") and issubclass(kind, TrainConfig):
+            defaults = {**PRESETS[str(preset)], **defaults}
+        parser.set_defaults(dict(defaults))
         arguments = [*parser_words, *(f"--{option.name}={option.value}" for option in options)]
         parsed = parser.instantiate(parser.parse_args(arguments))
-        values = {option.name: parsed[option.name] for option in fields(kind) if option.name not in NOT_OPTIONS}
-        values |= {"paths": tuple(paths)} if _takes_paths(kind) else {}
-        return kind(**values, given_names=frozenset(option.name for option in options))
+        values = {name: parsed[name] for name in types if "." not in name}
+        values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
+        return kind(**values, given_names=frozenset(given))
     except ArgumentError as error:
-        message = _type_error(str(error), options, schema)
+        key = re.search(r'key "([\w.]+)"', str(error))
+        message = " ".join(str(error).split())
+        if key is not None and key[1] in given:
+            name, value, source = given[key[1]]
+            message = f"{source}{name} is {value!r}; expected {describe_type(types[name])}"
         raise ConfigError(f"{message}. See `{program} --help`") from error
-    except ConfigError as error:
-        raise ConfigError(_with_source(str(error), options)) from error
+    except ConfigError as error:  # of a check of the values: "decode.beams is 0; it must be above 0"
+        name = str(error).removeprefix("--").partition(" is ")[0]
+        raise ConfigError(f"{given[name].source if name in given else ''}{error}") from error
 
 
-def read_words(words: Sequence[str], schema: Schema) -> tuple[list[GivenOption], list[str], list[str]]:
+def types_of_options(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of each option by its dotted name, like decode.beams; of a group, like decode, its dataclass."""
+    types: dict[str, Any] = {}
+    for name, option_type in get_type_hints(kind).items():
+        if name not in NOT_OPTIONS:
+            types[prefix + name] = option_type
+            if is_dataclass(option_type):
+                types |= types_of_options(option_type, f"{prefix}{name}.")
+    return types
+
+
+def current_name(name: str, types: Mapping[str, Any], source: str = "") -> str:
+    """Return the name of an option with `_` for `-`, and the new name of a renamed one.
+
+    Raises ConfigError for an unknown option.
+    """
+    name = name.replace("-", "_")
+    new = RENAMED_OPTIONS.get(name, "")
+    if new in types and name not in types:
+        print(f"myllm: option {name} is now called {new}", file=sys.stderr)
+        return new
+    if name not in types:
+        if source:
+            raise ConfigError(f"{source}unknown option {name!r}{nearest(name, types)}")
+        known = [f"--{option}" for option in (*types, "config")]
+        raise ConfigError(f"unknown option --{name}{nearest(f'--{name}', known)}")
+    return name
+
+
+def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[GivenOption], list[str], list[str]]:
     """Split a command line into the options given, the positional words, and words like --help for the parser.
 
     The options of --config files come first, so that those of the command line override them. Raises ConfigError.
@@ -122,15 +117,15 @@ def read_words(words: Sequence[str], schema: Schema) -> tuple[list[GivenOption],
             paths.append(word)
         else:
             name, equals, value = word[2:].partition("=")
-            name = schema.current_name(name)
+            name = name if name == "config" else current_name(name, types)
             if not equals:
-                value = _next_value(name, rest, schema)
+                value = _next_value(name, rest, types)
             if name == "config":
-                from_files += read_yaml(Path(value), schema)
-            elif name in schema.groups:
-                options += _read_group(name, value, schema)
+                from_files += read_yaml(name, value, types)
+            elif is_dataclass(types[name]):
+                options += read_yaml(name, value, types)
             else:
-                is_bare_list = get_origin(schema.types[name]) is tuple and not value.startswith("[")
+                is_bare_list = get_origin(types[name]) is tuple and not value.startswith("[")
                 options.append(GivenOption(name, f"[{value}]" if is_bare_list else value))
     return from_files + options, paths, parser_words
 
@@ -139,74 +134,74 @@ def _is_option(word: str) -> bool:
     return re.match(r"--[a-z]", word) is not None
 
 
-def _next_value(name: str, rest: deque[str], schema: Schema) -> str:
-    if schema.types.get(name) is bool:
+def _next_value(name: str, rest: deque[str], types: Mapping[str, Any]) -> str:
+    if types.get(name) is bool:
         return rest.popleft() if rest and rest[0].lower() in ("true", "false") else "true"
     if not rest or _is_option(rest[0]):
         raise ConfigError(f"--{name} needs a value")
     return rest.popleft()
 
 
-def _read_group(name: str, value: str, schema: Schema) -> list[GivenOption]:
-    """Return the options of a group that are given together: --decode '{beams: 4}', or --decode FILE."""
-    import yaml
+def read_yaml(option: str, value: str, types: Mapping[str, Any]) -> list[GivenOption]:
+    """Return the options in the file of --config, or in the file or text of a group: --decode '{beams: 4}'.
 
-    if Path(value).is_file():
-        return read_yaml(Path(value), schema, name)
-    try:
-        root = yaml.compose(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{name} {value}: not YAML: {' '.join(str(error).split())}") from error
-    return [GivenOption(option.name, option.value) for option in _options_of(root, f"{name}.", schema, f"--{name}")]
-
-
-def read_yaml(path: Path, schema: Schema, group: str = "") -> list[GivenOption]:
-    """Return the options that a YAML file gives, in its order; of a file for one group, with the group in their names.
-
-    Raises ConfigError, with the line, for a file that cannot be read, is not YAML, or has an unknown option.
+    Raises ConfigError, with the line, if the file cannot be read, is not YAML, or has an unknown option.
     """
-    import yaml
-
+    is_file = option == "config" or os.path.isfile(value)  # Path.is_file fails for a long text
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"))
-        return list(_options_of(root, group and f"{group}.", schema, str(path))) if root is not None else []
+        root = yaml.compose(Path(value).read_text(encoding="utf-8") if is_file else value)
+        if root is None and is_file:
+            return []
+        prefix, file = "" if option == "config" else f"{option}.", value if is_file else f"--{option}"
+        return list(_options_of(root, prefix, types, file))
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from error
+        raise ConfigError(f"--{option} {value}: cannot be read ({error})") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a node that contains itself
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(reason(error).split())}") from error
+        raise ConfigError(f"--{option} {value}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def _options_of(node: "yaml.Node | None", prefix: str, schema: Schema, file: str) -> Iterator[GivenOption]:
-    import yaml
-
+def _options_of(node: yaml.Node | None, prefix: str, types: Mapping[str, Any], file: str) -> Iterator[GivenOption]:
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1 if node else 1
         group = f"{prefix[:-1]} is a group: " if prefix else ""
         raise ConfigError(f"{file}, line {line}: {group}expected options as `name: value`, one per line")
     for key, value in node.value:
         source = f"{file}, line {key.start_mark.line + 1}: "
-        name = schema.current_name(prefix + str(key.value), source)
-        if name in schema.groups:
-            yield from _options_of(value, f"{name}.", schema, file)
-        elif value.tag.endswith(":null") and type(None) not in get_args(schema.types[name]):
-            raise ConfigError(f"{source}{name} is null; expected {describe_type(schema.types[name])}")
+        name = current_name(prefix + str(key.value), types, source)
+        is_null = value.tag.endswith(":null")
+        if is_dataclass(types[name]):
+            yield from _options_of(value, f"{name}.", types, file)
+        elif is_null and NoneType not in get_args(types[name]):
+            raise ConfigError(f"{source}{name} is null; expected {describe_type(types[name])}")
         elif isinstance(value, yaml.ScalarNode):
-            yield GivenOption(name, "null" if value.tag.endswith(":null") else value.value, source)
+            yield GivenOption(name, "null" if is_null else value.value, source)
         else:
             yield GivenOption(name, json.dumps(yaml.SafeLoader("").construct_document(value), default=str), source)
 
 
-def _parser(program: str, kind: type) -> "ArgumentParser":
-    from jsonargparse import ArgumentParser, set_parsing_settings
+class _HelpFormatter(DefaultHelpFormatter):
+    """Shows the defaults of options, but neither Python's types nor defaults that say nothing."""
 
+    def _get_type_str(self, action: Action) -> None:
+        return None
+
+    def _get_help_string(self, action: Action) -> str:
+        says_nothing = action.default is False or action.default in (None, "", (), {})
+        text = super()._get_help_string(action)
+        return text.removesuffix(" (default: %(default)s)") if says_nothing else text
+
+
+def _parser(program: str, kind: type) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"{program}{' PATH...' if _takes_paths(kind) else ''} [options]\n\n{kind.__doc__}"
-    parser = ArgumentParser(prog=program, usage=usage, exit_on_error=False, allow_abbrev=False)
-    if _takes_paths(kind):
-        help_text = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
-        parser.add_argument("PATH", nargs="*", help=help_text)
+    usage = f"{program} [options]\n\n{kind.__doc__}"
+    if hasattr(kind, "paths"):
+        paths_help = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
+        usage = f"{program} PATH... [options]\n\n{kind.__doc__}\n\nPATH: {paths_help}"
+    parser = ArgumentParser(
+        prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
     parser.add_class_arguments(kind, skip=set(NOT_OPTIONS))
     # in help, required options come first, and those that verbs share come last
@@ -214,53 +209,25 @@ def _parser(program: str, kind: type) -> "ArgumentParser":
     group = parser._action_groups[2]
     group.title = "options of this verb"
     group._group_actions.sort(key=lambda action: (not action.required, declared.index(action.dest)))
+    types = types_of_options(kind)
+    for action in parser._actions:
+        if action.dest == "print_config":
+            action.help = "Print all options as YAML, in the form that --config reads, and exit."
+        elif types.get(action.dest) is bool:
+            action.metavar = "[true|false]"
+        elif get_origin(types.get(action.dest)) is tuple:
+            action.metavar = "ITEM,..."
+        elif is_dataclass(types.get(action.dest)):
+            action.help = "YAML file with options of this group, or their text, like '{name: value}'."
     return parser
 
 
-def _defaults(kind: type, options: Sequence[GivenOption], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of options that are not given: those of a preset for training, and `defaults`."""
-    preset = next((option.value for option in reversed(options) if option.name == "preset"), defaults.get("preset"))
-    of_preset = _flatten(PRESETS[preset]) if preset is not None and issubclass(kind, TrainConfig) else {}
-    return of_preset | dict(defaults)
-
-
-def _takes_paths(kind: type) -> bool:
-    return any(option.name == "paths" for option in fields(kind))
-
-
-def _check_required(kind: type, paths: Sequence[str], options: Sequence[GivenOption]) -> None:
-    """Raise ConfigError if positional words or a required option are missing, or there are words too many."""
-    if _takes_paths(kind) and not paths:
+def _check_required(kind: type, paths: Sequence[str], given: Mapping[str, GivenOption]) -> None:
+    """Raise ConfigError if positional words or a required option are missing, or if there are positional words."""
+    if hasattr(kind, "paths") and not paths:
         raise ConfigError("no paths are given; expected PATH...")
-    if paths and not _takes_paths(kind):
+    if paths and not hasattr(kind, "paths"):
         raise ConfigError(f"unexpected {paths[0]!r}; options begin with --")
-    names = {option.name for option in options}
     for option in fields(kind):
-        if option.default is MISSING and option.default_factory is MISSING and option.name not in names:
+        if option.default is MISSING and option.default_factory is MISSING and option.name not in given:
             raise ConfigError(f"--{option.name} is required")
-
-
-def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'text': {'n_layer': 2}} -> {'text.n_layer': 2}."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _type_error(message: str, options: Sequence[GivenOption], schema: Schema) -> str:
-    """Return the parser's error about a value in our words: the option, its value, what is expected."""
-    key = re.search(r'key "([\w.]+)"', message)
-    for option in reversed(options):
-        if key is not None and option.name == key[1]:
-            expected = describe_type(schema.types[option.name])
-            return f"{option.source}{option.name} is {option.value!r}; expected {expected}"
-    return " ".join(message.split())
-
-
-def _with_source(message: str, options: Sequence[GivenOption]) -> str:
-    """Return the message, with file and line if it is about an option from a file."""
-    for option in reversed(options):
-        if message.startswith((f"{option.name} is ", f"--{option.name} is ")):
-            return option.source + message
-    return message

@@ -1,17 +1,18 @@
-"""The files of a run folder, and of other folders with results: which exist, and writing them."""
+"""The files of a run folder and of other folders with results: their names, and functions that write them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 from myllm.apps.printing import quantity
-from myllm.caption import Sample
+from myllm.caption import CaptionerProtocol, Sample
 from myllm.errors import ConfigError
 from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search
 from myllm.evaluation.judge import MAIN
-from myllm.files import atomic_write
+from myllm.files import atomic_write, json_text
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -30,10 +31,16 @@ def unused(out: str) -> Path:
 
 
 def output_folder(out: str | None, file: str, overwrite: bool) -> Path | None:
-    """Return the folder for results, or None. Raises ConfigError if it has `file` and may not be overwritten."""
-    if out is not None and not overwrite and (Path(out) / file).exists():
+    """Return the folder for results with a report, or None.
+
+    Raises ConfigError if it has `file` and may not be overwritten, and ModuleNotFoundError if reports cannot be drawn.
+    """
+    if out is None:
+        return None
+    if not overwrite and (Path(out) / file).exists():
         raise ConfigError(f"--out {out} holds {file} already; replace it by --overwrite, or give another folder")
-    return None if out is None else Path(out)
+    import_module("myllm.evaluation.heatmaps")  # needs matplotlib and torch; better missed now than after the work
+    return Path(out)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,20 +62,30 @@ def write_samples(samples: Sequence[Sample], out: Path) -> None:
     ])
 
 
-def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Write metrics.json, samples.jsonl, samples.png, and the plots of words and of confidence."""
-    from myllm.evaluation.plots import plot_confidence, plot_samples, plot_words  # imports matplotlib
+def write_evaluation(
+    captioner: CaptionerProtocol, evaluation: Evaluation, out: Path, facts: Mapping[str, str], *,
+    title: str, history: Sequence[dict[str, float | str]] = (),
+) -> None:
+    """Write metrics.json, samples.jsonl, samples.png, the plots of words and of confidence, and report.html.
 
-    write_text(out / METRICS_FILE, json.dumps(evaluation.as_json(), indent=2, ensure_ascii=False) + "\n")
+    facts, title and history are for the report: what was evaluated and when, by name; and the rows of metrics.csv.
+    """
+    from myllm.evaluation import plots
+    from myllm.evaluation.heatmaps import make_word_maps  # imports torch and matplotlib
+    from myllm.evaluation.report import evaluation_report, write_report
+
+    write_text(out / METRICS_FILE, json_text(evaluation.as_json()))
     samples = [
         Sample(evaluation.records[index].image, evaluation.captions[index].text, evaluation.records[index].captions)
         for index in evaluation.spread(SAMPLES)
     ]
     write_samples(samples, out)
-    plot_samples(samples, out / SAMPLES_PICTURE)
-    plot_words(evaluation.words, out)
+    plots.plot_samples(samples, out / SAMPLES_PICTURE)
+    plots.save_plots(plots.WORD_PLOTS, evaluation.words, out)
     if evaluation.trust is not None:
-        plot_confidence(evaluation.trust, out)
+        plots.save_plots(plots.CONFIDENCE_PLOTS, evaluation.trust, out)
+    maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
+    write_report(out / REPORT_FILE, evaluation_report(title, facts, evaluation, history, maps))
 
 
 def save_calibration(model: Path, evaluation: Evaluation) -> None:

@@ -1,5 +1,6 @@
 """`myllm scenes`: drawn pictures with captions, as data to train on."""
 
+import shlex
 from pathlib import Path
 
 from myllm.apps.console import Display
@@ -13,6 +14,6 @@ def scenes(options: ScenesOptions) -> int:
     draw_with_progress(Path(options.out), options.count, options.seed, display)
     display.print(
         f"Wrote {options.count:,} scenes to {options.out}. Train on them with: "
-        f"myllm train --preset scenes --data {options.out} --out captioner"
+        f"myllm train --preset scenes --data {shlex.quote(options.out)} --out captioner"
     )
     return 0

@@ -5,7 +5,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def score(options: ScoreOptions) -> int:
         if options.clip is not None and options.pictures is not None:
             figures = clip_scores(
                 options.clip, [Path(options.pictures) / name for name in matched.names], matched.captions,
-                matched.references, choose_device("auto"), partial(progress, "scoring with CLIP"),
+                matched.references, choose_device("auto"), progress,
             )
             judgement = judgement.with_figures(figures, clip=options.clip)
     judgement = judgement.with_protocol(
@@ -62,7 +61,7 @@ def score(options: ScoreOptions) -> int:
 
 
 def hash_of(texts: Sequence[object]) -> str:
-    """Return a hash that shows whether two figures are of the same captions, or of the same references."""
+    """Return a hash by which scripts can tell whether two scores are of the same captions or references."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 

@@ -24,9 +24,7 @@ from myllm.data.scenes import read_things
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
-from myllm.evaluation.heatmaps import make_word_maps
-from myllm.evaluation.plots import plot_curves
-from myllm.evaluation.report import evaluation_report, write_report
+from myllm.evaluation.plots import CURVES, save_plots
 from myllm.files import lock_folder
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
@@ -93,8 +91,8 @@ def run_training(
         prepared = prepare(config, progress, given_options)
     config = prepared.config
     print_data(prepared, config, display)
-    with TrainingDisplay(display) as training_display:
-        recorder = _Recorder(training_display, out)
+    recorder = _Recorder(display, out)
+    with recorder.training_display.bar:
         trainer = Trainer(config, prepared, recorder)
         if resume:
             trainer.resume()
@@ -129,17 +127,16 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
     captions = sum(len(record.captions) for record in prepared.train.records)
-    parameters = count_parameters(prepared.model)
     display.say(
         f"{quantity(len(prepared.train.records), 'training picture')} with {quantity(captions, 'caption')}, "
-        f"{quantity(len(prepared.val.records), 'validation picture')}; "
-        f"{prepared.tokenizer.get_vocab_size():,} tokens; {parameters / 1e6:.1f} M parameters"
+        f"{quantity(len(prepared.val.records), 'validation picture')}; {prepared.tokenizer.get_vocab_size():,} tokens; "
+        f"{count_parameters(prepared.model) / 1e6:.1f} M parameters"
     )
     adapters = [layer for _, layer in adapted_layers(prepared.model)]
     if adapters:
         trained = sum(layer.lora_A.weight.numel() + layer.lora_B.weight.numel() for layer in adapters)
-        layers = quantity(len(adapters), "layer")
-        display.say(f"Only {trained / 1e6:.2f} M of these train: adapters of {layers} of {config.base}")
+        layers = f"{quantity(len(adapters), 'layer')} of {config.base}"
+        display.say(f"Only {trained / 1e6:.2f} M of these train: the adapters of {layers}")
 
 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
@@ -149,22 +146,18 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
-    run_folder.write_evaluation(evaluation, out)
+    facts = report_facts(config, prepared, state)
+    run_folder.write_evaluation(captioner, evaluation, out, facts, title=out.resolve().name, history=state.history)
     if config.base is None:  # from a base, the result may be an adapter, which has no place for a calibration
         try:
             run_folder.save_calibration(out, evaluation)
         except DataError as error:
             display.say(f"Confidence is not calibrated: {error}")
-    facts = report_facts(config, prepared, state)
-    maps = make_word_maps(captioner, evaluation.records, evaluation.captions)
-    report = evaluation_report(out.resolve().name, facts, evaluation, state.history, maps)
-    write_report(out / run_folder.REPORT_FILE, report)
     return evaluation
 
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
-    """Return when the run was, and what was trained on which data, for the report."""
-    parameters = count_parameters(prepared.model)
+    """Return, for the report, when the run finished, what was trained, for how long and on which data."""
     return {
         "Finished": run_folder.current_time(),
         "Data": Path(config.data).resolve().name,
@@ -175,15 +168,15 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
         "Minutes of training": f"{state.seconds / 60:.1f}",
         "Seed": str(config.seed),
         "Backbone": config.vision.name,
-        "Parameters": f"{parameters / 1e6:.1f} M",
+        "Parameters": f"{count_parameters(prepared.model) / 1e6:.1f} M",
     }
 
 
 class _Recorder:
     """After each epoch, updates metrics.csv, samples.jsonl, the curves, the TensorBoard events and the display."""
 
-    def __init__(self, display: TrainingDisplay, out: Path) -> None:
-        self.display, self.out = display, out
+    def __init__(self, display: Display, out: Path) -> None:
+        self.training_display, self.out = TrainingDisplay(display), out
         self.rows: list[dict[str, float | str]] = []
         self.warn = display.warn
 
@@ -194,7 +187,7 @@ class _Recorder:
 
     def step(self, report: StepReport) -> None:
         """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
-        self.display.step(report)
+        self.training_display.step(report)
         if report.step % STEPS_PER_EVENT == 0:
             for name in ("loss", "learning_rate", "gradient_norm"):
                 self.events.add_scalar(f"step/{name}", getattr(report, name), report.step)
@@ -207,9 +200,9 @@ class _Recorder:
         writer.writerows(self.rows)
         run_folder.write_text(self.out / "metrics.csv", table.getvalue())
         run_folder.write_samples(samples, self.out)
-        plot_curves(self.rows, self.out)
+        save_plots(CURVES, self.rows, self.out)
         for name, value in row.items():
             if not isinstance(value, str):
                 self.events.add_scalar(name, value, int(row["step"]))
         self.events.flush()
-        self.display.epoch(row, samples)
+        self.training_display.epoch(row, samples)

@@ -7,8 +7,8 @@ import random
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from myllm.batched import batched
 from myllm.data.features import Features
 from myllm.data.images import Preprocess, as_pixels, augment, load_image, mirrored_captions
 from myllm.data.records import Findings, Record
@@ -27,6 +28,8 @@ from myllm.errors import DataError
 from myllm.progress import Progress, no_progress
 
 MEMORY_BYTES = 2**30
+Key = tuple[int, tuple[int, ...]]
+"""A batch: the epoch, and the indexes of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; `lengths` stay on the CPU, so that no step has to wait for them."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+        move = methodcaller("to", device, non_blocking=True)
         images = None if self.images is None else move(self.images)
         features = None if self.features is None else tuple(map(move, self.features))
         return Batch(images, features, move(self.tokens), self.lengths, move(self.index))
@@ -80,20 +80,6 @@ class CaptionSource:
             return self.pixels[torch.as_tensor(index)]
         pictures = [self.preprocess.resize(load_image(self.records[number].image)) for number in index]
         return torch.from_numpy(np.stack(pictures))
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How batches are drawn from a source."""
-
-    batch_size: int
-    captions_per_image: int | None = None
-    """None: each caption once. A number: so many captions of each picture, drawn anew in each epoch; captions are
-    repeated if the picture has fewer."""
-    shuffle: bool = False
-    augment: bool = False
-    seed: int = 0
-    workers: int = 1
 
 
 def check_pictures(
@@ -151,90 +137,78 @@ def make_source(
 def training_batches(
     source: CaptionSource, batch_size: int, captions_per_image: int, seed: int, augment: bool = False, workers: int = 1
 ) -> "Batches":
-    """Return shuffled batches with captions drawn anew in each epoch."""
-    return Batches(source, BatchPlan(batch_size, captions_per_image, True, augment, seed, workers))
+    """Return shuffled batches with captions drawn anew in each epoch; they repeat if a picture has too few."""
+    augment &= source.features is None  # stored features are of unchanged pictures
+    return Batches(_BatchPlan(source, batch_size, captions_per_image, augment, seed), workers)
 
 
 def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1) -> "Batches":
     """Return batches in the order of the records with each caption once; G is the maximum over the batch."""
-    return Batches(source, BatchPlan(batch_size, workers=workers))
+    return Batches(_BatchPlan(source, batch_size), workers)
 
 
 class Batches:
     """The batches of any epoch, from any batch on. `len` is their number in an epoch."""
 
-    def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
-        self.source = source
-        # stored features are of unchanged pictures
-        self.plan = plan if source.features is None else replace(plan, augment=False)
-        self._keys = _EpochKeys(source, self.plan)
-        in_memory = source.pixels is not None or source.features is not None
-        self._dataset = _BatchDataset(source, self.plan)
+    def __init__(self, plan: "_BatchPlan", workers: int) -> None:
+        self.plan = plan
+        self._keys: list[Key] = []
+        in_memory = plan.source.pixels is not None or plan.source.features is not None
         self._loader: DataLoader[Batch] | None = None
-        if plan.workers and (self.plan.augment or not in_memory):
+        if workers and (plan.augment or not in_memory):
             # a key is a whole batch: workers collate, and send bytes instead of floats
             self._loader = DataLoader(
-                self._dataset, batch_size=None, sampler=self._keys, num_workers=plan.workers,
-                persistent_workers=True, prefetch_factor=4,
+                plan, batch_size=None, sampler=self._keys, num_workers=workers, persistent_workers=True,
+                prefetch_factor=4,
             )
 
     def __len__(self) -> int:
-        return -(-len(self.source.records) // self.plan.batch_size)
+        return -(-len(self.plan.source.records) // self.plan.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on; they do not depend on earlier calls."""
-        self._keys.epoch, self._keys.start = epoch, start
-        batches = self._loader if self._loader is not None else (self._dataset[key] for key in self._keys)
-        for batch in batches:
+        self._keys[:] = keys = self.plan.keys(epoch)[start:]  # in place, because the loader keeps the list
+        for batch in self._loader if self._loader is not None else map(self.plan.__getitem__, keys):
             if batch.images is not None:
-                images = self.source.preprocess.normalise(batch.images.numpy())
+                images = self.plan.source.preprocess.normalise(batch.images.numpy())
                 batch = replace(batch, images=torch.from_numpy(images))
             yield batch
 
 
-Key = tuple[int, tuple[int, ...]]
+@dataclass(frozen=True)
+class _BatchPlan(Dataset[Batch]):
+    """How batches are drawn from a source; maps a key to its batch, whose images are still uint8."""
 
+    source: CaptionSource
+    batch_size: int
+    captions_per_image: int | None = None
+    """None: each caption once, in the order of the records. A number: shuffled, with so many captions of a picture."""
+    augment: bool = False
+    seed: int = 0
 
-class _EpochKeys(Sampler[Key]):
-    """Yields (epoch, indexes) of each batch. The epoch is an attribute, because a loader keeps its sampler."""
+    def keys(self, epoch: int) -> list[Key]:
+        """Return the keys of all batches of an epoch."""
+        records = self.source.records
+        order = list(range(len(records)))
+        if self.captions_per_image is not None:
+            order.sort(key=lambda index: name_hash("order", self.seed, epoch, records[index].name))
+        return [(epoch, tuple(indices)) for indices in batched(order, self.batch_size)]
 
-    def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
-        self.source, self.plan = source, plan
-        self.epoch = self.start = 0
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch, size = self.epoch, self.plan.batch_size
-        order = range(len(self.source.records)) if not self.plan.shuffle else self._shuffled()
-        for first in range(self.start * size, len(order), size):
-            yield epoch, tuple(order[first : first + size])
-
-    def _shuffled(self) -> Sequence[int]:
-        hashes = [name_hash("order", self.plan.seed, self.epoch, record.name) for record in self.source.records]
-        return sorted(range(len(hashes)), key=hashes.__getitem__)
-
-
-class _BatchDataset(Dataset[Batch]):
-    """Maps a key to its batch; the images are still uint8."""
-
-    def __init__(self, source: CaptionSource, plan: BatchPlan) -> None:
-        self.source, self.plan = source, plan
-
-    def __getitem__(self, key: Any) -> Batch:
-        epoch, numbers = key
-        source, plan = self.source, self.plan
-        index = torch.tensor(numbers)
-        images = source.resized(numbers) if source.features is None else None
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, indices = key
+        source, index = self.source, torch.tensor(indices)
+        images = source.resized(indices) if source.features is None else None
         features = source.features.rows(index) if source.features is not None else None
         captions = []
-        for row, number in enumerate(numbers):
+        for row, number in enumerate(indices):
             record = source.records[number]
             texts: Sequence[str] = record.captions
-            rng = random.Random(name_hash(plan.seed, epoch, record.name))
-            if plan.augment and images is not None:
+            rng = random.Random(name_hash(self.seed, epoch, record.name))
+            if self.augment and images is not None:
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
                 picture, texts = augment(picture, texts, rng)
                 images[row] = torch.from_numpy(as_pixels(picture))
-            captions.append([source.ids[text] for text in _choose(texts, plan.captions_per_image, rng)])
+            captions.append([source.ids[text] for text in _choose(texts, self.captions_per_image, rng)])
         tokens, lengths = _pad(captions, source.end)
         return Batch(images, features, tokens, lengths, index)
 

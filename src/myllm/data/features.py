@@ -4,12 +4,13 @@ Rows are looked up by the picture's bytes and have checksums: missing, truncated
 """
 
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,7 @@ Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of pictures, read from the disk on access."""
+    """Features of pictures, read from the disk when they are used."""
 
     array: np.memmap[Any, Any]
     """(rows, outputs, S, C): the backbone has one output in mode last, and one for each decoder block in layerwise."""
@@ -71,48 +72,47 @@ class FeatureCache:
         """
         digests = [picture_digest(path) for path in pictures]
         index = self._checked_index(findings)
-        first = {digest: number for number, digest in reversed(list(enumerate(digests)))}
-        missing = sorted(number for digest, number in first.items() if digest not in index.rows)
-        self._extract(missing, digests, index, images, encode, batch_size, progress)
-        array: Any = np.memmap(self._bin, self.dtype, "r", shape=(index.count, *index.shape))
+        missing = {digest: number for number, digest in enumerate(digests) if digest not in index.rows}
+        self._extract(list(missing.values()), digests, index, images, encode, batch_size, progress)
+        count = 1 + max(row for row, _ in index.rows.values())
+        array: Any = np.memmap(self._bin, self.dtype, "r", shape=(count, *index.shape))
         return Features(array, np.array([index.rows[digest][0] for digest in digests]))
 
     def known(self, pictures: Sequence[Path]) -> set[Path]:
         """Return the pictures that have a row, so that they need no decoding; checksums are not verified."""
-        rows = self._checked_index(Findings(), check_rows=False).rows
+        rows = self._read_index(Findings()).rows
         known = set[Path]()
         for path in pictures if rows else ():
             with suppress(DataError):  # `check_pictures` reports it
                 known |= {path} if picture_digest(path) in rows else set()
         return known
 
-    def _checked_index(self, findings: Findings, check_rows: bool = True) -> "_Index":
-        """Return the index without damaged rows, which are listed in the findings and computed again."""
+    def _read_index(self, findings: Findings) -> "_Index":
+        """Return the index on disk, or an empty one; an index that cannot be read is listed in the findings."""
         try:
             index = _Index(**json.loads(self._index.read_text(encoding="utf-8")))
-            index.check(self.key)
+            numbers = [*index.shape, *(number for row, checksum in index.rows.values() for number in (row, checksum))]
+            if index.key == self.key and len(index.shape) == 3 and all(type(n) is int and n >= 0 for n in numbers):
+                return index
+            raise ValueError("not an index of these features")
         except FileNotFoundError:
             return _Index(self.key)
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             findings.repaired_features.append(f"{self._index}: unreadable, all features are computed anew")
             return _Index(self.key)
-        for digest in self._damaged(index) if check_rows else ():
-            findings.repaired_features.append(f"{self._bin}: row {index.rows.pop(digest)[0]}")
-        return index
 
-    def _damaged(self, index: "_Index") -> list[str]:
-        """Return the digests of the pictures whose rows are missing or differ from what was written."""
-        if not self._bin.is_file():
-            return list(index.rows)
+    def _checked_index(self, findings: Findings) -> "_Index":
+        """Return the index without rows that are missing or differ from what was written; the findings list these."""
+        index = self._read_index(findings)
         row_bytes = math.prod(index.shape) * self.dtype.itemsize
-        damaged = []
-        with self._bin.open("rb") as file:
+        with self._bin.open("rb") if self._bin.is_file() else io.BytesIO() as file:
             for digest, (row, checksum) in sorted(index.rows.items(), key=lambda item: item[1][0]):
                 file.seek(row * row_bytes)
                 content = file.read(row_bytes)
                 if len(content) != row_bytes or _checksum(digest, content) != checksum:
-                    damaged.append(digest)
-        return damaged
+                    findings.repaired_features.append(f"{self._bin}: row {row}")
+                    del index.rows[digest]
+        return index
 
     def _extract(
         self, missing: Sequence[int], digests: Sequence[str], index: "_Index",
@@ -122,7 +122,8 @@ class FeatureCache:
         if not batches:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = index.free_rows()
+        used = {row for row, _ in index.rows.values()}
+        free_rows = (row for row in itertools.count() if row not in used)  # gaps first
         try:
             with ThreadPoolExecutor(1) as pool, open(os.open(self._bin, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
                 next_images = pool.submit(images, batches[0])
@@ -132,14 +133,15 @@ class FeatureCache:
                         next_images = pool.submit(images, batches[number])
                     for picture, values in zip(batch, self._encode(pictures, encode, index), strict=True):
                         content = values.tobytes()
-                        row = next(free)
+                        row = next(free_rows)
                         file.seek(row * len(content))
                         file.write(content)
                         index.rows[digests[picture]] = (row, _checksum(digests[picture], content))
                     if number % BATCHES_PER_SAVE == 0 or number == len(batches):
                         file.flush()
                         os.fsync(file.fileno())
-                        self._save(index)
+                        with atomic_write(self._index) as index_file:
+                            index_file.write(json.dumps(asdict(index)).encode())
                     done = len(digests) - len(missing) + min(number * batch_size, len(missing))
                     progress("encoding pictures", done, len(digests))
         except OSError as error:
@@ -151,17 +153,13 @@ class FeatureCache:
         """Return the features (B, outputs, S, C) in the cache's precision."""
         with torch.inference_mode():
             stacked = torch.stack(encode(pictures), dim=1).float().cpu().numpy()
-        with np.errstate(over="ignore"):  # checked two lines below
+        with np.errstate(over="ignore"):  # checked below
             values = stacked.astype(self.dtype)
         if not np.isfinite(values).all():
             raise DataError("the backbone's features are not finite in this precision; leave half_features off")
         index.shape = index.shape or list(values.shape[1:])
         assert index.shape == list(values.shape[1:]), "the key is incomplete: two shapes under one key"
         return values
-
-    def _save(self, index: "_Index") -> None:
-        with atomic_write(self._index) as file:
-            file.write(json.dumps(asdict(index)).encode())
 
 
 def _checksum(digest: str, content: bytes) -> int:
@@ -176,18 +174,3 @@ class _Index:
     """Outputs, S and C of a row."""
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Row and checksum by the digest of the picture's bytes."""
-
-    @property
-    def count(self) -> int:
-        return 1 + max(row for row, _ in self.rows.values())
-
-    def free_rows(self) -> Iterator[int]:
-        """Yield the numbers of unused rows: gaps first, then rows beyond the end."""
-        used = {row for row, _ in self.rows.values()}
-        return (row for row in itertools.count() if row not in used)
-
-    def check(self, key: str) -> None:
-        """Raise ValueError if this index belongs to another key or has another form."""
-        rows = [number for pair in self.rows.values() for number in pair]
-        if self.key != key or len(self.shape) != 3 or not all(type(n) is int and n >= 0 for n in [*self.shape, *rows]):
-            raise ValueError("not an index of features")

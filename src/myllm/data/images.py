@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from myllm.config import PreprocessConfig
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_bytes
+from myllm.files import read_data
 
 # A compressed file of a few kilobytes could otherwise decode to gigabytes.
 MAX_PIXELS = 80_000_000
@@ -44,9 +44,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 _OPENING = threading.Lock()
 
 # The web page that `myllm export --to web` writes implements the same ones.
-INTERPOLATIONS = {
-    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-}
+INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
 
 
 def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
@@ -60,25 +58,14 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     return _decode(_open(source, name), name)
 
 
-def grey_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
-    """Return the luma of the upright picture, squashed to a square: (side, side) uint8.
+def load_thumbnail(path: Path, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
+    """Return the upright picture squashed to a square: (side, side) uint8 of luma, or (side, side, 3) of YCbCr.
 
     A JPEG is decoded at a reduced size. Raises DataError as `load_image` does.
     """
     image = _open(path, str(path))
-    image.draft("L", (side, side))
-    upright = _decode(image, str(path)).convert("L")
-    return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
-
-
-def ycbcr_thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
-    """Return an upright picture squashed to a square: (side, side, 3) uint8, luma and two colour differences.
-
-    A JPEG is decoded only as far as needed. Raises DataError as `load_image`.
-    """
-    image = _open(path, str(path))
-    image.draft("RGB", (side, side))
-    upright = _decode(image, str(path)).convert("YCbCr")
+    image.draft("L" if mode == "L" else "RGB", (side, side))
+    upright = _decode(image, str(path)).convert(mode)
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -93,12 +80,11 @@ class Preprocess:
     def __init__(self, config: PreprocessConfig) -> None:
         """Raises ConfigError for an unknown interpolation."""
         self.config = config
-        self.size = (config.image_size[0], config.image_size[1])
-        self._scaled = [math.floor(side / config.crop_pct) for side in self.size]
+        self.size = height, width = config.image_size
+        self._scaled = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
         if config.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {known}")
-        self._interpolation = INTERPOLATIONS[config.interpolation]
+            expected = ", ".join(INTERPOLATIONS)
+            raise ConfigError(f"preprocess.interpolation is {config.interpolation!r}; expected one of {expected}")
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the normalised input: (3, H, W) float32."""
@@ -107,10 +93,11 @@ class Preprocess:
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return the picture resized and cropped as `crop_mode` says: (3, H, W) uint8."""
         height, width = self.size
-        if image.size != (width, height) or self._scaled != [height, width]:
+        if image.size != (width, height) or self._scaled != self.size:
             box = _limit_aspect(*image.size)
             image = image if box == (0, 0, *image.size) else image.crop(box)
-            image = self._crop(image.resize(self._scaled_size(*image.size), self._interpolation))
+            interpolation = INTERPOLATIONS[self.config.interpolation]
+            image = self._crop(image.resize(self._scaled_size(*image.size), interpolation))
         return as_pixels(image)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -129,29 +116,28 @@ class Preprocess:
         """
         box, target = _limit_aspect(*size), self.size[::-1]
         scaled = self._scaled_size(box[2] - box[0], box[3] - box[1])
-        begins, ends = [], []
+        sides = []
         for begin, end, length, target_length in zip(box[:2], box[2:], scaled, target, strict=True):
             pasted, cut = _offsets(length, target_length)
             pixel = (end - begin) / length
-            begins.append(begin + (cut - pasted) * pixel)
-            ends.append(begin + (cut - pasted + target_length) * pixel)
-        return begins[0], begins[1], ends[0], ends[1]
+            sides.append((begin + (cut - pasted) * pixel, begin + (cut - pasted + target_length) * pixel))
+        (left, right), (top, bottom) = sides
+        return left, top, right, bottom
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) to resize to before the crop.
 
         squash: both sides become the target's; border: the longer side fits in; center: the shorter side fills.
         """
+        target_height, target_width = self._scaled
         if self.config.crop_mode == "squash":
-            size = self._scaled
-        elif self.config.crop_mode == "center" and self._scaled[0] == self._scaled[1]:
+            return target_width, target_height
+        if self.config.crop_mode == "center" and target_height == target_width:
             # rounded down, as torchvision does
-            size = [self._scaled[0] * side // min(width, height) for side in (height, width)]
-        else:
-            ratios = (height / self._scaled[0], width / self._scaled[1])
-            ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
-            size = [max(1, round(side / ratio)) for side in (height, width)]
-        return size[1], size[0]
+            return target_width * width // min(width, height), target_width * height // min(width, height)
+        choose = max if self.config.crop_mode == "border" else min
+        ratio = choose(height / target_height, width / target_width)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Return the middle of the picture; a smaller one gets a border in the mean's colour, or in black."""
@@ -165,19 +151,19 @@ class Preprocess:
 
 
 def augment(image: Image.Image, captions: Sequence[str], rng: random.Random) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return the picture flipped, relit, shifted, scaled and rotated a little, with captions that are true of it.
+    """Return the picture flipped or not, with a little other brightness, contrast, colour, position, scale and angle.
 
-    A flip swaps left and right in the captions; if that is not possible, there is no flip. Hue and saturation do not
-    change if a caption names a colour.
+    The captions that are returned with it are true of it: a flip swaps left and right in them, or is not done if that
+    is not possible; hue and saturation do not change if a caption names a colour.
     """
     true_captions = tuple(captions)
     mirrored = mirrored_captions(captions)
     if rng.random() < 0.5 and mirrored is not None:
         image, true_captions = ImageOps.mirror(image), mirrored
-    image = _relight(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
+    image = _adjust_brightness_and_contrast(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
     hue, saturation = rng.uniform(-0.05, 0.05), rng.uniform(0.7, 1.3)
     if not any(_COLOUR.search(caption) for caption in captions):
-        image = _recolour(image, hue, saturation)
+        image = _adjust_hue_and_saturation(image, hue, saturation)
     shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06)
     return _move(image, shift, scale=rng.uniform(0.9, 1.1), angle=math.radians(rng.uniform(-10, 10))), true_captions
 
@@ -229,10 +215,7 @@ def _swap_side(match: re.Match[str]) -> str:
 
 def _open(source: Path | str | bytes, name: str) -> Image.Image:
     """Return a picture whose pixels are not decoded yet."""
-    try:
-        content = source if isinstance(source, bytes) else read_bytes(Path(source), MAX_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    content = source if isinstance(source, bytes) else read_data(source, MAX_BYTES)
     if not content:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
@@ -269,17 +252,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode in ("I", "F"):
         return _scale_grey(np.asarray(image, dtype=np.float64)).convert("RGB")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+    if image.has_transparency_data:
+        straight = image.convert("LA") if image.mode == "La" else image  # Pillow does not convert La to RGBA
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scale_grey(values: np.ndarray[Any, Any]) -> Image.Image:
@@ -312,14 +293,14 @@ _LEVELS = np.arange(256)
 
 def _table(values: np.ndarray[Any, Any]) -> list[int]:
     """Return the lookup table of `Image.point` from new values of the 256 levels."""
-    return cast(list[int], values.round().clip(0, 255).astype(int).tolist())
+    return values.round().clip(0, 255).astype(int).tolist()
 
 
-def _relight(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
+def _adjust_brightness_and_contrast(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
     return image.point(_table((_LEVELS * brightness - 128) * contrast + 128) * 3)
 
 
-def _recolour(image: Image.Image, hue: float, saturation: float) -> Image.Image:
+def _adjust_hue_and_saturation(image: Image.Image, hue: float, saturation: float) -> Image.Image:
     """Shift the hue by a share of the colour circle, and multiply the saturation."""
     tables = _table((_LEVELS + hue * 255) % 256) + _table(_LEVELS * saturation) + _table(_LEVELS)
     return image.convert("HSV").point(tables).convert("RGB")

@@ -1,28 +1,20 @@
 """Reads captions from files (predictions) and captions to compare them with (references), and matches them by picture.
 
-`PREDICTIONS` and `REFERENCES` are the tables of formats. The format of a file is recognised by its content.
+The format of a file is recognised by its content: `PREDICTIONS` and `REFERENCES` are the tables of formats.
 """
 
 import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from myllm.config import CaptionsConfig
-from myllm.data.records import (
-    PICTURE_FOLDERS,
-    SEPARATOR,
-    Findings,
-    Record,
-    counted,
-    decode_text,
-    read_records,
-    read_results_csv,
-)
+from myllm.data.records import SEPARATOR, Findings, counted, decode_text, read_captions, read_records
 from myllm.data.splits import one_split, split_records
 from myllm.errors import DataError
 
@@ -37,6 +29,8 @@ KNOWN_REFERENCES = (
     "COCO annotations (JSON with images and annotations), Karpathy's JSON (images with sentences), a results.csv of "
     "lines 'image_name| comment_number| comment', or a data folder"
 )
+Entry = tuple[str, Any]
+"""Position in the file ("line 3"), and what is there."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +60,23 @@ class Matched:
 
 def read_predictions(path: Path) -> dict[str, str]:
     """Return the captions in a file by the names, or ids as text, that it gives the pictures. Raises DataError."""
-    text = _text(path)
-    reader = PREDICTIONS["csv"]
-    if text.lstrip()[:1] in ("[", "{"):
-        reader = PREDICTIONS["coco" if text.lstrip()[0] == "[" else "jsonl"]
+    text = decode_text(path)
+    read = PREDICTIONS.get(text.lstrip()[:1], _read_csv)
     captions: dict[str, str] = {}
     repeated: list[str] = []
-    for position, picture, caption in reader(path, text):
-        name = _picture_name(path, position, picture)
+    for position, entry in read(path, text):
+        keys = list(entry) if isinstance(entry, dict) else []
+        picture = next((key for key in PICTURE_KEYS if key in keys), None)
+        if picture is None or CAPTION not in keys:
+            content = f"has {', '.join(keys[:5])}" if keys else f"is {str(entry)[:50]!r}"
+            raise DataError(f"{path}: {position} {content}; expected a picture and a caption: {KNOWN_PREDICTIONS}")
+        name = _picture_name(path, position, entry[picture])
         if name in captions:
             repeated.append(name)
-        captions[name] = _caption(path, position, name, caption)
+        captions[name] = _caption(path, position, name, entry[CAPTION])
     if repeated:
         raise DataError(
-            f"{path}: {counted(repeated, 'picture has two captions', 'pictures have two captions')}; leave one for each"
+            f"{path}: {counted(repeated, 'picture has two captions', 'pictures have two captions')}; keep one for each"
         )
     if not captions:
         raise DataError(f"{path}: holds no caption; expected {KNOWN_PREDICTIONS}")
@@ -90,22 +87,17 @@ def read_references(path: Path, split: str | None, captions: CaptionsConfig) -> 
     """Return the references in a file or data folder, of a split if one is named. Raises DataError or ConfigError."""
     if path.is_dir():
         return _read_folder(path, split, captions)
-    text = _text(path)
+    text = decode_text(path)
     if text.lstrip()[:1] in ("{", "["):
-        content = _json(path, text)
-        for matches, reader in REFERENCES.values():
-            if isinstance(content, dict) and matches(content):
-                return reader(path, content, split)
-        raise DataError(f"{path}: not references in a known format; expected {KNOWN_REFERENCES}")
-    if SEPARATOR not in text.partition("\n")[0]:
-        raise DataError(f"{path}: not references in a known format; expected {KNOWN_REFERENCES}")
-    if split is not None:
-        return _read_folder(path.parent, split, captions)
-    collected = _Collected(path)
-    for row in read_results_csv(path, captions, Findings()):
-        if row.caption.strip():
-            collected.captions[row.image].append(row.caption)
-    return collected.references()
+        content = _json(text, str(path))
+        for required_keys, read in REFERENCES:
+            if isinstance(content, dict) and required_keys <= content.keys():
+                return _collect(path, read(path, content, split))
+    elif SEPARATOR in text.partition("\n")[0]:
+        if split is not None:
+            return _read_folder(path.parent, split, captions)
+        return _references(path, read_captions(path, replace(captions, lowercase=False), Findings()))
+    raise DataError(f"{path}: not references in a known format; expected {KNOWN_REFERENCES}")
 
 
 def match(predictions: Mapping[str, str], references: References) -> Matched:
@@ -122,13 +114,13 @@ def match(predictions: Mapping[str, str], references: References) -> Matched:
         if picture is None:
             unknown.append(name)
         elif picture in matched:
-            raise DataError(f"{picture} has two captions, one of them as {name!r}; leave one of them")
+            raise DataError(f"{picture} has two captions, one of them as {name!r}; remove one of them")
         else:
             matched[picture] = caption
     if not matched:
         raise DataError(
-            f"none of the {len(predictions):,} captions is of a picture with references: they are of pictures such as "
-            f"{next(iter(predictions))!r}, {references.source} has such as {next(iter(references.captions))!r}"
+            f"none of the {len(predictions):,} captions is of a picture with references: the captions are of pictures "
+            f"such as {next(iter(predictions))!r}, {references.source} of such as {next(iter(references.captions))!r}"
         )
     names = [name for name in references.captions if name in matched]
     missing = [name for name in references.captions if name not in matched]
@@ -140,27 +132,16 @@ class _NameIndex:
     """Finds the name of a reference by the name of a prediction."""
 
     def __init__(self, references: References) -> None:
-        self.references = references
-        self.by_path: dict[tuple[str, ...], str | None] = {}
-        """Names by their path, with and without suffix; None if two pictures share it."""
-        self.by_end: dict[tuple[str, ...], str | None] = {}
-        """The same for each end of a path."""
-        for name in references.captions:
-            for parts in _paths(name):
-                _add(self.by_path, parts, name)
-                for start in range(len(parts)):
-                    _add(self.by_end, parts[start:], name)
+        self.exact = references.ids | {name: name for name in references.captions}
+        paths = [(parts, name) for name in references.captions for parts in _paths(name)]
+        self.by_path = _unambiguous(paths)
+        self.by_end = _unambiguous((parts[start:], name) for parts, name in paths for start in range(len(parts)))
 
     def find(self, name: str) -> str | None:
-        if name in self.references.captions:
-            return name
-        if name in self.references.ids:
-            return self.references.ids[name]
+        candidates = [self.exact.get(name)]
         for parts in _paths(name):
-            ends = (self.by_path.get(parts[start:]) for start in range(1, len(parts)))
-            if result := self.by_end.get(parts) or next(filter(None, ends), None):
-                return result
-        return None
+            candidates += [self.by_end.get(parts), *(self.by_path.get(parts[start:]) for start in range(1, len(parts)))]
+        return next(filter(None, candidates), None)
 
 
 def _paths(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -169,62 +150,41 @@ def _paths(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return path.parts, (*path.parts[:-1], path.stem)
 
 
-def _add(names: dict[tuple[str, ...], str | None], parts: tuple[str, ...], name: str) -> None:
-    names[parts] = name if names.get(parts, name) == name else None
+def _unambiguous(names: Iterable[tuple[tuple[str, ...], str]]) -> dict[tuple[str, ...], str | None]:
+    """Return names by their key; None if two names share the key."""
+    result: dict[tuple[str, ...], str | None] = {}
+    for key, name in names:
+        result[key] = name if result.get(key, name) == name else None
+    return result
 
 
-def _read_coco_results(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
-    for number, entry in enumerate(_json(path, text), 1):
-        yield _prediction(path, f"entry {number:,}", entry)
+def _read_coco_results(path: Path, text: str) -> Iterator[Entry]:
+    return ((f"entry {number:,}", entry) for number, entry in enumerate(_json(text, str(path)), 1))
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        whole = None
-    if isinstance(whole, dict) and CAPTION not in whole:
-        keys = ", ".join(list(whole)[:5])
-        raise DataError(f"{path}: one JSON object with {keys}, not predictions; expected {KNOWN_PREDICTIONS}")
+def _read_jsonl(path: Path, text: str) -> Iterator[Entry]:
+    with suppress(ValueError, RecursionError):  # several lines are not JSON together
+        content = json.loads(text)
+        if CAPTION not in content:
+            keys = ", ".join(list(content)[:5])
+            raise DataError(f"{path}: one JSON object with {keys}, not predictions; expected {KNOWN_PREDICTIONS}")
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}: line {number:,} is not JSON ({error}); expected {KNOWN_PREDICTIONS}"
-                ) from None
-            yield _prediction(path, f"line {number:,}", entry)
+            yield f"line {number:,}", _json(line, f"{path}: line {number:,}")
 
 
-def _read_csv(path: Path, text: str) -> Iterator[tuple[str, Any, Any]]:
+def _read_csv(path: Path, text: str) -> Iterator[Entry]:
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(rows, [])]
-    picture = next((key for key in PICTURE_KEYS if key in header), None)
-    if picture is None or CAPTION not in header:
-        raise DataError(
-            f"{path}: the columns are {', '.join(header)[:100]!r}, none is {' or '.join(PICTURE_KEYS)}, or none is "
-            f"caption; expected {KNOWN_PREDICTIONS}"
-        )
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows.fieldnames = header = [name.strip() for name in rows.fieldnames or ()]
+    if CAPTION not in header or not set(PICTURE_KEYS) & set(header):
+        raise DataError(f"{path}: the columns are {', '.join(header)[:100]!r}; expected {KNOWN_PREDICTIONS}")
     for row in rows:
-        if row:
-            yield _prediction(path, f"line {rows.line_num:,}", dict(zip(header, row, strict=False)))
+        yield f"line {rows.line_num:,}", row
 
 
-PREDICTIONS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any, Any]]]] = {
-    "coco": _read_coco_results, "jsonl": _read_jsonl, "csv": _read_csv,
-}
-"""Functions that yield the position in the file, the picture and the caption of each prediction."""
-
-
-def _prediction(path: Path, position: str, entry: Any) -> tuple[str, Any, Any]:
-    if isinstance(entry, dict):
-        picture = next((entry[key] for key in PICTURE_KEYS if key in entry), None)
-        if picture is not None and CAPTION in entry:
-            return position, picture, entry[CAPTION]
-    content = f"has {', '.join(list(entry)[:5])}" if isinstance(entry, dict) else f"is {str(entry)[:50]!r}"
-    raise DataError(f"{path}: {position} {content}; expected a picture and a caption: {KNOWN_PREDICTIONS}")
+PREDICTIONS = {"[": _read_coco_results, "{": _read_jsonl}
+"""Readers of the entries of a file by its first character; other files are CSV."""
 
 
 def _picture_name(path: Path, position: str, value: Any) -> str:
@@ -243,7 +203,7 @@ def _caption(path: Path, position: str, name: str, value: Any) -> str:
     if len(value) > MAX_CHARACTERS:
         raise DataError(
             f"{path}: {position}, picture {name}: the caption has {len(value):,} characters; a caption has at most "
-            f"{MAX_CHARACTERS:,}, so mend or remove it"
+            f"{MAX_CHARACTERS:,}, so correct or remove it"
         )
     return _printable(value)
 
@@ -253,32 +213,37 @@ def _printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-@dataclass(frozen=True)
-class _Collected:
-    """References while they are read; refuses names and ids of two pictures."""
+class _Picture(NamedTuple):
+    """A picture as a file of references describes it."""
 
-    path: Path
-    captions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    ids: dict[str, str] = field(default_factory=dict)
+    position: str
+    name: Any
+    identity: Any
+    captions: list[Entry]
 
-    def add_picture(self, name: Any, identity: Any, position: str) -> str:
-        """Add a picture without captions, and return its name."""
-        name = _picture_name(self.path, position, name)
-        if name in self.captions:
-            raise DataError(f"{self.path}: {position} is a second picture called {name}; add folders to their names")
-        self.captions[name] = []
-        if identity is not None:
-            other = self.ids.setdefault(_picture_name(self.path, position, identity), name)
+
+def _collect(path: Path, pictures: Iterable[_Picture]) -> References:
+    """Return the references of the pictures. Raises DataError if two have one name or id, or none has a caption."""
+    captions: dict[str, list[str]] = {}
+    ids: dict[str, str] = {}
+    for picture in pictures:
+        name = _picture_name(path, picture.position, picture.name)
+        if name in captions:
+            raise DataError(f"{path}: {picture.position} is a second picture called {name}; add folders to their names")
+        captions[name] = [_caption(path, position, name, caption) for position, caption in picture.captions]
+        if picture.identity is not None:
+            other = ids.setdefault(_picture_name(path, picture.position, picture.identity), name)
             if other != name:
-                raise DataError(f"{self.path}: {position}, {name}, has the id {identity}, as {other} has")
-        return name
+                raise DataError(f"{path}: {picture.position}, {name}, has the id {picture.identity}, as {other} has")
+    return _references(path, captions, ids)
 
-    def references(self) -> References:
-        """Return the pictures that have captions. Raises DataError if there are none."""
-        captions = {_printable(name): texts for name, texts in self.captions.items() if texts}
-        if not captions:
-            raise DataError(f"{self.path}: holds no reference caption; expected {KNOWN_REFERENCES}")
-        return References(captions, {key: name for key, name in self.ids.items() if name in captions}, str(self.path))
+
+def _references(path: Path, captions: Mapping[str, list[str]], ids: Mapping[str, str] | None = None) -> References:
+    """Return the pictures that have captions. Raises DataError if there are none."""
+    captions = {name: texts for name, texts in captions.items() if texts}
+    if not captions:
+        raise DataError(f"{path}: holds no reference caption; expected {KNOWN_REFERENCES}")
+    return References(captions, {key: name for key, name in (ids or {}).items() if name in captions}, str(path))
 
 
 def _objects(path: Path, value: Any, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -291,76 +256,61 @@ def _objects(path: Path, value: Any, what: str) -> Iterator[tuple[str, dict[str,
         yield f"{what} {number:,}", entry
 
 
-def _read_coco_annotations(path: Path, content: dict[str, Any], split: str | None) -> References:
+def _read_coco_annotations(path: Path, content: dict[str, Any], split: str | None) -> Iterator[_Picture]:
     if split is not None:
         raise DataError(f"{path}: COCO annotations have no splits; leave out --split {split}")
-    collected = _Collected(path)
-    for position, entry in _objects(path, content["images"], "image"):
-        collected.add_picture(entry.get("file_name", entry.get("id")), entry.get("id"), position)
+    images = list(_objects(path, content["images"], "image"))
+    captions: dict[str, list[Entry]] = defaultdict(list)
     for position, entry in _objects(path, content["annotations"], "annotation"):
-        identity = _picture_name(path, position, entry.get("image_id"))
-        if identity not in collected.ids:
-            raise DataError(f"{path}: {position} is of picture {identity}, which is not listed in images")
-        name = collected.ids[identity]
-        collected.captions[name].append(_caption(path, position, name, entry.get(CAPTION)))
-    return collected.references()
+        captions[_picture_name(path, position, entry.get("image_id"))].append((position, entry.get(CAPTION)))
+    for position, entry in images:
+        identity = entry.get("id")
+        texts = captions.pop(_picture_name(path, position, identity), [])
+        yield _Picture(position, entry.get("file_name", identity), identity, texts)
+    for identity, texts in captions.items():
+        raise DataError(f"{path}: {texts[0][0]} is of picture {identity}, which is not listed in images")
 
 
-def _read_karpathy(path: Path, content: dict[str, Any], split: str | None) -> References:
+def _read_karpathy(path: Path, content: dict[str, Any], split: str | None) -> Iterator[_Picture]:
     entries = list(_objects(path, content["images"], "image"))
     splits = sorted({str(entry.get("split")) for _, entry in entries})
     if split is not None and split not in splits:
         raise DataError(f"{path}: has no split {split!r}; it has {', '.join(splits)}")
-    collected = _Collected(path)
     for position, entry in entries:
-        if split is None or entry.get("split") == split:
+        if split in (None, entry.get("split")):
+            sentences = _objects(path, entry.get("sentences"), f"{position}, sentence")
+            texts = [(sentence_position, sentence.get("raw")) for sentence_position, sentence in sentences]
             identity = entry.get("cocoid", entry.get("imgid"))
-            name = collected.add_picture(entry.get("filename", identity), identity, position)
-            for sentence_position, sentence in _objects(path, entry.get("sentences"), f"{position}, sentence"):
-                collected.captions[name].append(_caption(path, sentence_position, name, sentence.get("raw")))
-    return collected.references()
+            yield _Picture(position, entry.get("filename", identity), identity, texts)
 
 
-def _is_karpathy(content: dict[str, Any]) -> bool:
-    images = content.get("images")
-    return isinstance(images, list) and any(isinstance(entry, dict) and "sentences" in entry for entry in images)
-
-
-REFERENCES: dict[
-    str, tuple[Callable[[dict[str, Any]], bool], Callable[[Path, dict[str, Any], str | None], References]]
-] = {
-    "coco": (lambda content: {"images", "annotations"} <= content.keys(), _read_coco_annotations),
-    "karpathy": (_is_karpathy, _read_karpathy),
-}
-"""For each format, whether a JSON object has it, and the function that reads it."""
+REFERENCES: tuple[tuple[set[str], Callable[[Path, dict[str, Any], str | None], Iterator[_Picture]]], ...] = (
+    ({"images", "annotations"}, _read_coco_annotations),
+    ({"images"}, _read_karpathy),
+)
+"""Keys of a JSON object in each format, and the reader of its pictures; the first format that fits is taken."""
 
 
 def _read_folder(folder: Path, split: str | None, captions: CaptionsConfig) -> References:
     records, findings = read_records(folder, captions)
     if split is not None:
         records = one_split(split_records(records, folder, findings), split, folder)
-    collected = _Collected(folder)
+    texts: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        collected.captions[_name_in_folder(record, folder)] += record.captions
-    return collected.references()
+        texts[_name_in(folder, record.image)] += record.captions
+    return _references(folder, texts)
 
 
-def _name_in_folder(record: Record, folder: Path) -> str:
-    """Return the picture's path below its picture folder, as in the captions file."""
-    parents = [folder / name for name in PICTURE_FOLDERS if record.image.is_relative_to(folder / name)]
-    return record.image.relative_to(parents[0]).as_posix() if parents else str(record.image)
+def _name_in(folder: Path, image: Path) -> str:
+    """Return the picture's path below the picture folder, as in the captions file."""
+    return "/".join(image.relative_to(folder).parts[1:]) if image.is_relative_to(folder) else str(image)
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return decode_text(path)
-
-
-def _json(path: Path, text: str) -> Any:
+def _json(text: str, source: str) -> Any:
+    """Return the content of JSON. source: the file, or its line, for messages."""
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+        raise DataError(f"{source} is not JSON ({error})") from None
     except RecursionError:
-        raise DataError(f"{path}: JSON that is nested too deeply for captions") from None
+        raise DataError(f"{source} is JSON that is nested too deeply for captions") from None

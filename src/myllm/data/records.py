@@ -3,18 +3,19 @@
 `READERS` is the table of formats. A new format is a function that yields rows, and a line in the table.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from myllm.config import CaptionsConfig, nearest
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.errors import DataError
-from myllm.files import read_bytes
+from myllm.files import read_data
 
 MAX_TEXT_BYTES = 2**31
+MAX_NAMES = 3
 SEPARATOR = "|"
 PICTURE_FOLDERS = ("flickr30k_images", "images")
 EXPECTED = "image_name| comment_number| comment"
@@ -33,52 +34,46 @@ class Record:
         return self.image.name
 
 
-def _finding(singular: str, plural: str) -> list[str]:
-    return field(default_factory=list, metadata={"phrases": (singular, plural)})
+def _finding(noun: str, fault: str, plural: str = "") -> list[str]:
+    return field(default_factory=list, metadata={"phrases": (f"{noun} {fault}", f"{plural or noun + 's'} {fault}")})
 
 
 @dataclass
 class Findings:
     """What is unusual in the data, by kind. Each list holds the names of pictures, or lines of a file."""
 
-    recovered_rows: list[str] = _finding("row recovered", "rows recovered")
-    unreadable_rows: list[str] = _finding("row unreadable and left out", "rows unreadable and left out")
-    empty_captions: list[str] = _finding("empty caption left out", "empty captions left out")
-    missing_pictures: list[str] = _finding("captioned picture missing", "captioned pictures missing")
-    unused_pictures: list[str] = _finding("picture without captions", "pictures without captions")
-    broken_pictures: list[str] = _finding("broken picture left out", "broken pictures left out")
-    equal_pictures: list[str] = _finding("group of byte-equal pictures", "groups of byte-equal pictures")
-    dropped_copies: list[str] = _finding(
-        "copy dropped, as another split has the picture", "copies dropped, as another split has the picture"
-    )
-    in_two_splits: list[str] = _finding("picture named in two splits", "pictures named in two splits")
-    in_no_split: list[str] = _finding("picture in no split and left out", "pictures in no split and left out")
-    unknown_in_splits: list[str] = _finding("unknown picture named in splits", "unknown pictures named in splits")
-    cut_captions: list[str] = _finding("caption cut at the context's end", "captions cut at the context's end")
-    repaired_features: list[str] = _finding("damaged feature recomputed", "damaged features recomputed")
+    recovered_rows: list[str] = _finding("row", "recovered")
+    unreadable_rows: list[str] = _finding("row", "unreadable and left out")
+    empty_captions: list[str] = _finding("empty caption", "left out")
+    missing_pictures: list[str] = _finding("captioned picture", "missing")
+    unused_pictures: list[str] = _finding("picture", "without captions")
+    broken_pictures: list[str] = _finding("broken picture", "left out")
+    equal_pictures: list[str] = _finding("group", "of byte-equal pictures")
+    dropped_copies: list[str] = _finding("copy", "dropped, as another split has the picture", plural="copies")
+    in_two_splits: list[str] = _finding("picture", "named in two splits")
+    in_no_split: list[str] = _finding("picture", "in no split and left out")
+    unknown_in_splits: list[str] = _finding("unknown picture", "named in splits")
+    cut_captions: list[str] = _finding("caption", "cut at the context's end")
+    repaired_features: list[str] = _finding("damaged feature", "recomputed")
 
-    def lines(self, max_names: int = 3) -> list[str]:
-        """Return a sentence for each kind of finding: how many there are, and the first `max_names` names."""
-        lines = []
-        for kind in fields(self):
-            names: list[str] = getattr(self, kind.name)
-            if names:
-                singular, plural = kind.metadata["phrases"]
-                lines.append(counted(names, singular, plural, max_names))
-        return lines
+    def lines(self) -> list[str]:
+        """Return a sentence for each kind of finding: how many there are, and the first names."""
+        return [
+            counted(names, *kind.metadata["phrases"]) for kind in fields(self) if (names := getattr(self, kind.name))
+        ]
 
 
-def counted(names: Sequence[str], singular: str, plural: str, max_names: int = 3) -> str:
-    """Return how many names there are, with the noun in the right number and the first `max_names` names."""
-    more = f", and {len(names) - max_names:,} more" if len(names) > max_names else ""
-    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:max_names])}{more})"
+def counted(names: Sequence[str], singular: str, plural: str) -> str:
+    """Return how many names there are, with the noun in the right number and the first `MAX_NAMES` names."""
+    more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names):,} {plural if len(names) > 1 else singular} ({'; '.join(names[:MAX_NAMES])}{more})"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A caption of a picture, and its line in the file."""
+class Row(NamedTuple):
+    """A caption of a picture."""
 
-    line: int
+    position: str
+    """Where in the file it is, for messages: "line 3"."""
     image: str
     caption: str
 
@@ -97,48 +92,39 @@ def read_records(folder: Path, captions: CaptionsConfig) -> tuple[list[Record], 
     if name is None:
         raise DataError(f"{folder}: holds no {' or '.join(READERS)}; expected a file of lines '{EXPECTED}'")
     findings = Findings()
-    texts: dict[str, list[str]] = {}
-    for row in READERS[name](folder / name, captions, findings):
-        caption = row.caption.strip()
-        if captions.lowercase:
-            caption = caption.lower()
-        if caption:
-            texts.setdefault(row.image, []).append(caption)
-        else:
-            findings.empty_captions.append(f"line {row.line:,}: {row.image}")
-    if not texts:
-        raise DataError(f"{folder}: no row holds a caption; expected lines '{EXPECTED}' below the header")
-    return _with_pictures(folder, texts, findings), findings
-
-
-def _with_pictures(folder: Path, texts: dict[str, list[str]], findings: Findings) -> list[Record]:
+    texts = read_captions(folder / name, captions, findings)
     candidates = [folder / name for name in PICTURE_FOLDERS]
     pictures = next((path for path in candidates if path.is_dir()), None)
     if pictures is None:
         raise DataError(f"{folder}: no picture folder; looked for {' and '.join(map(str, candidates))}")
-    records = []
-    for name, captions in texts.items():
-        path = pictures / name
-        if path.is_file():
-            records.append(Record(path, tuple(captions)))
-        else:
-            findings.missing_pictures.append(name)
-    if not records:
+    findings.missing_pictures = [name for name in texts if not (pictures / name).is_file()]
+    missing = set(findings.missing_pictures)
+    if len(missing) == len(texts):
         raise DataError(
             f"{folder}: all {len(texts):,} captioned pictures are missing; looked in {pictures} for "
             f"{next(iter(texts))!r} and the others; put the pictures there under the names of the captions file"
         )
-    findings.unused_pictures = sorted(_picture_names(pictures) - texts.keys())
-    return records
+    files = (path for path in pictures.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    findings.unused_pictures = sorted({path.relative_to(pictures).as_posix() for path in files} - texts.keys())
+    return [Record(pictures / name, tuple(texts[name])) for name in texts if name not in missing], findings
 
 
-def _picture_names(pictures: Path) -> set[str]:
-    return {
-        (Path(parent) / name).relative_to(pictures).as_posix()
-        for parent, _, names in os.walk(pictures)
-        for name in names
-        if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-    }
+def read_captions(path: Path, captions: CaptionsConfig, findings: Findings) -> dict[str, list[str]]:
+    """Return the captions of each picture in a captions file, stripped, in the order of the rows.
+
+    The name of the file decides its format; a file of another name is read as results.csv. Raises DataError.
+    """
+    read = READERS.get(path.name, read_results_csv)
+    texts: dict[str, list[str]] = {}
+    for position, image, written in read(path, captions, findings):
+        caption = written.strip().lower() if captions.lowercase else written.strip()
+        if caption:
+            texts.setdefault(image, []).append(caption)
+        else:
+            findings.empty_captions.append(f"{position}: {image}")
+    if not texts:
+        raise DataError(f"{path}: no row holds a caption; all are empty or cannot be read")
+    return texts
 
 
 def read_results_csv(path: Path, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
@@ -157,23 +143,21 @@ def read_results_csv(path: Path, captions: CaptionsConfig, findings: Findings) -
         values = _split_row(line, len(header), caption_column)
         if values is None:
             values = _recover(line, header, image_column, caption_column)
-            findings_list = findings.unreadable_rows if values is None else findings.recovered_rows
-            findings_list.append(f"line {number:,}: {line.strip()}")
+            rows = findings.unreadable_rows if values is None else findings.recovered_rows
+            rows.append(f"line {number:,}: {line.strip()}")
         if values is not None:
-            yield Row(number, values[image_column], values[caption_column])
+            yield Row(f"line {number:,}", values[image_column], values[caption_column])
 
 
 READERS: dict[str, Callable[[Path, CaptionsConfig, Findings], Iterator[Row]]] = {
     "results.csv": read_results_csv,
 }
+"""Readers of captions files by the file's name; a data folder is read by the first whose file it has."""
 
 
 def decode_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark. Raises DataError for other or unreadable files."""
-    try:
-        content = read_bytes(path, MAX_TEXT_BYTES)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    content = read_data(path, MAX_TEXT_BYTES)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -229,6 +213,4 @@ def _recover(line: str, header: list[str], image_column: int, caption_column: in
     if caption_column != len(header) - 1 or image_column >= len(values) - 1 or len(values) != len(header) - 1:
         return None
     match = re.fullmatch(r"(\d+)\s+(\S.*)", values[-1], re.DOTALL)
-    if match is None:
-        return None
-    return [*values[:-1], match[1], _clean(match[2])]
+    return match and [*values[:-1], match[1], _clean(match[2])]

@@ -4,10 +4,11 @@ A picture depends only on its seed, part and number, so that each can be drawn a
 the Flickr30k layout, with the boxes of the things in `boxes.jsonl`.
 """
 
+import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,18 +22,14 @@ from myllm.errors import ConfigError, DataError
 PICTURE_SIZE = 64
 SUPERSAMPLING = 4
 COLOURS = {
-    "red": (214, 38, 38),
-    "orange": (244, 136, 24),
-    "yellow": (246, 224, 40),
-    "green": (36, 178, 60),
-    "blue": (40, 84, 226),
-    "purple": (146, 50, 186),
-    "white": (244, 244, 244),
-    "black": (28, 28, 32),
+    "red": (214, 38, 38), "orange": (244, 136, 24), "yellow": (246, 224, 40), "green": (36, 178, 60),
+    "blue": (40, 84, 226), "purple": (146, 50, 186), "white": (244, 244, 244), "black": (28, 28, 32),
 }
 RADII = {"small": (7.0, 8.0), "big": (10.5, 12.0)}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
 COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
+# Words between two groups, in reading order and in reverse.
+RELATION_WORDS = {"left": (("left of",), ("right of",)), "above": (("above", "over"), ("below", "under"))}
 # Colour of each ground, the grid (columns, rows) of random values that makes its texture, and the texture's strength.
 GROUNDS = {
     "grass": ((92, 116, 74), (48, 12), 26),
@@ -75,39 +72,30 @@ class Scene:
     captions: tuple[str, ...]
 
 
-def _curve(function: Callable[[float], Point], points: int = 28) -> list[Point]:
-    return [function(2 * math.pi * index / points) for index in range(points)]
+def _arc(angles: Iterable[float], x: float = 0.0, y: float = 0.0, radius: float = 1.0) -> list[Point]:
+    return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
 
 
 def _star() -> list[Point]:
-    radii = [1.0, 0.42]
-    angles = [math.pi * index / 5 - math.pi / 2 for index in range(10)]
-    return [(radii[i % 2] * math.cos(angle), radii[i % 2] * math.sin(angle)) for i, angle in enumerate(angles)]
+    tips, dents = ([math.pi * index / 5 - math.pi / 2 for index in range(first, 10, 2)] for first in (0, 1))
+    return [point for pair in zip(_arc(tips), _arc(dents, radius=0.42), strict=True) for point in pair]
 
 
 def _heart() -> list[Point]:
-    def point(t: float) -> Point:
-        x = 16 * math.sin(t) ** 3
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        return x / 17, -(y + 2.5) / 16
-
-    return _curve(point)
+    xs = [16 * math.sin(t) ** 3 for t in TURN]
+    ys = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in TURN]
+    return [(x / 17, -(y + 2.5) / 16) for x, y in zip(xs, ys, strict=True)]
 
 
 def _moon() -> list[Point]:
-    outer = [(math.cos(t), math.sin(t)) for t in (math.radians(45 + 270 * i / 20) for i in range(21))]
-    inner = [
-        (0.5 + 0.75 * math.cos(t), 0.75 * math.sin(t)) for t in (math.radians(285 - 210 * i / 14) for i in range(15))
-    ]
-    return outer + inner
+    outer = _arc(math.radians(45 + 270 * index / 20) for index in range(21))
+    return outer + _arc((math.radians(285 - 210 * index / 14) for index in range(15)), x=0.5, radius=0.75)
 
 
+TURN = [2 * math.pi * index / 28 for index in range(28)]
 # Faces of each kind: lightness and outline in units of the radius, y down. Lightness 0 cuts a hole.
 OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
-    "ball": [
-        (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
-        (1.35, _curve(lambda t: (-0.35 + 0.2 * math.cos(t), -0.35 + 0.2 * math.sin(t)))),
-    ],
+    "ball": [(1.0, _arc(TURN)), (1.35, _arc(TURN, -0.35, -0.35, 0.2))],
     "cube": [
         (1.4, [(-0.82, -0.38), (-0.38, -0.82), (0.82, -0.82), (0.38, -0.38)]),
         (1.0, [(-0.82, -0.38), (0.38, -0.38), (0.38, 0.82), (-0.82, 0.82)]),
@@ -116,10 +104,7 @@ OUTLINES: dict[str, list[tuple[float, list[Point]]]] = {
     "cone": [(1.0, [(0, -1), (0.85, 0.65), (0.45, 0.9), (0, 0.96), (-0.45, 0.9), (-0.85, 0.65)])],
     "star": [(1.0, _star())],
     "heart": [(1.0, _heart())],
-    "ring": [
-        (1.0, _curve(lambda t: (math.cos(t), math.sin(t)))),
-        (0.0, _curve(lambda t: (0.5 * math.cos(t), 0.5 * math.sin(t)))),
-    ],
+    "ring": [(1.0, _arc(TURN)), (0.0, _arc(TURN, radius=0.5))],
     "cross": [(1.0, [
         (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32), (1, 0.32), (0.32, 0.32),
         (0.32, 1), (-0.32, 1), (-0.32, 0.32), (-1, 0.32), (-1, -0.32), (-0.32, -0.32),
@@ -130,21 +115,22 @@ KINDS = tuple(OUTLINES)
 PLURALS = {kind: kind + ("es" if kind == "cross" else "s") for kind in KINDS}
 # A held-out colour for each kind, and each colour once, so that training still has every word.
 HELD_OUT = frozenset((kind, tuple(COLOURS)[(3 * index + 1) % len(COLOURS)]) for index, kind in enumerate(KINDS))
-PAIRS = tuple((kind, colour) for kind in KINDS for colour in COLOURS)
+PAIRS = tuple(itertools.product(KINDS, COLOURS))
 SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
-PARTS = ("train", "val", "heldout")
 BOXES_FILE = "boxes.jsonl"
 
 
 def draw_scene(seed: int, part: str, number: int) -> tuple[Image.Image, Scene]:
-    """Return picture `number` of a part, 64 x 64 RGB, and its content."""
+    """Return picture `number` of a part (train, val or heldout), 64 x 64 RGB, and its content.
+
+    Only part heldout has the pairs of kind and colour in `HELD_OUT`: at least one in each picture.
+    """
     rng = random.Random(f"{seed}/{part}/{number}")
-    while True:  # sometimes there is no room for all things
+    positions = None
+    while positions is None:  # sometimes there is no room for all things
         groups = _choose_groups(rng, part)
         relation = rng.choice(("left", "above")) if len(groups) == 2 else "list"
         positions = _choose_positions(rng, groups, relation)
-        if positions is not None:
-            break
     ground = rng.choice(tuple(GROUNDS))
     image = _draw_ground(rng, ground)
     things = tuple(_draw_thing(image, rng, group, centre, radius) for group, centre, radius in positions)
@@ -251,30 +237,16 @@ def _caption(rng: random.Random, groups: Sequence[Group], relation: str, ground:
     elif len(groups) == 3:
         body = rng.choice(("{}, {} and {}", "{} and {} and {}", "{} with {} and {}")).format(*phrases)
     else:
-        first, second = {"left": (("left of",), ("right of",)), "above": (("above", "over"), ("below", "under"))}[
-            relation
-        ]
+        forward, backward = RELATION_WORDS[relation]
         form = rng.random()
-        if form < 0.3:
-            body = f"{phrases[0]} {rng.choice(('and', 'next to', 'beside'))} {phrases[1]}"
-        elif form < 0.75:
-            body = f"{phrases[0]} {rng.choice(first)} {phrases[1]}"
-        else:
-            body = f"{phrases[1]} {rng.choice(second)} {phrases[0]}"
+        words = ("and", "next to", "beside") if form < 0.3 else forward if form < 0.75 else backward
+        body = f" {rng.choice(words)} ".join(phrases if form < 0.75 else reversed(phrases))
     be = "is" if groups[0].count == 1 else "are"
     opening = f"there {be} " if len(groups) == 1 and rng.random() < 0.3 else ""
     return f"{opening}{body}{rng.choice(('', f' on {ground}'))}"
 
 
-def _write_scene(folder: str, seed: int, job: tuple[str, int]) -> tuple[str, str, Scene]:
-    part, number = job
-    name = f"{part}_{number:06d}.png"
-    image, scene = draw_scene(seed, part, number)
-    image.save(Path(folder) / name, compress_level=1)
-    return name, part, scene
-
-
-def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterator[int]:
+def write_scenes(out: Path, count: int, seed: int) -> Iterator[int]:
     """Write `count` pictures, a twentieth of them for val and for heldout each; yields the number done after each.
 
     Raises ConfigError if `count` is too small to split, and DataError if `out` is not empty.
@@ -285,33 +257,40 @@ def write_scenes(out: Path, count: int, seed: int, processes: int = 2) -> Iterat
         raise DataError(f"{out} is not empty; give another --out, so that scenes are not mixed with other files")
     twentieth = count // 20
     sizes = {"train": count - 2 * twentieth, "val": twentieth, "heldout": twentieth}
-    jobs = [(part, number) for part in PARTS for number in range(sizes[part])]
+    jobs = [(part, number) for part, size in sizes.items() for number in range(size)]
     images = out / "flickr30k_images"
     images.mkdir(parents=True, exist_ok=True)
-    (out / "splits").mkdir(exist_ok=True)
-    names: dict[str, list[str]] = {part: [] for part in PARTS}
+    (out / "splits").mkdir()
     with (
-        ProcessPoolExecutor(processes) as pool,
+        ProcessPoolExecutor(2) as pool,
         (out / "results.csv").open("w", encoding="utf-8", newline="\n") as captions,
         (out / BOXES_FILE).open("w", encoding="utf-8", newline="\n") as boxes,
     ):
         captions.write("image_name| comment_number| comment\n")
-        work = pool.map(partial(_write_scene, str(images), seed), jobs, chunksize=64)
-        for done, (name, part, scene) in enumerate(work, start=1):
-            names[part].append(name)
+        for done, (name, scene) in enumerate(pool.map(partial(_write_scene, images, seed), jobs, chunksize=64), 1):
             captions.writelines(f"{name}| {index}| {text}\n" for index, text in enumerate(scene.captions))
             boxes.write(json.dumps({"image": name, "things": [asdict(thing) for thing in scene.things]}) + "\n")
             yield done
-    for part in PARTS:
-        (out / "splits" / f"{part}.txt").write_text("".join(f"{name}\n" for name in names[part]), encoding="utf-8")
+    for part, size in sizes.items():
+        names = "".join(f"{_file_name(part, number)}\n" for number in range(size))
+        (out / "splits" / f"{part}.txt").write_text(names, encoding="utf-8")
+
+
+def _file_name(part: str, number: int) -> str:
+    return f"{part}_{number:06d}.png"
+
+
+def _write_scene(folder: Path, seed: int, job: tuple[str, int]) -> tuple[str, Scene]:
+    """Draw picture `job` (part, number) into a folder, and return its file name and content."""
+    image, scene = draw_scene(seed, *job)
+    image.save(folder / _file_name(*job), compress_level=1)
+    return _file_name(*job), scene
 
 
 def read_things(folder: Path) -> dict[str, tuple[Thing, ...]]:
     """Return the things of each picture of a scenes folder by the picture's name; empty for other folders."""
     path = folder / BOXES_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else ())
     return {
-        row["image"]: tuple(Thing(**thing | {"box": tuple(thing["box"])}) for thing in row["things"])
-        for row in rows
+        row["image"]: tuple(Thing(**thing | {"box": tuple(thing["box"])}) for thing in row["things"]) for row in rows
     }

@@ -4,6 +4,7 @@ Files `splits/*.txt` decide; without them a hash of the file's name does, so tha
 """
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,60 +12,59 @@ from pathlib import Path
 from myllm.data.images import MAX_BYTES
 from myllm.data.records import Findings, Record, decode_text
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_bytes
+from myllm.files import read_data
 
 VAL_SHARE = 0.1
 
 
-def split_records(
-    records: Sequence[Record], folder: Path, findings: Findings, val_share: float = VAL_SHARE
-) -> dict[str, list[Record]]:
+def split_records(records: Sequence[Record], folder: Path, findings: Findings) -> dict[str, list[Record]]:
     """Return the records of each split by its name, in the order of `records`. There is always a `train` and a `val`.
 
-    Files `splits/NAME.txt` hold a picture's name on each line. Without train.txt, pictures that no file names train.
-    Without val.txt, the share `val_share` of the training pictures validates, chosen by the hash of their names. If
-    byte-equal pictures are in different splits, only the copy of one split stays: other splits win over `val`, and
-    `val` over `train`. `findings` lists all of this.
+    Files `splits/NAME.txt` hold a picture's name on each line. Without train.txt, all pictures that no file names are
+    for training. Without val.txt, a tenth of the training pictures are for validation instead, chosen by the hash of
+    their names. If byte-equal pictures are in different splits, only the copies of one split stay: those of a test
+    split rather than of `val`, and those of `val` rather than of `train`. `findings` lists all of this.
     Raises DataError if there are too few pictures for both sides, or a split file cannot be read.
     """
-    groups = _equal_groups(records)
-    findings.equal_pictures += [" = ".join(record.name for record in group) for group in groups if len(group) > 1]
-    official = _official(records, folder, findings)
+    equal_groups = _equal_groups(records)
+    findings.equal_pictures += [" = ".join(record.name for record in group) for group in equal_groups if len(group) > 1]
+    split_of = _official(records, folder, findings)
     files = {path.stem for path in _split_files(folder)}
-    rest = None if "train" in files else "train"
-    splits: dict[str, list[Record]] = {name: [] for name in ("train", "val", *sorted(files - {"train", "val"}))}
-    for group in groups:
-        assigned = [(record, official.get(record.image, rest)) for record in group]
-        winner = min((split for _, split in assigned if split), key=_precedence, default=None)
-        for record, split in assigned:
+    groups: dict[str, list[list[Record]]] = {name: [] for name in ("train", "val", *sorted(files - {"train", "val"}))}
+    for group in equal_groups:
+        winner = min(filter(None, (split_of[record.image] for record in group)), key=_precedence, default=None)
+        if winner is not None:
+            groups[winner].append([record for record in group if split_of[record.image] == winner])
+        for record in group:
+            split = split_of[record.image]
             if split is None:
                 findings.in_no_split.append(record.name)
-            elif split == winner:
-                splits[split].append(record)
-            else:
+            elif split != winner:
                 findings.dropped_copies.append(f"{record.name} of {split}, equal to one of {winner}")
     if "val" not in files:
-        splits["train"], splits["val"] = _split_by_hash(splits["train"], groups, val_share)
-        if not files and not splits["val"]:
+        groups["train"], groups["val"] = _split_by_hash(groups["train"])
+        if not files and not groups["val"]:
             raise DataError(
                 f"{folder}: {len(records)} picture{'s' * (len(records) != 1)}, too few different ones "
                 "to train on some and validate on others; add pictures"
             )
     order = {record.image: index for index, record in enumerate(records)}
-    return {name: sorted(split, key=lambda record: order[record.image]) for name, split in splits.items()}
+    return {
+        name: sorted(itertools.chain(*members), key=lambda record: order[record.image])
+        for name, members in groups.items()
+    }
 
 
 def copies_left_out_of_training(
     records: Sequence[Record], folder: Path, splits: Mapping[str, Sequence[Record]]
 ) -> list[Record]:
-    """Return the training pictures that `split_records` dropped because a judged picture has the same bytes.
+    """Return the training pictures that `split_records` dropped because a picture of another split has the same bytes.
 
-    Other programs train on them.
+    A captioner that another program trained has seen them.
     """
-    used = {record.image for side in splits.values() for record in side}
-    official = _official(records, folder, Findings())
-    rest = None if any(path.stem == "train" for path in _split_files(folder)) else "train"
-    return [r for r in records if r.image not in used and official.get(r.image, rest) == "train"]
+    used = {record.image for split in splits.values() for record in split}
+    split_of = _official(records, folder, Findings())
+    return [record for record in records if record.image not in used and split_of[record.image] == "train"]
 
 
 def one_split(splits: Mapping[str, list[Record]], name: str, folder: Path) -> list[Record]:
@@ -78,10 +78,7 @@ def one_split(splits: Mapping[str, list[Record]], name: str, folder: Path) -> li
 
 def picture_digest(path: Path) -> str:
     """Return a hash of the file's bytes. Raises DataError if it cannot be read or is too large for a picture."""
-    try:
-        return hashlib.blake2b(read_bytes(path, MAX_BYTES), digest_size=16).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return hashlib.blake2b(read_data(path, MAX_BYTES), digest_size=16).hexdigest()
 
 
 def name_hash(*parts: object) -> int:
@@ -99,10 +96,11 @@ def _split_files(folder: Path) -> list[Path]:
     return sorted((folder / "splits").glob("*.txt"))
 
 
-def _official(records: Sequence[Record], folder: Path, findings: Findings) -> dict[Path, str]:
-    """Return the split of each picture that a split file names."""
+def _official(records: Sequence[Record], folder: Path, findings: Findings) -> dict[Path, str | None]:
+    """Return the split of each picture, None if it is in none; without train.txt, the rest is for training."""
     named: dict[str, str] = {}
-    for path in sorted(_split_files(folder), key=lambda path: _precedence(path.stem)):
+    files = sorted(_split_files(folder), key=lambda path: _precedence(path.stem))
+    for path in files:
         for name in filter(None, map(str.strip, decode_text(path).split("\n"))):
             if named.setdefault(name, path.stem) != path.stem:
                 findings.in_two_splits.append(f"{name} in {path.stem} and {named[name]}, kept in {named[name]}")
@@ -113,7 +111,8 @@ def _official(records: Sequence[Record], folder: Path, findings: Findings) -> di
             f"{folder / 'splits'}: none of the {len(named):,} names, such as {next(iter(named))!r}, is a captioned "
             f"picture, such as {records[0].name!r}; give file names as in the captions file, or remove the folder"
         )
-    return {record.image: named[record.name] for record in records if record.name in named}
+    rest = None if any(path.stem == "train" for path in files) else "train"
+    return {record.image: named.get(record.name, rest) for record in records}
 
 
 def _equal_groups(records: Sequence[Record]) -> list[list[Record]]:
@@ -126,15 +125,10 @@ def _equal_groups(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _split_by_hash(
-    train: Sequence[Record], groups: Iterable[Sequence[Record]], val_share: float
-) -> tuple[list[Record], list[Record]]:
-    """Split by the hash of the name of each group's first record, so that a copy that is added later moves nothing."""
-    members = {record.image for record in train}
-    inside = [[record for record in group if record.image in members] for group in groups]
-    ranked = sorted((group for group in inside if group), key=lambda group: name_hash(group[0].name))
-    cut = sum(name_hash(group[0].name) < val_share * 2**64 for group in ranked)
+def _split_by_hash(groups: Iterable[list[Record]]) -> tuple[list[list[Record]], list[list[Record]]]:
+    """Return training and validation groups, by the hash of a group's first name: a copy added later moves nothing."""
+    ranked = sorted(groups, key=lambda group: name_hash(group[0].name))
+    cut = sum(name_hash(group[0].name) < VAL_SHARE * 2**64 for group in ranked)
     if len(ranked) >= 2:  # all of a few pictures may have hashes of one side
         cut = min(max(cut, 1), len(ranked) - 1)
-    train_part, val_part = ([record for group in part for record in group] for part in (ranked[cut:], ranked[:cut]))
-    return train_part, val_part
+    return ranked[cut:], ranked[:cut]

@@ -1,32 +1,24 @@
 """Captions to token ids and back, with GPT-2's tokenizer or a byte-level BPE trained on the captions."""
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from myllm.config import END_OF_TEXT
 from myllm.data.records import Findings
-from myllm.errors import CheckpointError, ConfigError, tokenizer_errors
+from myllm.errors import CheckpointError, tokenizer_errors
 
 # Otherwise tokenizers warns, in each worker process, that it was forked after threads had been used.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# 256 bytes, which can encode any text, and the end token
-MIN_VOCAB = 257
 GPT2_FILES = ("vocab.json", "merges.txt")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Return a byte-level BPE of at most `vocab_size` tokens, which encodes any text without loss.
-
-    Raises ConfigError if `vocab_size` is below 257.
-    """
-    if vocab_size < MIN_VOCAB:
-        raise ConfigError(
-            f"captions.vocab_size is {vocab_size}; a tokenizer of bytes needs at least {MIN_VOCAB}: "
-            f"256 bytes and {END_OF_TEXT}"
-        )
+    """Return a byte-level BPE of at most `vocab_size` tokens (257 or more), which encodes any text without loss."""
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT],
@@ -45,10 +37,8 @@ def gpt2_tokenizer(folder_or_repo: str) -> Tokenizer:
     folder = Path(folder_or_repo)
     files = _files_in(folder) if folder.is_dir() else _files_of_hub(folder_or_repo)
     try:
-        if len(files) == 1:
-            tokenizer = Tokenizer.from_file(str(files[0]))
-        else:
-            tokenizer = _byte_level(models.BPE.from_file(*map(str, files)))
+        names = [str(file) for file in files]
+        tokenizer = Tokenizer.from_file(*names) if len(names) == 1 else _byte_level(models.BPE.from_file(*names))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{files[0]}: not a GPT-2 tokenizer ({error}); fetch the file again") from None
     if tokenizer.token_to_id(END_OF_TEXT) is None:
@@ -84,7 +74,7 @@ def encode_captions(
                 findings.cut_captions.append(f"{len(row)} tokens, the context has {n_positions}: {caption[:60]!r}")
             row = row[:n_positions]
         rows.append(row)
-    if findings is not None:  # longest first: it shows which context would be long enough
+    if findings is not None:  # longest first, which shows what context would be long enough
         findings.cut_captions.sort(key=lambda line: -int(line.split()[0]))
     return rows
 
@@ -92,27 +82,24 @@ def encode_captions(
 def decode_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Return the text up to the first end token. An end token at the beginning, which starts captions, is skipped."""
     end = end_token(tokenizer)
-    ids = list(ids)
-    if ids[:1] == [end]:
-        ids = ids[1:]
-    if end in ids:
-        ids = ids[: ids.index(end)]
+    is_marked = len(ids) > 0 and ids[0] == end
+    text_ids = list(itertools.takewhile(lambda token: token != end, ids[is_marked:]))
     with tokenizer_errors():
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
+        return str(tokenizer.decode(text_ids, skip_special_tokens=False))
 
 
 def end_token(tokenizer: Tokenizer) -> int:
     """Return the id of the token that begins and ends a caption. Raises CheckpointError if there is none."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    if end is None and not tokenizer.get_vocab_size():
-        raise CheckpointError(
-            "this captioner has no tokenizer, because it was made from weights only. Set "
-            "HF_GPT2_REPO to the GPT-2 that it was trained with (openai-community/gpt2, or a folder with "
-            f"{' and '.join(GPT2_FILES)}), and open or import the weights again"
-        )
-    if end is None:
+    if end is not None:
+        return int(end)
+    if tokenizer.get_vocab_size():
         raise CheckpointError(f"the tokenizer has no token {END_OF_TEXT}, which begins and ends a caption")
-    return int(end)
+    raise CheckpointError(
+        "this captioner has no tokenizer, because it was made from weights only. Set HF_GPT2_REPO to the GPT-2 that it "
+        f"was trained with (openai-community/gpt2, or a folder with {' and '.join(GPT2_FILES)}), and open or import "
+        "the weights again"
+    )
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
@@ -137,10 +124,9 @@ def _files_of_hub(repo: str) -> list[Path]:
     from huggingface_hub import hf_hub_download  # here, because captioning needs no hub
 
     try:
-        try:
+        with suppress(Exception):  # older repositories have only the two files; without network these fail too
             return [Path(hf_hub_download(repo, "tokenizer.json"))]
-        except Exception:  # older repositories have only the two files; without network these fail too
-            return [Path(hf_hub_download(repo, name)) for name in GPT2_FILES]
+        return [Path(hf_hub_download(repo, name)) for name in GPT2_FILES]
     except Exception as error:  # network errors have no common base class
         raise CheckpointError(
             f"GPT-2's tokenizer: {repo!r} is not a folder here and the hub cannot be reached ({type(error).__name__}). "

@@ -18,6 +18,7 @@ from myllm.batched import batched
 from myllm.data.images import load_image
 from myllm.errors import ConfigError, reason
 from myllm.metrics.result import Floats, MetricResult, mean_of
+from myllm.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class Clip:
 
 def clip_scores(
     name: str, pictures: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]],
-    device: "torch.device | str" = "cpu", progress: Callable[[int, int], None] | None = None
+    device: "torch.device | str" = "cpu", progress: Progress = no_progress
 ) -> dict[str, MetricResult]:
     """Return CLIPScore and RefCLIPScore of one caption, and at least one reference, of each picture.
 
@@ -46,7 +47,6 @@ def clip_scores(
 
     name: `transformers:FOLDER` or `transformers:HUB_ID`; `open_clip:ARCHITECTURE/WEIGHTS`, with a tag or a file of
         weights; `open_clip:local-dir:FOLDER`; or `open_clip:hf-hub:ID`.
-    progress: called with the number of pictures done and of all.
     Raises ConfigError for a CLIP that cannot be opened and DataError for a picture that cannot be read.
     """
     clip = load_clip(name, device)
@@ -61,8 +61,7 @@ def clip_scores(
         picture_cosines += list((picture_vectors * caption_vectors).sum(axis=1))
         reference_cosines += [(group @ vector).max() for group, vector in zip(groups, caption_vectors, strict=True)]
         done += len(rows)
-        if progress is not None:
-            progress(done, len(pictures))
+        progress("scoring with CLIP", done, len(pictures))
     score = WEIGHT * np.maximum(picture_cosines, 0)
     similarity = np.maximum(reference_cosines, 0)
     total = np.maximum(score + similarity, np.finfo(np.float64).tiny)  # avoids 0 / 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from myllm.batched import batched
-from myllm.data.images import ycbcr_thumbnail
+from myllm.data.images import load_thumbnail
 
 Array = NDArray[np.float32]
 Window = tuple[float, float, float]  # share of a side that is left, and where it lies in x and y, each 0 to 1
@@ -72,7 +72,7 @@ class Thumbnail(NamedTuple):
 
 def thumbnail(path: Path) -> Thumbnail:
     """Read a picture. Raises DataError as `load_image`."""
-    ycbcr = ycbcr_thumbnail(path, SIDE).transpose(2, 0, 1)
+    ycbcr = load_thumbnail(path, SIDE, "YCbCr").transpose(2, 0, 1)
     step = SIDE // CHROMA_SIDE
     chroma = ycbcr[1:].reshape(2, CHROMA_SIDE, step, CHROMA_SIDE, step).mean(axis=(2, 4)).round().astype(np.uint8)
     return Thumbnail(ycbcr[0].copy(), chroma)

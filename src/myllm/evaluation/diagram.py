@@ -93,11 +93,10 @@ class Canvas:
     def box(self, box: Box, colours: tuple[str, str], label: str = "", detail: str = "") -> Box:
         """Draw a box with a label and, below it, a fainter line. Returns the box."""
         fill, edge = colours
-        shape = FancyBboxPatch(
-            (box.left, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.8",
-            facecolor=fill, edgecolor=edge, linewidth=1.1,
-        )
-        self.axes.add_patch(shape)
+        self.axes.add_patch(FancyBboxPatch(
+            (box.left, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.8", facecolor=fill,
+            edgecolor=edge, linewidth=1.1,
+        ))
         self.text(box.x, box.middle + (0.95 if detail else 0), label)
         self.text(box.x, box.middle - 1.15, detail, 7.2, FAINT)
         return box
@@ -111,8 +110,8 @@ class Canvas:
         self.axes.plot(xs, ys, color=colour, linewidth=1.2, linestyle=style)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str = LINE) -> None:
-        style = {"arrowstyle": "-|>,head_width=0.2,head_length=0.4", "color": colour, "linewidth": 1.2,
-                 "shrinkA": 0, "shrinkB": 0}
+        head = "-|>,head_width=0.2,head_length=0.4"
+        style = {"arrowstyle": head, "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
         self.axes.annotate("", end, start, arrowprops=style)
 
     def chain(self, *boxes: Box) -> None:
@@ -169,13 +168,9 @@ def _draw_decoder(canvas: Canvas, text: GPTConfig) -> list[Box]:
 def _draw_detail(canvas: Canvas, text: GPTConfig, block: Box) -> None:
     """Draw the layers inside a block in a panel to the right of the last block."""
     panel = Box(DETAIL, 4, 25, 61.8)
-    wedge = [
-        (block.right, block.y),
-        (panel.left, panel.y + 0.8),
-        (panel.left, panel.top - 0.8),
-        (block.right, block.top),
-    ]
-    canvas.axes.add_patch(Polygon(wedge, closed=True, facecolor=PANEL[0], edgecolor="none", zorder=0.5))
+    right = [(panel.left, panel.y + 0.8), (panel.left, panel.top - 0.8)]
+    wedge = [(block.right, block.y), *right, (block.right, block.top)]
+    canvas.axes.add_patch(Polygon(wedge, facecolor=PANEL[0], edgecolor="none", zorder=0.5))
     canvas.box(panel, PANEL)
     canvas.text(DETAIL, 63.4, "inside a block")
     branch = panel.right - 2.2
@@ -219,13 +214,10 @@ def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box
             canvas.arrow((source.right, source.middle), (target.left, target.middle), IMAGE[1])
     else:
         height = max(5.2, decoder[-1].height)
-        output = canvas.box(
-            Box(ENCODER, decoder[-1].middle - height / 2, height=height), IMAGE, "last output",
-            "normalised tokens, or a feature map",
-        )
-        backbone = canvas.box(
-            Box(ENCODER, 17, height=output.y - 20), IMAGE, "its blocks", "of attention, or of convolutions"
-        )
+        output = Box(ENCODER, decoder[-1].middle - height / 2, height=height)
+        canvas.box(output, IMAGE, "last output", "normalised tokens, or a feature map")
+        backbone = Box(ENCODER, 17, height=output.y - 20)
+        canvas.box(backbone, IMAGE, "its blocks", "of attention, or of convolutions")
         canvas.chain(picture, backbone, output)
         canvas.line([(output.right, output.middle), (bus, output.middle), (bus, decoder[0].middle)], IMAGE[1])
         for target in decoder:
@@ -237,17 +229,17 @@ def _draw_encoder(canvas: Canvas, config: CaptionerConfig, decoder: Sequence[Box
 def _draw_picture(canvas: Canvas, vision: VisionConfig) -> Box:
     """Draw a picture, cut into the patches that become tokens. Returns its box."""
     picture = Box(ENCODER, 3.4, 10, 10)
-    shapes = (
-        Rectangle((picture.left, picture.y), 10, 10, color="#dbe9f6", linewidth=0),
-        Rectangle((picture.left, picture.y), 10, 3.6, color="#bcd6a8", linewidth=0),
-        Circle((picture.left + 7.6, picture.y + 7.8), 1.1, color="#f6d860", linewidth=0),
-        Circle((picture.left + 4.0, picture.y + 3.5), 2.0, color="#d5503f", linewidth=0),
-    )
-    for shape in shapes:
+    left, low = picture.left, picture.y
+    for shape in (
+        Rectangle((left, low), 10, 10, color="#dbe9f6", linewidth=0),
+        Rectangle((left, low), 10, 3.6, color="#bcd6a8", linewidth=0),
+        Circle((left + 7.6, low + 7.8), 1.1, color="#f6d860", linewidth=0),
+        Circle((left + 4.0, low + 3.5), 2.0, color="#d5503f", linewidth=0),
+    ):
         canvas.axes.add_patch(shape)
     for offset in (2.5, 5.0, 7.5):
-        canvas.line([(picture.left + offset, picture.y), (picture.left + offset, picture.top)], "#ffffff")
-        canvas.line([(picture.left, picture.y + offset), (picture.right, picture.y + offset)], "#ffffff")
+        canvas.line([(left + offset, low), (left + offset, picture.top)], "#ffffff")
+        canvas.line([(left, low + offset), (picture.right, low + offset)], "#ffffff")
     side = vision.image_size
     canvas.text(ENCODER, 1.7, f"picture  (B, 3, {side or 'H'}, {side or 'W'})", 7.5, FAINT)
     return picture

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from myllm.batched import batched
@@ -24,7 +24,7 @@ from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.score import evenly_spaced, tokenized
-from myllm.progress import no_progress
+from myllm.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,12 @@ class CaptionedSplit:
 
 def caption_records(
     captioner: CaptionerProtocol, records: Sequence[Record], decode: DecodeConfig, batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress = no_progress, activity: str = "captioning"
 ) -> CaptionedSplit:
-    """Caption the pictures of `records`. Raises DataError if none of them can be read."""
+    """Caption the pictures of `records`; progress is reported as `activity`.
+
+    Raises DataError if none of the pictures can be read.
+    """
     captioned = CaptionedSplit([], [], [])
     done = 0
     for batch in batched(records, batch_size):
@@ -137,8 +140,7 @@ def caption_records(
             captioned.captions.extend(replace(caption, compute_attention=None) for caption in captions)
             captioned.records.extend(record for record, _ in readable)
         done += len(batch)
-        if progress is not None:
-            progress(done, len(records))
+        progress(activity, done, len(records))
     if not captioned.records:
         raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
     return captioned
@@ -160,16 +162,16 @@ class Data:
 
 def evaluate(
     captioner: CaptionerProtocol, data: Data, decode: DecodeConfig, batch_size: int = 32,
-    progress: Callable[[str, int, int], None] = no_progress, metrics: Sequence[str] | None = None
+    progress: Progress = no_progress, metrics: Sequence[str] | None = None
 ) -> Evaluation:
     """Caption the pictures of `data` and compare the captions with the references.
 
     metrics: names as for `judge_captions`; by default all that can be computed.
     Raises DataError if no picture can be read, and ConfigError for an unknown metric.
     """
-    captioned = caption_records(captioner, data.records, decode, batch_size, partial(progress, "captioning"))
+    captioned = caption_records(captioner, data.records, decode, batch_size, progress)
     records = captioned.records
-    leaks = find_leaks(data.training, records, partial(progress, "looking for leaks")) if data.training else None
+    leaks = find_leaks(data.training, records, progress) if data.training else None
     blind = captioner.blind_caption(decode)
     blind_text = None if blind is None else blind.text
     texts, references = [caption.text for caption in captioned.captions], [record.captions for record in records]

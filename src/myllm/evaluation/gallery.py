@@ -15,7 +15,7 @@ from myllm.data.records import Record
 from myllm.errors import DataError
 
 PICTURES_PER_ORDER = 12
-"""The gallery contains the first pictures of each order, this many."""
+"""Number of pictures that the gallery contains of each order."""
 THUMBNAIL_SIDE = 320  # pixels
 SMALL_SIDE = 128  # pixels; a smaller picture is probably drawn, and JPEG would blur its edges
 JPEG_QUALITIES = (82, 65, 45, 25)
@@ -34,10 +34,9 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class WordMap:
-    """A word of a caption, and where in the picture the captioner looked when it wrote the word."""
+    """A word as the caption spells it, and where in the picture the captioner looked when it wrote the word."""
 
     text: str
-    """The word as the caption spells it."""
     map: Floats | None = None
     """(H, W) in the picture's proportions, each value at least 0; None if the word has no map."""
     confidence: float | None = None
@@ -144,29 +143,22 @@ def comparison_orders(a: GalleryCaptions, b: GalleryCaptions, seed: int = 0) -> 
 def build_gallery(
     records: Sequence[Record], sides: Sequence[GalleryCaptions], orders: Sequence[Order]
 ) -> list[GalleryPicture]:
-    """Return the first `PICTURES_PER_ORDER` pictures of each order, sorted by the first order.
-
-    sides: for each captioner, its captions of `records`.
-    """
+    """Return the first pictures of each order, sorted by the first order. sides: captions of `records` by captioner."""
     chosen = {index for order in orders for index in order.indices[:PICTURES_PER_ORDER]}
     sorted_indices = {order.key: [index for index in order.indices if index in chosen] for order in orders}
     indices = sorted_indices[orders[0].key]
-    words = [[_small_maps(side, index) for index in indices] for side in sides]
-    map_count = sum(word.map is not None for side in words for caption in side for word in caption)
+    map_count = sum(len(side.captions[index].split()) for side in sides if side.word_maps for index in indices)
     map_side = min(MAP_SIDE, int((MAP_BYTES / max(1, map_count)) ** 0.5))
     return [
         GalleryPicture(
             name=records[index].name,
             thumbnail=make_thumbnail(records[index].image, THUMBNAIL_BYTES // len(indices)),
-            captions=[
-                _picture_caption(side, index, caption, map_side)
-                for side, caption in zip(sides, words_of_picture, strict=True)
-            ],
+            captions=[_picture_caption(side, index, map_side) for side in sides],
             references=records[index].captions[:MAX_REFERENCES],
             omitted_references=max(0, len(records[index].captions) - MAX_REFERENCES),
             ranks={key: in_order.index(index) for key, in_order in sorted_indices.items()},
         )
-        for index, words_of_picture in zip(indices, zip(*words, strict=True), strict=True)
+        for index in indices
     ]
 
 
@@ -203,23 +195,14 @@ def describe_position(word_map: Floats) -> str:
 
 
 def _orders(keys: dict[str, tuple[str, Floats]], seed: int) -> list[Order]:
-    """Return a random order, then one for each key: its label, and (N,) values, of which the lowest comes first."""
-    count = len(next(iter(keys.values()))[1])
-    shuffled = Order("random", "Random", np.random.default_rng(seed).permutation(count).tolist())
-    return [shuffled, *(
-        Order(key, label, np.argsort(values, kind="stable").tolist()) for key, (label, values) in keys.items()
-    )]
-
-
-def _small_maps(captions: GalleryCaptions, index: int) -> list[WordMap]:
-    """Return a caption's words with reduced maps, so that the maps of the whole gallery fit into memory."""
-    if captions.word_maps is None:
-        return []
-    return [WordMap(word.text, _shrink(word.map, MAP_SIDE), word.confidence) for word in captions.word_maps(index)]
+    """Return a random order, then one for each key, given its label and (N,) values; the lowest value comes first."""
+    orders = [Order(key, label, np.argsort(values, kind="stable").tolist()) for key, (label, values) in keys.items()]
+    shuffled = np.random.default_rng(seed).permutation(len(orders[0].indices)).tolist()
+    return [Order("random", "Random", shuffled), *orders]
 
 
 def _shrink(word_map: Floats | None, side: int) -> Floats | None:
-    """Return the map with at most `side` cells on its longer side; None if it has no positive, finite values."""
+    """Return the map with at most `side` cells on its longer side; None if it is empty, all zeros or not finite."""
     if word_map is None or not word_map.size or not np.isfinite(word_map).all() or word_map.max() <= 0:
         return None
     height, width = word_map.shape
@@ -229,10 +212,8 @@ def _shrink(word_map: Floats | None, side: int) -> Floats | None:
     return np.asarray(small, np.float32).clip(min=0)
 
 
-def _picture_caption(
-    captions: GalleryCaptions, index: int, words: Sequence[WordMap], map_side: int
-) -> PictureCaption:
-    text = captions.captions[index]
+def _picture_caption(captions: GalleryCaptions, index: int, map_side: int) -> PictureCaption:
+    text, words = captions.captions[index], captions.word_maps(index) if captions.word_maps else ()
     return PictureCaption(
         text, _spans(text, words, map_side), float(captions.cider_d[index]),
         None if captions.scores is None else captions.scores[index],
@@ -248,7 +229,9 @@ def _spans(text: str, words: Sequence[WordMap], map_side: int) -> list[WordSpan]
         small = _shrink(word.map, map_side)
         if start < 0 or small is None:
             continue
-        spans += [WordSpan(text[end:start]), WordSpan(word.text, _pack_map(small), _describe_map(word, small))]
+        confidence = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
+        description = f"“{word.text}”: looked {describe_position(small)}{confidence}"
+        spans += [WordSpan(text[end:start]), WordSpan(word.text, _pack_map(small), description)]
         end = start + len(word.text)
     return [span for span in [*spans, WordSpan(text[end:])] if span.text]
 
@@ -259,8 +242,3 @@ def _pack_map(word_map: Floats) -> str:
     extent = float(word_map.max() - word_map.min())
     values = np.rint(255 * (word_map - word_map.min()) / (extent or 1)).astype(np.uint8)
     return f"{width},{height},{base64.b64encode(values.tobytes()).decode()}"
-
-
-def _describe_map(word: WordMap, word_map: Floats) -> str:
-    confidence = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
-    return f"“{word.text}”: looked {describe_position(word_map)}{confidence}"

@@ -1,7 +1,7 @@
 """Judge captions: metrics with intervals, controls, and the scores of people's captions."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.hallucination import LOWER_IS_BETTER
 from myllm.metrics.result import Floats, MetricResult, mean_of
-from myllm.progress import no_progress
+from myllm.progress import Progress, no_progress
 
 MAIN = "CIDEr-D"
 UNSUPPORTED_METRICS = {
@@ -109,7 +109,7 @@ class Judgement:
 
 def judge_captions(
     captions: Sequence[str], references: Sequence[Sequence[str]], training: Collection[str] = (),
-    blind: str | None = None, progress: Callable[[str, int, int], None] = no_progress,
+    blind: str | None = None, progress: Progress = no_progress,
     metrics: Sequence[str] | None = None
 ) -> Judgement:
     """Judge one caption of each picture by the picture's references, given in the same order.

@@ -1,6 +1,6 @@
 """Find judged pictures and captions that are in the training data, too, so that they can be named and left out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from myllm.data.splits import picture_digest
 from myllm.errors import DataError
 from myllm.evaluation.copies import Thumbnail, find_copies, thumbnail
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.progress import Progress, no_progress
 
 Mask = NDArray[np.bool_]
 
@@ -86,13 +87,11 @@ class Leaks:
         return lines
 
 
-def find_leaks(
-    training: Sequence[Record], judged: Sequence[Record], progress: Callable[[int, int], None] | None = None
-) -> Leaks:
+def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: Progress = no_progress) -> Leaks:
     """Find judged pictures that are copies of training pictures, and judged captions that are training captions.
 
     Copies are found by bytes, then by looks: resaved, resized, relit, grey, mirrored, turned by quarters or cropped;
-    docs/evaluation.md says how reliably. progress: called with the number of pictures read and of all.
+    docs/evaluation.md says how reliably.
     """
     pictures, captions = np.zeros(len(judged), dtype=np.bool_), np.zeros(len(judged), dtype=np.bool_)
     if not training:
@@ -117,14 +116,11 @@ def find_leaks(
     )
 
 
-def _read_all(
-    records: Sequence[Record], progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, Thumbnail] | None]:
+def _read_all(records: Sequence[Record], progress: Progress) -> Iterator[tuple[str, Thumbnail] | None]:
     """Yield each picture's digest and thumbnail; None for those that cannot be read."""
     with ThreadPoolExecutor() as pool:
         for done, entry in enumerate(pool.map(_read, records), start=1):
-            if progress is not None:
-                progress(done, len(records))
+            progress("looking for leaks", done, len(records))
             yield entry
 
 

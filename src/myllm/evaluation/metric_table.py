@@ -1,7 +1,7 @@
 """The metrics of a report as text: labels, meanings, numbers with intervals, and how they were measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,13 @@ METRICS = {
     "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
     "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that the picture shows, and nothing else"),
-    "placed": ("Placed", ".1%", "right ones among the captions that say left, right, above or below"),
+    "placed": ("Placed", ".1%", "share of the captions with left, right, above or below that say it correctly"),
 }
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
 
 PROTOCOL = {
-    "intervals": "Intervals",
-    "blind": "Caption without a picture",
-    "model": "Hash of the weights",
-    "data": "Hash of the data",
-    "clip": "CLIP",
+    "intervals": "Intervals", "blind": "Caption without a picture", "model": "Hash of the weights",
+    "data": "Hash of the data", "clip": "CLIP",
 }
 
 
@@ -71,22 +68,22 @@ def headline(judgement: Judgement) -> list[tuple[str, Cell]]:
         MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
         "grounding_gap": "grounding gap",
     }
+    figures, intervals = judgement.figures, judgement.intervals
     return [
-        (label, Cell(f"{judgement.figures[name].corpus:.2f}", _range(judgement.intervals[name], ".2f")))
-        for name, label in labels.items()
-        if name in judgement.figures
+        (label, _cell(figures[name].corpus, intervals[name], ".2f"))
+        for name, label in labels.items() if name in figures
     ]
 
 
 def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
     """Return CIDEr-D of both captioners and the difference, with labels and intervals."""
     difference = comparison.differences[MAIN]
-    label = "B − A" if difference.p is None else f"B − A: {'may be' if difference.p >= CHANCE else 'more than'} chance"
+    chance = "" if difference.p is None else ": may be chance" if difference.p >= CHANCE else ": more than chance"
     of_a, of_b = (side.judgement.intervals[MAIN] for side in (comparison.a, comparison.b))
     return [
-        (f"{MAIN} of A", Cell(f"{difference.a:.2f}", _range(of_a, ".2f"))),
-        (f"{MAIN} of B", Cell(f"{difference.b:.2f}", _range(of_b, ".2f"))),
-        (label, Cell(f"{difference.difference:+.2f}", _range(difference.interval, "+.2f"))),
+        (f"{MAIN} of A", _cell(difference.a, of_a, ".2f")),
+        (f"{MAIN} of B", _cell(difference.b, of_b, ".2f")),
+        (f"B − A{chance}", _cell(difference.difference, difference.interval, "+.2f")),
     ]
 
 
@@ -94,33 +91,25 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
     judgement, people = evaluation.judgement, evaluation.judgement.people
     rows = []
-    for name in {**judgement.figures, **evaluation.figures}:
-        if name == "CIDEr":  # another name of CIDEr-D
-            continue
-        label, form, meaning = METRICS.get(name, (name, ".3f", ""))
-        if name in judgement.figures:
-            cells = [_metric_cell(judgement, name)]
-        else:
-            cells = [Cell(format(evaluation.figures[name], form))]
+    for name, label, form, meaning in _described({**judgement.figures, **evaluation.figures}):
+        is_judged = name in judgement.figures
+        cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(evaluation.figures[name], form))]
         if people:
             person, captions = (_number(score, form) for score in people[name]) if name in people else ("", "")
             cells.append(Cell(person, person and f"captioner {captions}"))
         rows.append((label, meaning, cells))
-    return Table(["Value, 95 % interval", *(["People"] if people else [])], rows)
+    return Table(["Value, 95 % interval", *["People"] * bool(people)], rows)
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return all metrics of two captioners: the difference, each value, and which of them is higher how often."""
     rows = []
-    for name, difference in comparison.differences.items():
-        if name == "CIDEr":  # another name of CIDEr-D
-            continue
-        label, form, meaning = METRICS.get(name, (name, ".3f", ""))
-        cells = [_metric_cell(side.judgement, name) for side in (comparison.a, comparison.b)]
+    for name, label, form, meaning in _described(comparison.differences):
+        difference = comparison.differences[name]
         p = "" if difference.p is None else f"; p\u00a0{difference.p:.4f}"
-        gain = Cell(format(difference.difference, f"+{form}"), _range(difference.interval, f"+{form}") + p)
-        all_wins = Cell(" / ".join(f"{wins:,}" for wins in difference.wins))
-        rows.append((label, meaning, [gain, *cells, all_wins]))
+        gain = _cell(difference.difference, difference.interval, f"+{form}", p)
+        values = [_metric_cell(side.judgement, name, form) for side in (comparison.a, comparison.b)]
+        rows.append((label, meaning, [gain, *values, Cell(" / ".join(f"{wins:,}" for wins in difference.wins))]))
     return Table(["B − A", "A", "B", "Pictures where A / B / neither is higher"], rows)
 
 
@@ -137,7 +126,7 @@ def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
         changed = changed_options(protocol["decode"]).items()
         options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
         lines["Decoding"] = ", ".join([describe_search(protocol["decode"]), *options])
-    return lines | {label: str(protocol[key]) for key, label in PROTOCOL.items() if protocol.get(key) is not None}
+    return lines | {label: str(protocol[name]) for name, label in PROTOCOL.items() if protocol.get(name) is not None}
 
 
 def count(number: int, noun: str) -> str:
@@ -145,19 +134,23 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _metric_cell(judgement: Judgement, name: str) -> Cell:
+def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    """Return name, label, number format and meaning of each metric, without CIDEr, another name of CIDEr-D."""
+    return [(name, *METRICS.get(name, (name, ".3f", ""))) for name in names if name != "CIDEr"]
+
+
+def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
     """Return a metric with its interval; a share also says of how many, and is "-" if there are none."""
-    metric, form = judgement.figures[name], METRICS.get(name, (name, ".3f", ""))[1]
+    metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])
-    interval = _range(judgement.intervals[name], form)
     total = "" if metric.denominator is None else f"; of {count(metric.denominator, metric.unit.removesuffix('s'))}"
-    return Cell(format(metric.corpus, form), interval + total)
+    return _cell(metric.corpus, judgement.intervals[name], form, total)
+
+
+def _cell(value: float, interval: tuple[float, float], form: str, note: str = "") -> Cell:
+    return Cell(format(value, form), f"{interval[0]:{form}} to {interval[1]:{form}}{note}")
 
 
 def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
-
-
-def _range(ends: tuple[float, float], form: str) -> str:
-    return f"{ends[0]:{form}} to {ends[1]:{form}}"

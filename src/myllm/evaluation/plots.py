@@ -1,6 +1,6 @@
-"""Plots of a run in one style: loss, perplexity, confidence, caption words, and sample captions.
+"""Plots of a run in one style: loss, perplexity, confidence, words of captions, and sample captions.
 
-Each plot is drawn twice: as files of the run folder, and as an SVG element for the report, in the page's own colours.
+`save_plots` writes plots as files of the run folder; `plot_svg` returns one for the report, in the page's own colours.
 """
 
 import re
@@ -27,6 +27,7 @@ from myllm.errors import DataError
 from myllm.evaluation.calibration import SHARES, ConfidenceReport
 from myllm.evaluation.fonts import set_fonts
 from myllm.files import atomic_write
+from myllm.metrics.ngrams import Words
 
 # Okabe and Ito's blue and vermilion, which people with any colour vision can tell apart
 # (https://jfly.uni-koeln.de/color); lines also differ in marker and dash.
@@ -35,14 +36,15 @@ INK, FAINT, LINE = "#1b1f27", "#667085", "#e4e7ec"
 PAGE_COLOURS = {TRAIN: "train", VAL: "val", MARK: "mark", INK: "ink", "#000000": "ink", FAINT: "faint", LINE: "line"}
 SERIES_STYLES = ((VAL, "o", "-"), (MARK, "s", "-"), (TRAIN, "D", "--"))
 """Colour, marker and line style of each captioner; the last is for the references."""
-FORMATS = (".png", ".svg")
 MAX_WORDS = 25
 MAX_LENGTH = 30
 """Longer captions are counted as captions of this many words."""
 CAPTION_COLUMNS = 38
 
+# style of labels next to points
+LABEL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 11, "annotation_clip": False}
+
 Row = dict[str, float | str]
-Words = Sequence[str]
 WordsByAuthor = Mapping[str, Sequence[Words]]
 """Tokenized captions by the name of who wrote them; the references come last."""
 Data = TypeVar("Data")
@@ -55,24 +57,20 @@ class PlotKind(Generic[Data]):
     title: str
     draw: Callable[[Axes, Data], None]
     page_height: float = 3.2
-    """Inches on the page, where plots are 4.8 inches wide: so small that a phone shows the letters large enough."""
+    """Height in inches on the page, where plots are 4.8 inches wide, so that letters are readable on a phone."""
     file_size: tuple[float, float] = (8, 4.5)
     """Width and height in inches of the plot's files, which show the title too."""
 
 
-def plot_curves(history: Sequence[Row], folder: Path) -> None:
-    """Write loss and perplexity by epoch to a folder, as .png and .svg. history: one row per epoch."""
-    _save_plots(CURVES, history, folder)
-
-
-def plot_confidence(report: ConfidenceReport, folder: Path) -> None:
-    """Write the plots of `CONFIDENCE_PLOTS` to a folder, as .png and .svg."""
-    _save_plots(CONFIDENCE_PLOTS, report, folder)
-
-
-def plot_words(words: WordsByAuthor, folder: Path) -> None:
-    """Write the plots of `WORD_PLOTS` to a folder, as .png and .svg."""
-    _save_plots(WORD_PLOTS, words, folder)
+def save_plots(kinds: Mapping[str, PlotKind[Data]], data: Data, folder: Path) -> None:
+    """Write each plot of `kinds` (`CURVES`, `CONFIDENCE_PLOTS` or `WORD_PLOTS`) to a folder, as .png and .svg."""
+    for name, kind in kinds.items():
+        figure = Figure(figsize=kind.file_size, dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(kind.title, loc="left", fontsize=15, color=INK, pad=12)
+        kind.draw(axes, data)
+        for suffix in (".png", ".svg"):
+            _save(figure, folder / f"{name}{suffix}")
 
 
 def plot_svg(kind: PlotKind[Data], data: Data) -> str:
@@ -150,29 +148,24 @@ def render(figure: Figure, suffix: str, **options: Any) -> bytes:
 
 def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> None:
     """Draw a quantity by epoch for training and validation, with a star at the epoch of the lowest validation loss."""
-    epochs = [float(row["epoch"]) for row in history]
-    last_train, last_val = (float(history[-1][f"{side}_{name}"]) for side in ("train", "val"))
-    offset = 7 if last_train > last_val else -7  # points; labels at the same height would overlap
-    lines = (("train", "training", TRAIN, "s", "--", offset), ("val", "validation", VAL, "o", "-", -offset))
-    for side, label, colour, marker, line, shift in lines:
-        values = [float(row[f"{side}_{name}"]) for row in history]
+    epochs, losses, train, val = (
+        [float(row[column]) for row in history] for column in ("epoch", "val_loss", f"train_{name}", f"val_{name}")
+    )
+    offset = 7 if train[-1] > val[-1] else -7  # points; labels at the same height would overlap
+    lines = ((train, "training", TRAIN, "s", "--", offset), (val, "validation", VAL, "o", "-", -offset))
+    for values, label, colour, marker, line, shift in lines:
         axes.plot(epochs, values, color=colour, linewidth=2.2, linestyle=line, marker=marker, markersize=4)
-        axes.annotate(
-            f"{label} {values[-1]:.2f}", (epochs[-1], values[-1]), xytext=(8, shift), textcoords="offset points",
-            va="center", color=colour, fontsize=11, annotation_clip=False,
-        )
-    losses = [float(row["val_loss"]) for row in history]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    lowest = float(history[best][f"val_{name}"])
-    axes.plot(epochs[best], lowest, color=MARK, marker="*", linestyle="none", markersize=13, zorder=3, label="best")
-    axes.legend(frameon=False, loc="upper right", labelcolor=FAINT)
-    values = [float(row[f"{side}_{name}"]) for row in history for side in ("train", "val")]
-    if max(values) > 10 * lowest and min(values) > 0:  # perplexity begins in the hundreds
+        end = epochs[-1], values[-1]
+        axes.annotate(f"{label} {end[1]:.2f}", end, xytext=(8, shift), va="center", color=colour, **LABEL)
+    best = losses.index(min(losses))
+    axes.plot(epochs[best], val[best], color=MARK, marker="*", linestyle="none", markersize=13, zorder=3, label="best")
+    if max(train + val) > 10 * val[best] and min(train + val) > 0:  # perplexity begins in the hundreds
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 × 10¹
         axes.yaxis.set_minor_formatter(LogFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
+    axes.legend(frameon=False, loc="upper right", labelcolor=FAINT)
     _finish(axes, "epoch", unit)
 
 
@@ -181,10 +174,11 @@ def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
     for label, bins, colour, marker in (("words", report.words, VAL, "o"), ("captions", report.captions, MARK, "s")):
         confidence, right = [part.confidence for part in bins], [part.right for part in bins]
-        axes.plot(confidence, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label,
-                  clip_on=False)
-    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
+        axes.plot(
+            confidence, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label, clip_on=False
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
     _finish(axes, "confidence", "share found in the references")
 
 
@@ -194,10 +188,7 @@ def _draw_coverage(axes: Axes, report: ConfidenceReport) -> None:
     axes.axhline(report.coverage[-1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(percents, report.coverage, color=VAL, linewidth=2.2, marker="o", markersize=4)
     for percent, value in list(zip(percents, report.coverage, strict=True))[4::5]:
-        axes.annotate(
-            f"{value:.2f}", (percent, value), xytext=(0, 7), textcoords="offset points", ha="center", color=VAL,
-            fontsize=11, annotation_clip=False,
-        )
+        axes.annotate(f"{value:.2f}", (percent, value), xytext=(0, 7), ha="center", color=VAL, **LABEL)
     axes.set_ylim(0, 1.15 * max(*report.coverage, 1e-9))
     _finish(axes, "most confident captions, %", "CIDEr-D")
 
@@ -209,8 +200,9 @@ def _draw_lengths(axes: Axes, words: WordsByAuthor) -> None:
     lengths = range(max(0, used[0] - 1), min(MAX_LENGTH, used[-1] + 1) + 1)
     for (name, colour, marker, line), author in zip(_series_styles(words), shares, strict=True):
         percents = [100 * author[length] for length in lengths]
-        axes.plot(lengths, percents, color=colour, marker=marker, linestyle=line, linewidth=1.8, markersize=4.5,
-                  label=name)
+        axes.plot(
+            lengths, percents, color=colour, marker=marker, linestyle=line, linewidth=1.8, markersize=4.5, label=name
+        )
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MultipleLocator(5))
     if MAX_LENGTH in used:
@@ -241,9 +233,7 @@ def _draw_words(axes: Axes, words: WordsByAuthor) -> None:
 # by file name
 CURVES: dict[str, PlotKind[Sequence[Row]]] = {
     "loss": PlotKind("Loss by epoch", partial(_draw_curve, name="loss", unit="nats per token")),
-    "perplexity": PlotKind(
-        "Perplexity by epoch", partial(_draw_curve, name="perplexity", unit="exp(loss per token)")
-    ),
+    "perplexity": PlotKind("Perplexity by epoch", partial(_draw_curve, name="perplexity", unit="exp(loss per token)")),
 }
 CONFIDENCE_PLOTS: dict[str, PlotKind[ConfidenceReport]] = {
     "reliability": PlotKind("Is it right as often as it is confident?", _draw_reliability, 3.6, (6, 4.5)),
@@ -277,16 +267,6 @@ def _wrap(text: str) -> str:
     columns = sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
     width = CAPTION_COLUMNS * len(text) // max(1, columns)
     return textwrap.fill(text, max(4, width), max_lines=3, placeholder=" ...")
-
-
-def _save_plots(kinds: Mapping[str, PlotKind[Data]], data: Data, folder: Path) -> None:
-    for name, kind in kinds.items():
-        figure = Figure(figsize=kind.file_size, dpi=150, layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(kind.title, loc="left", fontsize=15, color=INK, pad=12)
-        kind.draw(axes, data)
-        for suffix in FORMATS:
-            _save(figure, folder / f"{name}{suffix}")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.data.images import grey_thumbnail
+from myllm.data.images import load_thumbnail
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
@@ -142,7 +142,7 @@ def count_people(words: Words) -> int:
 def _brightness(record: Record) -> float:
     """Return 0 for black to 1 for white; NaN if the picture cannot be read."""
     try:
-        return float(grey_thumbnail(record.image, 16).mean()) / 255
+        return float(load_thumbnail(record.image, 16, "L").mean()) / 255
     except DataError:
         return math.nan
 

@@ -7,9 +7,10 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,24 +24,21 @@ from myllm.caption import encode_text
 from myllm.checkpoints.hf_gpt2 import write_tokenizer
 from myllm.checkpoints.hf_vision_encoder_decoder import config_files
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import VERSION, GPTConfig
+from myllm.config import VERSION
 from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, reason
 from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quantize_by_block
 from myllm.files import atomic_folder, write_json
 from myllm.model.gpt import GPT
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.progress import Progress, no_progress
 
-Progress = Callable[[int, int], None]
 Precision = Literal["fp32", "int8", "int4"]
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 # transformers.js's names of precisions; a file name ends in "_" and that name, in nothing for fp32
 DTYPES = {"fp32": "fp32", "int8": "int8", "int4": "q4"}
 MAX_BYTES = 2**31 - 1  # limit of protobuf, the format of ONNX files
 MIN_QUANTIZED_SIZE = 1024  # weights; quantizing a smaller tensor saves less than its scales and nodes take
-
-
-def no_progress(done: int, total: int) -> None: ...
 
 
 def to_folder(
@@ -55,18 +53,17 @@ def to_folder(
     first step -> logits (N, T, vocab_size), present.I.key and .value (N, n_head, P + T, head_dim).
     precision: of the weights; with int4, embedding and convolutions have 8 bits. Quantized weights are stored behind
     DequantizeLinear nodes, which ONNX Runtime fuses with the multiplications.
-    progress: called with the number of finished parts and the number of all parts.
     Raises ConfigError if ONNX has no operator for a part of the backbone, if the weights exceed the 2 GB of an ONNX
     file, or if `folder` exists.
     """
     model, decode, dtype = checkpoint.model, checkpoint.decode, DTYPES[precision]
     suffix = "" if dtype == "fp32" else f"_{dtype}"
     begin_tokens = [end_token(checkpoint.tokenizer), *encode_text(checkpoint.tokenizer, decode.prefix.rstrip())]
-    progress(0, 3)
+    progress("exporting", 0, 3)
     encoder = encoder_graph(model, precision)
-    progress(1, 3)
+    progress("exporting", 1, 3)
     decoder = decoder_graph(model, precision)
-    progress(2, 3)
+    progress("exporting", 2, 3)
     facts = config_files(checkpoint, {"model_type": "timm_wrapper", "architecture": model.config.vision.name})
     facts["config"] |= {
         "transformers.js_config": {"dtype": dtype},
@@ -128,24 +125,22 @@ def quantize_weights(proto: onnx.ModelProto, bits: int) -> None:
     for node in graph.node:
         weight = initializers.get(node.input[1]) if node.op_type in ("MatMul", "Conv") else None
         is_matrix = weight is not None and len(weight.dims) == 2
-        is_quantizable = weight is not None and (is_matrix or node.op_type == "Conv")
+        is_quantizable = is_matrix or node.op_type == "Conv"
         if weight is not None and is_quantizable and math.prod(weight.dims) >= MIN_QUANTIZED_SIZE:
-            name = weight.name
-            if name not in quantized:
+            node.input[1] = output = f"{weight.name}_dequantized"
+            if output not in quantized:
                 value = torch.from_numpy(numpy_helper.to_array(weight).copy())
                 parts = quantize_matrix(value, bits) if is_matrix else quantize_by_channel(value)
-                names = [f"{name}_quantized", f"{name}_scale"]
-                quantized[name] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
+                names = [f"{weight.name}_quantized", f"{weight.name}_scale"]
+                quantized[output] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
                 block_size = BLOCK_SIZE if is_matrix else 0  # 0: one scale for a channel
-                output = [f"{name}_dequantized"]
-                nodes.append(helper.make_node("DequantizeLinear", names, output, axis=0, block_size=block_size))
-            node.input[1] = f"{name}_dequantized"
+                nodes.append(helper.make_node("DequantizeLinear", names, [output], axis=0, block_size=block_size))
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
     unchanged = [tensor for name, tensor in initializers.items() if name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend([*unchanged, *(tensor for tensors in quantized.values() for tensor in tensors)])
+    graph.initializer.extend([*unchanged, *chain.from_iterable(quantized.values())])
 
 
 def quantize_matrix(weight: Tensor, bits: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -179,9 +174,8 @@ class _DecoderGraph(Graph):
         zero, one = self.weight("zero", torch.tensor(0)), self.weight("one", torch.tensor(1))
         length = self.add("Squeeze", self.add("Add", past, newest))
         positions = self.add("Range", self.add("Squeeze", past), length, one)
-        is_later = self.add(
-            "Greater", self.add("Range", zero, length, one), self.add("Unsqueeze", positions, self.weight("last", [-1]))
-        )
+        column = self.add("Unsqueeze", positions, self.weight("last", [-1]))
+        is_later = self.add("Greater", self.add("Range", zero, length, one), column)
         hidden, visible = self.weight("hidden", torch.tensor(-torch.inf)), self.weight("visible", torch.tensor(0.0))
         self.mask = self.add("Where", is_later, hidden, visible)
         self._split_image()
@@ -190,16 +184,14 @@ class _DecoderGraph(Graph):
         x = self.transformer(self.add("Reshape", embedded, self.as_rows), decoder)
         logits = self.linear(self.norm(x, decoder.transformer.ln_f, "ln_f"), decoder.lm_head, "wte")
         shape = self.add("Concat", captions, newest, any_number, axis=0)
-        self.nodes.append(helper.make_node("Reshape", [logits, shape], ["logits"]))
+        self.add("Reshape", logits, shape, output="logits")
 
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
         if self.bits == 32:
             return super().linear(x, module, name)
         quantized = self.quantized_weight(f"{name}.weight", module.weight)
         product = self.add("MatMul", x, self.add("DequantizeLinear", *quantized, axis=0, block_size=BLOCK_SIZE))
-        if module.bias is None:
-            return product
-        return self.add("Add", product, self.weight(f"{name}.bias", module.bias))
+        return product if module.bias is None else self.add("Add", product, self.weight(f"{name}.bias", module.bias))
 
     def quantized_weight(self, name: str, weight: Tensor) -> tuple[str, str]:
         """Add a matrix (out, in), transposed and quantized, and its scales; return their names."""
@@ -225,10 +217,9 @@ class _DecoderGraph(Graph):
         shape = [0, 2 * config.n_layer, config.n_head, -1, config.n_embd // config.n_head]
         stacked = self.add("Reshape", "encoder_hidden_states", self.weight("of_blocks", shape))
         names = [f"{kind}.{layer}" for layer in range(config.n_layer) for kind in ("image_key", "image_value")]
-        parts = [f"{name}.part" for name in names]
-        self.split([stacked], parts, axis=1, num_outputs=len(parts))
+        parts = self.split([stacked], [f"{name}.part" for name in names], axis=1, num_outputs=len(names))
         for part, name in zip(parts, names, strict=True):
-            self.nodes.append(helper.make_node("Squeeze", [part, self.weight("block", [1])], [name]))
+            self.add("Squeeze", part, self.weight("block", [1]), output=name)
 
     def split_heads(self, x: str, shape: str) -> str:
         """Rows -> (N, n_head, T, head_dim) by caption, or (B, n_head, N / B * T, head_dim) by image."""
@@ -246,12 +237,11 @@ class _DecoderGraph(Graph):
         parts = (f"query.{layer}", f"key.{layer}", f"value.{layer}")
         self.split([self.linear(x, module.c_attn, f"h.{layer}.c_attn")], parts, num_outputs=3)
         query, *newest = (self.split_heads(part, self.by_caption) for part in parts)
-        present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
-        for part, name in zip(newest, present, strict=True):
-            past = name.replace("present", "past_key_values")
-            self.nodes.append(helper.make_node("Concat", [past, part], [name], axis=2))
-        context = self.attend(query, present[0], present[1], self.mask)
-        return self.linear(context, module.c_proj, f"h.{layer}.attn.c_proj")
+        key, value = (
+            self.add("Concat", f"past_key_values.{layer}.{kind}", part, axis=2, output=f"present.{layer}.{kind}")
+            for kind, part in zip(("key", "value"), newest, strict=True)
+        )
+        return self.linear(self.attend(query, key, value, self.mask), module.c_proj, f"h.{layer}.attn.c_proj")
 
     def cross_attention(self, x: str, module: Any, layer: int) -> str:
         query = self.split_heads(self.linear(x, module.q_attn, f"h.{layer}.q_attn"), self.by_image)
@@ -261,14 +251,9 @@ class _DecoderGraph(Graph):
 
 def decoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """Return the decoding step that `to_folder` describes. Raises ConfigError if it is too large for one file."""
-    graph = _DecoderGraph(model.decoder, precision)
-    _check_size(list(graph.weights.values()), "take --precision int8")
+    graph, config = _DecoderGraph(model.decoder, precision), model.config.text
+    _check_size(list(graph.weights.values()), "take a lower --precision or a smaller decoder")
     initializers = [numpy_helper.from_array(value, name) for name, value in graph.weights.items()]
-    return make_model(graph, *_decoder_signature(model.config.text), initializers)
-
-
-def _decoder_signature(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Return inputs and outputs by name, type and shape."""
     make, float32 = helper.make_tensor_value_info, TensorProto.FLOAT
     head_dim = config.n_embd // config.n_head
     inputs = [make("input_ids", TensorProto.INT64, ["N", "T"])]
@@ -277,7 +262,7 @@ def _decoder_signature(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], li
     for part in (f"{layer}.{kind}" for layer in range(config.n_layer) for kind in ("key", "value")):
         inputs.append(make(f"past_key_values.{part}", float32, ["N", config.n_head, "P", head_dim]))
         outputs.append(make(f"present.{part}", float32, ["N", config.n_head, "P_and_T", head_dim]))
-    return inputs, outputs
+    return make_model(graph, inputs, outputs, initializers)
 
 
 def _check_size(weights: Sequence[Any], fix: str) -> None:
@@ -288,13 +273,13 @@ def _check_size(weights: Sequence[Any], fix: str) -> None:
 
 def _cause(error: BaseException) -> str:
     """Return the first cause of an exporter's error, and the operator at fault if the exporter names it."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    messages = "\n".join(map(str, chain))
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    messages = "\n".join(map(str, causes))
     operator = re.search(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)", messages)
     subject = f"its operator {operator[1] or operator[2]} has no counterpart there: " if operator else ""
-    return f"{subject}{reason(chain[-1])}"
+    return f"{subject}{reason(causes[-1])}"
 
 
 @contextmanager

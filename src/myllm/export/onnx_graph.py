@@ -31,11 +31,11 @@ class Graph(ABC):
         self.as_rows = self.weight("as_rows", [-1, config.n_embd])
         self.scale = self.weight("scale", (config.n_embd // config.n_head) ** -0.5)
 
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output; return the output's name."""
-        result = f"{op}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [result], **attributes))
-        return result
+    def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Add a node with one output, by default of a new name; return the output's name."""
+        output = output or f"{op}.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
 
     def split(self, inputs: Sequence[str], parts: Sequence[str], **attributes: Any) -> Sequence[str]:
         """Split along the last axis unless `axis` is given, into outputs of the names `parts`; return them."""

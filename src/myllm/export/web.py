@@ -15,8 +15,9 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
-from myllm.export.onnx_export import Precision, Progress
+from myllm.export.onnx_export import Precision
 from myllm.files import atomic_folder, cache_folder
+from myllm.progress import Progress
 
 PAGE = Path(__file__).with_name("page")
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -27,7 +28,7 @@ RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# Decoding options of `page/search.js`; `prefix` is part of the export
+# Decoding options that `page/search.js` knows; `prefix` is part of the export
 PAGE_OPTIONS = {
     "beams", "early_stopping", "length_penalty", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size",
     "num_return_sequences", "prefix", "repetition_penalty",
@@ -75,18 +76,13 @@ def fetch_runtime() -> Path:
     with TemporaryDirectory(prefix="myllm-npm-") as name:
         command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", name]
         try:
-            result = subprocess.run(command, cwd=name, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise ConfigError(
-                f"npm pack {PACKAGE} took over {TIMEOUT_SECONDS} seconds; check the network and try again"
-            ) from error
-        archives = list(Path(name).glob("*.tgz"))
-        if result.returncode or not archives:
-            output = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
-            raise ConfigError(
-                f"npm pack {PACKAGE} failed ({output.splitlines()[0]}); it needs access to the npm registry once"
-            )
-        with atomic_folder(folder) as part, tarfile.open(archives[0]) as package:
+            subprocess.run(command, cwd=name, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+        except subprocess.SubprocessError as error:  # it failed, or took too long
+            output = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+            cause = (output or str(error)).splitlines()[0]
+            raise ConfigError(f"npm pack {PACKAGE} failed ({cause}); it needs the npm registry, once") from error
+        [archive] = Path(name).glob("*.tgz")
+        with atomic_folder(folder) as part, tarfile.open(archive) as package:
             for file in RUNTIME_FILES:
                 content = package.extractfile(f"package/dist/{file}")
                 assert content is not None

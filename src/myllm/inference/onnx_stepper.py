@@ -56,10 +56,11 @@ class _StepGraph(Graph):
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
         weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        shape = {"K": module.in_features, "N": module.out_features, "bits": 8, "block_size": BLOCK_SIZE}
         # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
-        level = {"accuracy_level": 4, "domain": MICROSOFT_DOMAIN}
-        return self.add("MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), **shape, **level)
+        return self.add(
+            "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
+            bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
+        )
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""

@@ -72,6 +72,26 @@ def test_a_group_may_be_read_from_a_file(yaml_file: Path) -> None:
     assert caption("a.png", "--decode", str(yaml_file)).decode_changes == {"beams": 4}
 
 
+def test_a_group_may_be_a_text_longer_than_a_file_name_can_be() -> None:
+    words = ("dog",) * 100
+    assert caption("a.png", "--decode", f"{{bad_words: [{', '.join(words)}]}}").decode.bad_words == words
+
+
+@pytest.mark.parametrize("words", [[], ["--preset=scenes", "--lora.targets=a,b", "--decode.prefix=on"]])
+def test_a_printed_configuration_can_be_read(words: list[str], yaml_file: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        train(*words, "--print_config")
+    yaml_file.write_text(capsys.readouterr().out)
+    assert train("--config", str(yaml_file)).config == train(*words).config
+
+
+def test_a_printed_configuration_has_no_paths(yaml_file: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        caption("a.png", "--batch_size=3", "--print_config")
+    yaml_file.write_text(capsys.readouterr().out)
+    assert caption("b.png", "--config", str(yaml_file)).batch_size == 3
+
+
 def test_decode_changes_are_the_options_given_even_at_their_default() -> None:
     options = caption("a.png", "--decode.beams=1", "--batch_size=9")
     assert options.decode_changes == {"beams": 1} and options.decode == DecodeConfig()
@@ -122,6 +142,7 @@ def test_yaml_without_options_changes_nothing(yaml_file: Path, content: str) -> 
     ("content", "message"),
     [
         ("lr: 1\ntext:\n  n_head: 2\n  n_layrs: 3\n", r"a.yaml, line 4: unknown option 'text.n_layrs'; did you mean"),
+        ("config: null\n", r"a.yaml, line 1: unknown option 'config'"),
         ("epochs: 1\n\n# a comment\nzz: 2\n", r"a.yaml, line 4: unknown option 'zz'$"),
         ("epochs: {\n", r"--config .*a.yaml: not YAML: "),
         ("[]\n", r"a.yaml, line 1: expected options as `name: value`"),
@@ -166,6 +187,7 @@ def test_a_yaml_fault_is_reported_with_file_and_line(yaml_file: Path, content: s
         (CaptionOptions, ["x.png", "--decode.beams=0"], "decode.beams is 0; it must be above 0"),
         (CaptionOptions, ["x.png", "--decode.beam=4"], "unknown option --decode.beam; did you mean --decode.beams"),
         (CaptionOptions, ["x.png", "--decode", "{beam: 4}"], "--decode, line 1: unknown option 'decode.beam'"),
+        (CaptionOptions, ["x.png", "--decode", "{a"], "--decode {a: not YAML: "),
         (CaptionOptions, ["x.png", "--decode", "4"], "--decode, line 1: decode is a group"),
         (EvaluateOptions, [], "--data is required"),
     ],

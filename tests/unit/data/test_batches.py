@@ -9,15 +9,7 @@ import torch
 from PIL import Image
 
 from myllm.config import PreprocessConfig
-from myllm.data.batches import (
-    Batch,
-    Batches,
-    CaptionSource,
-    check_pictures,
-    evaluation_batches,
-    make_source,
-    training_batches,
-)
+from myllm.data.batches import Batch, CaptionSource, check_pictures, evaluation_batches, make_source, training_batches
 from myllm.data.features import Features
 from myllm.data.images import Preprocess, load_image
 from myllm.data.records import Findings, Record
@@ -171,7 +163,7 @@ def test_batches_of_stored_features_have_no_images(records: list[Record]) -> Non
     array = np.random.default_rng(0).random((len(records), 2, 3, 4), dtype=np.float32)
     features = Features(array, np.arange(len(records))[::-1].copy())  # type: ignore[arg-type]
     source = replace(source_of(records), features=features)
-    for batch in Batches(source, training_batches(source, 4, 1, 0, augment=True).plan).epoch(0):
+    for batch in training_batches(source, 4, 1, 0, augment=True).epoch(0):
         assert batch.images is None and batch.features is not None and len(batch.features) == 2
         rows = len(records) - 1 - batch.index
         assert torch.equal(batch.features[1], torch.from_numpy(array[rows.numpy(), 1]))

@@ -147,7 +147,10 @@ def test_feature_cache_repairs_a_missing_file(extraction: Extraction) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"key": 3}', '{"key": "?", "shape": [1], "rows": []}', "\xff"],
+    [
+        "", "{", "[]", "{}", '{"key": 3}', '{"key": "?", "shape": [1], "rows": []}', "\xff",
+        json.dumps({"key": f"{KEY} float32", "shape": [2, 4, 5], "rows": {"digest": [1, 2, 3]}}),
+    ],
 )
 def test_feature_cache_reports_and_repairs_an_unreadable_index(extraction: Extraction, content: str) -> None:
     extraction.run()

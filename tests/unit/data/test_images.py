@@ -19,8 +19,8 @@ from myllm.data.images import (
     PICTURE_SUFFIXES,
     Preprocess,
     augment,
-    grey_thumbnail,
     load_image,
+    load_thumbnail,
     mirrored_captions,
 )
 from myllm.errors import DataError
@@ -300,22 +300,22 @@ def test_augment_keeps_the_size_and_changes_little(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_grey_thumbnail_is_the_upright_picture(kind: str, tmp_path: Path) -> None:
+def test_load_thumbnail_is_the_upright_picture(kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     slope = np.add.outer(np.linspace(0, 200, 900), np.linspace(0, 50, 1300)).astype(np.uint8)
     image = Image.fromarray(np.stack([slope, slope // 2, 255 - slope], axis=2))
     (tmp_path / "picture").write_bytes(encoded(image, kind, exif=exif))
-    thumbnail = grey_thumbnail(tmp_path / "picture", 16)
+    pixels = load_thumbnail(tmp_path / "picture", 16, "L")
     whole = load_image(tmp_path / "picture").convert("L").resize((16, 16))
     assert whole.getpixel((15, 0)) != whole.getpixel((0, 15))
-    np.testing.assert_allclose(thumbnail.astype(int), np.asarray(whole, dtype=int), atol=3)
+    np.testing.assert_allclose(pixels.astype(int), np.asarray(whole, dtype=int), atol=3)
 
 
-def test_grey_thumbnail_refuses_a_damaged_picture(tmp_path: Path) -> None:
+def test_load_thumbnail_refuses_a_damaged_picture(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
     with pytest.raises(DataError, match="notes.jpg"):
-        grey_thumbnail(tmp_path / "notes.jpg", 16)
+        load_thumbnail(tmp_path / "notes.jpg", 16, "L")
 
 
 @pytest.mark.parametrize(("crop_mode", "crop_pct", "size", "window"), [

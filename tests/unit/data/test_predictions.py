@@ -46,6 +46,7 @@ def test_read_predictions_reads_each_format_with_numbers_and_names(tmp_path: Pat
         ("[{]", "not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2 is not JSON"),
+        ('{"image":' * 100_000, "line 1 is JSON that is nested too deeply"),
         ({"images": [], "annotations": []}, "one JSON object with images, annotations, not predictions"),
         ([{"image_id": 1, "caption": "x" * 10_000_000}], "10,000,000 characters; a caption has at most 100,000"),
     ],
@@ -68,7 +69,7 @@ def test_read_predictions_names_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b'[{"image_id": 1, "caption": "caf\xe9"}]')
     with pytest.raises(DataError, match="byte 0xe9, which is not UTF-8"):
         read_predictions(tmp_path / "file")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="gone: cannot be read .No such file"):
         read_predictions(tmp_path / "gone")
 
 
@@ -209,5 +210,5 @@ def test_match_refuses_two_captions_of_one_picture() -> None:
 
 
 def test_match_without_any_match_shows_names_of_both_sides() -> None:
-    with pytest.raises(DataError, match="of pictures such as 'x.png', references has such as 'a/1.jpg'"):
+    with pytest.raises(DataError, match="of pictures such as 'x.png', references of such as 'a/1.jpg'"):
         match({"x.png": "a"}, TWO)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from myllm.config import END_OF_TEXT
+from myllm.config import END_OF_TEXT, CaptionsConfig
 from myllm.data.records import Findings
 from myllm.data.tokenizer import decode_tokens, encode_captions, end_token, gpt2_tokenizer, train_tokenizer
 from myllm.errors import CheckpointError, ConfigError
@@ -24,9 +24,10 @@ def test_train_tokenizer_keeps_to_the_size_and_starts_with_the_end_token() -> No
     assert end_token(TOKENIZER) == 0
 
 
-def test_train_tokenizer_refuses_a_size_without_room_for_bytes() -> None:
-    with pytest.raises(ConfigError, match="captions.vocab_size is 256; .* at least 257"):
-        train_tokenizer(CAPTIONS, 256)
+def test_vocab_size_without_room_for_bytes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="captions.vocab_size is 256; at least 257"):
+        CaptionsConfig(vocab_size=256)
+    assert train_tokenizer(CAPTIONS, CaptionsConfig(vocab_size=257).vocab_size).get_vocab_size() == 257
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: END_OF_TEXT not in text))

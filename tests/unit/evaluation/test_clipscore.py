@@ -138,13 +138,13 @@ def test_a_caption_that_is_a_reference_is_as_like_it_as_can_be(tiny_clip: Path, 
 
 
 def test_no_score_is_negative_and_batches_change_none(tiny_clip: Path, pictures: list[Path]) -> None:
-    name, told = f"transformers:{tiny_clip}", []
-    many = clip_scores(name, pictures * 10, CAPTIONS * 10, REFERENCES * 10, progress=lambda *now: told.append(now))
+    name, reports = f"transformers:{tiny_clip}", []
+    many = clip_scores(name, pictures * 10, CAPTIONS * 10, REFERENCES * 10, progress=lambda *now: reports.append(now))
     few = clip_scores(name, pictures, CAPTIONS, REFERENCES)
     for figure in ("CLIPScore", "RefCLIPScore"):
         assert many[figure].per_image == pytest.approx(np.tile(few[figure].per_image, 10), abs=1e-6)
         assert (many[figure].per_image >= 0).all()
-    assert told == [(32, 40), (40, 40)]
+    assert reports == [("scoring with CLIP", 32, 40), ("scoring with CLIP", 40, 40)]
 
 
 def test_long_captions_are_cut(tiny_clip: Path, pictures: list[Path]) -> None:

@@ -224,7 +224,7 @@ def test_pairs_give_both_pictures_in_the_order_of_the_judged_ones(training: list
 
 def test_progress_counts_every_picture(training: list[Record]) -> None:
     calls: list[tuple[int, int]] = []
-    find_leaks(training[:3], training[3:5], lambda done, total: calls.append((done, total)))
+    find_leaks(training[:3], training[3:5], lambda _, done, total: calls.append((done, total)))
     assert calls == [(number, 5) for number in range(1, 6)]
 
 

@@ -18,15 +18,13 @@ from myllm.evaluation.plots import (
     PAGE_COLOURS,
     WORD_PLOTS,
     Row,
-    Words,
     frequent_words,
     length_shares,
-    plot_confidence,
-    plot_curves,
     plot_samples,
     plot_svg,
-    plot_words,
+    save_plots,
 )
+from myllm.metrics.ngrams import Words
 
 MARK, VAL = (213, 94, 0), (0, 114, 178)  # vermilion and blue of Okabe and Ito
 
@@ -57,8 +55,8 @@ def texts_of(svg: str) -> list[str]:
     return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_plot_curves_writes_loss_and_perplexity(tmp_path: Path) -> None:
-    plot_curves(make_history(3.0, 2.0, 1.5), tmp_path)
+def test_save_plots_writes_loss_and_perplexity(tmp_path: Path) -> None:
+    save_plots(CURVES, make_history(3.0, 2.0, 1.5), tmp_path)
     for name in ("loss.png", "perplexity.png"):
         with Image.open(tmp_path / name) as image:
             assert image.width > image.height > 400
@@ -67,17 +65,17 @@ def test_plot_curves_writes_loss_and_perplexity(tmp_path: Path) -> None:
         assert {"epoch", "best", "training 1.40" if name == "loss.png" else "training 4.05"} <= set(texts_of(svg))
 
 
-def test_plot_curves_marks_the_best_epoch(tmp_path: Path) -> None:
+def test_curves_mark_the_best_epoch(tmp_path: Path) -> None:
     best_first, best_last = tmp_path / "first", tmp_path / "last"
-    plot_curves(make_history(1.0, 2.0, 3.0), best_first)
-    plot_curves(make_history(3.0, 2.0, 1.0), best_last)
+    save_plots(CURVES, make_history(1.0, 2.0, 3.0), best_first)
+    save_plots(CURVES, make_history(3.0, 2.0, 1.0), best_last)
     assert columns_with(MARK, best_first / "loss.png").min() < 0.2
     assert columns_with(MARK, best_last / "loss.png").min() > 0.5
 
 
 @pytest.mark.parametrize("losses", [(2.0,), (50.0, 0.0), (2.0, 2.0, 2.0)])
-def test_plot_curves_draws_any_history(tmp_path: Path, losses: tuple[float, ...]) -> None:
-    plot_curves(make_history(*losses), tmp_path)
+def test_save_plots_draws_any_history(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    save_plots(CURVES, make_history(*losses), tmp_path)
     assert (tmp_path / "perplexity.png").stat().st_size > 5000
 
 
@@ -113,9 +111,9 @@ CONFIDENT = ConfidenceReport(
 EMPTY = ConfidenceReport((Bin(1, 0.5, 0.0),), (), (0.0,) * 10, is_cross_fitted=False)
 
 
-def test_plot_confidence_draws_reliability_and_coverage(tmp_path: Path) -> None:
+def test_confidence_plots_draw_reliability_and_coverage(tmp_path: Path) -> None:
     for report in (EMPTY, CONFIDENT):
-        plot_confidence(report, tmp_path)
+        save_plots(CONFIDENCE_PLOTS, report, tmp_path)
     for name in CONFIDENCE_PLOTS:
         assert len(columns_with(VAL, tmp_path / f"{name}.png"))
     assert columns_with(MARK, tmp_path / "reliability.png").max() > 0.9  # the most confident bin
@@ -147,12 +145,12 @@ def test_frequent_words_are_those_of_any_author_with_shares_of_captions() -> Non
 
 
 @pytest.mark.parametrize("name", WORD_PLOTS)
-def test_plot_words_draws_for_the_page_and_for_files(tmp_path: Path, name: str) -> None:
+def test_word_plots_are_drawn_for_the_page_and_for_files(tmp_path: Path, name: str) -> None:
     svg = plot_svg(WORD_PLOTS[name], CAPTIONS)
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert set(CAPTIONS) <= set(texts_of(svg)) and ("dog" in texts_of(svg)) == (name == "words")
     assert {"val", "mark", "train"} <= set(re.findall(r"var\(--(\w+)\)", svg))
-    plot_words(CAPTIONS, tmp_path)
+    save_plots(WORD_PLOTS, CAPTIONS, tmp_path)
     assert set(CAPTIONS) < set(texts_of((tmp_path / f"{name}.svg").read_text(encoding="utf-8")))
     assert len(columns_with(VAL, tmp_path / f"{name}.png")) and len(columns_with(MARK, tmp_path / f"{name}.png"))
 
@@ -161,13 +159,13 @@ WORDS = ["$x_{", "<script>alert(1)</script>", "&lt;", "w" * 90, "été", "a-->b"
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_plot_words_draws_any_word(word: str) -> None:
+def test_words_plot_draws_any_word(word: str) -> None:
     svg = plot_svg(WORD_PLOTS["words"], {"captions": [[word]], "references": [["dog"]]})
     label = word if len(word) <= 18 else f"{word[:17]}…"
     assert (label in texts_of(svg)) == (any(map(str.isalnum, word)) and word.isprintable()) and "<script" not in svg
 
 
-def test_plot_words_draws_captions_without_words() -> None:
+def test_word_plots_draw_captions_without_words() -> None:
     for kind in WORD_PLOTS.values():
         assert plot_svg(kind, {"captions": [[]], "references": [["!"]]}).startswith("<svg")
 

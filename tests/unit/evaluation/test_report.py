@@ -138,7 +138,7 @@ def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> 
             tmp_path, make_evaluation(pictures, [text, text], [text], [text]), text, {text: text},
             lambda index: [WordMap(text, np.eye(3))] * (index == 0), slices=[make_slice(text, text)],
             leaks=leak_section([text], [(existing, missing)]),
-            confidence=Section([text], [Plot(text, "<svg></svg>", text)]),
+            confidence=Section(text, [Plot(text, "<svg></svg>", text)]),
         )
 
     plain, page = page_of("x"), page_of(text)
@@ -353,7 +353,7 @@ def test_report_leaves_out_sections_without_content(tmp_path: Path, picture: Pat
     assert {"People.", "No picture.", "p"}.isdisjoint(page.text("strong"))
     full = make_page(
         tmp_path, evaluation, slices=[make_slice("people", "none")], leaks=leak_section(["none"]),
-        confidence=Section(["a paragraph"], []),
+        confidence=Section("a paragraph", []),
     )
     sections = ["Metrics", "Training", "Confidence", "Where it is weak", "Overlap with training", "Words", "Pictures"]
     assert full.text("h2") == sections == full.text("a")
@@ -370,7 +370,7 @@ def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -
         "confidence is off by 0.188 on average for a word, by 0.000 for a caption",
         "the more confident half of the captions has CIDEr-D 1.500, all have 1.250",
     ]
-    assert "learned on the other pictures" in section.paragraphs[0]
+    assert "learned on the other pictures" in section.text
 
 
 def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, picture: Path) -> None:

@@ -5,7 +5,7 @@ import { captionConfidence, meanLogprob } from './confidence.js';
 import { preprocess } from './pixels.js';
 import { runSearch } from './search.js';
 
-// what Python's str.strip removes
+// what str.strip removes in Python
 const OUTER_BLANKS = /^(?:[^\S\ufeff]|[\x1c-\x1f\x85])+|(?:[^\S\ufeff]|[\x1c-\x1f\x85])+$/g;
 
 export class Captioner {
@@ -57,8 +57,8 @@ export class Captioner {
     const hypotheses = await runSearch({ step: this.stepper(hidden), end, prefix, config });
     const texts = hypotheses.map(({ tokens }) => this.text(tokens));
     const { tokens, logprobs } = hypotheses[0];
-    const pieces = tokens.map(token => (this.special.has(token) ? [] : this.bytes.get(token) ?? []));
-    const confidence = captionConfidence({ pieces, logprobs, prefixLength: prefix.length }, calibration);
+    const caption = { pieces: this.pieces(tokens), logprobs, prefixLength: prefix.length };
+    const confidence = captionConfidence(caption, calibration);
     return { text: texts[0], score: meanLogprob(logprobs), confidence, tokens, alternatives: texts.slice(1) };
   }
 
@@ -86,12 +86,29 @@ export class Captioner {
     };
   }
 
-  // As Python: without a last character whose bytes are not all there.
+  // As in Python, text and pieces leave out an incomplete character at the end.
   text(tokens) {
-    const bytes = Uint8Array.from(tokens.flatMap(token => this.bytes.get(token) ?? []));
-    const text = new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes);
-    return text.replace(/\ufffd+$/, '').replace(OUTER_BLANKS, '');
+    return decodeUtf8(tokens.flatMap(token => this.bytes.get(token) ?? []), true).replace(OUTER_BLANKS, '');
   }
+
+  // The bytes of each token; special tokens have none.
+  pieces(tokens) {
+    const pieces = tokens.map(token => (this.special.has(token) ? [] : this.bytes.get(token) ?? []));
+    const bytes = pieces.flat();
+    let left = bytes.length;
+    while (decodeUtf8(bytes.slice(0, left), false) !== decodeUtf8(bytes, true)) left--;
+    return pieces.map(piece => {
+      const kept = piece.slice(0, left);
+      left -= kept.length;
+      return kept;
+    });
+  }
+}
+
+// skipsIncomplete: an incomplete character at the end is left out, not replaced.
+function decodeUtf8(bytes, skipsIncomplete) {
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  return decoder.decode(Uint8Array.from(bytes), { stream: skipsIncomplete });
 }
 
 // The rows `origin` of a cache (captions, heads, positions, channels).

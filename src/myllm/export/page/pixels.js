@@ -76,24 +76,20 @@ function resizeToFit(image, [height, width], { crop_mode, interpolation }) {
 
 // Crop the middle; a smaller picture is padded with the mean colour, or with black.
 function cropCenter(image, height, width, { crop_mode, mean }) {
-  const colour = crop_mode === 'border' ? mean.map(value => roundHalfToEven(255 * value)) : [0, 0, 0];
-  const padded = { width: Math.max(width, image.width), height: Math.max(height, image.height) };
-  padded.data = Uint8Array.from({ length: padded.width * padded.height * 3 }, (_, index) => colour[index % 3]);
-  const left = Math.floor((padded.width - image.width) / 2);
-  const top = Math.floor((padded.height - image.height) / 2);
-  for (let row = 0; row < image.height; row++) {
-    const line = image.data.subarray(row * image.width * 3, (row + 1) * image.width * 3);
-    padded.data.set(line, ((top + row) * padded.width + left) * 3);
-  }
-  const offsets = [padded.width - width, padded.height - height].map(excess => roundHalfToEven(excess / 2));
-  return crop(padded, ...offsets, width, height);
+  const [left, top] = [[image.width, width], [image.height, height]].map(([before, after]) =>
+    before > after ? roundHalfToEven((before - after) / 2) : -Math.floor((after - before) / 2));
+  const colour = mean.map(value => roundHalfToEven(255 * value));
+  return crop(image, left, top, width, height, crop_mode === 'border' ? colour : null);
 }
 
-function crop(image, left, top, width, height) {
+// A rectangle of the picture; what lies outside the picture gets the colour, or is black.
+function crop(image, left, top, width, height, colour = null) {
   const data = new Uint8Array(width * height * 3);
-  for (let row = 0; row < height; row++) {
-    const from = ((top + row) * image.width + left) * 3;
-    data.set(image.data.subarray(from, from + width * 3), row * width * 3);
+  if (colour) data.forEach((_, index) => { data[index] = colour[index % 3]; });
+  const [first, end] = [Math.max(0, left), Math.min(image.width, left + width)];
+  for (let row = Math.max(0, top); row < Math.min(image.height, top + height); row++) {
+    const line = image.data.subarray((row * image.width + first) * 3, (row * image.width + end) * 3);
+    data.set(line, ((row - top) * width + first - left) * 3);
   }
   return { width, height, data };
 }
@@ -108,33 +104,10 @@ function roundHalfToEven(value) {
 // Pillow's Image.resize: one direction after the other, with antialiasing, rounded to bytes in between. The order
 // changes the result: height comes first if it loses over twice as many pixels as the width.
 function resize(image, width, height, interpolation) {
-  if (interpolation === 'nearest') return resizeNearest(image, width, height);
   const heightFirst = image.height > height && image.height - height > 2 * (image.width - width);
   if (heightFirst) image = resizeHeight(image, height, interpolation);
   if (width !== image.width) image = resizeWidth(image, width, interpolation);
   return height !== image.height ? resizeHeight(image, height, interpolation) : image;
-}
-
-function resizeNearest(image, width, height) {
-  const data = new Uint8Array(width * height * 3);
-  const [rows, columns] = [nearestPositions(image.height, height), nearestPositions(image.width, width)];
-  for (let row = 0; row < height; row++) {
-    for (let column = 0; column < width; column++) {
-      const from = (rows[row] * image.width + columns[column]) * 3;
-      data.set(image.data.subarray(from, from + 3), (row * width + column) * 3);
-    }
-  }
-  return { width, height, data };
-}
-
-// Steps are added up, as Pillow does: where one ends between two pixels, the rounding of the sum decides.
-function nearestPositions(before, after) {
-  let position = (before / after) * 0.5;
-  return Array.from({ length: after }, () => {
-    const pixel = Math.floor(position);
-    position += before / after;
-    return pixel;
-  });
 }
 
 function resizeHeight(image, height, interpolation) {
@@ -156,7 +129,7 @@ function transpose({ width, height, data }) {
 }
 
 function resizeWidth(image, width, interpolation) {
-  const windows = filterWindows(image.width, width, interpolation);
+  const windows = (interpolation === 'nearest' ? nearestWindows : filterWindows)(image.width, width, interpolation);
   const data = new Uint8ClampedArray(width * image.height * 3);
   for (let row = 0; row < image.height; row++) {
     for (let column = 0; column < width; column++) {
@@ -170,6 +143,17 @@ function resizeWidth(image, width, interpolation) {
     }
   }
   return { width, height: image.height, data };
+}
+
+// As `filterWindows`, for a copy of the nearest pixel. Steps are added up, as in Pillow: if one ends between two pixels,
+// the rounding of the sum decides.
+function nearestWindows(before, after) {
+  let position = (before / after) * 0.5;
+  return Array.from({ length: after }, () => {
+    const first = Math.floor(position);
+    position += before / after;
+    return { first, weights: [2 ** PRECISION_BITS] };
+  });
 }
 
 // For each pixel after resizing: the first pixel that it is computed from, and whole-number weights from there on.
