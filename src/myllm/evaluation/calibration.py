@@ -14,9 +14,9 @@ from myllm.errors import DataError
 
 Floats = NDArray[np.float64]
 COMMON_SHARE = 1 / 3
-"""A word in the references of a greater share of pictures is common; the others are telling words."""
+"""A word in the references of a greater share of pictures is common; other words are informative."""
 MIN_WORDS = 100
-"""Telling words needed for a calibration."""
+"""Informative words needed for a calibration."""
 FOLDS = 5
 BINS = 10
 DRAWS = 2_000
@@ -39,15 +39,15 @@ class ConfidenceReport:
     """How reliable confidence is on pictures with references."""
 
     words: tuple[Bin, ...]
-    """Telling words; right are those that references use."""
+    """Informative words; those that references use are right."""
     captions: tuple[Bin, ...]
-    """Captions; right is the mean share of their telling words that references use."""
+    """Captions; `right` is the mean share of their informative words that references use."""
     coverage: tuple[float, ...]
     """Mean metric of the most confident captions, for each of `SHARES`."""
     is_cross_fitted: bool
     """Whether each fifth of the pictures was judged by a calibration of the other four."""
     gain: tuple[float, float] | None = None
-    """95 % interval of `half` minus the mean of all captions, by the bootstrap over pictures; None for one caption."""
+    """From `gain_interval`; None if there is only one caption."""
     half_by_score: float | None = None
     """Mean metric of the half with the higher `score`, the plain mean log-probability."""
 
@@ -67,7 +67,7 @@ class ConfidenceReport:
         return self.coverage[SHARES.index(0.5)]
 
     def describe_sorting(self, metric: str) -> str:
-        """Say whether captions with more confidence are better by the metric, and whether `score` sorts them better."""
+        """Return whether more confident captions are better by the metric, and whether `score` sorts them better."""
         text = f"the more confident half of the captions has {metric} {self.half:.3f}, all have {self.coverage[-1]:.3f}"
         if self.gain is None or self.half_by_score is None:
             return text
@@ -75,21 +75,16 @@ class ConfidenceReport:
         text += f" (95 % interval of the difference {low:+.3f} to {high:+.3f})"
         if low <= 0 <= high:
             return f"{text}: sorting these captions by confidence may do nothing"
-        if self.half_by_score > self.half:
-            return f"{text}; by `score` the better half has {self.half_by_score:.3f}: sort these captions by `score`"
-        return f"{text}; by `score` the better half has {self.half_by_score:.3f}"
+        advice = ": sort these captions by `score`" * (self.half_by_score > self.half)
+        return f"{text}; by `score` the better half has {self.half_by_score:.3f}{advice}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the entries for metrics.json."""
         return {
-            "word_calibration_error": self.word_error,
-            "caption_calibration_error": self.caption_error,
+            "word_calibration_error": self.word_error, "caption_calibration_error": self.caption_error,
             "coverage": dict(zip(map("{:.0%}".format, SHARES), self.coverage, strict=True)),
-            "half_minus_all": self.gain,
-            "half_by_score": self.half_by_score,
-            "cross_fitted": self.is_cross_fitted,
-            "words": list(map(asdict, self.words)),
-            "captions": list(map(asdict, self.captions)),
+            "half_minus_all": self.gain, "half_by_score": self.half_by_score, "cross_fitted": self.is_cross_fitted,
+            "words": list(map(asdict, self.words)), "captions": list(map(asdict, self.captions)),
         }
 
 
@@ -100,13 +95,11 @@ def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a calibration records of the evaluation it comes from: the data, and decoding options that differ."""
-    changed = changed_options(protocol["decode"])
-    return {
-        "data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"],
-        "hash": protocol["data"],
-        "decode": {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()},
-    }
+    """Return what a calibration records of an evaluation: its data, and decoding options that are not the defaults."""
+    changed = changed_options(protocol["decode"]).items()
+    decode = {name: list(value) if isinstance(value, tuple) else value for name, value in changed}
+    data = {"data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"]}
+    return data | {"hash": protocol["data"], "decode": decode}
 
 
 def calibrate(
@@ -114,8 +107,7 @@ def calibrate(
 ) -> Calibration:
     """Learn confidence from captions and the references of their pictures.
 
-    on: where the captions come from, as returned by `described`.
-    Raises DataError if there are fewer than `MIN_WORDS` telling words.
+    on: from `described`. Raises DataError if there are fewer than `MIN_WORDS` informative words.
     """
     used = _words_used(references)
     pictures = Counter(word for words in used for word in words)
@@ -126,11 +118,11 @@ def calibrate(
         for word in caption.words
         if word.logprob is not None
     ]
-    telling = sum(bool(word) and word not in common for word, *_ in words)
-    if telling < MIN_WORDS:
+    informative = sum(bool(word) and word not in common for word, *_ in words)
+    if informative < MIN_WORDS:
         raise DataError(
-            f"{len(captions)} captions have {telling} words that distinguish pictures; at least {MIN_WORDS} are needed "
-            "to learn how often words are right: use more pictures"
+            f"{len(captions)} captions have {informative} words that distinguish pictures; "
+            f"at least {MIN_WORDS} are needed to learn from: use more pictures"
         )
     vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)
     inputs = np.array([(logprob, score) for _, logprob, score, _ in words])
@@ -180,15 +172,13 @@ def fit_log_odds(
 
 
 def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> list[Caption]:
-    """Return the captions, each with a calibration learned on four fifths of the pictures, its own not among them.
+    """Return the captions, each with a calibration learned on the four fifths of the pictures without its own.
 
     Raises DataError as `calibrate`.
     """
     fold = np.random.default_rng(0).permutation(len(captions)) % FOLDS
-    fitted = []
-    for part in range(FOLDS):
-        others = np.flatnonzero(fold != part).tolist()
-        fitted.append(calibrate([captions[index] for index in others], [references[index] for index in others]))
+    others = [np.flatnonzero(fold != part).tolist() for part in range(FOLDS)]
+    fitted = [calibrate([captions[i] for i in indices], [references[i] for i in indices]) for indices in others]
     return [replace(caption, calibration=fitted[part]) for caption, part in zip(captions, fold, strict=True)]
 
 
@@ -198,34 +188,31 @@ def measure_confidence(
 ) -> ConfidenceReport:
     """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
 
-    Captions without a calibration, or with one learned on these pictures (`on`, as returned by `described`), are judged
-    by calibrations of the other pictures: `cross_fitted`. Raises DataError if that has too few words to learn from.
+    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, all are
+    judged by calibrations of the other pictures: `cross_fitted`. Raises DataError if there are too few words for that.
     """
     calibrations = [caption.calibration for caption in captions]
-    is_cross_fitted = any(
-        calibration is None or _may_overlap(calibration.calibrated_on, on or {}) for calibration in calibrations
-    )
+    is_cross_fitted = any(c is None or _may_overlap(c.calibrated_on, on or {}) for c in calibrations)
     if is_cross_fitted:
         captions = cross_fitted(captions, references)
     words: list[tuple[float, bool]] = []
     whole: list[tuple[float, float]] = []
     for caption, used in zip(captions, _words_used(references), strict=True):
         assert caption.calibration is not None
-        telling = [
+        cases = [
             (word.confidence, normalize_word(word.text) in used)
             for word in caption.words
             if word.confidence is not None and caption.calibration.is_informative(word)
         ]
-        words += telling
-        if telling:
-            whole.append((caption.confidence, sum(right for _, right in telling) / len(telling)))
+        words += cases
+        if cases:
+            whole.append((caption.confidence, sum(right for _, right in cases) / len(cases)))
     confidence = np.array([caption.confidence for caption in captions])
     values, scores = np.asarray(figures, dtype=np.float64), [caption.score for caption in captions]
     return ConfidenceReport(
         reliability([sure for sure, _ in words], [right for _, right in words]),
         reliability([sure for sure, _ in whole], [right for _, right in whole]),
-        risk_coverage(confidence, values),
-        is_cross_fitted,
+        risk_coverage(confidence, values), is_cross_fitted,
         gain_interval(confidence, values) if len(captions) > 1 else None,
         risk_coverage(scores, values)[SHARES.index(0.5)],
     )
@@ -249,7 +236,7 @@ def gain_interval(
 def reliability(
     confidence: Sequence[float] | Floats, right: Sequence[float] | Floats, bins: int = BINS
 ) -> tuple[Bin, ...]:
-    """Sort cases by confidence and cut them into bins of equally many."""
+    """Return cases sorted by confidence in bins of equally many."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
@@ -257,7 +244,7 @@ def reliability(
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the mean distance between confidence and the share that is right, over all cases (Naeini et al. 2015)."""
+    """Return the mean over cases of the difference between a bin's confidence and right share (Naeini et al. 2015)."""
     total = sum(part.count for part in bins)
     return sum(part.count * abs(part.confidence - part.right) for part in bins) / max(1, total)
 

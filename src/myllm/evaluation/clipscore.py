@@ -1,6 +1,6 @@
 """CLIPScore and RefCLIPScore (Hessel et al. 2021, https://aclanthology.org/2021.emnlp-main.595) by a named CLIP.
 
-Scores of two different CLIPs are not comparable, so name the CLIP with them. The paper's is OpenAI's ViT-B/32.
+Scores of two different CLIPs are not comparable, so report the CLIP's name, too. The paper uses OpenAI's ViT-B/32.
 """
 
 import sys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 PROMPT = "A photo depicts "  # before captions and references, as in the authors' program
-WEIGHT = 2.5  # stretches the cosines of ViT-B/32 to about 0 to 1
+WEIGHT = 2.5  # scales the cosines of ViT-B/32 to about 0 to 1
 BATCH_SIZE = 32
 
 
@@ -37,12 +37,8 @@ class Clip:
 
 
 def clip_scores(
-    name: str,
-    pictures: Sequence[Path],
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    device: "torch.device | str" = "cpu",
-    progress: Progress = no_progress,
+    name: str, pictures: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]],
+    device: "torch.device | str" = "cpu", progress: Progress = no_progress
 ) -> dict[str, MetricResult]:
     """Return CLIPScore and RefCLIPScore of one caption, and at least one reference, of each picture.
 
@@ -73,22 +69,21 @@ def clip_scores(
 
 
 def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
-    """Load the CLIP of this name, which `clip_scores` explains. Raises ConfigError with the remedy."""
+    """Load a CLIP by a name as in `clip_scores`. Raises ConfigError with the remedy."""
     library, _, source = name.partition(":")
-    if library not in LOADERS or not source:
+    if library not in LIBRARIES or not source:
         raise ConfigError(
             f"CLIP {name!r}: expected transformers:FOLDER_OR_ID or open_clip:ARCHITECTURE/TAG_OR_FILE, "
             "such as transformers:openai/clip-vit-base-patch32"
         )
+    package, load = LIBRARIES[library]
     try:
         module = import_module(library)
     except ImportError as error:
-        package = PACKAGES[library]
-        raise ConfigError(
-            f"CLIP {name!r}: {reason(error)}; install it with: {sys.executable} -m pip install {package}"
-        ) from None
+        install = f"{sys.executable} -m pip install {package}"
+        raise ConfigError(f"CLIP {name!r}: {reason(error)}; install it with: {install}") from None
     try:
-        return LOADERS[library](module, source, device)
+        return load(module, source, device)
     except ConfigError:
         raise
     except Exception as error:  # both libraries and their downloads raise almost anything
@@ -156,11 +151,11 @@ def _load_open_clip(library: Any, source: str, device: "torch.device | str") -> 
     return Clip(torch.inference_mode()(embed_pictures), torch.inference_mode()(embed_texts))
 
 
-PACKAGES = {"transformers": "transformers", "open_clip": "open_clip_torch"}
-LOADERS: dict[str, Callable[[Any, str, "torch.device | str"], Clip]] = {
-    "transformers": _load_transformers,
-    "open_clip": _load_open_clip,
+LIBRARIES: dict[str, tuple[str, Callable[[Any, str, "torch.device | str"], Clip]]] = {
+    "transformers": ("transformers", _load_transformers),
+    "open_clip": ("open_clip_torch", _load_open_clip),
 }
+"""By module: its package, and a function that loads a CLIP."""
 
 
 def _embed(clip: Clip, texts: Sequence[str]) -> Floats:

@@ -1,4 +1,4 @@
-"""Compare two sets of captions of the same pictures: the differences, and whether they may be chance."""
+"""Compare two sets of captions of the same pictures: differences, with tests of whether they may be chance."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -59,15 +59,12 @@ class Comparison:
         return {
             "a": {"name": self.a.name, **self.a.judgement.as_json()},
             "b": {"name": self.b.name, **self.b.judgement.as_json()},
-            "differences": {
-                name: {**asdict(difference), "difference": difference.difference}
-                for name, difference in self.differences.items()
-            },
+            "differences": {name: {**asdict(d), "difference": d.difference} for name, d in self.differences.items()},
             "sentence": self.sentence(),
         }
 
     def lines(self) -> list[str]:
-        """Return a table of the figures for people, a line each, with cautions below."""
+        """Return the lines of a table of the figures, with cautions below."""
         head = f"{'A':>6} {'B':>6}  {'B - A':>6}  {'95 % interval':<17} {'p':>6}   A / B / neither is higher"
         lines = [f"{'':<16} {head}"]
         for name, difference in self.differences.items():
@@ -77,14 +74,13 @@ class Comparison:
             wins = " / ".join(f"{count:,}" for count in difference.wins)
             test = f"{f'{low:+.3f} to {high:+.3f}':<17} {difference.p_text:>6}   {wins}"
             lines.append(f"{name:<16} {difference.a:6.3f} {difference.b:6.3f}  {difference.difference:+6.3f}  {test}")
-        for name in self.a.judgement.figures:
-            if name not in self.differences:
-                reasons = self.a.judgement.undefined | self.b.judgement.undefined
-                lines.append(f"{name:<16}      -      -  {reasons.get(name, 'only A has it')}")
+        reasons = self.a.judgement.undefined | self.b.judgement.undefined
+        missing = [name for name in self.a.judgement.figures if name not in self.differences]
+        lines += [f"{name:<16}      -      -  {reasons.get(name, 'only A has it')}" for name in missing]
         return [*lines, *self.a.judgement.cautions]
 
     def sentence(self) -> str:
-        """Say what may honestly be claimed of the two."""
+        """Return what may be claimed of the two, with the evidence."""
         main = self.differences[MAIN]
         low, high = main.interval
         pictures = f"on {len(self.records):,} pictures of split {self.split}"
@@ -92,8 +88,7 @@ class Comparison:
         if main.p is None:
             return f"{values}; with fewer than {MIN_TESTED} pictures nothing can be said about chance."
         measured = f"(95 % interval {low:+.3f} to {high:+.3f}, paired permutation test p = {main.p:.4f})"
-        is_small = len(self.records) < MIN_RELIABLE
-        few = f" With fewer than {MIN_RELIABLE} pictures, repeat this on more." if is_small else ""
+        few = f" With fewer than {MIN_RELIABLE} pictures, repeat this on more." * (len(self.records) < MIN_RELIABLE)
         if main.p >= CHANCE:
             return f"{values}, which may be chance {measured}.{few}"
         better, worse, by = ("B", "A", main.difference) if main.difference > 0 else ("A", "B", -main.difference)
@@ -105,15 +100,11 @@ class Comparison:
 
 
 def compare(
-    a: tuple[str, Sequence[str]],
-    b: tuple[str, Sequence[str]],
-    records: Sequence[Record],
-    split: str,
-    metrics: Sequence[str] | None = None,
+    a: tuple[str, Sequence[str]], b: tuple[str, Sequence[str]], records: Sequence[Record], split: str,
+    metrics: Sequence[str] | None = None
 ) -> Comparison:
     """Compare two named sets of captions, one for each picture of `records`; metrics as for `judge_captions`."""
     references = [record.captions for record in records]
-    first, second = (
-        Compared(name, captions, judge_captions(captions, references, metrics=metrics)) for name, captions in (a, b)
-    )
+    judgements = [judge_captions(captions, references, metrics=metrics) for _, captions in (a, b)]
+    first, second = (Compared(*named, judgement) for named, judgement in zip((a, b), judgements, strict=True))
     return Comparison(first, second, records, split)

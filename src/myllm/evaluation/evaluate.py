@@ -39,11 +39,11 @@ class Evaluation:
     truth: Mapping[str, float] = field(default_factory=dict)
     """For drawn scenes, the result of `score_scene_captions`."""
     leaks: Leaks | None = None
-    """Judged pictures and captions that are in the training data, too; None if that is not known."""
+    """Judged pictures and captions that are in the training data, too; None if the training data is not known."""
     slices: Sequence[Slice] = ()
     """Groups of pictures by CIDEr-D, lowest first."""
     trust: ConfidenceReport | None = None
-    """How reliable the captions' confidence is; None if there are too few words to say."""
+    """How reliable the captions' confidence is; None if there are too few words to measure it."""
 
     @property
     def protocol(self) -> Mapping[str, Any]:
@@ -52,7 +52,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """All figures that are one number, by name; undefined ones are left out."""
+        """All defined figures by name: metrics, controls, diversity, and the truth of drawn scenes."""
         entries = {**self.judgement.as_json(), **self.truth}
         return {name: value for name, value in entries.items() if isinstance(value, int | float)}
 
@@ -65,9 +65,7 @@ class Evaluation:
     def words(self) -> dict[str, list[Words]]:
         """The captions, and all references, as words."""
         references = (caption for record in self.records for caption in record.captions)
-        return {
-            "captions": tokenized(caption.text for caption in self.captions), "references": tokenized(references)
-        }
+        return {"captions": tokenized(caption.text for caption in self.captions), "references": tokenized(references)}
 
     @property
     def per_image(self) -> dict[str, Floats]:
@@ -83,9 +81,9 @@ class Evaluation:
         return {
             **self.judgement.as_json(),
             **self.truth,
-            "leaks": None if self.leaks is None else self._leaks_as_json(self.leaks),
+            "leaks": self.leaks and {**self.leaks.as_json(), "without": self.without_leaks(self.leaks)},
             "slices": [asdict(part) for part in self.slices],
-            "confidence": None if self.trust is None else self.trust.as_json(),
+            "confidence": self.trust and self.trust.as_json(),
             "broken_pictures": list(self.broken),
             "failed_pictures": self.failed,
         }
@@ -93,10 +91,10 @@ class Evaluation:
     def without_leaks(self, leaks: Leaks) -> dict[str, dict[str, float | None]]:
         """Return all figures without the leaked pictures, and without pictures that have a leaked caption."""
         masks = {"pictures": ~leaks.pictures, "captions": ~leaks.captions}
-        figures = self.judgement.figures
         return {
-            name: {"pictures": int(mask.sum())} | {figure: defined(figures[figure].of(mask)) for figure in figures}
-            for name, mask in masks.items()
+            kind: {"pictures": int(mask.sum())}
+            | {name: defined(figure.of(mask)) for name, figure in self.judgement.figures.items()}
+            for kind, mask in masks.items()
             if mask.any() and not mask.all()
         }
 
@@ -109,15 +107,6 @@ class Evaluation:
             for kind, figures in self.without_leaks(self.leaks).items()
         ]
         return [*self.leaks.lines(), *without]
-
-    def _leaks_as_json(self, leaks: Leaks) -> dict[str, Any]:
-        return {
-            "training_pictures": leaks.training,
-            "equal": leaks.equal,
-            "alike": leaks.alike,
-            "repeated_captions": leaks.repeated,
-            "without": self.without_leaks(leaks),
-        }
 
     def spread(self, count: int) -> list[int]:
         """Return the indices of at most `count` pictures, evenly spaced over the split."""
@@ -135,12 +124,8 @@ class CaptionedSplit:
 
 
 def caption_records(
-    captioner: CaptionerProtocol,
-    records: Sequence[Record],
-    decode: DecodeConfig,
-    batch_size: int = 32,
-    progress: Progress = no_progress,
-    activity: str = "captioning",
+    captioner: CaptionerProtocol, records: Sequence[Record], decode: DecodeConfig, batch_size: int = 32,
+    progress: Progress = no_progress, activity: str = "captioning"
 ) -> CaptionedSplit:
     """Caption the pictures of `records`; progress is reported as `activity`.
 
@@ -188,14 +173,10 @@ class Data:
 
 
 def evaluate(
-    captioner: CaptionerProtocol,
-    data: Data,
-    decode: DecodeConfig,
-    batch_size: int = 32,
-    progress: Progress = no_progress,
-    metrics: Sequence[str] | None = None,
+    captioner: CaptionerProtocol, data: Data, decode: DecodeConfig, batch_size: int = 32,
+    progress: Progress = no_progress, metrics: Sequence[str] | None = None
 ) -> Evaluation:
-    """Caption the pictures of `data` and judge the captions by the pictures' own.
+    """Caption the pictures of `data` and compare the captions with the references.
 
     metrics: names as for `judge_captions`; by default all that can be computed.
     Raises DataError if no picture can be read, and ConfigError for an unknown metric.
@@ -217,21 +198,13 @@ def evaluate(
     captions, trust = _with_confidence(captioned, judgement)
     slices = slice_pictures(records, training_captions, data.things or None)
     worst, _ = worst_first(slices, judgement.figures[MAIN], lambda part: intervals({MAIN: part}, draws=2_000)[MAIN])
-    truth = _truth(texts, records, data.things)
+    is_drawn = all(record.name in data.things for record in records)  # pictures added to drawn scenes are not
+    truth = score_scene_captions(texts, [data.things[record.name] for record in records]) if is_drawn else {}
     return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)
 
 
-def _truth(texts: Sequence[str], records: Sequence[Record], things: Mapping[str, Sequence[Thing]]) -> dict[str, float]:
-    # Pictures that were added to drawn scenes have no boxes.
-    if not all(record.name in things for record in records):
-        return {}
-    return score_scene_captions(texts, [things[record.name] for record in records])
-
-
-def _with_confidence(
-    captioned: CaptionedSplit, judgement: Judgement
-) -> tuple[list[Caption], ConfidenceReport | None]:
-    """Measure confidence; captions whose calibration has seen these pictures get one of the other pictures."""
+def _with_confidence(captioned: CaptionedSplit, judgement: Judgement) -> tuple[list[Caption], ConfidenceReport | None]:
+    """Measure confidence. Captions without a calibration of other pictures get one."""
     references = [record.captions for record in captioned.records]
     values, origin = judgement.per_image[MAIN], described(judgement.protocol)
     try:
@@ -242,7 +215,7 @@ def _with_confidence(
 
 
 def data_hash(records: Sequence[Record]) -> str:
-    """Return a hash of the pictures' bytes, names and captions, equal if figures were measured on the same data."""
+    """Return a hash of the pictures' names, bytes and captions."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
         digest.update(json.dumps([record.name, picture_digest(record.image), *record.captions]).encode())

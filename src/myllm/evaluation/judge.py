@@ -1,4 +1,4 @@
-"""Judge captions: metrics with intervals, controls, and what people's captions reach."""
+"""Judge captions: metrics with intervals, controls, and the scores of people's captions."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -6,32 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from myllm.metrics import score
 from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
 from myllm.metrics.hallucination import LOWER_IS_BETTER
 from myllm.metrics.result import Floats, MetricResult, mean_of
-from myllm.metrics.score import (
-    MAX_PICTURES,
-    PEOPLE,
-    absent,
-    check,
-    has_words_without_blanks,
-    people_agree,
-    protocol_of,
-    score_words,
-    select_metrics,
-    shuffled,
-    tokenized,
-)
 from myllm.progress import Progress, no_progress
 
 MAIN = "CIDEr-D"
 UNSUPPORTED_METRICS = {
-    "SPICE": (
-        "it compares scene graphs, which Stanford's CoreNLP 3.6 and a parser make of the captions: a Java program that "
-        "needs 8 GB of memory and downloads its models. No port of it is known to give the same values; pycocoevalcap "
-        "runs the original"
-    ),
+    "SPICE": "it compares scene graphs, which Stanford's CoreNLP 3.6 and a parser make of the captions: a Java program "
+             "that needs 8 GB of memory and downloads its models. No port of it is known to give the same values; "
+             "pycocoevalcap runs the original",
 }
 """Metrics that people ask for and that are not computed here, with the reason."""
 
@@ -52,7 +38,7 @@ class Judgement:
     protocol: Mapping[str, Any]
     """How the figures were measured."""
     cautions: tuple[str, ...] = ()
-    """Sentences on why some figures say less than they seem to."""
+    """Reasons why some figures mean less than they seem to."""
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -85,9 +71,7 @@ class Judgement:
             "mean_length": self.diversity.mean_length,
             "diversity": asdict(self.diversity),
             "intervals": {name: list(map(defined, ends)) for name, ends in self.intervals.items()},
-            "denominators": {
-                name: figure.denominator for name, figure in self.figures.items() if figure.denominator is not None
-            },
+            "denominators": {name: figure.denominator for name, figure in self.figures.items() if figure.unit},
             "undefined": self.undefined,
             "people": {
                 name: {"people": defined(people), "captions": defined(captions)}
@@ -98,7 +82,7 @@ class Judgement:
         }
 
     def lines(self) -> list[str]:
-        """Return the figures as a table for people, a line each, with diversity and cautions below."""
+        """Return the lines of a table of the figures, with diversity and cautions below."""
         head = f"{'':<31} {'':>5}  {'95 % interval':<16}"
         lines = [head + "  people (these captions)" * bool(self.people)]
         for name, figure in self.figures.items():
@@ -118,48 +102,43 @@ class Judgement:
             + (f", not in training {diversity.unseen_share:.1%}" if diversity.unseen_share is not None else "")
             + f", mean length {diversity.mean_length:.1f} words, vocabulary {diversity.vocabulary_size:,} words"
         )
-        missing = {name: reason for name, reason in self.protocol["absent"].items() if name not in self.figures}
-        lines += [f"{name} is absent: {reason}" for name, reason in missing.items() if name not in UNSUPPORTED_METRICS]
-        return [*lines, *self.cautions]
+        shown = self.figures.keys() | UNSUPPORTED_METRICS
+        absent = [f"{name} is absent: {why}" for name, why in self.protocol["absent"].items() if name not in shown]
+        return [*lines, *absent, *self.cautions]
 
 
 def judge_captions(
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    training: Collection[str] = (),
-    blind: str | None = None,
-    progress: Progress = no_progress,
-    metrics: Sequence[str] | None = None,
+    captions: Sequence[str], references: Sequence[Sequence[str]], training: Collection[str] = (),
+    blind: str | None = None, progress: Progress = no_progress,
+    metrics: Sequence[str] | None = None
 ) -> Judgement:
     """Judge one caption of each picture by the picture's references, given in the same order.
 
-    training: captions that the captioner was trained on, if known; how many of its captions are new is reported.
+    training: captions that the captioner was trained on, if known, to report how many of its captions are new.
     blind: the captioner's caption without a picture; it is scored for every picture, as a control.
-    metrics: names as for `score_captions`; by default all that can be computed. CIDEr-D is always among them, because
-        controls, slices and the order of pictures need it.
+    metrics: names as for `score_captions`; by default all that can be computed. CIDEr-D is always computed.
     Raises DataError as `score_captions`, and ConfigError for an unknown metric.
     """
-    check(captions, references)
-    words, reference_words = tokenized(captions), [tokenized(group) for group in references]
+    score.check(captions, references)
+    words, reference_words = score.tokenized(captions), [score.tokenized(group) for group in references]
     wanted = None if metrics is None else [*metrics, MAIN]
-    scored = score_words(words, reference_words, wanted, progress)
-    controls = {f"{MAIN}_shuffled": shuffled(words)}
+    scored = score.score_words(words, reference_words, wanted, progress)
+    texts = {f"{MAIN}_shuffled": score.shuffled(words)}
     if blind is not None:
-        controls[f"{MAIN}_blind"] = tokenized([blind]) * len(words)
-    scored_controls = {name: score_words(texts, reference_words, (MAIN,))[MAIN] for name, texts in controls.items()}
-    gap = scored[MAIN].per_image - scored_controls[f"{MAIN}_shuffled"].per_image
-    names = list(scored)
-    index = names.index(MAIN) + 1  # controls follow the figure that they belong to
-    figures = {name: scored[name] for name in names[:index]} | scored_controls | {"grounding_gap": mean_of(gap)}
-    figures |= scored
-    by_people = PEOPLE if wanted is None else [name for name in select_metrics(wanted) if name in PEOPLE]
-    people = people_agree(words, reference_words, by_people)
+        texts[f"{MAIN}_blind"] = score.tokenized([blind]) * len(words)
+    controls = {name: score.score_words(control, reference_words, [MAIN])[MAIN] for name, control in texts.items()}
+    controls["grounding_gap"] = mean_of(scored[MAIN].per_image - controls[f"{MAIN}_shuffled"].per_image)
+    figures: dict[str, MetricResult] = {}
+    for name, figure in scored.items():
+        figures |= {name: figure} | (controls if name == MAIN else {})
+    by_people = [name for name in score.PEOPLE if wanted is None or name in score.select_metrics(wanted)]
+    people = score.people_agree(words, reference_words, by_people)
     protocol = {
-        **protocol_of(references),
+        **score.protocol_of(references),
         **({} if metrics is None else {"metrics": list(metrics)}),
-        "absent": (absent() if metrics is None else {}) | _undefined(scored) | UNSUPPORTED_METRICS,
+        "absent": (score.absent() if metrics is None else {}) | _undefined(scored) | UNSUPPORTED_METRICS,
         "CIDEr-D frequencies": "these references",
-        "people": f"each reference against its picture's others; at most {MAX_PICTURES:,} pictures, evenly spread",
+        "people": f"each reference against the other ones; at most {score.MAX_PICTURES:,} pictures, evenly spread",
         "intervals": f"95 %, bootstrap over pictures, {draws_for(len(captions)):,} draws",
     }
     return Judgement(
@@ -183,16 +162,12 @@ def _reason(figure: MetricResult) -> str:
 
 def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
     count = len(captions)
-    cautions = []
-    if count == 1:
-        cautions.append("CIDEr-D of one picture is 0 by definition: its weights compare pictures with each other.")
-    if count < MIN_RELIABLE:
-        cautions.append(
-            f"{count} picture{'s are' if count > 1 else ' is'} few: below {MIN_RELIABLE} the intervals are too narrow."
-        )
-    if has_words_without_blanks([*captions, *(group[0] for group in references)]):
-        cautions.append(
-            "These captions have no blanks between words, so each phrase counts as one word, and BLEU, ROUGE-L, METEOR "
-            "and CIDEr-D see only phrases that are equal as a whole: put blanks between words first."
-        )
-    return cautions
+    few = f"{count} picture{'s are' if count > 1 else ' is'} few: below {MIN_RELIABLE} the intervals are too narrow."
+    has_no_blanks = score.has_words_without_blanks([*captions, *(group[0] for group in references)])
+    cautions = {
+        "CIDEr-D of one picture is 0 by definition: its weights compare pictures with each other.": count == 1,
+        few: count < MIN_RELIABLE,
+        "These captions have no blanks between words, so each phrase counts as one word, and BLEU, ROUGE-L, METEOR "
+        "and CIDEr-D see only phrases that are equal as a whole: put blanks between words first.": has_no_blanks,
+    }
+    return [caution for caution, applies in cautions.items() if applies]

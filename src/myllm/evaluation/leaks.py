@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ NOT_DETECTED = (
 
 @dataclass(frozen=True)
 class PicturePair:
-    """A judged picture and the training picture that it is a copy of."""
+    """A judged picture, and a training picture of which it is a copy."""
 
     judged: Record
     training: Record
@@ -34,7 +35,7 @@ class PicturePair:
 
 @dataclass(frozen=True, eq=False)
 class Leaks:
-    """What N judged pictures share with the training data. If there are several sources, one is named."""
+    """What N judged pictures share with the training data; of several equal training pictures one is named."""
 
     training: int
     """Number of training pictures searched."""
@@ -49,6 +50,11 @@ class Leaks:
     captions: Mask
     """(N,): one of the picture's captions is in the training data, word for word."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the entries for metrics.json: what is shared, by names."""
+        shared = {"equal": self.equal, "alike": self.alike, "repeated_captions": self.repeated}
+        return {"training_pictures": self.training, **shared}
+
     @property
     def equal(self) -> tuple[tuple[str, str], ...]:
         """Names of judged and training pictures with the same bytes."""
@@ -60,30 +66,24 @@ class Leaks:
         return tuple((pair.judged.name, pair.training.name) for pair in self.pairs if not pair.is_equal)
 
     def lines(self, shown: int = 3) -> list[str]:
-        """Return sentences for people, with the first few names of each kind."""
+        """Return sentences, with the first `shown` names of each kind."""
         if not self.training:
             return ["The training pictures are not known, so leaks cannot be looked for."]
-        total, count = f"{len(self.pictures):,}", len(self.pairs)
-        kinds = (
-            _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: "),
-            _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: "),
-        )
+        total, count, broken = f"{len(self.pictures):,}", len(self.pairs), len(self.broken)
+        first = f"None of {total} pictures is a copy of one of the {self.training:,} in the training data."
         if count:
-            verb, named = "is" if count == 1 else "are", "; ".join(filter(None, kinds))
+            equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
+            alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
+            named = "; ".join(filter(None, (equal, alike)))
+            verb = "is" if count == 1 else "are"
             first = f"{count:,} of {total} pictures {verb} in the training data, too ({named})."
-        else:
-            first = f"None of {total} pictures is a copy of one of the {self.training:,} in the training data."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
         named = f" ({_listed(examples, shown)})" if examples else ""
-        lines = [
-            f"{first} {NOT_DETECTED}",
-            f"Pictures that share a caption with the training data, word for word: {int(self.captions.sum()):,} of "
-            f"{total}{named}.",
-        ]
-        if self.broken:
-            count = len(self.broken)
-            verb = "was" if count == 1 else "were"
-            lines.append(f"{count:,} could not be read and {verb} not compared ({_listed(self.broken, shown)}).")
+        shared = f"word for word: {int(self.captions.sum()):,} of {total}{named}."
+        lines = [f"{first} {NOT_DETECTED}", f"Pictures that share a caption with the training data, {shared}"]
+        if broken:
+            verb = "was" if broken == 1 else "were"
+            lines.append(f"{broken:,} could not be read and {verb} not compared ({_listed(self.broken, shown)}).")
         return lines
 
 
@@ -97,24 +97,22 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
     if not training:
         return Leaks(0, (), (), (), pictures, captions)
     read = list(_read_all([*training, *judged], progress))
-    trained, own = read[: len(training)], read[len(training) :]
-    sources = {entry[0]: index for index, entry in reversed(list(enumerate(trained))) if entry}
-    equal = {index: sources[entry[0]] for index, entry in enumerate(own) if entry and entry[0] in sources}
-    others = {index: entry[1] for index, entry in enumerate(own) if entry and index not in equal}
-    alike = dict(find_copies(others, {index: entry[1] for index, entry in enumerate(trained) if entry}))
+    known = {index: entry for index, entry in enumerate(read[: len(training)]) if entry}
+    readable = {index: entry for index, entry in enumerate(read[len(training) :]) if entry}
+    sources = {digest: index for index, (digest, _) in reversed(known.items())}
+    sources_of = {index: sources[digest] for index, (digest, _) in readable.items() if digest in sources}
+    equal = set(sources_of)
+    others = {index: small for index, (_, small) in readable.items() if index not in equal}
+    sources_of |= find_copies(others, {index: small for index, (_, small) in known.items()})
     repeated = _repeated_captions(training, judged)
-    pictures[[*equal, *alike]] = True
+    pictures[[*sources_of]] = True
     captions[[*repeated]] = True
     return Leaks(
-        training=len(training),
-        pairs=tuple(
-            PicturePair(judged[index], training[source], index in equal)
-            for index, source in sorted((equal | alike).items())
-        ),
-        repeated=tuple((judged[index].name, *source) for index, source in repeated.items()),
-        broken=tuple(r.name for r, entry in zip([*training, *judged], read, strict=True) if entry is None),
-        pictures=pictures,
-        captions=captions,
+        len(training),
+        tuple(PicturePair(judged[i], training[source], i in equal) for i, source in sorted(sources_of.items())),
+        tuple((judged[index].name, *source) for index, source in repeated.items()),
+        tuple(record.name for record, entry in zip([*training, *judged], read, strict=True) if entry is None),
+        pictures, captions,
     )
 
 
@@ -135,18 +133,15 @@ def _read(record: Record) -> tuple[str, Thumbnail] | None:
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:
     """Return, by index of a judged picture, the training picture that shares a caption's words, and the caption."""
-    known: dict[tuple[str, ...], str] = {}
-    for record in training:
-        for caption in record.captions:
-            known.setdefault(tuple(ptb_tokenize(caption)), record.name)
+    # The first picture and the first caption count, so that they are written last.
+    known = {tuple(ptb_tokenize(c)): record.name for record in reversed(training) for c in record.captions}
     known.pop((), None)  # captions of punctuation only
-    repeated: dict[int, tuple[str, str]] = {}
-    for index, record in enumerate(judged):
-        for caption in record.captions:
-            source = known.get(tuple(ptb_tokenize(caption)))
-            if source is not None:
-                repeated.setdefault(index, (source, caption))
-    return repeated
+    return {
+        index: (known[words], caption)
+        for index, record in enumerate(judged)
+        for caption in reversed(record.captions)
+        if (words := tuple(ptb_tokenize(caption))) in known
+    }
 
 
 def _listed(names: Sequence[str], shown: int, opening: str = "") -> str:

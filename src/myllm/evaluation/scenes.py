@@ -24,17 +24,17 @@ JUDGEMENT = (
 
 
 def named_groups(caption: str) -> list[tuple[int, str, str]]:
-    """Return what a caption names, in order: (count, colour, kind)."""
+    """Return (count, colour, kind) of everything that a caption names, in order."""
     return [(_COUNT[count], colour, _KIND[kind]) for count, colour, kind in _NAMED.findall(caption.lower())]
 
 
 def find_named(caption: str, things: Sequence[Thing]) -> list[tuple[tuple[int, int], list[Thing]]]:
     """Return (begin, end) of each noun with the things that it can mean; nouns without such a thing are left out."""
-    nouns = []
-    for match in _NAMED.finditer(caption.lower()):
-        meant = [thing for thing in things if (thing.colour, thing.kind) == (match[2], _KIND[match[3]])]
-        nouns += [(match.span(3), meant)] if meant else []
-    return nouns
+    nouns = [
+        (match.span(3), [thing for thing in things if (thing.colour, thing.kind) == (match[2], _KIND[match[3]])])
+        for match in _NAMED.finditer(caption.lower())
+    ]
+    return [(span, meant) for span, meant in nouns if meant]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Verdict:
     """A caption compared with what was drawn."""
 
     true: bool
-    """Every thing, with its colour, that is named is there."""
+    """Everything that is named was drawn, in that colour."""
     complete: bool
     """All things are named, no others, with right counts."""
     placed: bool | None
-    """The relation named is right; None if the caption names no relation."""
+    """The relation that is named is right; None if none is named."""
     invented: bool
-    """A kind of thing is named that is not there. If neither this nor `miscoloured`, what is named is true."""
+    """A kind of thing is named that was not drawn."""
     miscoloured: bool
-    """A kind that is there is named in a colour that it does not have there."""
+    """A kind that was drawn is named in a colour that none of it has."""
     miscounted: bool
-    """Something that is there is named with a wrong number."""
+    """Something that was drawn is named with a wrong number."""
 
 
 def judge_scene_caption(caption: str, things: Sequence[Thing]) -> Verdict:
@@ -65,9 +65,7 @@ def judge_scene_caption(caption: str, things: Sequence[Thing]) -> Verdict:
     is_complete = is_true and claims == sorted((*pair, count) for pair, count in counts.items())
     kinds = {thing.kind for thing in things}
     return Verdict(
-        is_true,
-        is_complete,
-        _is_relation_right(caption, things),
+        is_true, is_complete, _is_relation_right(caption, things),
         invented=any(kind not in kinds for _, _, kind in named),
         miscoloured=any(kind in kinds and (colour, kind) not in counts for _, colour, kind in named),
         miscounted=any(counts.get((colour, kind), count) != count for count, colour, kind in named),
@@ -90,9 +88,9 @@ def _is_relation_right(caption: str, things: Sequence[Thing]) -> bool | None:
 
 
 def score_scene_captions(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:
-    """Return the shares of captions that are true, complete, wrong or rightly placed; see `Verdict`.
+    """Return the share of captions for which each field of `Verdict` holds.
 
-    things: what was drawn, for each caption. `placed` is a share of the captions that name a relation, and is left out
+    things: what was drawn, for each caption. `placed` is a share of the captions that name a relation; it is left out
     if none does.
     """
     verdicts = [judge_scene_caption(text, drawn) for text, drawn in zip(texts, things, strict=True)]

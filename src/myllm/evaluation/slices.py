@@ -56,7 +56,7 @@ _FUNCTION = frozenset(_FUNCTION_WORDS.split())
 
 @dataclass(frozen=True)
 class Slice:
-    """A metric's value for pictures that have something in common."""
+    """A metric's value for one group of pictures."""
 
     kind: str
     label: str
@@ -68,34 +68,34 @@ class Slice:
 
 
 def slice_pictures(
-    records: Sequence[Record],
-    training_captions: Iterable[str] = (),
-    things: Mapping[str, Sequence[Thing]] | None = None,
+    records: Sequence[Record], training_captions: Iterable[str] = (),
+    things: Mapping[str, Sequence[Thing]] | None = None
 ) -> Slices:
     """Group the N pictures of `records`; return masks (N,) by kind and label.
 
     `caption length`: mean number of words of a picture's references.
-    `people`: the median over references of how many people each names; see `count_people`. For drawn scenes, with
-        `things` by picture name (`data.scenes.read_things`), the kind `things` takes its place: how many were drawn.
+    `people`: median number of people that a reference names; see `count_people`. For drawn scenes the kind is `things`:
+        how many were drawn. things: by picture name, from `data.scenes.read_things`.
     `brightness`: mean luma as a share of white.
     `rare words`: mean -log frequency, in nats, of the references' content words among all words of
-        `training_captions`, or among those of the references themselves if there are none.
+        `training_captions`, or of the references if there are none.
 
-    All but counts are cut into thirds, whose bounds are part of the labels. A picture that cannot be read, or whose
-    references have no words, is in no group of the kinds that need them. A kind with one group only is left out.
+    All but counts are cut into thirds, whose bounds are part of the labels. Pictures that cannot be read, or whose
+    references have no words, are in no group of the kinds that need them. A kind with only one group is left out.
     """
     words = [[ptb_tokenize(caption) for caption in record.captions] for record in records]
     known = [ptb_tokenize(caption) for caption in training_captions] or list(chain.from_iterable(words))
     lengths = [fmean(map(len, group)) if group else math.nan for group in words]
     if things is None:
-        kind, counts = "people", [_median_people(group) for group in words]
+        kind, counts = "people", [median(map(count_people, group)) if group else math.nan for group in words]
     else:
-        kind, counts = "things", [len(things[r.name]) if r.name in things else None for r in records]
-    light = [_brightness(record) for record in records]
+        kind, counts = "things", [len(things[r.name]) if r.name in things else math.nan for r in records]
+    # Halves are rounded up; the last label stands for all greater counts.
+    capped = np.minimum(np.floor(np.array(counts) + 0.5), len(COUNTS) - 1)
     slices = {
         "caption length": _thirds(lengths, ("short", "medium", "long"), "{:.1f} words"),
-        kind: {label: _mask(count == number for count in map(_capped, counts)) for number, label in enumerate(COUNTS)},
-        "brightness": _thirds(light, ("dark", "medium", "bright"), "{:.0%} of white"),
+        kind: {label: capped == number for number, label in enumerate(COUNTS)},
+        "brightness": _thirds(list(map(_brightness, records)), ("dark", "medium", "bright"), "{:.0%} of white"),
         "rare words": _thirds(_rarities(words, known), ("common", "medium", "rare"), "{:.1f} nats"),
     }
     non_empty = {kind: {label: mask for label, mask in masks.items() if mask.any()} for kind, masks in slices.items()}
@@ -103,32 +103,28 @@ def slice_pictures(
 
 
 def worst_first(
-    slices: Slices,
-    figure: MetricResult,
-    interval: Callable[[MetricResult], tuple[float, float]],
-    min_pictures: int = MIN_PICTURES,
+    slices: Slices, figure: MetricResult, interval: Callable[[MetricResult], tuple[float, float]],
+    min_pictures: int = MIN_PICTURES
 ) -> tuple[list[Slice], int]:
-    """Return the slices sorted by their value, lowest first, and the number left out for too few pictures.
+    """Return the slices by their value, lowest first, and how many are left out because of too few pictures.
 
     interval: maps the metric of some pictures to the bounds of its value, as a bootstrap does.
     """
     masks = [(kind, label, mask) for kind, labels in slices.items() for label, mask in labels.items()]
     rows = []
     for kind, label, mask in masks:
-        count = int(mask.sum())
-        if count >= max(1, min_pictures):
+        if (count := int(mask.sum())) >= max(1, min_pictures):
             part = MetricResult(figure.per_image[mask], figure.sums[mask], figure.of_sums)
-            difference = part.corpus - figure.corpus
-            rows.append(Slice(kind, label, count, part.corpus, difference, interval(part)))
+            rows.append(Slice(kind, label, count, part.corpus, part.corpus - figure.corpus, interval(part)))
     return sorted(rows, key=lambda row: row.value), len(masks) - len(rows)
 
 
 def count_people(words: Words) -> int:
     """Return how many people a caption names, by its words; 3 stands for three or more.
 
-    A word for a person counts one, together with the next if that is one too ("a toddler boy"). A plural counts as many
-    as the number before it says ("two young men"), and three without a number. Couples, groups, teams and crowds are
-    people by themselves; before "of" they are numbers ("a couple of men").
+    A word for a person counts 1; two in a row count 1 together ("a toddler boy"). A plural counts as the number before
+    it ("two young men"), or 3 without one. Couples, groups, teams and crowds are people, but numbers before "of" ("a
+    couple of men").
     """
     named, number = 0, 0
     for word, following in zip(words, [*words[1:], ""], strict=False):
@@ -143,14 +139,6 @@ def count_people(words: Words) -> int:
     return min(named, _MANY)
 
 
-def _median_people(references: Sequence[Words]) -> int | None:
-    return math.floor(median(map(count_people, references)) + 0.5) if references else None
-
-
-def _capped(count: int | None) -> int | None:
-    return None if count is None else min(count, len(COUNTS) - 1)
-
-
 def _brightness(record: Record) -> float:
     """Return 0 for black to 1 for white; NaN if the picture cannot be read."""
     try:
@@ -160,7 +148,7 @@ def _brightness(record: Record) -> float:
 
 
 def _rarities(references: Sequence[Sequence[Words]], known: Sequence[Words]) -> list[float]:
-    """Return the mean -log frequency of each picture's content words; an unknown word counts as if known once."""
+    """Return the mean -log frequency of each picture's content words; unknown words count as if they occurred once."""
     counts = Counter(word for words in known for word in words)
     total = counts.total()
     rarities = []
@@ -183,6 +171,3 @@ def _thirds(values: Sequence[float], names: tuple[str, str, str], unit: str) -> 
         f"{names[2]} (from {unit.format(high)})": above,
     }
 
-
-def _mask(members: Iterable[bool]) -> Mask:
-    return np.fromiter(members, dtype=np.bool_)

@@ -131,18 +131,22 @@ def _permutation_test(
     swaps = 2**pictures if is_exact else draws_for(pictures, draws)
     # Random swaps count the observed difference as one of them, so p is never 0.
     extreme, number = np.full(len(a), 0 if is_exact else 1), swaps + (0 if is_exact else 1)
-    observed = [abs(ours.corpus - theirs.corpus) for ours, theirs in zip(a, b, strict=True)]
+    pairs = list(zip(a, b, strict=True))
+    observed = [abs(ours.corpus - theirs.corpus) for ours, theirs in pairs]
+    halves = [(ours.sums + theirs.sums).sum(axis=0) / 2 for ours, theirs in pairs]
+    gains = np.concatenate([(ours.sums - theirs.sums) / 2 for ours, theirs in pairs], axis=1)
+    starts = np.cumsum([len(half) for half in halves])[:-1]
     rng = np.random.default_rng(seed)
     first = 0
     for count in _block_sizes(pictures, swaps):
         if is_exact:
-            bits = np.arange(first, first + count)[:, None] >> np.arange(pictures) & 1
+            bits = (np.arange(first, first + count)[:, None] >> np.arange(pictures) & 1).astype(np.uint8)
         else:
-            bits = rng.integers(2, size=(count, pictures), dtype=np.int8)
+            octets = rng.integers(256, size=(count, -(-pictures // 8)), dtype=np.uint8)
+            bits = np.unpackbits(octets, axis=1, count=pictures)
         first += count
-        signs = 1.0 - 2.0 * bits
-        for index, (ours, theirs) in enumerate(zip(a, b, strict=True)):
-            half, shift = (ours.sums + theirs.sums).sum(axis=0) / 2, signs @ ((ours.sums - theirs.sums) / 2)
+        shifts = np.split((1.0 - 2.0 * bits) @ gains, starts, axis=1)
+        for index, ((ours, theirs), half, shift) in enumerate(zip(pairs, halves, shifts, strict=True)):
             swapped = ours.of_sums(half + shift) - theirs.of_sums(half - shift)
             extreme[index] += np.count_nonzero(np.abs(swapped) >= observed[index] * (1 - 1e-9) - 1e-12)
     return (extreme / number).tolist()
