@@ -44,7 +44,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 _OPENING = threading.Lock()
 
 # The web page that `myllm export --to web` writes implements the same ones.
-INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
+INTERPOLATIONS = {
+    name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
 
 
 def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
