@@ -36,7 +36,7 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
 
 
 def test_num_return_sequences_has_an_upper_bound() -> None:
-    with pytest.raises(ConfigError, match="decode.num_return_sequences is 1000000; it must be above 0 and at most 1000"):
+    with pytest.raises(ConfigError, match="decode.num_return_sequences is 1000000; .* at most 1000"):
         DecodeConfig(do_sample=True, num_return_sequences=1_000_000)
 
 
