@@ -10,11 +10,12 @@ from typing import IO, Any
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
-from myllm.apps.printing import print_json, printable, quantity
+from myllm.apps.printing import print_json, printable
 from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import PICTURE_SUFFIXES
+from myllm.data.records import quantity
 from myllm.decoding.sampling import draw_seeds
 from myllm.errors import ConfigError, DataError
 from myllm.files import atomic_write

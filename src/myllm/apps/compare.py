@@ -8,11 +8,11 @@ from typing import Any
 from myllm.apps.console import Display
 from myllm.apps.opening import caption_split, load_split, open_captioner
 from myllm.apps.options import CompareOptions
-from myllm.apps.printing import print_json, quantity
+from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import References, match, read_predictions
-from myllm.data.records import Record, counted
+from myllm.data.records import Record, counted, quantity
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import data_hash, describe_search

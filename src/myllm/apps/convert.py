@@ -10,12 +10,11 @@ import torch
 from myllm.apps.console import Display
 from myllm.apps.opening import caption_split, load_split
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
-from myllm.apps.printing import quantity
 from myllm.apps.run_folder import unused
 from myllm.checkpoints import hub, native
 from myllm.checkpoints.formats import WRITERS, find_format, load
 from myllm.checkpoints.hf_generation import unsupported_options
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.errors import ConfigError
 from myllm.evaluation.evaluate import describe_search
 from myllm.export import onnx_export, web

@@ -9,10 +9,10 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.apps.opening import draw_with_progress
 from myllm.apps.options import DemoOptions
-from myllm.apps.printing import quantity
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
 from myllm.config import TrainConfig
+from myllm.data.records import quantity
 from myllm.data.scenes import draw_scene
 from myllm.errors import ConfigError
 from myllm.evaluation.scenes import JUDGEMENT, describe_scene_figures, score_scene_captions

@@ -16,11 +16,6 @@ def printable(text: str, keep: str = "") -> str:
     return text.translate({ord(character): character.encode("unicode_escape").decode() for character in escape})
 
 
-def quantity(count: int, noun: str) -> str:
-    """Return '1 picture' or '2,000 pictures'."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def replace_unencodable() -> None:
     """Let standard output and error escape what their encoding lacks, instead of ending the program."""
     for stream in (sys.stdout, sys.stderr):

@@ -6,8 +6,8 @@ from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
-from myllm.apps.printing import quantity
 from myllm.caption import CaptionerProtocol, Sample
+from myllm.data.records import quantity
 from myllm.errors import ConfigError
 from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search

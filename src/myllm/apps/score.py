@@ -12,9 +12,9 @@ from rich.table import Table
 
 from myllm.apps.console import Display
 from myllm.apps.options import ScoreOptions
-from myllm.apps.printing import print_json, printable, quantity
+from myllm.apps.printing import print_json, printable
 from myllm.data.predictions import Matched, match, read_predictions, read_references
-from myllm.data.records import counted
+from myllm.data.records import counted, quantity
 from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores

@@ -16,10 +16,11 @@ from tensorboardX import SummaryWriter
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.options import TrainOptions
-from myllm.apps.printing import print_json, quantity
+from myllm.apps.printing import print_json
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
+from myllm.data.records import quantity
 from myllm.data.scenes import read_things
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError

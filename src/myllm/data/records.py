@@ -63,6 +63,11 @@ class Findings:
         ]
 
 
+def quantity(count: int, noun: str) -> str:
+    """Return '1 picture' or '2,000 pictures'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def counted(names: Sequence[str], singular: str, plural: str) -> str:
     """Return how many names there are, with the noun in the right number and the first `MAX_NAMES` names."""
     more = f", and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from myllm.data.records import quantity
 from myllm.evaluation.calibration import changed_options
 from myllm.evaluation.compare import CHANCE, Comparison
 from myllm.evaluation.evaluate import Evaluation, describe_search
@@ -129,11 +130,6 @@ def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     return lines | {label: str(protocol[name]) for name, label in PROTOCOL.items() if protocol.get(name) is not None}
 
 
-def count(number: int, noun: str) -> str:
-    """Return "1 picture", "2 pictures" and so on."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
     """Return name, label, number format and meaning of each metric, without CIDEr, another name of CIDEr-D."""
     return [(name, *METRICS.get(name, (name, ".3f", ""))) for name in names if name != "CIDEr"]
@@ -144,7 +140,7 @@ def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
     metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])
-    total = "" if metric.denominator is None else f"; of {count(metric.denominator, metric.unit.removesuffix('s'))}"
+    total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit.removesuffix('s'))}"
     return _cell(metric.corpus, judgement.intervals[name], form, total)
 
 

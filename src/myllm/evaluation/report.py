@@ -12,6 +12,7 @@ from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from myllm.data.records import quantity
 from myllm.evaluation import gallery, metric_table, plots
 from myllm.evaluation.calibration import ConfidenceReport
 from myllm.evaluation.compare import Comparison
@@ -222,7 +223,7 @@ def write_report(path: Path, report: Report) -> None:
     # the browser runs only the script with this hash, whatever a caption contains
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(
-        report=report, count=metric_table.count, pictures_per_order=gallery.PICTURES_PER_ORDER, style=style,
+        report=report, quantity=quantity, pictures_per_order=gallery.PICTURES_PER_ORDER, style=style,
         script=script, script_hash=script_hash,
     )
     with atomic_write(path) as file:
