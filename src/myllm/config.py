@@ -277,8 +277,8 @@ class TrainConfig:
     """The run folder."""
     base: str | None = None
     """Captioner to start from, in any form that MyLLM opens. Its weights, geometry, tokenizer and preprocessing are
-    used, so vision, text and mode must agree with it if given. Its decoding defaults are used unless others are
-    given."""
+    used, so vision, text and mode must agree with it if given, except text.dropout. Its decoding defaults are used
+    unless others are given."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)

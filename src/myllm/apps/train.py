@@ -81,7 +81,7 @@ def run_training(
     """Train into `config.out`, and return the evaluation of the result; None if the run was interrupted.
 
     Without `resume`, checkpoints of another run in that folder are deleted once the new run is ready to begin.
-    given_options: names of the options that were given, which must agree with `config.base`.
+    given_options: names of the options that were given: they count also where they equal the default, see `prepare`.
     """
     out = Path(config.out)
     if config.base is not None and Path(config.base).resolve().is_relative_to(out.resolve()):
