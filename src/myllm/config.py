@@ -337,7 +337,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic in training; auto is bf16 if the device supports it, else fp32."""
     devices: str = "auto"
-    """Device: auto, cpu or cuda; auto takes a GPU if there is one."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
+    save_minutes: Annotated[float, Range.POSITIVE] = 10.0
+    """Save the run for --resume after this many minutes of an epoch, besides after each epoch."""
     workers: Annotated[int, Range.AT_LEAST_0] = 1
     """Processes that decode pictures during training if the pictures do not all fit into memory."""
     half_features: bool = False

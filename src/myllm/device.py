@@ -1,5 +1,6 @@
 """Device and precision selection. torch is imported when a function needs it."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import ConfigError
@@ -9,18 +10,24 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> "torch.device":
-    """Return the device for `auto`, `cpu` or `cuda`; `auto` is a GPU if there is one.
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a GPU if there is one.
 
-    Raises ConfigError for another name, and for `cuda` on a machine without a usable GPU.
+    Raises ConfigError for another name, and for a device that this machine lacks.
     """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"devices {name!r}: expected auto, cpu or cuda")
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ConfigError("devices cuda: this machine has no usable GPU; take --devices cpu or auto")
-    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name) is None:
+        raise ConfigError(f"devices {name!r}: expected auto, cpu, cuda, cuda:NUMBER or mps")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if gpus else "mps" if has_mps else "cpu"
+    if (name.startswith("cuda") and not gpus) or (name == "mps" and not has_mps):
+        raise ConfigError(f"devices {name}: this machine has no usable GPU; take --devices cpu or auto")
+    number = int(name.partition(":")[2] or 0)
+    if number >= max(gpus, 1):
+        raise ConfigError(f"devices {name}: this machine has {gpus} GPUs, numbered from 0")
+    return torch.device(name)
 
 
 def choose_precision(name: str, device: "torch.device") -> str:

@@ -61,6 +61,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left of files and folders that they wrote into `folder`; it must be locked."""
+    for part in folder.glob(".*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
     """Raise MyLLMError if the operating system, and not our code, is why `path` could not be written."""

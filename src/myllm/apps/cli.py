@@ -1,7 +1,10 @@
 """The command line: `myllm VERB ...`. Verbs are imported when they are used, so that help is instant."""
 
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -76,7 +79,8 @@ def parse_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | No
 def exit_code(run: Callable[[], int]) -> int:
     """Run and return the exit code; an error that a user can cause is one line on standard error."""
     try:
-        return run()
+        with _exit_on_sigterm():
+            return run()
     except MyLLMError as error:
         message, code = str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     except ModuleNotFoundError as error:
@@ -96,6 +100,19 @@ def exit_code(run: Callable[[], int]) -> int:
         return DONE if finished.code is None else int(finished.code)
     print(printable(f"myllm: {message}", keep="\n"), file=sys.stderr)
     return code
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that locks and half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def overview() -> str:

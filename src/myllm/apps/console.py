@@ -1,5 +1,6 @@
 """Warnings, progress bars and the figures of each epoch on the terminal, by rich."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from myllm.apps.printing import printable
 
 if TYPE_CHECKING:  # the trainer imports torch, which captioning with an export does not need
     from myllm.caption import Sample
-    from myllm.training.trainer import StepReport
+    from myllm.training.watch import StepReport
 
 SHOWN_SAMPLES = 3
 LOG_SECONDS = 30.0
@@ -89,11 +90,13 @@ class TrainingDisplay:
         """Move the bar; loss and speed are smoothed, because they vary from batch to batch."""
         # the figures of the step before, because reading the newest ones would make a GPU wait
         finished, self.latest = self.latest or report, report
-        self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
-        rate = report.pictures_per_second
+        if math.isfinite(finished.loss):
+            self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
+        rate = report.pictures / max(report.seconds, 1e-9)
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-        figures = f"loss {self.loss:.3f}  lr {finished.learning_rate:.2g}  gradient {finished.gradient_norm:.2g}  "
-        figures += f"{self.rate:.0f} pictures/s"
+        figures = f"loss {self.loss or math.nan:.3f}  lr {finished.learning_rate:.2g}  "
+        figures += f"gradient {finished.gradient_norm:.2g}  {self.rate:.0f} pictures/s  "
+        figures += f"{report.tokens_per_second:,.0f} tokens/s"
         self.bar.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
         if self.bar.disable and self.display.is_log_due():
             self.display.say(f"{report.progress:4.0%}  {figures}")

@@ -10,7 +10,7 @@ from myllm.apps.console import Display
 from myllm.apps.opening import draw_with_progress
 from myllm.apps.options import DemoOptions
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
-from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
+from myllm.apps.train import check_run_folder, remove_checkpoints, run_training
 from myllm.config import TrainConfig
 from myllm.data.records import quantity
 from myllm.data.scenes import draw_scene
@@ -48,10 +48,12 @@ def run_demo(options: DemoOptions, display: Display) -> int:
         (out / REPORT).unlink(missing_ok=True)
         write_text(out / STAMP, recipe(options))
     resume = (out / run_state.FILE_NAME).is_file()
-    evaluation = run_training(demo_config(options, str(data)), display, resume)
-    if evaluation is None:
+    try:
+        evaluation = run_training(demo_config(options, str(data)), display, resume)
+    except SystemExit:
         display.print("The same command resumes the demo.")
-        return INTERRUPTED
+        raise
+    assert evaluation is not None, "a demo runs in one process"
     report = judge_on_new_scenes(options, display)
     write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     display.print(f"\n{evaluation_as_text(evaluation)}\n\n{report_as_text(report, options)}")

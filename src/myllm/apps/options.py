@@ -56,7 +56,7 @@ class NewFile(Printed):
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Printed):
     devices: str = "auto"
-    """Device: auto, cpu or cuda; auto takes a GPU if there is one."""
+    """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     preset: str | None = None
     """Options to start from: vit-gpt2, scenes, photos-fast or photos. All other options override them."""
     resume: bool = False
-    """Resume the run in --out from its last.pt."""
+    """Resume the run in --out from its last.pt, with the options that it began with."""
 
     @property
     def config(self) -> TrainConfig:

@@ -6,12 +6,15 @@ import json
 import shlex
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tensorboardX import SummaryWriter
+from tokenizers import Tokenizer
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
@@ -19,6 +22,7 @@ from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
+from myllm.checkpoints.card import flatten
 from myllm.config import TrainConfig
 from myllm.data.records import quantity
 from myllm.data.scenes import read_things
@@ -26,35 +30,42 @@ from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
 from myllm.evaluation.plots import CURVES, save_plots
-from myllm.files import lock_folder
+from myllm.files import lock_folder, remove_unfinished
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
 from myllm.model.weight_files import count_parameters
+from myllm.presets import PRESETS
 from myllm.training import run_state
 from myllm.training.prepare import Prepared, prepare
+from myllm.training.ranks import Ranks, started_by_torchrun
 from myllm.training.run_state import RunState
-from myllm.training.trainer import StepReport, Trainer
+from myllm.training.trainer import Trainer
+from myllm.training.watch import StepReport
 
-CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME)
-INTERRUPTED = 130
+CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME, run_state.PREVIOUS_NAME)
 STEPS_PER_EVENT = 10
 
 
 def train(options: TrainOptions) -> int:
     """Train, evaluate the best checkpoint on the validation split, and complete the run folder."""
-    display, config = Display(options.quiet, options.json), options.config
-    with lock_folder(Path(config.out)):
-        check_run_folder(Path(config.out), resume=options.resume, overwrite=options.overwrite)
-        evaluation = run_training(config, display, options.resume, options.given_names)
+    out = Path(options.out)
+    with started_by_torchrun(options.devices) as ranks:
+        display = Display(options.quiet or not ranks.is_first, options.json)
+        with lock_folder(out) if ranks.is_first else nullcontext():
+            if ranks.is_first:
+                check_run_folder(out, resume=options.resume, overwrite=options.overwrite)
+            preset = PRESETS[options.preset] if options.preset else {}
+            given = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
+            evaluation = run_training(options.config, display, options.resume, given, ranks)
     if evaluation is None:
-        return INTERRUPTED
+        return 0
     if options.json:
         print_json(evaluation.as_json())
     display.say("")
     display.print(run_folder.evaluation_as_text(evaluation), style="bold")
-    files = sorted(path.name + "/" * path.is_dir() for path in Path(config.out).iterdir())
-    display.print(f"Wrote {config.out}: {', '.join(files)}")
-    display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(config.out)}")
+    files = sorted(path.name + "/" * path.is_dir() for path in out.iterdir())
+    display.print(f"Wrote {options.out}: {', '.join(files)}")
+    display.say(f"Caption with: myllm caption PICTURES --model {shlex.quote(options.out)}")
     return 0
 
 
@@ -63,7 +74,7 @@ def check_run_folder(out: Path, resume: bool = False, overwrite: bool = False) -
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite: one continues the run, the other deletes it; give only one")
     existing = [name for name in CHECKPOINTS if (out / name).exists()]
-    if resume and run_state.FILE_NAME not in existing:
+    if resume and not {run_state.FILE_NAME, run_state.PREVIOUS_NAME} & {*existing}:
         raise ConfigError(
             f"--resume: {out / run_state.FILE_NAME} is missing, so there is no run to resume; "
             "give the --out of the run, or leave out --resume to start one"
@@ -76,40 +87,57 @@ def check_run_folder(out: Path, resume: bool = False, overwrite: bool = False) -
 
 
 def run_training(
-    config: TrainConfig, display: Display, resume: bool, given_options: Collection[str] = ()
+    config: TrainConfig, display: Display, resume: bool, given_options: Collection[str] = (),
+    ranks: Ranks | None = None,
 ) -> Evaluation | None:
-    """Train into `config.out`, and return the evaluation of the result; None if the run was interrupted.
+    """Train into `config.out`, and return the evaluation of the result; None in all processes but the first.
 
-    Without `resume`, checkpoints of another run in that folder are deleted once the new run is ready to begin.
-    given_options: names of the options that were given: they count also where they equal the default, see `prepare`.
+    With `resume`, options that are not given are those that the run began with. Without, checkpoints of another run in
+    that folder are deleted once the new run is ready to begin. given_options: names of the options that were given:
+    they count also where they equal the default, see `prepare`.
+    Raises SystemExit, with the run saved, if a signal ends it.
     """
-    out = Path(config.out)
+    out, ranks = Path(config.out), ranks or Ranks()
+    content: dict[str, Any] = {}
+    if resume:
+        content, saved_file = run_state.load(out)
+        config, changes = run_state.resumed_config(content["config"], config, given_options)
+        if saved_file.name == run_state.PREVIOUS_NAME:
+            display.warn(f"{run_state.FILE_NAME} is missing or damaged, so the run resumes from {saved_file}")
+        for change in changes:
+            display.warn(change)
     if config.base is not None and Path(config.base).resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--base {config.base} is inside --out {out}, which the run writes; give another --out")
     device = choose_device(config.devices)
-    display.say(f"Training on {device.type} in {choose_precision(config.precision, device)}, seed {config.seed}")
-    with display.progress() as progress:
-        prepared = prepare(config, progress, given_options)
+    processes = f" in each of {ranks.count} processes" if ranks.count > 1 else ""
+    display.say(f"Training on {device} in {choose_precision(config.precision, device)}, seed {config.seed}{processes}")
+    with display.progress() as progress, ranks.first_before_others():
+        tokenizer = Tokenizer.from_str(content["tokenizer"]) if resume else None
+        prepared = prepare(config, progress, given_options, tokenizer)
     config = prepared.config
-    print_data(prepared, config, display)
-    recorder = _Recorder(display, out)
-    with recorder.training_display.bar:
-        trainer = Trainer(config, prepared, recorder)
+    recorder = _Recorder(display, out) if ranks.is_first else _NoRecorder()
+    if ranks.is_first:
+        print_data(prepared, config, display)
+    with recorder.bar:
+        trainer = Trainer(config, prepared, recorder, ranks)
         if resume:
-            trainer.resume()
+            trainer.resume(content, saved_file)
             recorder.rows = list(trainer.state.history)
             display.say(f"Resuming at epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
-        else:
-            remove_checkpoints(out)
-        options = json.loads(json.dumps(asdict(config)))  # YAML has lists, but no tuples
-        content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        run_folder.write_text(out / run_folder.CONFIG_FILE, content)
-        finished = trainer.train()
-    if not finished:
-        config_file = shlex.quote(str(out / run_folder.CONFIG_FILE))
-        display.print(f"Interrupted, and saved in {out}. Resume with:\n  myllm train --config {config_file} --resume")
-        return None
-    return finish(config, prepared, trainer.state, display)
+        if ranks.is_first:
+            remove_unfinished(out)
+            if not resume:
+                remove_checkpoints(out)
+            options = json.loads(json.dumps(asdict(config)))  # YAML has lists, but no tuples
+            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+            run_folder.write_text(out / run_folder.CONFIG_FILE, text)
+        stopped_by = trainer.train()
+    if stopped_by is not None:
+        display.print(
+            f"Interrupted, and saved in {out}. Resume with:\n  myllm train --out {shlex.quote(str(out))} --resume"
+        )
+        raise SystemExit(128 + stopped_by)
+    return finish(config, prepared, trainer.state, display) if ranks.is_first else None
 
 
 def remove_checkpoints(out: Path) -> None:
@@ -178,6 +206,7 @@ class _Recorder:
 
     def __init__(self, display: Display, out: Path) -> None:
         self.training_display, self.out = TrainingDisplay(display), out
+        self.bar = self.training_display.bar
         self.rows: list[dict[str, float | str]] = []
         self.warn = display.warn
 
@@ -190,7 +219,7 @@ class _Recorder:
         """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
         self.training_display.step(report)
         if report.step % STEPS_PER_EVENT == 0:
-            for name in ("loss", "learning_rate", "gradient_norm"):
+            for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second"):
                 self.events.add_scalar(f"step/{name}", getattr(report, name), report.step)
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
@@ -207,3 +236,19 @@ class _Recorder:
                 self.events.add_scalar(name, value, int(row["step"]))
         self.events.flush()
         self.training_display.epoch(row, samples)
+
+
+class _NoRecorder:
+    """Reporter of the processes that neither print nor write."""
+
+    rows: Sequence[dict[str, float | str]] = ()
+    bar = nullcontext()
+
+    def step(self, report: StepReport) -> None:
+        """Do nothing."""
+
+    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
+        """Do nothing."""
+
+    def warn(self, message: str) -> None:
+        """Do nothing."""

@@ -17,6 +17,7 @@ Options = TypeVar("Options")
 GROUPS: Mapping[type, str] = {
     config.CaptionerConfig: "", config.VisionConfig: "vision.", config.GPTConfig: "text.",
     config.PreprocessConfig: "preprocess.", config.CaptionsConfig: "captions.", config.DecodeConfig: "decode.",
+    config.LoraConfig: "lora.", config.TrainConfig: "",
 }
 MAX_RESIZED_SIDE = 4096  # pixels; without a limit, a few lines of JSON could make a picture take gigabytes
 MAX_METADATA_SIZE = 4_000_000  # values and characters

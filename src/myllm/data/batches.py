@@ -4,7 +4,7 @@ Small data sets are decoded once and kept in memory; for others, worker processe
 """
 
 import random
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import methodcaller
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from myllm.batched import batched
+from myllm.config import TrainConfig
 from myllm.data.features import Features
 from myllm.data.images import Preprocess, as_pixels, augment, load_image, mirrored_captions
 from myllm.data.records import Findings, Record
@@ -30,6 +31,8 @@ from myllm.progress import Progress, no_progress
 MEMORY_BYTES = 2**30
 Key = tuple[int, tuple[int, ...]]
 """A batch: the epoch, and the indexes of its pictures."""
+Share = Callable[[Sequence[int]], Sequence[int]]
+"""Returns the pictures of a batch that this process computes, if several processes share it."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,25 @@ class Batch:
     """Image tokens (B, S, C) float32 of a frozen backbone, one tensor for each output; None if there are images."""
     tokens: Tensor
     """(B, G, T) int64: the end token, the caption, and end tokens up to T."""
+    inputs: Tensor
+    """(B, G, T) int64: what the decoder reads; `tokens`, with some words hidden by the end token in training."""
     lengths: Tensor
     """(B, G) int64, always on the CPU: tokens[..., 1 : length + 1] are targets, what follows is padding."""
     index: Tensor
     """(B,) int64, indexes of the pictures in the source's records."""
+
+    def without_targets(self) -> "Batch":
+        """Return the batch as one of no pictures and captions; its first picture stays, to be run without effect."""
+        return replace(self, lengths=torch.zeros_like(self.lengths), index=self.index[:0])
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; `lengths` stay on the CPU, so that no step has to wait for them."""
         move = methodcaller("to", device, non_blocking=True)
         images = None if self.images is None else move(self.images)
         features = None if self.features is None else tuple(map(move, self.features))
-        return Batch(images, features, move(self.tokens), self.lengths, move(self.index))
+        tokens = move(self.tokens)
+        inputs = tokens if self.inputs is self.tokens else move(self.inputs)
+        return Batch(images, features, tokens, inputs, self.lengths, move(self.index))
 
 
 @dataclass(frozen=True)
@@ -134,24 +145,25 @@ def make_source(
     return CaptionSource(tuple(records), ids, end_token(tokenizer), preprocess, pixels)
 
 
-def training_batches(
-    source: CaptionSource, batch_size: int, captions_per_image: int, seed: int, augment: bool = False, workers: int = 1
-) -> "Batches":
-    """Return shuffled batches with captions drawn anew in each epoch; they repeat if a picture has too few."""
-    augment &= source.features is None  # stored features are of unchanged pictures
-    return Batches(_BatchPlan(source, batch_size, captions_per_image, augment, seed), workers)
+def training_batches(source: CaptionSource, config: TrainConfig, share: Share = list) -> "Batches":
+    """Return shuffled batches with up to `captions_per_image` captions of each picture, drawn anew in each epoch."""
+    augment = config.augment and source.features is None  # stored features are of unchanged pictures
+    plan = _BatchPlan(
+        source, config.batch_size, config.captions_per_image, augment, config.word_dropout, config.seed
+    )
+    return Batches(plan, config.workers, share)
 
 
-def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1) -> "Batches":
+def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1, share: Share = list) -> "Batches":
     """Return batches in the order of the records with each caption once; G is the maximum over the batch."""
-    return Batches(_BatchPlan(source, batch_size), workers)
+    return Batches(_BatchPlan(source, batch_size), workers, share)
 
 
 class Batches:
     """The batches of any epoch, from any batch on. `len` is their number in an epoch."""
 
-    def __init__(self, plan: "_BatchPlan", workers: int) -> None:
-        self.plan = plan
+    def __init__(self, plan: "_BatchPlan", workers: int, share: Share = list) -> None:
+        self.plan, self.share = plan, share
         self._keys: list[Key] = []
         in_memory = plan.source.pixels is not None or plan.source.features is not None
         self._loader: DataLoader[Batch] | None = None
@@ -160,19 +172,27 @@ class Batches:
             self._loader = DataLoader(
                 plan, batch_size=None, sampler=self._keys, num_workers=workers, persistent_workers=True,
                 prefetch_factor=4,
+                generator=torch.Generator(),  # otherwise each epoch would draw a number from the global generator
             )
 
     def __len__(self) -> int:
         return -(-len(self.plan.source.records) // self.plan.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on; they do not depend on earlier calls."""
-        self._keys[:] = keys = self.plan.keys(epoch)[start:]  # in place, because the loader keeps the list
-        for batch in self._loader if self._loader is not None else map(self.plan.__getitem__, keys):
+        """Yield the batches of an epoch from number `start` on; they do not depend on earlier calls.
+
+        If several processes share a batch of too few pictures, some get one `without_targets`.
+        """
+        whole = self.plan.pictures(epoch)[start:]
+        shares = [tuple(self.share(pictures)) for pictures in whole]
+        keys = [(epoch, share or pictures[:1]) for share, pictures in zip(shares, whole, strict=True)]
+        self._keys[:] = keys  # in place, because the loader keeps the list
+        batches = self._loader if self._loader is not None else map(self.plan.__getitem__, keys)
+        for share, batch in zip(shares, batches, strict=True):
             if batch.images is not None:
                 images = self.plan.source.preprocess.normalise(batch.images.numpy())
                 batch = replace(batch, images=torch.from_numpy(images))
-            yield batch
+            yield batch if share else batch.without_targets()
 
 
 @dataclass(frozen=True)
@@ -184,22 +204,24 @@ class _BatchPlan(Dataset[Batch]):
     captions_per_image: int | None = None
     """None: each caption once, in the order of the records. A number: shuffled, with so many captions of a picture."""
     augment: bool = False
+    word_dropout: float = 0.0
+    """Share of the input words that are hidden."""
     seed: int = 0
 
-    def keys(self, epoch: int) -> list[Key]:
-        """Return the keys of all batches of an epoch."""
+    def pictures(self, epoch: int) -> list[tuple[int, ...]]:
+        """Return the indexes of the pictures of each batch of an epoch."""
         records = self.source.records
         order = list(range(len(records)))
         if self.captions_per_image is not None:
             order.sort(key=lambda index: name_hash("order", self.seed, epoch, records[index].name))
-        return [(epoch, tuple(indices)) for indices in batched(order, self.batch_size)]
+        return [tuple(indices) for indices in batched(order, self.batch_size)]
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, indices = key
         source, index = self.source, torch.tensor(indices)
         images = source.resized(indices) if source.features is None else None
         features = source.features.rows(index) if source.features is not None else None
-        captions = []
+        captions, inputs = [], []
         for row, number in enumerate(indices):
             record = source.records[number]
             texts: Sequence[str] = record.captions
@@ -208,16 +230,18 @@ class _BatchPlan(Dataset[Batch]):
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
                 picture, texts = augment(picture, texts, rng)
                 images[row] = torch.from_numpy(as_pixels(picture))
-            captions.append([source.ids[text] for text in _choose(texts, self.captions_per_image, rng)])
+            if self.captions_per_image is not None:
+                texts = rng.sample(texts, min(self.captions_per_image, len(texts)))
+            captions.append([source.ids[text] for text in texts])
+            if self.word_dropout:
+                inputs.append([hide_words(ids, self.word_dropout, source.end, rng) for ids in captions[-1]])
         tokens, lengths = _pad(captions, source.end)
-        return Batch(images, features, tokens, lengths, index)
+        return Batch(images, features, tokens, _pad(inputs, source.end)[0] if inputs else tokens, lengths, index)
 
 
-def _choose(captions: Sequence[str], count: int | None, rng: random.Random) -> Sequence[str]:
-    if count is None:
-        return captions
-    shuffled = rng.sample(captions, len(captions))
-    return [shuffled[number % len(shuffled)] for number in range(count)]
+def hide_words(ids: Sequence[int], share: float, hidden: int, rng: random.Random) -> list[int]:
+    """Return `ids` with a random share of them, but never the first, replaced by the token `hidden`."""
+    return [*ids[:1], *(hidden if rng.random() < share else token for token in ids[1:])]
 
 
 def _pad(captions: Sequence[Sequence[Sequence[int]]], end: int) -> tuple[Tensor, Tensor]:

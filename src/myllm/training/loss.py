@@ -26,7 +26,7 @@ class Losses:
     caption_sum: Tensor
     """Negative log-likelihood in nats, summed over tokens, without smoothing."""
     tokens: int
-    """Number of targets, by which sums over several batches are divided."""
+    """Number of the batch's targets."""
 
 
 class WordPresence(nn.Module):
@@ -66,18 +66,6 @@ def word_occurrences(captions: Sequence[Sequence[Sequence[int]]], vocab_size: in
     return occurrences
 
 
-def hide_words(tokens: Tensor, share: float, hidden: int, generator: torch.Generator | None = None) -> Tensor:
-    """Replace a random share of the input tokens (..., T) by the token `hidden`, but never the first position.
-
-    The generator is the CPU's, so that a seed hides the same words on every device.
-    """
-    if not share:
-        return tokens
-    is_hidden = torch.rand(tokens.shape, generator=generator) < share
-    is_hidden[..., 0] = False
-    return tokens.masked_fill(is_hidden.to(tokens.device, non_blocking=True), hidden)
-
-
 def length_groups(lengths: Tensor) -> Sequence[Tensor]:
     """Return the rows of captions in a few groups of similar length, shortest first, without captions of length 0.
 
@@ -85,45 +73,48 @@ def length_groups(lengths: Tensor) -> Sequence[Tensor]:
     natural captions, and an eighth of groups that are cut to their longest caption. Small groups would be slow.
     """
     order = lengths.argsort()
-    return order[lengths[order] > 0].chunk(min(MAX_LENGTH_GROUPS, max(1, len(order) // MIN_LENGTH_GROUP)))
+    order = order[lengths[order] > 0]
+    return order.chunk(min(MAX_LENGTH_GROUPS, max(1, len(order) // MIN_LENGTH_GROUP))) if len(order) else ()
 
 
 class Objective(nn.Module):
     """The model with its losses."""
 
     def __init__(
-        self, model: VisionGPT2, end: int, label_smoothing: float = 0.0, word_dropout: float = 0.0,
-        presence: WordPresence | None = None, presence_weight: float = 0.0,
+        self, model: VisionGPT2, label_smoothing: float = 0.0, presence: WordPresence | None = None,
+        presence_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model, self.presence, self.end = model, presence, end
-        self.label_smoothing, self.word_dropout, self.presence_weight = label_smoothing, word_dropout, presence_weight
+        self.model, self.presence = model, presence
+        self.label_smoothing, self.presence_weight = label_smoothing, presence_weight
 
-    def forward(self, batch: Batch) -> Losses:
-        """Return the losses. Smoothing, hidden words and word presence apply only in training mode.
+    def forward(self, batch: Batch, tokens: int | None = None, pictures: int | None = None) -> Losses:
+        """Return the losses. Smoothing and word presence apply only in training mode.
 
+        tokens, pictures: if the batch is a part of a step, their numbers in the whole step: means are over these.
         Nothing here waits for the device: lengths, and the rows and positions that follow from them, are on the CPU.
         """
         features = batch.features if batch.features is not None else self.model.encoder(batch.images)
         image_tokens = self.model.image_tokens(features)
         image = self.model.image_kv(image_tokens)
         smoothing = self.label_smoothing if self.training else 0.0
-        captions, lengths, device = batch.tokens.flatten(0, 1), batch.lengths.flatten(), batch.tokens.device
-        tokens = int(lengths.sum())
-        caption_sum, total = torch.zeros((), device=device), torch.zeros((), device=device)
+        captions, words = batch.tokens.flatten(0, 1), batch.inputs.flatten(0, 1)
+        lengths, device = batch.lengths.flatten(), batch.tokens.device
+        batch_tokens = int(lengths.sum())
+        caption_sum = torch.zeros((), device=device)
+        total = 0.0 * image_tokens[-1].sum()  # a batch without targets has a gradient too, of zeros
         for rows in length_groups(lengths):
             longest = int(lengths[rows[-1]])
             is_target = torch.arange(longest) < lengths[rows, None]
             positions = is_target.flatten().nonzero()[:, 0].to(device, non_blocking=True)
             rows = rows.to(device, non_blocking=True)
-            inputs, targets = captions[rows, :longest], captions[rows, 1 : longest + 1].flatten()[positions]
-            if self.training:
-                inputs = hide_words(inputs, self.word_dropout, self.end)
+            inputs, targets = words[rows, :longest], captions[rows, 1 : longest + 1].flatten()[positions]
             images = image.select(rows // batch.tokens.shape[1])
             logits = self.model.decode(inputs[:, None], images).flatten(0, 2)[positions].float()
             loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
             caption_sum += F.cross_entropy(logits.detach(), targets, reduction="sum") if smoothing else loss.detach()
-            total = total + loss / max(1, tokens)
-        if self.training and self.presence is not None:
-            total = total + self.presence_weight * self.presence(image_tokens[-1], batch.index)
-        return Losses(total, caption_sum, tokens)
+            total = total + loss / (tokens or max(1, batch_tokens))
+        if self.training and self.presence is not None and len(batch.index):
+            share = len(batch.index) / (pictures or len(batch.index))
+            total = total + self.presence_weight * share * self.presence(image_tokens[-1], batch.index)
+        return Losses(total, caption_sum, batch_tokens)

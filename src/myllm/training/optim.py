@@ -12,6 +12,7 @@ from myllm.config import TrainConfig
 
 # Coefficients of the quintic iteration in the reference implementation of Muon (Jordan et al. 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+FIRST_RATE = 1 / 25
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -44,7 +45,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update each parameter that has a gradient."""
+        """Update each parameter that has a gradient; change nothing if the tensor `found_inf` is 1, as in AdamW."""
+        taken = 1.0 - getattr(self, "found_inf", 0.0)
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -52,20 +54,21 @@ class Muon(torch.optim.Optimizer):
                     by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 scale = math.sqrt(max(1, rows / columns))
-                updates = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
+                updates = torch.stack([self._momentum(p, group["momentum"], taken).flatten(1) for p in parameters])
                 for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * scale)
+                    parameter.mul_(1 - taken * group["lr"] * group["weight_decay"])
+                    parameter.sub_(taken * group["lr"] * scale * update.view(parameter.shape))
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+    def _momentum(self, parameter: nn.Parameter, momentum: float, taken: Tensor | float) -> Tensor:
         """Return the gradient with Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        gradient = torch.nan_to_num(parameter.grad, 0.0, 0.0, 0.0)
+        buffer.lerp_(gradient, (1 - momentum) * taken)
+        return gradient.lerp(buffer, momentum)
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -105,13 +108,14 @@ def rate_factor(progress: float, schedule: str) -> float:
     """Return the learning rate as a share of its peak, at `progress` (0..1) of the run.
 
     onecycle: rises as a cosine from 1/25 over the first 30 %, then falls as a cosine to 0 (Smith and Topin 2018, as
-    `torch.optim.lr_scheduler.OneCycleLR`). cosine, linear: rise linearly over 5 %, then fall as the name says.
+    `torch.optim.lr_scheduler.OneCycleLR`). cosine, linear: rise linearly from 1/25 over 5 %, then fall as the name
+    says. It is never 0 before the end: the first step of a short run is to train, too.
     """
-    warmup, first = {"onecycle": (0.3, 1 / 25), "cosine": (0.05, 0.0), "linear": (0.05, 0.0)}[schedule]
+    warmup = 0.3 if schedule == "onecycle" else 0.05
     if progress < warmup:
         share = progress / warmup
         rise = (1 - math.cos(math.pi * share)) / 2 if schedule == "onecycle" else share
-        return first + (1 - first) * rise
+        return FIRST_RATE + (1 - FIRST_RATE) * rise
     left = 1 - min(1.0, (progress - warmup) / (1 - warmup))
     return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 

@@ -41,17 +41,22 @@ class Prepared:
     train: CaptionSource
     val: CaptionSource
     findings: Findings
-    fingerprint: str
-    """Hash of the pictures' names and captions, train and val: equal for runs with the same data."""
+    fingerprints: dict[str, str]
+    """What a run must be resumed with, by name ("training split"): hashes of pictures' names with their captions, and
+    of the base's weights if adapters train on them."""
     base_hash: str | None = None
     """Hash of the base's weights if adapters train on them."""
 
 
-def prepare(config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = ()) -> Prepared:
+def prepare(
+    config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = (),
+    tokenizer: Tokenizer | None = None,
+) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. Raises DataError, ConfigError or CheckpointError.
+    if their value is the default. tokenizer: that of a run that is resumed.
+    Raises DataError, ConfigError or CheckpointError.
     """
     records, findings = read_records(Path(config.data), config.captions)
     splits = split_records(records, Path(config.data), findings)
@@ -64,7 +69,7 @@ def prepare(config: TrainConfig, progress: Progress = no_progress, given_options
             architecture = replace(base.model.config, text=config.text)
             base = replace(base, model=build_model(architecture, base.model.state_dict()))
     torch.manual_seed(config.seed)
-    start = base or _new_checkpoint(config, splits["train"])
+    start = base or _new_checkpoint(config, splits["train"], tokenizer)
     model, preprocess, base_hash = start.model, Preprocess(start.preprocess), None
     if config.lora.rank:
         base_hash = weights_hash(model)
@@ -85,8 +90,11 @@ def prepare(config: TrainConfig, progress: Progress = no_progress, given_options
             source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
         sources.append(source)
     train, val = sources
-    fingerprint = fingerprint_of([*train.records, *val.records])
-    return Prepared(config, model, start.tokenizer, start.preprocess, train, val, findings, fingerprint, base_hash)
+    fingerprints = {
+        "training split": fingerprint_of(train.records), "validation split": fingerprint_of(val.records),
+        **({"base": base_hash} if base_hash else {}),
+    }
+    return Prepared(config, model, start.tokenizer, start.preprocess, train, val, findings, fingerprints, base_hash)
 
 
 # Options of the model that a base does not fix: dropout, where weights came from, and what trains.
@@ -118,9 +126,11 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 
 
-def _new_checkpoint(config: TrainConfig, train: Sequence[Record]) -> Checkpoint:
-    """Return an untrained model with its tokenizer and preprocessing."""
-    if config.text.pretrained:
+def _new_checkpoint(config: TrainConfig, train: Sequence[Record], tokenizer: Tokenizer | None) -> Checkpoint:
+    """Return an untrained model with its preprocessing, and with `tokenizer` or a new one."""
+    if tokenizer is not None:
+        pass
+    elif config.text.pretrained:
         tokenizer = gpt2_tokenizer(str(gpt2_folder(config.text.pretrained)))
     else:
         tokenizer = train_tokenizer((text for record in train for text in record.captions), config.captions.vocab_size)

@@ -1,17 +1,32 @@
-"""The state of a run, and how last.pt stores it."""
+"""The state of a run, how last.pt stores it, and which options may change when a run is resumed."""
 
+import os
 import pickle
+import zipfile
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from myllm.errors import CheckpointError, reason
+from myllm.checkpoints.card import flatten
+from myllm.checkpoints.checks import dataclass_from_dict
+from myllm.config import TrainConfig
+from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_write
 
 FILE_NAME = "last.pt"
+PREVIOUS_NAME = "last.previous.pt"
+# Options that may change when a run is resumed. The others decide what the finished part of the run has done.
+MAY_CHANGE = frozenset({
+    "data", "out", "epochs", "max_steps", "max_minutes", "patience", "best_by", "val_images", "lr", "muon_lr",
+    "weight_decay", "vision_weight_decay", "grad_clip", "schedule", "label_smoothing", "devices", "workers",
+    "save_minutes",
+})
+# Options without effect on the weights; a change needs no message.
+HOUSEKEEPING = frozenset({"data", "out", "devices", "workers", "save_minutes"})
 
 
 @dataclass
@@ -26,64 +41,101 @@ class RunState:
     """Finished optimizer steps."""
     seconds: float = 0.0
     """Time in training steps over all sessions, without validation."""
+    wait_seconds: float = 0.0
+    """Part of `seconds` in which steps waited for data."""
     best_epoch: int = 0
     """Number of the best epoch from 1; 0 if none is finished."""
     loss_sum: float = 0.0
     """Sum of the current epoch's losses in nats."""
     loss_tokens: int = 0
     """Number of tokens in `loss_sum`."""
+    tokens: int = 0
+    """Number of targets of all steps."""
     gradient_norm: float = 0.0
     """Gradient norm of the latest step, before clipping."""
+    skipped: int = 0
+    """Latest steps in a row that were not taken, because their loss was not finite."""
+    mean_loss: float = 0.0
+    """Moving average of the loss, to notice spikes; 0 before the first step."""
     history: list[dict[str, float | str]] = field(default_factory=list)
     """A row for each finished epoch."""
 
 
-def save(
-    path: Path, state: RunState, objective: nn.Module, optimizers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler, fingerprint: str,
-) -> None:
-    """Write last.pt atomically."""
-    content = {
-        "state": asdict(state),
-        "objective": objective.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "scaler": scaler.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "fingerprint": fingerprint,
-    }
+def save(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write last.pt atomically; the file that was there stays as last.previous.pt. Raises MyLLMError."""
+    path, previous = folder / FILE_NAME, folder / PREVIOUS_NAME
     with atomic_write(path) as file:
-        torch.save(content, file)
+        torch.save(dict(content), file)
+        if path.exists():
+            previous.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system without links keeps no predecessor
+                os.link(path, previous)
 
 
-def load(
-    path: Path, objective: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
-    fingerprint: str,
-) -> RunState:
-    """Restore the objective, the optimizers and the random generators from last.pt, and return the counters.
+def load(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the newest undamaged state of a run, and the file that holds it: last.pt or last.previous.pt.
 
-    Raises CheckpointError if the file is missing or damaged, or belongs to other data or another model.
+    Raises CheckpointError if there is none, or it is of an earlier version.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, so there is no run to resume; leave out --resume to start one")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if content["fingerprint"] != fingerprint:
+    problems = []
+    for path in (folder / FILE_NAME, folder / PREVIOUS_NAME):
+        try:
+            if (damaged := zipfile.ZipFile(path).testzip()) is not None:  # torch.load does not compare checksums
+                raise ValueError(f"{damaged} differs from what was written")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+            problems.append(f"{path}: {reason(error)}")
+            continue
+        if not isinstance(content, dict) or not {"config", "tokenizer", "fingerprints"} <= content.keys():
             raise CheckpointError(
-                f"{path}: this run had other training data (fingerprint {content['fingerprint']}, now {fingerprint}) "
-                "or another base; resume with what it began with, or start a new run with another --out"
+                f"{path} was written by an earlier version of MyLLM, or is no state of a run; finish the run with that "
+                "version, or start a new one from its captioner by --base"
             )
-        objective.load_state_dict(content["objective"])
-        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"])
-        if content["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(content["cuda_rng"])
-        known = {counter.name for counter in fields(RunState)}
-        return RunState(**{name: value for name, value in content["state"].items() if name in known})
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: does not fit this run ({reason(error)}); resume with the options it began with "
-            "(they are in config.yaml next to it), or start again with --overwrite"
-        ) from error
+        return content, path
+    raise CheckpointError(
+        f"no run to resume: {'; '.join(problems)}. Start again with --overwrite; captioner.pt, if there is one, stays "
+        "usable until then"
+    )
+
+
+def restore_counters(saved: Mapping[str, Any]) -> RunState:
+    """Return the counters of a saved state; those of other versions are ignored."""
+    known = {counter.name for counter in fields(RunState)}
+    return RunState(**{name: value for name, value in saved.items() if name in known})
+
+
+def resumed_config(
+    saved: Mapping[str, Any], config: TrainConfig, given_options: Collection[str]
+) -> tuple[TrainConfig, list[str]]:
+    """Return the saved configuration with the options that are given now, and a sentence for each that changes.
+
+    given_options: dotted names. Raises ConfigError for a given option that differs and may not change.
+    """
+    before = dataclass_from_dict(TrainConfig, saved)
+    old, new = (dict(flatten(asdict(part), ".")) for part in (before, config))
+    changes = []
+    for name in sorted({*given_options, "out"} & new.keys()):
+        if new[name] == old.get(name):
+            continue
+        if name not in MAY_CHANGE and not name.startswith("decode."):
+            raise ConfigError(
+                f"--resume: {name} is {new[name]}, and the run began with {old.get(name)}; leave it out, or start a "
+                "new run with another --out"
+            )
+        if name not in HOUSEKEEPING:
+            changes.append(f"{name} is {new[name]} from here on; it was {old.get(name)}")
+        old[name] = new[name]
+    return dataclass_from_dict(TrainConfig, _nested(old)), changes
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"text": {"n_layer": 2}} for {"text.n_layer": 2}."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, option = name.split(".")
+        part = nested
+        for group in groups:
+            part = part.setdefault(group, {})
+        part[option] = value
+    return nested
+

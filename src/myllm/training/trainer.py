@@ -4,84 +4,48 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, training_batches
+from myllm.data.splits import name_hash
 from myllm.device import autocast, choose_device, choose_precision
-from myllm.errors import MyLLMError
+from myllm.errors import CheckpointError, MyLLMError, reason
 from myllm.metrics.diversity import measure_diversity
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
 from myllm.training.loss import Objective, WordPresence, word_occurrences
 from myllm.training.optim import build_optimizers, rate_factor, set_rates
 from myllm.training.prepare import Prepared
+from myllm.training.ranks import Ranks
 from myllm.training.run_state import RunState
+from myllm.training.shared_batch_norm import SharedBatchNorm
 from myllm.training.stages import set_stage, set_train_mode, stage_of
 from myllm.training.validate import MIN_CIDER_PICTURES, Validation, Validator, best_criterion, is_better
+from myllm.training.watch import Reporter, StepReport, check_step
 
-SAVE_SECONDS = 600.0
 SAMPLES = 20
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """A finished step. Reading `loss` or `gradient_norm` waits for the device; the other fields cost nothing."""
-
-    epoch: int
-    """Counted from 0."""
-    step: int
-    """Counted from 1."""
-    progress: float
-    """Share of the run that is done, 0 to 1."""
-    learning_rate: float
-    """Learning rate of AdamW in this step."""
-    pictures_per_second: float
-    loss_tensor: Tensor
-    """() on the device."""
-    norm_tensor: Tensor
-    """() on the device."""
-
-    @cached_property
-    def loss(self) -> float:
-        """Nats per token."""
-        return float(self.loss_tensor)
-
-    @cached_property
-    def gradient_norm(self) -> float:
-        """Norm of the gradient of all parameters, before clipping."""
-        return float(self.norm_tensor)
-
-
-class Reporter(Protocol):
-    """Receives the progress of a run."""
-
-    def step(self, report: StepReport) -> None: ...
-
-    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None: ...
-
-    def warn(self, message: str) -> None: ...
+MAX_SKIPPED = 3
 
 
 class Trainer:
     """Trains a captioner from `state` to the end of the run."""
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, reporter: Reporter) -> None:
-        self.config = config
-        self.prepared = prepared
-        self.reporter = reporter
+    def __init__(
+        self, config: TrainConfig, prepared: Prepared, reporter: Reporter, ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.prepared, self.reporter = config, prepared, reporter
+        self.ranks = ranks or Ranks()
         self.out = Path(config.out)
         self.device = choose_device(config.devices)
         self.precision = choose_precision(config.precision, self.device)
@@ -91,31 +55,57 @@ class Trainer:
             captions = [[train.ids[caption] for caption in record.captions] for record in train.records]
             presence = WordPresence(text.n_embd, word_occurrences(captions, text.vocab_size, train.end))
         self.objective = Objective(
-            self.model, train.end, config.label_smoothing, config.word_dropout, presence, config.word_presence_weight
+            self.model, config.label_smoothing, presence, config.word_presence_weight
         ).to(self.device)
         self.optimizers = build_optimizers(self.objective, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.batches = training_batches(
-            train, config.batch_size, config.captions_per_image, config.seed, config.augment, config.workers
-        )
-        self.validator = Validator(config, prepared, self.device, self.precision)
+        self.batches = training_batches(train, config, self.ranks.share)
+        self.validator = Validator(config, prepared, self.device, self.precision, self.ranks)
         self.best_by = best_criterion(config.best_by, self.validator.count)
         self.state = RunState()
         # Both stay on the device until a row or a file needs them: reading them in each step would make a GPU wait.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradient_norm = torch.zeros((), device=self.device)
+        self.latest: StepReport | None = None
 
-    def resume(self) -> None:
-        """Restore the run from last.pt. Raises CheckpointError."""
-        path = self.out / run_state.FILE_NAME
-        self.state = run_state.load(path, self.objective, self.optimizers, self.scaler, self._fingerprint)
+    def resume(self, content: Mapping[str, Any], path: Path) -> None:
+        """Restore a saved run. path: the file that `content` is from, for messages. Raises CheckpointError."""
+        saved, now = content["fingerprints"], self.prepared.fingerprints
+        for name in now:
+            if saved.get(name) != now[name]:
+                raise CheckpointError(
+                    f"{path}: this run began with another {name} (fingerprint {saved.get(name)}, now {now[name]}); "
+                    "resume with what it began with, or start a new run with another --out"
+                )
+        try:
+            self.objective.load_state_dict(content["objective"])
+            for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+                # rates and decay are those of the configuration, which may have changed
+                groups = [{**old, **new, "params": old["params"]} for old, new in zip(
+                    state["param_groups"], optimizer.param_groups, strict=True
+                )]
+                optimizer.load_state_dict({**state, "param_groups": groups})
+            self.scaler.load_state_dict(content["scaler"])
+            self.state = run_state.restore_counters(content["state"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: does not fit this run ({reason(error)}); resume with the options it began with "
+                "(they are in config.yaml next to it), or start again with --overwrite"
+            ) from error
         self.loss_sum.fill_(self.state.loss_sum)
         self.gradient_norm.fill_(self.state.gradient_norm)
+        rate = self.config.lr * rate_factor(self.progress, self.config.schedule)
+        if self.state.history and self.progress < 1 and rate > 1.5 * float(self.state.history[-1]["learning_rate"]):
+            self.reporter.warn(
+                f"the schedule now ends later, so the learning rate goes up to {rate:.2g} again; "
+                f"it was {self.state.history[-1]['learning_rate']:.2g}"
+            )
 
-    def train(self) -> bool:
-        """Train to the end. Returns False if Ctrl-C came first; the run is then saved and can be resumed.
+    def train(self) -> int | None:
+        """Train to the end of the run, or to the first Ctrl-C or SIGTERM; return the number of that signal, or None.
 
-        Raises MyLLMError if the loss is not finite, or a file cannot be written.
+        A run that ends early is saved first, so that it can be resumed. Raises MyLLMError if the loss of several
+        steps is not finite, a picture cannot be read any more, or a file cannot be written.
         """
         config, state = self.config, self.state
         if self.best_by != config.best_by:
@@ -124,46 +114,57 @@ class Trainer:
                 f"{MIN_CIDER_PICTURES} captioned validation pictures, and there are {self.validator.count}"
             )
         batches = self._start_epoch()
-        previous: StepReport | None = None
         step_time = save_time = time.monotonic()
-        with _catch_interrupt() as interrupted:
-            while self.progress < 1.0 and state.epoch < config.epochs and not self._is_out_of_patience():
-                if group := list(islice(batches, config.accumulate)):  # [] if interrupted at the end of an epoch
+        with _catch_signals() as signals:
+            while not self._is_finished():
+                group, failure = self._next_batches(batches)
+                waited = time.monotonic() - step_time
+                pictures, tokens, stopped, failed = self.ranks.sum(
+                    sum(len(batch.index) for batch in group),
+                    sum(int(batch.lengths.sum()) for batch in group),
+                    bool(signals), failure is not None,
+                )
+                if stopped or failed:
+                    self.save()
+                    if stopped:
+                        return signals[0] if signals else signal.SIGTERM
+                    raise failure or MyLLMError("another process of this run failed; its message says why")
+                if group:
                     rate = rate_factor(self.progress, config.schedule)
                     set_rates(self.optimizers, rate)
-                    loss = self._step(group)
-                    seconds = time.monotonic() - step_time
-                    step_time += seconds
-                    state.batch += len(group)
-                    state.step += 1
-                    state.seconds += seconds
-                    speed = sum(len(batch.index) for batch in group) / max(seconds, 1e-9)
-                    report = StepReport(
-                        state.epoch, state.step, self.progress, config.lr * rate, speed, loss, self.gradient_norm
+                    loss = self._step(group, max(1, int(tokens)), int(pictures))
+                    seconds = self.ranks.from_first(time.monotonic() - step_time)
+                    step_time = time.monotonic()
+                    state.batch, state.step = state.batch + len(group), state.step + 1
+                    state.seconds, state.wait_seconds = state.seconds + seconds, state.wait_seconds + waited
+                    self._check_latest()  # a GPU finished that step while this one was prepared
+                    index = tuple(number for batch in group for number in batch.index.tolist())
+                    self.latest = StepReport(
+                        state.epoch, state.step, self.progress, config.lr * rate, seconds, index, int(pictures),
+                        int(tokens), loss, self.gradient_norm,
                     )
-                    self.reporter.step(report)
-                    if previous is not None:  # a GPU finished that step while this one was prepared
-                        self._check_loss(previous.loss, previous.step)
-                    previous = report
-                if interrupted.is_set() and self.progress < 1.0:
-                    self.save()
-                    return False
+                    self.reporter.step(self.latest)
                 if state.batch >= len(self.batches) or self.progress >= 1.0:
-                    self._end_epoch()
-                    batches = self._start_epoch()
-                    step_time = save_time = time.monotonic()
-                elif step_time - save_time > SAVE_SECONDS:
+                    if self._end_epoch(should_stop=lambda: bool(signals)):
+                        batches = self._start_epoch()
+                        step_time = save_time = time.monotonic()
+                elif self.ranks.from_first(step_time - save_time) > 60 * config.save_minutes:
                     self.save()
                     save_time = step_time
         if self._is_out_of_patience():
             self.reporter.warn(f"stopped: {config.patience} epochs without a better {self.best_by}")
-        return True
+        return None
 
     def save(self) -> None:
-        """Write last.pt. Raises MyLLMError if the loss is not finite: such a state is not worth keeping."""
+        """Write last.pt; the first process does. Raises MyLLMError."""
         self._read_device()
-        path = self.out / run_state.FILE_NAME
-        run_state.save(path, self.state, self.objective, self.optimizers, self.scaler, self._fingerprint)
+        if self.ranks.is_first:
+            run_state.save(self.out, {
+                "state": asdict(self.state), "objective": self.objective.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "scaler": self.scaler.state_dict(), "config": asdict(self.config),
+                "tokenizer": self.prepared.tokenizer.to_str(), "fingerprints": self.prepared.fingerprints,
+            })
 
     @property
     def progress(self) -> float:
@@ -173,10 +174,9 @@ class Trainer:
         by_time = state.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
         return min(1.0, max(by_time, state.step / min(steps, config.max_steps or steps)))
 
-    @property
-    def _fingerprint(self) -> str:
-        """Identifies the data and, under adapters, the base's weights; a run is resumed only with the same ones."""
-        return " ".join(filter(None, (self.prepared.fingerprint, self.prepared.base_hash)))
+    def _is_finished(self) -> bool:
+        """Return whether the run is over and its last epoch is validated."""
+        return self.state.batch == 0 and (self.progress >= 1.0 or self._is_out_of_patience())
 
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
@@ -189,64 +189,105 @@ class Trainer:
         set_train_mode(self.model)
         return self.batches.epoch(self.state.epoch, self.state.batch)
 
-    def _step(self, group: Sequence[Batch]) -> Tensor:
-        """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ()."""
-        tokens = max(1, sum(int(batch.lengths.sum()) for batch in group))
+    def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], MyLLMError | None]:
+        """Return the batches of the next step, none at the end of the epoch or of the run, or why there are none."""
+        if self.progress >= 1.0:
+            return [], None
+        try:
+            return list(islice(batches, self.config.accumulate)), None
+        except MyLLMError as error:
+            return [], MyLLMError(f"{error}. The run is saved; put the picture back and resume by --resume")
+        except RuntimeError as error:
+            return [], MyLLMError(
+                f"a process that loads pictures has ended ({reason(error)}). The run is saved; if memory ran out, "
+                "resume with fewer --workers"
+            )
+
+    def _step(self, group: Sequence[Batch], tokens: int, pictures: int) -> Tensor:
+        """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ().
+
+        tokens, pictures: their numbers over all batches of the step, in all processes.
+        A step whose loss or gradient is not finite changes nothing; the device decides that, so that no GPU waits.
+        """
         step_sum = torch.zeros_like(self.loss_sum)
-        for batch in group:
-            with autocast(self.precision, self.device):
-                losses = self.objective(batch.to(self.device))
-            self.scaler.scale(losses.total * (losses.tokens / tokens)).backward()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.encoder.buffers()]  # batch statistics
+        for number, batch in enumerate(group):
+            # dropout depends only on this, so that a resumed run drops the same
+            torch.manual_seed(name_hash("dropout", self.config.seed, self.state.step, number, self.ranks.rank))
+            with autocast(self.precision, self.device), SharedBatchNorm(self.ranks, len(batch.index) > 0):
+                losses = self.objective(batch.to(self.device), tokens, pictures)
+            self.scaler.scale(losses.total).backward()
             step_sum += losses.caption_sum
-        if self.state.step == 0:  # some models (BEiT) read a layer's weight instead of calling the layer
-            idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
-            if idle:
-                self.reporter.warn(
-                    f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one; leave these out of "
-                    "--lora.targets"
-                )
+        if self.state.step == 0:
+            self._warn_of_idle_adapters()
+        step_sum = self.ranks.sum_gradients(self.objective.parameters(), step_sum)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip)
+        is_finite = self.gradient_norm.isfinite() & step_sum.isfinite()
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
             optimizer.zero_grad()
+        for buffer, before in buffers:
+            buffer.copy_(buffer.where(is_finite, before))
         self.scaler.update()
-        self.loss_sum += step_sum
+        self.loss_sum += step_sum.where(is_finite, 0.0)
         self.state.loss_tokens += tokens
+        self.state.tokens += tokens
         return step_sum / tokens
 
-    def _check_loss(self, loss: float, step: int) -> None:
-        """Raise MyLLMError if the loss of a step is NaN or infinite."""
-        if not math.isfinite(loss):
-            hint = f"; the best epoch is still in {self.out}" if self.state.best_epoch else ""
+    def _warn_of_idle_adapters(self) -> None:
+        # some models (BEiT) read a layer's weight instead of calling the layer
+        idle = [name for name, layer in adapted_layers(self.model) if layer.lora_B.weight.grad is None]
+        if idle:
+            self.reporter.warn(
+                f"adapters of {len(idle)} layers are not used by the model, {idle[0]} for one; leave these out of "
+                "--lora.targets"
+            )
+
+    def _check_latest(self) -> None:
+        """Read the loss of the latest step. Raises MyLLMError, with the run saved, if several were not finite."""
+        report, self.latest, state = self.latest, None, self.state
+        if report is None or check_step(report, state, self.prepared.train.records, self.precision, self.reporter):
+            return
+        state.loss_tokens -= report.tokens
+        if state.skipped >= MAX_SKIPPED:
+            self.save()
             raise MyLLMError(
-                f"the loss is {loss} at step {step}: the learning rate is too high for this model. Take a lower --lr, "
-                f"or --precision fp32{hint}"
+                f"the loss of {state.skipped} steps in a row is not finite, up to step {report.step}: the learning "
+                "rate is too high for this model. The run is saved as it was before them; resume with a lower --lr"
             )
 
     def _read_device(self) -> None:
-        """Copy the loss and the gradient norm into the state. Raises MyLLMError if the loss is not finite."""
+        """Copy the loss and the gradient norm into the state."""
+        self._check_latest()
         self.state.loss_sum, self.state.gradient_norm = float(self.loss_sum), float(self.gradient_norm)
-        self._check_loss(self.state.loss_sum, self.state.step)
 
-    def _end_epoch(self) -> None:
-        """Validate, add a row to the history, save the captioner if the epoch is the best, save the state, report."""
+    def _end_epoch(self, should_stop: Callable[[], bool]) -> bool:
+        """Validate, add a row to the history, save the captioner if the epoch is the best, save the state, report.
+
+        Returns False, with nothing done, if `should_stop` became true before the validation was complete.
+        """
         self._read_device()
-        state, validation = self.state, self.validator(self.objective)
+        state, validation = self.state, self.validator(self.objective, should_stop)
+        if validation is None:
+            return False
         row = self._row(validation)
         state.epoch, state.batch, state.loss_sum, state.loss_tokens = state.epoch + 1, 0, 0.0, 0
         self.loss_sum.zero_()
         state.history.append(row)
         if not state.best_epoch or is_better(row, state.history[state.best_epoch - 1], self.best_by):
             state.best_epoch = state.epoch
-            self._save_best(row)
+            if self.ranks.is_first:
+                self._save_best(row)
         self.save()
         self.reporter.epoch(row, validation.samples[:SAMPLES])
         for warning in validation.warnings():
             self.reporter.warn(warning)
         if self.best_by == "CIDEr-D" and validation.cider == 0:
             self.reporter.warn("CIDEr-D is 0; epochs with equal CIDEr-D are compared by validation loss")
+        return True
 
     def _row(self, validation: Validation) -> dict[str, float | str]:
         """Return the epoch's row of metrics.csv."""
@@ -260,13 +301,15 @@ class Trainer:
             "CIDEr-D_shuffled": validation.shuffled_cider,
             "distinct_captions": measure_diversity(validation.captions).distinct_share,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"], "gradient_norm": state.gradient_norm,
+            "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+            "data_wait": state.wait_seconds / max(state.seconds, 1e-9),
         }
 
     def _save_best(self, row: dict[str, float | str]) -> None:
         """Write captioner.pt or, if adapters train, adapter/."""
         prepared, config = self.prepared, self.config
         data = {
-            "folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
+            "folder": Path(config.data).name, "fingerprint": prepared.fingerprints["training split"],
             "train": len(prepared.train.records), "val": len(prepared.val.records),
         }
         provenance: dict[str, Any] = {
@@ -283,20 +326,24 @@ class Trainer:
 
 
 @contextmanager
-def _catch_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets, so that the step is finished; the second raises KeyboardInterrupt."""
-    interrupted = threading.Event()
+def _catch_signals() -> Iterator[list[int]]:
+    """Yield a list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM, so that the step is finished.
+
+    Another Ctrl-C raises KeyboardInterrupt.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield interrupted
+        yield received
         return
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        interrupted.set()
+        received.append(number)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

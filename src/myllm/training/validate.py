@@ -1,13 +1,15 @@
 """Validation after each epoch: loss, captions with their scores, warnings, and which epoch is the best."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import itemgetter
 
 import torch
 
 from myllm.caption import Sample
 from myllm.config import TrainConfig
-from myllm.data.batches import Batches, evaluation_batches
+from myllm.data.batches import Batch, evaluation_batches
 from myllm.device import autocast
 from myllm.inference.generate import generate_captions, make_vocabulary
 from myllm.inference.torch_steppers import make_search
@@ -15,6 +17,7 @@ from myllm.metrics.diversity import measure_diversity
 from myllm.metrics.score import score_captions, shuffled
 from myllm.training.loss import Objective
 from myllm.training.prepare import Prepared
+from myllm.training.ranks import Ranks
 
 # With fewer captions, CIDEr-D hardly ranks epochs: of one picture it is 0 by definition.
 MIN_CIDER_PICTURES = 50
@@ -58,31 +61,47 @@ class Validation:
 
 
 class Validator:
-    """Validates the model of a run on its validation pictures."""
+    """Validates the model of a run on its validation pictures, which the processes of the run share."""
 
-    def __init__(self, config: TrainConfig, prepared: Prepared, device: torch.device, precision: str) -> None:
-        self.decode, self.device, self.precision = config.decode, device, precision
+    def __init__(
+        self, config: TrainConfig, prepared: Prepared, device: torch.device, precision: str, ranks: Ranks
+    ) -> None:
+        self.decode, self.device, self.precision, self.ranks = config.decode, device, precision, ranks
         self.tokenizer, self.vocabulary = prepared.tokenizer, make_vocabulary(prepared.tokenizer)
         self.records = prepared.val.records
-        self.batches = evaluation_batches(prepared.val, config.batch_size, config.workers)
+        self.batches = evaluation_batches(prepared.val, config.batch_size, config.workers, ranks.share)
         self.count = min(config.val_images, len(self.records))
 
-    def __call__(self, objective: Objective) -> Validation:
-        """Return the results; the objective is in evaluation mode afterwards."""
-        loss, samples = validation_loss(objective, self.batches, self.device), self._caption(objective)
+    def __call__(self, objective: Objective, should_stop: Callable[[], object] = bool) -> Validation | None:
+        """Return the results, or None if `should_stop` became true in any process before they were complete.
+
+        The objective is in evaluation mode afterwards.
+        """
+
+        def batches() -> Iterator[Batch]:
+            return takewhile(lambda _: not should_stop(), self.batches.epoch(0))
+
+        loss_sum, tokens = sum_losses(objective, batches(), self.device)
+        captioned = self.ranks.gather(self._caption(objective, batches()))
+        total, count, stopped = self.ranks.sum(loss_sum, tokens, bool(should_stop()))
+        samples = [sample for _, sample in sorted(captioned, key=itemgetter(0))]
+        if stopped:
+            return None
         captions, references = [sample.caption for sample in samples], [sample.references for sample in samples]
         cider, shuffled_cider = (
             score_captions(order, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
             for order in (captions, shuffled(captions))
         )
-        return Validation(loss, samples, cider, shuffled_cider)
+        return Validation(total / max(1, count), samples, cider, shuffled_cider)
 
     @torch.inference_mode()
-    def _caption(self, objective: Objective) -> list[Sample]:
-        """Caption the first validation pictures with the run's decoding options."""
-        model, samples = objective.model, list[Sample]()
-        for batch in self.batches.epoch(0):
+    def _caption(self, objective: Objective, batches: Iterable[Batch]) -> list[tuple[int, Sample]]:
+        """Caption the pictures among the first `count` with the run's decoding options; return their indexes too."""
+        model, samples = objective.model, list[tuple[int, Sample]]()
+        for batch in batches:
             indexes = batch.index.tolist()
+            if not indexes or indexes[0] >= self.count:
+                break
             with autocast(self.precision, self.device):
                 batch = batch.to(self.device)
                 features = batch.features if batch.features is not None else model.encoder(batch.images)
@@ -92,22 +111,20 @@ class Validator:
                 captions = generate_captions(search, self.tokenizer)
             for index, caption in zip(indexes, captions, strict=True):
                 record = self.records[index]
-                samples.append(Sample(record.image, caption.text, record.captions))
-            if len(samples) >= self.count:
-                break
-        return samples[: self.count]
+                samples.append((index, Sample(record.image, caption.text, record.captions)))
+        return [(index, sample) for index, sample in samples if index < self.count]
 
 
 @torch.inference_mode()
-def validation_loss(objective: Objective, batches: Batches, device: torch.device) -> float:
-    """Return nats per token over all captions of all pictures: summed, then divided once."""
+def sum_losses(objective: Objective, batches: Iterable[Batch], device: torch.device) -> tuple[float, int]:
+    """Return the loss of all captions in nats, summed over tokens, and the number of tokens."""
     objective.eval()
     loss_sum, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in batches.epoch(0):
+    for batch in batches:
         losses = objective(batch.to(device))
         loss_sum += losses.caption_sum
         tokens += losses.tokens
-    return float(loss_sum) / max(1, tokens)
+    return float(loss_sum), tokens
 
 
 def best_criterion(best_by: str, pictures: int) -> str:

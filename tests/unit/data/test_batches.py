@@ -1,15 +1,26 @@
 import itertools
-from collections import Counter
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from myllm.config import PreprocessConfig
-from myllm.data.batches import Batch, CaptionSource, check_pictures, evaluation_batches, make_source, training_batches
+from myllm.config import PreprocessConfig, TrainConfig
+from myllm.data.batches import (
+    Batch,
+    Batches,
+    CaptionSource,
+    check_pictures,
+    evaluation_batches,
+    hide_words,
+    make_source,
+    training_batches,
+)
 from myllm.data.features import Features
 from myllm.data.images import Preprocess, load_image
 from myllm.data.records import Findings, Record
@@ -44,10 +55,20 @@ def texts(batch: Batch, row: int) -> list[str]:
     return [decode_tokens(TOKENIZER, tokens[:length].tolist()) for tokens, length in captions if length]
 
 
+def batches_of(
+    source: CaptionSource, batch_size: int, captions_per_image: int, seed: int = 0, augment: bool = False,
+    workers: int = 1,
+) -> Batches:
+    return training_batches(source, TrainConfig(
+        batch_size=batch_size, captions_per_image=captions_per_image, seed=seed, augment=augment, workers=workers,
+        word_dropout=0.3,
+    ))
+
+
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
     assert len(left) == len(right) > 0
     for first, second in zip(left, right, strict=True):
-        for name in ("images", "tokens", "lengths", "index"):
+        for name in ("images", "tokens", "inputs", "lengths", "index"):
             assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -70,7 +91,7 @@ def test_batch_images_are_the_preprocessed_files(records: list[Record]) -> None:
 
 
 def test_batch_lengths_count_the_targets_and_padding_reaches_the_longest(records: list[Record]) -> None:
-    for batch in training_batches(source_of(records), 2, 2, seed=0).epoch(0):
+    for batch in batches_of(source_of(records), 2, 2, seed=0).epoch(0):
         assert batch.lengths.shape == batch.tokens.shape[:2]
         assert batch.lengths.max() == batch.tokens.shape[2] - 1
         assert (batch.tokens[..., 0] == 0).all()
@@ -78,16 +99,31 @@ def test_batch_lengths_count_the_targets_and_padding_reaches_the_longest(records
             assert (tokens[1:length] != 0).all() and (tokens[length:] == 0).all()  # the end token is a target
 
 
-def test_training_batches_repeat_captions_only_after_each_was_used(records: list[Record]) -> None:
-    for batch in training_batches(source_of(records), 3, 4, seed=0).epoch(2):
+def test_training_batches_have_different_captions_of_a_picture(records: list[Record]) -> None:
+    for batch in batches_of(source_of(records), 3, 4).epoch(2):
         for row, number in enumerate(batch.index.tolist()):
             captions, known = texts(batch, row), records[number].captions
-            assert len(captions) == 4 and set(captions) <= set(known)
-            assert max(Counter(captions).values()) == -(-4 // len(known))
+            assert len(captions) == min(4, len(known)) and len(set(captions)) == len(captions)
+            assert set(captions) <= set(known)
+
+
+def test_training_batches_of_several_processes_are_slices_of_the_batches_of_one(records: list[Record]) -> None:
+    source, config = source_of(records), TrainConfig(batch_size=4, captions_per_image=2, word_dropout=0.3)
+    shares = [training_batches(source, config, lambda items, rank=rank: items[rank::4]).epoch(3) for rank in range(4)]
+    for whole, *parts in zip(training_batches(source, config).epoch(3), *shares, strict=True):
+        assert sorted(whole.index.tolist()) == sorted(index for part in parts for index in part.index.tolist())
+        for rank, part in enumerate(parts):
+            rows = slice(rank, None, 4)
+            assert part.index.tolist() == whole.index[rows].tolist()
+            if len(part.index):
+                length = part.inputs.shape[-1]
+                assert torch.equal(part.inputs, whole.inputs[rows, : part.inputs.shape[1], :length])
+            else:
+                assert part.lengths.sum() == 0 and part.images is not None and len(part.images) == 1
 
 
 def test_training_batches_have_each_picture_once_in_another_order_each_epoch(records: list[Record]) -> None:
-    batches = training_batches(source_of(records), 4, 1, seed=0)
+    batches = batches_of(source_of(records), 4, 1, seed=0)
     orders = [torch.cat([batch.index for batch in batches.epoch(epoch)]).tolist() for epoch in range(3)]
     assert all(sorted(order) == list(range(len(COUNTS))) for order in orders)
     assert len(set(map(tuple, orders))) == 3
@@ -99,7 +135,7 @@ def test_training_batches_have_each_picture_once_in_another_order_each_epoch(rec
 def test_batches_do_not_depend_on_workers(records: list[Record], augment: bool, memory_bytes: int) -> None:
     source = source_of(records, memory_bytes)
     without, with_workers = (
-        training_batches(source, 3, 2, seed=5, augment=augment, workers=count) for count in (0, 2)
+        batches_of(source, 3, 2, seed=5, augment=augment, workers=count) for count in (0, 2)
     )
     for epoch in (0, 3, 1):
         assert_same(list(without.epoch(epoch)), list(with_workers.epoch(epoch)))
@@ -107,14 +143,14 @@ def test_batches_do_not_depend_on_workers(records: list[Record], augment: bool, 
 
 def test_batches_do_not_depend_on_memory(records: list[Record]) -> None:
     sources = [source_of(records, memory_bytes) for memory_bytes in (0, 2**30)]
-    left, right = (training_batches(source, 3, 2, seed=5, augment=True, workers=0) for source in sources)
+    left, right = (batches_of(source, 3, 2, seed=5, augment=True, workers=0) for source in sources)
     assert_same(list(left.epoch(1)), list(right.epoch(1)))
 
 
 def test_batches_do_not_depend_on_the_order_of_the_records(records: list[Record]) -> None:
     backwards = list(reversed(records))
     sources = source_of(records), source_of(backwards)
-    left, right = (training_batches(source, 3, 2, 0, augment=True, workers=0) for source in sources)
+    left, right = (batches_of(source, 3, 2, 0, augment=True, workers=0) for source in sources)
     for first, second in zip(left.epoch(4), right.epoch(4), strict=True):
         assert torch.equal(first.tokens, second.tokens) and torch.equal(first.images, second.images)
         assert torch.equal(first.index, len(records) - 1 - second.index)
@@ -122,7 +158,7 @@ def test_batches_do_not_depend_on_the_order_of_the_records(records: list[Record]
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_epoch_resumes_at_any_batch(records: list[Record], workers: int) -> None:
-    batches = training_batches(source_of(records, 0), 2, 2, seed=1, augment=True, workers=workers)
+    batches = batches_of(source_of(records, 0), 2, 2, seed=1, augment=True, workers=workers)
     expected = list(batches.epoch(7))
     before = list(itertools.islice(batches.epoch(7), 2))
     assert_same(before + list(batches.epoch(7, start=2)), expected)
@@ -130,7 +166,7 @@ def test_epoch_resumes_at_any_batch(records: list[Record], workers: int) -> None
 
 def test_training_batches_augment_anew_each_epoch_and_mirror_captions(records: list[Record]) -> None:
     record = replace(records[0], captions=(WORDS[1],))
-    batches = training_batches(source_of([record]), 1, 1, seed=0, augment=True, workers=0)
+    batches = batches_of(source_of([record]), 1, 1, seed=0, augment=True, workers=0)
     captions = {texts(batch, 0)[0] for epoch in range(20) for batch in batches.epoch(epoch)}
     assert captions == {WORDS[1], "a red ball on the right of a cube"}
 
@@ -163,13 +199,25 @@ def test_batches_of_stored_features_have_no_images(records: list[Record]) -> Non
     array = np.random.default_rng(0).random((len(records), 2, 3, 4), dtype=np.float32)
     features = Features(array, np.arange(len(records))[::-1].copy())  # type: ignore[arg-type]
     source = replace(source_of(records), features=features)
-    for batch in training_batches(source, 4, 1, 0, augment=True).epoch(0):
+    for batch in batches_of(source, 4, 1, 0, augment=True).epoch(0):
         assert batch.images is None and batch.features is not None and len(batch.features) == 2
         rows = len(records) - 1 - batch.index
         assert torch.equal(batch.features[1], torch.from_numpy(array[rows.numpy(), 1]))
 
 
 def test_batch_moves_to_a_device_except_for_its_lengths(records: list[Record]) -> None:
-    batch = next(training_batches(source_of(records), 2, 1, 0).epoch(0)).to("meta")
+    batch = next(batches_of(source_of(records), 2, 1, 0).epoch(0)).to("meta")
     assert batch.images is not None and batch.lengths.device.type == "cpu"
     assert {tensor.device.type for tensor in (batch.images, batch.tokens, batch.index)} == {"meta"}
+
+
+@given(share=st.floats(0, 0.99), seed=st.integers(0, 2**32))
+def test_hide_words_spares_the_first_token_and_changes_nothing_else(share: float, seed: int) -> None:
+    ids = [9, *range(1, 9)]
+    hidden = hide_words(ids, share, 9, random.Random(seed))
+    assert hidden[0] == 9 and all(new in (old, 9) for new, old in zip(hidden, ids, strict=True))
+
+
+def test_hide_words_hides_the_given_share() -> None:
+    hidden = hide_words([0] * 10_001, 0.3, 1, random.Random(0))
+    assert sum(hidden) / 10_000 == pytest.approx(0.3, abs=0.02)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from myllm.data.batches import Batch
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.training.loss import Objective, WordPresence, hide_words, length_groups, word_occurrences
+from myllm.training.loss import Objective, WordPresence, length_groups, word_occurrences
 
 END, VOCAB, LENGTH = 60, 61, 6
 GENERATOR = torch.Generator().manual_seed(0)
@@ -23,12 +23,13 @@ def batch_of(sizes: list[list[int]], tokens: Tensor = TOKENS) -> Batch:
     tokens, size = tokens[: len(sizes)].clone(), torch.tensor(sizes)
     tokens[..., 0] = END
     tokens[torch.arange(LENGTH) >= size[..., None] - 1] = END
-    return Batch(IMAGES[: len(sizes)], None, tokens, size - 1, torch.arange(len(sizes)))
+    return Batch(IMAGES[: len(sizes)], None, tokens, tokens, size - 1, torch.arange(len(sizes)))
 
 
 def rows(batch: Batch, chosen: slice) -> Batch:
     assert batch.images is not None
-    return Batch(batch.images[chosen], None, batch.tokens[chosen], batch.lengths[chosen], batch.index[chosen])
+    tokens, inputs = batch.tokens[chosen], batch.inputs[chosen]
+    return Batch(batch.images[chosen], None, tokens, inputs, batch.lengths[chosen], batch.index[chosen])
 
 
 BATCH = batch_of([[6, 3], [2, 5], [4, 4], [6, 2]])
@@ -52,7 +53,7 @@ def model(tiny_model: Callable[..., VisionGPT2]) -> VisionGPT2:
 
 
 def test_objective_is_the_sum_over_tokens_divided_by_their_number(model: VisionGPT2) -> None:
-    losses, expected = Objective(model, END).eval()(BATCH), loss_of_each_target(model, BATCH)
+    losses, expected = Objective(model).eval()(BATCH), loss_of_each_target(model, BATCH)
     assert losses.tokens == len(expected) == 24  # the last end token of a caption is a target, the first is not
     assert float(losses.caption_sum) == pytest.approx(sum(expected), rel=1e-5)
     assert float(losses.total) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
@@ -63,8 +64,8 @@ def test_objective_is_the_sum_over_tokens_divided_by_their_number(model: VisionG
 def test_objective_ignores_the_content_of_padding(model: VisionGPT2, token: int) -> None:
     tokens = BATCH.tokens.clone()
     tokens[..., 1:][torch.arange(LENGTH - 1) >= BATCH.lengths[..., None]] = token
-    objective = Objective(model, END).eval()
-    changed = objective(replace(BATCH, tokens=tokens))
+    objective = Objective(model).eval()
+    changed = objective(replace(BATCH, tokens=tokens, inputs=tokens))
     assert float(changed.caption_sum) == pytest.approx(float(objective(BATCH).caption_sum), rel=1e-5)
 
 
@@ -79,41 +80,42 @@ def test_objective_of_several_length_groups_is_the_sum_over_captions(model: Visi
     many = batch_of([[2 + (row + group) % (LENGTH - 1) for group in range(30)] for row in range(4)],
                     torch.randint(VOCAB - 1, (4, 30, LENGTH), generator=GENERATOR))
     assert len(length_groups(many.lengths.flatten())) > 2
-    losses = Objective(model, END).eval()(many)
+    losses = Objective(model).eval()(many)
     assert float(losses.caption_sum) == pytest.approx(sum(loss_of_each_target(model, many)), rel=1e-5)
 
 
 def test_objective_learns_the_end_token(model: VisionGPT2) -> None:
     batch = batch_of([[3, 3]])
     shorter = replace(batch, lengths=batch.lengths - 1)
-    objective = Objective(model, END).eval()
+    objective = Objective(model).eval()
     assert objective(batch).tokens == 4 and objective(shorter).tokens == 2
     assert float(objective(batch).caption_sum) > float(objective(shorter).caption_sum)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_objective_of_batches_weighted_by_tokens_has_the_gradient_of_one_batch(model: VisionGPT2, cut: int) -> None:
-    objective = Objective(model, END).eval()  # batch statistics would differ
+def test_objective_of_the_parts_of_a_step_has_the_gradient_of_one_batch(model: VisionGPT2, cut: int) -> None:
+    presence = WordPresence(32, torch.tensor([[True, False], [False, False], [False, True], [False, False]]))
+    objective = Objective(model, presence=presence, presence_weight=2.0).train()
+    model.encoder.eval()  # batch statistics would differ
     gradients = []
-    for parts in ([BATCH], [rows(BATCH, slice(cut)), rows(BATCH, slice(cut, None))]):
+    for parts in ([BATCH], [rows(BATCH, slice(cut)), rows(BATCH, slice(cut, None)), BATCH.without_targets()]):
         objective.zero_grad()
         for part in parts:
-            losses = objective(part)
-            (losses.total * (losses.tokens / 24)).backward()
+            objective(part, tokens=24, pictures=4).total.backward()
         gradients.append([parameter.grad.clone() for parameter in objective.parameters()])
     for whole, summed in zip(*gradients, strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_objective_of_stored_features_is_that_of_the_pictures(model: VisionGPT2) -> None:
-    objective = Objective(model, END).eval()
+    objective = Objective(model).eval()
     stored = replace(BATCH, images=None, features=model.encoder(BATCH.images))
     assert float(objective(stored).total) == pytest.approx(float(objective(BATCH).total), rel=1e-5)
 
 
 @torch.inference_mode()
 def test_label_smoothing_spreads_a_share_of_each_target_over_all_tokens(model: VisionGPT2) -> None:
-    objective = Objective(model, END, label_smoothing=0.2).train()
+    objective = Objective(model, label_smoothing=0.2).train()
     model.encoder.eval()
     losses = objective(BATCH)
     logprobs = model(BATCH.images, BATCH.tokens[..., :-1]).log_softmax(-1)
@@ -124,8 +126,8 @@ def test_label_smoothing_spreads_a_share_of_each_target_over_all_tokens(model: V
 
 
 @torch.inference_mode()
-def test_objective_in_eval_mode_has_no_smoothing_and_no_hidden_words(model: VisionGPT2) -> None:
-    plain, other = Objective(model, END).eval(), Objective(model, END, label_smoothing=0.3, word_dropout=0.9).eval()
+def test_objective_in_eval_mode_has_no_smoothing(model: VisionGPT2) -> None:
+    plain, other = Objective(model).eval(), Objective(model, label_smoothing=0.3).eval()
     assert float(other(BATCH).total) == float(plain(BATCH).total)
 
 
@@ -136,24 +138,21 @@ def test_objective_reads_no_value_from_the_device(tiny_model: Callable[..., Visi
         torch.zeros(3, device="meta")[torch.ones(3, dtype=torch.bool, device="meta")]
     occurrences = torch.tensor([[True, False], [False, False], [False, True], [False, False]])
     presence = WordPresence(32, occurrences)
-    objective = Objective(tiny_model(dropout=0.1), END, share, share, presence, 1.0).to("meta").train()
+    objective = Objective(tiny_model(dropout=0.1), share, presence, 1.0).to("meta").train()
     losses = objective(BATCH.to("meta"))
     losses.total.backward()
     assert losses.total.device.type == "meta" and losses.tokens == 24
 
 
-@given(share=st.floats(0, 0.99), seed=st.integers(0, 2**32))
-def test_hide_words_spares_the_first_position_and_changes_nothing_else(share: float, seed: int) -> None:
-    hidden = hide_words(TOKENS, share, END, torch.Generator().manual_seed(seed))
-    assert torch.equal(hidden[..., 0], TOKENS[..., 0])
-    assert ((hidden == TOKENS) | (hidden == END)).all()
-
-
-def test_hide_words_hides_the_given_share() -> None:
-    tokens = torch.zeros(100, 10, 11, dtype=torch.int64)
-    hidden = hide_words(tokens, 0.3, END, torch.Generator().manual_seed(0))
-    assert float((hidden[..., 1:] == END).float().mean()) == pytest.approx(0.3, abs=0.02)
-    assert hide_words(tokens, 0.0, END) is tokens
+def test_objective_reads_inputs_and_learns_tokens(model: VisionGPT2) -> None:
+    objective = Objective(model).eval()
+    hidden = BATCH.tokens.clone()
+    hidden[..., 2] = END
+    losses = objective(replace(BATCH, inputs=hidden))
+    logits = model(BATCH.images, hidden[..., :-1])
+    is_target = torch.arange(LENGTH - 1) < BATCH.lengths[..., None]
+    expected = -logits.log_softmax(-1).gather(-1, BATCH.tokens[..., 1:, None])[..., 0][is_target].sum()
+    assert float(losses.caption_sum) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_word_occurrences_join_the_captions_of_a_picture_without_the_end_token() -> None:

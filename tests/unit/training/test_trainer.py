@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,9 @@ from myllm.checkpoints import native
 from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
 from myllm.errors import MyLLMError
 from myllm.training.prepare import prepare
-from myllm.training.trainer import StepReport, Trainer
+from myllm.training.run_state import RunState
+from myllm.training.trainer import Trainer
+from myllm.training.watch import StepReport, check_step
 
 
 class Recorder:
@@ -53,7 +56,7 @@ def start(config: TrainConfig) -> Recorder:
 
 def test_trainer_is_in_training_mode_in_each_step(config: TrainConfig) -> None:
     recorder = start(config)
-    assert recorder.trainer.train()
+    assert recorder.trainer.train() is None
     assert [report.epoch for report in recorder.steps] == [0, 1] and recorder.is_training == [True, True]
 
 
@@ -75,23 +78,79 @@ def test_step_report_has_the_loss_and_the_gradient_norm_before_clipping(config: 
 def test_step_report_has_the_learning_rate_of_the_schedule(config: TrainConfig) -> None:
     recorder = start(replace(config, epochs=4, lr=1e-3, schedule="linear"))
     recorder.trainer.train()
-    # linear: from 0 to lr over the first 5 % of the run, then straight down to 0 at its end
-    expected = [0.0, *(1e-3 * (1 - progress) / 0.95 for progress in (0.25, 0.5, 0.75))]
+    # linear: from lr/25 to lr over the first 5 % of the run, then straight down to 0 at its end
+    expected = [4e-5, *(1e-3 * (1 - progress) / 0.95 for progress in (0.25, 0.5, 0.75))]
     assert [report.learning_rate for report in recorder.steps] == pytest.approx(expected)
     assert [row["learning_rate"] for row in recorder.rows] == pytest.approx(expected)
 
 
-def test_trainer_saves_no_state_with_a_loss_that_is_not_finite(config: TrainConfig) -> None:
-    recorder = start(replace(config, epochs=3))
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.objective.state_dict().items()}
+
+
+def assert_equal_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_names_its_pictures(
+    config: TrainConfig, optimizer: str
+) -> None:
+    recorder = start(replace(config, batch_size=6, optimizer=optimizer))
     trainer = recorder.trainer
-    assert trainer.train() and trainer.state.step == 3
-    last = (trainer.out / "last.pt").read_bytes()
+    trainer.validator = lambda *_: None  # type: ignore[assignment]
+    group = list(trainer._start_epoch())
+    loss = trainer._step(group[:1], 10, 6)
+    assert loss.isfinite()
+    before, momenta = weights_of(trainer), [copy.deepcopy(part.state_dict()) for part in trainer.optimizers]
+    bad = replace(group[1], images=group[1].images * math.nan)
+    assert not trainer._step([bad], 10, 6).isfinite()
+    assert_equal_weights(weights_of(trainer), before)
+    for part, saved in zip(trainer.optimizers, momenta, strict=True):
+        for parameter, state in part.state_dict()["state"].items():
+            assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(saved["state"][parameter][name]))
+                       for name, value in state.items())
+
+
+def test_trainer_stops_after_three_steps_without_a_finite_loss_and_saves_the_state_before_them(
+    config: TrainConfig
+) -> None:
+    recorder = start(replace(config, batch_size=3))
+    trainer = recorder.trainer
     with torch.no_grad():
         trainer.model.decoder.transformer.wte.weight[0] = math.nan
-    trainer.config = replace(trainer.config, epochs=4)
-    with pytest.raises(MyLLMError, match=r"the loss is nan at step 4: .*lower --lr.*; the best epoch is still in"):
+    before = weights_of(trainer)
+    with pytest.raises(MyLLMError, match=r"the loss of 3 steps in a row is not finite, up to step 3: .*lower --lr"):
         trainer.train()
-    assert (trainer.out / "last.pt").read_bytes() == last
+    assert [warning.partition(" because")[0] for warning in recorder.warnings[-3:]] == [
+        f"step {step} was not taken," for step in (1, 2, 3)
+    ]
+    saved = torch.load(trainer.out / "last.pt", weights_only=True)["objective"]
+    assert_equal_weights({name: value.nan_to_num() for name, value in saved.items()},
+                         {name: value.nan_to_num() for name, value in before.items()})
+
+
+def test_trainer_reports_a_spike_of_the_loss(config: TrainConfig) -> None:
+    report = StepReport(0, 30, 0.5, 1e-3, 1.0, (0, 1), 2, 10, torch.tensor(9.0), torch.tensor(1.0))
+    recorder, state = Recorder(), RunState(mean_loss=2.0)
+    assert check_step(report, state, [], "fp32", recorder)
+    assert recorder.warnings == ["the loss of step 30 is 9; its mean over the steps before is 2"]
+    assert state.mean_loss == pytest.approx(2.35)
+
+
+def test_trainer_saves_the_run_when_a_picture_vanishes(config: TrainConfig) -> None:
+    recorder = start(replace(config, batch_size=4))
+    trainer = recorder.trainer
+    trainer.batches.plan = replace(trainer.batches.plan, source=replace(trainer.prepared.train, pixels=None))
+    path = trainer.prepared.train.records[3].image
+    hidden = path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(MyLLMError, match=rf"{path.name}.*The run is saved; put the picture back"):
+            trainer.train()
+    finally:
+        hidden.rename(path)
+    assert (trainer.out / "last.pt").exists()
 
 
 def test_best_by_cider_with_few_pictures_keeps_the_epoch_with_the_lowest_loss(config: TrainConfig) -> None:
