@@ -31,10 +31,13 @@ WRITTEN = (
 )
 
 
+TIMES = ("minutes", "tokens_per_second", "data_wait")
+
+
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without the minutes, which differ between runs."""
+    """Return the rows of metrics.csv without times and speeds, which differ between runs."""
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        return [{name: value for name, value in row.items() if name != "minutes"} for row in csv.DictReader(file)]
+        return [{name: row[name] for name in row if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def weights(path: Path, part: str = "model") -> dict[str, torch.Tensor]:
@@ -120,11 +123,57 @@ def test_train_saves_on_ctrl_c_and_resumes_to_the_uninterrupted_run(
     words = ["train", "--data", str(scenes), "--out", str(out), *tiny, "--epochs=4"]
     process = stopped(words, signal.SIGINT, (out / "metrics.csv").exists)
     assert process.returncode == 130, process.stderr
-    assert f"myllm train --config {out}/config.yaml --resume" in process.stdout
+    assert f"myllm train --out {out} --resume" in process.stdout
     assert len(rows_of(out)) < 4
     assert main(["train", "--config", f"{out}/config.yaml", "--resume"]) == 0
     assert "Resuming at epoch" in capsys.readouterr().out
     assert_same_run(out, tiny_run)
+
+
+@pytest.mark.slow
+def test_train_saves_on_sigterm_exits_with_143_and_resumes_with_no_other_option(
+    stopped: Stopped, tiny: list[str], tiny_run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", "--data", str(scenes), "--out", str(out), *tiny, "--epochs=4"]
+    process = stopped(words, signal.SIGTERM, (out / "metrics.csv").exists)
+    assert process.returncode == 143, process.stderr
+    assert len(rows_of(out)) < 4 and not list(out.glob(".*"))
+    assert main(["train", "--out", str(out), "--resume", "--quiet"]) == 0
+    assert_same_run(out, tiny_run)
+
+
+def test_train_resumes_from_the_predecessor_of_a_damaged_state_and_ends_as_the_uninterrupted_run(
+    train: Train, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    content = bytearray((out / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "last.pt").write_bytes(content)
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    output = capsys.readouterr().out
+    assert f"last.pt is missing or damaged, so the run resumes from {out}/last.previous.pt" in output
+    assert "Resuming at epoch 4" in output
+    assert_same_run(out, tiny_run)
+
+
+def test_train_removes_what_a_killed_process_left_half_written(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.last.pt.abc.part").write_bytes(b"half")
+    assert train(tmp_path / "run", "--max-steps=1", "--quiet") == 0
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_train_with_resume_and_another_rate_trains_with_it_and_says_so(
+    train: Train, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    assert main(["train", "--out", str(out), "--resume", "--epochs=5", "--lr=0.002"]) == 0
+    output = capsys.readouterr().out
+    assert "lr is 0.002 from here on; it was 0.01" in output and "epochs is 5 from here on; it was 4" in output
+    assert "the schedule now ends later, so the learning rate goes up to" in output
+    assert float(rows_of(out)[-1]["learning_rate"]) < 0.002
+    assert yaml.safe_load((out / "config.yaml").read_text())["lr"] == 0.002
 
 
 @pytest.mark.slow
@@ -170,7 +219,8 @@ def test_train_with_overwrite_starts_again(train: Train, tiny_run: Path, tmp_pat
     [
         (["--overwrite", "--data=nowhere"], 1),
         (["--overwrite", "--vision.name=vit_nowhere"], 2),
-        (["--resume", "--text.n_layer=2"], 1),
+        (["--resume", "--text.n_layer=2"], 2),
+        (["--resume", "--seed=1"], 2),
         (["--resume", "--overwrite"], 2),
     ],
 )
@@ -285,7 +335,7 @@ def test_train_ends_with_the_fix_if_the_loss_is_not_finite(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--epochs=9", "--lr=1e30", "--quiet") == 1
-    assert "the loss is nan" in (message := capsys.readouterr().err) and "lower --lr" in message
+    assert "steps in a row is not finite" in (message := capsys.readouterr().err) and "lower --lr" in message
 
 
 def test_train_cuts_and_reports_long_captions(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
