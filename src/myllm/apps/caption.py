@@ -11,7 +11,6 @@ from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
 from myllm.apps.printing import print_json, printable
-from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import PICTURE_SUFFIXES
@@ -57,7 +56,9 @@ def caption(options: CaptionOptions) -> int:
         errors_file = Path(f"{out}.errors.jsonl")
         errors_file.unlink(missing_ok=True)  # of an earlier run
         if errors:
-            write_jsonl(errors_file, errors)
+            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+            with atomic_write(errors_file) as binary_file:
+                binary_file.write(lines.encode(errors="backslashreplace"))
     captioned = len(pictures) - len(errors)
     if out is not None or errors:
         where = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")

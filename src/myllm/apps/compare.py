@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
-from myllm.apps.opening import caption_split, load_split, open_captioner
+from myllm.apps.data_folder import caption_split, load_split
+from myllm.apps.opening import open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display
-from myllm.apps.opening import load_split, open_captioner
+from myllm.apps.data_folder import load_split
+from myllm.apps.opening import open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.printing import print_json
 from myllm.caption import CaptionerProtocol
