@@ -21,7 +21,7 @@ from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclas
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.decoding.arrays import Floats, Ints
-from myllm.decoding.engine import SearchRequest
+from myllm.decoding.engine import SearchRequest, Stepper
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
@@ -135,7 +135,7 @@ class _ExportState:
     """(B * G, n_head, P, head_dim) keys and values of each block, by the names of the decoder's inputs."""
 
 
-class ExportStepper:
+class ExportStepper(Stepper):
     """The decoder of an export, step by step."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -158,9 +158,6 @@ class ExportStepper:
         captions = len(next(iter(state.past.values()))) // len(state.images)
         images = state.images if len(rows) == len(state.images) else state.images[rows[:, 0] // captions]
         return _ExportState(images, {name: array[rows.ravel()] for name, array in state.past.items()})
-
-    def release(self, state: _ExportState) -> None:
-        """Nothing is kept."""
 
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
+from myllm.decoding.engine import Stepper
 from myllm.export.onnx_graph import BLOCK_SIZE, MICROSOFT_DOMAIN, Graph, make_model, quantize_by_block
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
@@ -56,7 +57,7 @@ class _StepGraph(Graph):
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
         weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
+        # level 4 rounds x to 8 bits too, but in blocks within a row, so that no caption depends on another
         return self.add(
             "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
             bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
@@ -120,7 +121,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # else its threads keep the cores busy for a while after a step, and torch's wait for them
+    # otherwise its threads keep the cores busy for a while after each step, and torch's threads wait
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -152,7 +153,7 @@ class StepState:
     """Tokens of each caption."""
 
 
-class OnnxStepper:
+class OnnxStepper(Stepper):
     """`VisionGPT2` step by step, computed by ONNX Runtime on the CPU.
 
     Beams move no cache: the slots of a caption stay where they were written, and the mask says whose past they are.
@@ -205,9 +206,6 @@ class OnnxStepper:
             kept = tuple(part[images] for part in state.image)
             state = replace(state, image=kept, past=state.past.take(images, axis=2))
         return _without_dead_slots(state)
-
-    def release(self, state: StepState) -> None:
-        """Nothing is kept."""
 
 
 def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any = np.float32) -> None:
