@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, project_to_image
 from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
-from myllm.caption import Calibration, Caption, encode_text
+from myllm.caption import Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -92,16 +91,6 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     def model(self) -> VisionGPT2:
         """The model in use."""
         return self.checkpoint.model
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights came from."""
-        return self.checkpoint.provenance
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
-        return self.checkpoint.calibration
 
     @property
     def captions(self) -> CaptionsConfig:

@@ -1,10 +1,4 @@
-"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy.
-
-from myllm.inference.onnx_captioner import OnnxCaptioner
-
-captioner = OnnxCaptioner.load("exported")
-print(captioner.caption("dog.jpg", beams=4).text)
-"""
+"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
