@@ -23,7 +23,7 @@ from myllm.presets import PRESETS
 
 Options = TypeVar("Options", bound=VerbOptions)
 NOT_OPTIONS = ("given_names", "paths")
-OF_THE_PARSER = ("help", "print_config")
+PARSER_OPTIONS = ("help", "print_config")
 
 
 class GivenOption(NamedTuple):
@@ -59,10 +59,10 @@ def parse(
         values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
         return kind(**values, given_names=frozenset(given))
     except ArgumentError as error:
-        key = re.search(r'key "([\w.]+)"', str(error))
+        match = re.search(r'key "([\w.]+)"', str(error))
         message = " ".join(str(error).split())
-        if key is not None and key[1] in given:
-            name, value, source = given[key[1]]
+        if match is not None and match[1] in given:
+            name, value, source = given[match[1]]
             message = f"{source}{name} is {value!r}; expected {describe_type(types[name])}"
         raise ConfigError(f"{message}. See `{program} --help`") from error
     except ConfigError as error:  # of a check of the values: "decode.beams is 0; it must be above 0"
@@ -110,7 +110,7 @@ def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[Giv
         if word == "--":
             paths += rest
             break
-        if word == "-h" or word.removeprefix("--").partition("=")[0] in OF_THE_PARSER:
+        if word == "-h" or word.removeprefix("--").partition("=")[0] in PARSER_OPTIONS:
             parser_words.append(word)
         elif not _is_option(word):
             paths.append(word)

@@ -167,8 +167,8 @@ def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: 
 def _session(folder: Path, name: str, threads: int | None) -> onnxruntime.InferenceSession:
     files = sorted((folder / "onnx").glob(f"{name}*.onnx"))
     if len(files) != 1:
-        found = f"{len(files)} files, {', '.join(file.name for file in files)}" if files else "no file"
-        raise CheckpointError(f"{folder / 'onnx'}: {found} of the name {name}*.onnx; expected one: export it again")
+        count = f"{len(files)} files, {', '.join(file.name for file in files)}" if files else "no file"
+        raise CheckpointError(f"{folder / 'onnx'}: {count} of the name {name}*.onnx; expected one: export it again")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised; warnings would be printed between the captions
     if threads:

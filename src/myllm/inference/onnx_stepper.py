@@ -103,8 +103,8 @@ def _parts(config: GPTConfig) -> list[str]:
     return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
 
 
-def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Inputs and outputs of a step, by name, type and shape."""
+def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Return the names, types and shapes of a step's inputs, and of its outputs."""
     make, int64, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     heads, head_dim = config.n_head, config.n_embd // config.n_head
     inputs = [make("tokens", int64, ["Q", "B"]), make("positions", int64, ["Q", 1]), make("rows", int64, ["N"])]
@@ -135,7 +135,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
-    proto = make_model(graph, *_described(graph.config), constants)
+    proto = make_model(graph, *_inputs_and_outputs(graph.config), constants)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -176,7 +176,7 @@ class OnnxStepper(Stepper):
         needed, length = used + captions * newest, state.length + newest
         self.decoder.check_fits(length)
         past = _with_room(state.past, used, needed)
-        mask = _extend(state.mask, newest)
+        mask = _mask_with_newest(state.mask, newest)
         positions = np.tile(np.arange(state.length, length), captions)[:, None]
         # row (caption, position, image) of the last position of each image's captions
         rows = (np.arange(captions) * newest + newest - 1) * batch + np.arange(batch)[:, None]
@@ -213,7 +213,7 @@ def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any
 
 
 def _with_room(past: Floats, used: int, needed: int) -> Floats:
-    """The cache with room for `needed` slots, its first `used` unchanged; room doubles, so that copies are few."""
+    """Return a cache with room for `needed` slots, the first `used` unchanged; room doubles, so that copies are few."""
     if needed <= past.shape[1]:
         return past
     larger = np.empty((past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:]), np.float32)
@@ -221,8 +221,8 @@ def _with_room(past: Floats, used: int, needed: int) -> Floats:
     return larger
 
 
-def _extend(mask: Floats, newest: int) -> Floats:
-    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees itself only."""
+def _mask_with_newest(mask: Floats, newest: int) -> Floats:
+    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees only itself."""
     batch, captions, _ = mask.shape
     caption, position = np.divmod(np.arange(captions * newest), newest)
     is_visible = (caption[:, None] == caption) & (position[:, None] >= position)
