@@ -19,7 +19,6 @@ from myllm.evaluation.judge import MAIN, Judgement, defined, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
-from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
@@ -197,7 +196,7 @@ def evaluate(
         judgement = judgement.with_figures({"self-CIDEr": self_cider(groups, references)})
     captions, trust = _with_confidence(captioned, judgement)
     slices = slice_pictures(records, training_captions, data.things or None)
-    worst, _ = worst_first(slices, judgement.figures[MAIN], lambda part: intervals({MAIN: part}, draws=2_000)[MAIN])
+    worst = worst_first(slices, judgement.figures[MAIN])
     is_drawn = all(record.name in data.things for record in records)  # pictures added to drawn scenes are not
     truth = score_scene_captions(texts, [data.things[record.name] for record in records]) if is_drawn else {}
     return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)

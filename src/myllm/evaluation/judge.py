@@ -157,7 +157,9 @@ def _undefined(figures: Mapping[str, MetricResult]) -> dict[str, str]:
 
 
 def _reason(figure: MetricResult) -> str:
-    return f"the captions name no {figure.unit} of the English word lists" if figure.unit else "no value"
+    # CHAIRs is a share of the captions, and has no value if none of them names a thing
+    unit = "things" if figure.unit == "captions" else figure.unit
+    return f"the captions name no {unit} of the English word lists" if unit else "no value"
 
 
 def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:

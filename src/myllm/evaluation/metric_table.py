@@ -69,11 +69,8 @@ def headline(judgement: Judgement) -> list[tuple[str, Cell]]:
         MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
         "grounding_gap": "grounding gap",
     }
-    figures, intervals = judgement.figures, judgement.intervals
-    return [
-        (label, _cell(figures[name].corpus, intervals[name], ".2f"))
-        for name, label in labels.items() if name in figures
-    ]
+    present = {name: label for name, label in labels.items() if name in judgement.figures}
+    return [(label, _metric_cell(judgement, name, ".2f")) for name, label in present.items()]
 
 
 def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
@@ -95,9 +92,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for name, label, form, meaning in _described({**judgement.figures, **evaluation.figures}):
         is_judged = name in judgement.figures
         cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(evaluation.figures[name], form))]
-        if people:
-            person, captions = (_number(score, form) for score in people[name]) if name in people else ("", "")
-            cells.append(Cell(person, person and f"captioner {captions}"))
+        if name in people:
+            person, captions = ("-" if math.isnan(score) else format(score, form) for score in people[name])
+            cells.append(Cell(person, f"captioner {captions}"))
+        elif people:
+            cells.append(Cell(""))
         rows.append((label, meaning, cells))
     return Table(["Value, 95 % interval", *["People"] * bool(people)], rows)
 
@@ -146,7 +145,3 @@ def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
 
 def _cell(value: float, interval: tuple[float, float], form: str, note: str = "") -> Cell:
     return Cell(format(value, form), f"{interval[0]:{form}} to {interval[1]:{form}}{note}")
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
