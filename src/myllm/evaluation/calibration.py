@@ -139,8 +139,8 @@ def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
     log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
-    word that occurs once has hardly any. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method; the
-    rows of the Hessian that belong to words have few entries and are eliminated first.
+    word that occurs once gets one near 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method is
+    used; the rows of the Hessian that belong to words have few entries, and are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))

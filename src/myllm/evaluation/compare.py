@@ -64,7 +64,7 @@ class Comparison:
         head = f"{'A':>6} {'B':>6}  {'B - A':>6}  {'95 % interval':<17} {'p':>6}   A / B / neither is higher"
         lines = [f"{'':<16} {head}"]
         for name, difference in self.differences.items():
-            if name == "CIDEr" and MAIN in self.differences:  # the same value under another name
+            if name == "CIDEr":  # CIDEr-D under another name
                 continue
             low, high = difference.interval
             wins = " / ".join(f"{count:,}" for count in difference.wins)

@@ -131,7 +131,6 @@ def caption_records(
     Raises DataError if none of the pictures can be read.
     """
     captioned = CaptionedSplit([], [], [])
-    done = 0
     for batch in batched(records, batch_size):
         readable = []
         for record in batch:
@@ -144,8 +143,7 @@ def caption_records(
             # Without attention, which would keep each picture in memory.
             captioned.captions.extend(replace(caption, compute_attention=None) for caption in captions)
             captioned.records.extend(record for record, _ in readable)
-        done += len(batch)
-        progress(activity, done, len(records))
+        progress(activity, len(captioned.records) + len(captioned.broken), len(records))
     if not captioned.records:
         raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
     return captioned

@@ -42,9 +42,11 @@ METRICS = {
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
 
 PROTOCOL = {
-    "intervals": "Intervals", "blind": "Caption without a picture", "model": "Hash of the weights",
-    "data": "Hash of the data", "clip": "CLIP",
+    "split": "Split", "pictures": "Pictures", "references": "References", "tokenizer": "Tokenizer",
+    "CIDEr-D frequencies": "CIDEr-D’s word frequencies", "decode": "Decoding", "intervals": "Intervals",
+    "blind": "Caption without a picture", "model": "Hash of the weights", "data": "Hash of the data", "clip": "CLIP",
 }
+"""Label of each entry that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +117,15 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     """Return how the metrics were measured, by label."""
-    lines = {
-        "Split": str(protocol["split"]),
-        "Pictures": f"{protocol['pictures']:,}",
-        "References": f"{protocol['references']:,}",
-        "Tokenizer": str(protocol["tokenizer"]),
-        "CIDEr-D’s word frequencies": str(protocol["CIDEr-D frequencies"]),
+    texts = {
+        name: format(value, "," if isinstance(value, int) else "") for name, value in protocol.items()
+        if name in PROTOCOL and name != "decode" and value is not None
     }
     if "decode" in protocol:
         changed = changed_options(protocol["decode"]).items()
         options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
-        lines["Decoding"] = ", ".join([describe_search(protocol["decode"]), *options])
-    return lines | {label: str(protocol[name]) for name, label in PROTOCOL.items() if protocol.get(name) is not None}
+        texts["decode"] = ", ".join([describe_search(protocol["decode"]), *options])
+    return {label: texts[name] for name, label in PROTOCOL.items() if name in texts}
 
 
 def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
