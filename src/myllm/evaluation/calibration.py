@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
 from myllm.errors import DataError
+from myllm.metrics.result import Floats
 
-Floats = NDArray[np.float64]
 COMMON_SHARE = 1 / 3
 """A word in the references of a greater share of pictures is common; other words are informative."""
 MIN_WORDS = 100

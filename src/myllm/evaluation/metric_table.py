@@ -79,21 +79,18 @@ def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
     """Return CIDEr-D of both captioners and the difference, with labels and intervals."""
     difference = comparison.differences[MAIN]
     chance = "" if difference.p is None else ": may be chance" if difference.p >= CHANCE else ": more than chance"
-    of_a, of_b = (side.judgement.intervals[MAIN] for side in (comparison.a, comparison.b))
-    return [
-        (f"{MAIN} of A", _cell(difference.a, of_a, ".2f")),
-        (f"{MAIN} of B", _cell(difference.b, of_b, ".2f")),
-        (f"B − A{chance}", _cell(difference.difference, difference.interval, "+.2f")),
-    ]
+    a, b = (_metric_cell(side.judgement, MAIN, ".2f") for side in (comparison.a, comparison.b))
+    gain = _cell(difference.difference, difference.interval, "+.2f")
+    return [(f"{MAIN} of A", a), (f"{MAIN} of B", b), (f"B − A{chance}", gain)]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
-    judgement, people = evaluation.judgement, evaluation.judgement.people
+    judgement, people, values = evaluation.judgement, evaluation.judgement.people, evaluation.figures
     rows = []
-    for name, label, form, meaning in _described({**judgement.figures, **evaluation.figures}):
+    for name, label, form, meaning in _described({**judgement.figures, **values}):
         is_judged = name in judgement.figures
-        cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(evaluation.figures[name], form))]
+        cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(values[name], form))]
         if name in people:
             person, captions = ("-" if math.isnan(score) else format(score, form) for score in people[name])
             cells.append(Cell(person, f"captioner {captions}"))

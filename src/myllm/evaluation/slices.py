@@ -15,12 +15,12 @@ from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
 from myllm.metrics.bootstrap import intervals
+from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import MetricResult
 
 Mask = NDArray[np.bool_]
 Slices = dict[str, dict[str, Mask]]
-Words = Sequence[str]
 
 MIN_PICTURES = 30
 DRAWS = 2_000
