@@ -78,7 +78,7 @@ def plot_svg(kind: PlotKind[Data], data: Data) -> str:
     """Return a plot as an SVG element that takes its colours from the page's CSS variables (--ink, --line ...)."""
     figure = Figure(figsize=(4.8, kind.page_height), layout="constrained")
     kind.draw(figure.subplots(), data)
-    svg = render(figure, ".svg", transparent=True).decode()
+    svg = render(figure, ".svg", kind.title, transparent=True).decode()
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
     # every plot has groups named axes_1 and so on, but an id may occur only once on a page
@@ -133,14 +133,15 @@ def frequent_words(words: WordsByAuthor) -> dict[str, list[float]]:
     return {word: shares[word] for word in sorted(most_frequent, key=lambda word: (-shares[word][-1], word))}
 
 
-def render(figure: Figure, suffix: str, **options: Any) -> bytes:
+def render(figure: Figure, suffix: str, salt: str = "myllm", **options: Any) -> bytes:
     """Return a figure as the content of a .png or .svg file, drawn with fonts that have its characters.
 
     Text in an SVG stays text. The file names neither a date nor a program, so that equal figures are equal files.
+    salt: goes into the ids of an SVG; SVGs on one page need different ones.
     """
     buffer = BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if suffix == ".svg" else None
-    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # set_fonts reports them, once
         set_fonts(figure)
         figure.savefig(buffer, format=suffix[1:], metadata=metadata, **options)
