@@ -3,7 +3,6 @@
 All captions of a call are processed as arrays: an n-gram is a 64-bit key, and equal n-grams are found by sorting.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, count
@@ -39,7 +38,9 @@ class CiderD:
     """
 
     def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        self._log_pictures = math.log(len(references))
+        # np.log, as for the frequencies below: math.log may differ from it in the last digit, and an n-gram that all
+        # pictures have would then weigh a little more than nothing
+        self._log_pictures = np.log(len(references))
         words = chain.from_iterable(chain.from_iterable(references))
         # From 1: with a word 0, the n-grams (word 0, word x) and (word x) would have the same key.
         self._word_ids = {word: number for number, word in enumerate(dict.fromkeys(words), 1)}
