@@ -89,6 +89,14 @@ class CiderD:
         total = np.bincount(vectors.caption[entry], weights=similarity, minlength=len(candidates))
         return [10 * value / (_MAX_N * len(group)) for value, group in zip(total.tolist(), references, strict=True)]
 
+    def cosines(self, captions: Sequence[Words]) -> Floats:
+        """Return the CIDEr, 0 to 1, of each two captions (N, N): cosines without clipping or penalty for length."""
+        vectors = self._vectors(captions)
+        keys, column = np.unique(vectors.key, return_inverse=True)
+        units = np.zeros((len(captions), len(keys)))
+        units[vectors.caption, column] = vectors.weight / vectors.norm
+        return np.asarray(units @ units.T / _MAX_N)
+
     def _vectors(self, captions: Sequence[Words]) -> _Vectors:
         caption, order, key = self._ngrams(captions)
         _, first, counts = np.unique(_append(key, caption), return_index=True, return_counts=True)
