@@ -18,8 +18,8 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 OCCLUSION_BATCH = 32
 Method = Callable[[VisionGPT2, Tensor, Tensor], Tensor]
-"""(model, image (1, 3, H, W), tokens (T + 1,) with the begin token first) -> (L, T, S): how much each of L decoder
-blocks looked at each of S image tokens for each of the T tokens; L is 1 for methods that do not separate blocks."""
+"""Maps model, image (1, 3, H, W) and tokens (T + 1,), the begin token first, to (L, T, S): how much each of L decoder
+blocks looked at each of S image tokens for each of T tokens. L is 1 for methods that do not separate blocks."""
 
 
 def attribution_maps(
@@ -60,7 +60,7 @@ def normalize_maps(maps: Tensor) -> Tensor:
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Context in which the weights (N, n_head, T, S) of each attention that this thread computes are kept, in order."""
+    """Context that keeps the weights (N, n_head, T, S) of each attention that its thread computes, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ def rollout(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
     """Return (L, S, S): how much of each image position is in each image token that a decoder block reads.
 
-    Rows sum to one. At each encoder block a token keeps half of itself and takes half from what it attends to.
-    Backbones other than plain vision transformers, such as convolutional ones, get the identity.
+    Rows sum to one. Each encoder block mixes half of a token with half of what it attends to. For backbones other than
+    plain vision transformers, such as convolutional ones, this is the identity.
     """
     encoder, depth = model.encoder, len(model.decoder.blocks)
     identity = torch.eye(encoder.n_tokens, device=image.device)

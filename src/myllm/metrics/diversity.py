@@ -23,7 +23,7 @@ class Diversity:
     distinct_share: float
     """Distinct captions over captions."""
     repeated_share: float
-    """Captions that another picture has too, over captions."""
+    """Captions that come more than once, over captions."""
     unseen_share: float | None
     """Captions that are not training captions, over captions; None if no training captions were given."""
     distinct_1: float
@@ -74,7 +74,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 
     groups: at least two captions of each picture, such as samples or alternatives.
     corpus: captions of each picture that give the document frequencies, such as references; by default `groups`. With
-        a corpus of one picture all n-grams weigh 0, and the result is 0, as for CIDEr.
+        a corpus of one picture all n-grams weigh 0, and so the result is 0, as that of CIDEr is.
 
     K_ij is the CIDEr of caption i compared with caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors),
     with eigenvalues l_1 >= ... >= l_m. The value is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 if all captions are the same,

@@ -1,7 +1,7 @@
 """Things, colours and numbers that a caption names and no reference does, after CHAIR (Rohrbach et al. 2018).
 
-CHAIR (https://aclanthology.org/D18-1437) knows the 80 classes of COCO and reads from its masks which of them a picture
-shows. Here only the references say so, for the English words of `things.txt` and `colours.txt`.
+CHAIR (https://aclanthology.org/D18-1437) knows COCO's 80 classes, and COCO's masks show which of them a picture has.
+Here the references show it, for the English words of `things.txt` and `colours.txt`.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.
-    places_wrong:   the share of CHAIRi, for grounds, waters, plants, rooms and buildings.
+    places_wrong:   as CHAIRi, for grounds, waters, plants, rooms and buildings.
     colours_wrong:  colours named that no reference names, over colours named.
     counts_wrong:   numbers named that no reference names or shows ("a man and a boy" are two people), over numbers.
     """
