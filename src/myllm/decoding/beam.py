@@ -208,9 +208,9 @@ class Beams:
     def _is_over(self, search: _GroupSearch, best_open: float, length: int) -> bool:
         """Return whether a search ends, as in transformers.
 
-        It continues at least until as many captions as beams have ended. Then it ends at once if early_stopping is
-        true; if it is false, when the best open beam ranks behind them all at its present length; if it is "never",
-        when it would do so at any length: the maximum length gives the best rank if length_penalty is positive.
+        It continues until no beam is open, or as many captions as beams have ended. Then early_stopping decides. True:
+        it ends at once. False: it ends when the best open beam ranks behind them all at its present length. "never":
+        it ends when that would be so at any length; a positive length_penalty favours the maximum.
 
         best_open: sum of log-probabilities of the best open beam; length: its number of tokens.
         """
