@@ -144,18 +144,18 @@ def norm(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 def gradient(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
     """Attention times its gradient of the token's log-probability, the positive part, mean over heads.
 
-    Weights the attention of each block as Chefer et al. (2021) do.
+    That is how Chefer et al. (2021) weight the attention of each block.
     """
     # keys that require gradients give the attention weights gradients, even if the model is frozen
     kv = ImageKV(tuple((key.requires_grad_(), value) for key, value in model.encode(image).layers))
+    maps = []
     with torch.enable_grad():
         logprobs, weights = logprobs_and_attention(model, kv, tokens)
-        gradients = [torch.autograd.grad(logprob, weights, retain_graph=True) for logprob in logprobs[0]]
-    maps = [
-        [(weight * slope)[0, :, index].relu().mean(0) for index, slope in enumerate(slopes)]
-        for weight, slopes in zip(weights, zip(*gradients, strict=True), strict=True)
-    ]
-    return torch.stack([torch.stack(block_maps) for block_maps in maps]).detach()
+        for index, logprob in enumerate(logprobs[0]):
+            slopes = torch.autograd.grad(logprob, weights, retain_graph=True)
+            products = [weight * slope for weight, slope in zip(weights, slopes, strict=True)]
+            maps.append(torch.stack([product[0, :, index].relu().mean(0).detach() for product in products]))
+    return torch.stack(maps, dim=1)
 
 
 def hires_cam(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:

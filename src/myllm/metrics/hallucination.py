@@ -36,12 +36,13 @@ class Named(NamedTuple):
 def compare_names(words: Words, references: Sequence[Words]) -> dict[str, Named]:
     """Compare the things, places, colours and numbers that a tokenized caption names with those of its references."""
     mentions = things().mentions(words)
+    places = list(filter(_is_place, mentions))
     numbers, supported = _numbers_in(words, mentions), things().supported(references)
     possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
     invented_numbers = tuple(words[index] for index, number in numbers.items() if number not in possible)
     return {
-        "things": _named(words, [mention for mention in mentions if not _is_place(mention)], supported),
-        "places": _named(words, [mention for mention in mentions if _is_place(mention)], supported),
+        "things": _named(words, [mention for mention in mentions if mention not in places], supported),
+        "places": _named(words, places, supported),
         "colours": _named(words, colour_mentions(words), colours().supported(references)),
         "numbers": Named(len(numbers), invented_numbers),
     }
