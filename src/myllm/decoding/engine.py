@@ -166,6 +166,7 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
             for index, state in enumerate(states):
                 states[index] = stepper.reorder(state, rows)
                 scores, states[index] = stepper.step(newest, states[index])
+                assert scores.shape[:2] == newest.shape[:2]  # `next_tokens` would broadcast one caption's scores
                 logits.append(scores)
             following = next_tokens(logits, history, config, strategy.ranks_logprobs)
             choice = strategy.choose(history, following)
@@ -189,8 +190,8 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
 def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig, ranks_logprobs: bool) -> NextTokens:
     """Return the scores of the captions' next tokens.
 
-    logits: (B, G, vocab_size) of the captions, or (B, 1, vocab_size) if they are all alike; with `contrastive_weight`,
-    those of the captions of grey pictures follow.
+    logits: (B, G, vocab_size) of the captions; in the first step (B, 1, vocab_size), as all of an image are alike.
+    With `contrastive_weight`, those of the captions of grey pictures follow.
     """
     xp = array_namespace(logits[0])
     shape = (*history.tokens.shape[:2], logits[0].shape[-1])
