@@ -3,6 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -27,12 +28,15 @@ MAX_CACHED_MASKS = 512
 Tokens = tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The text of each token. Equal only to itself, so that constraints are cached with it."""
+    """The text of each token. Equal only to itself, so that `prepare` can keep constraints for it."""
 
-    def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]], end: int) -> None:
-        """tokens: bytes of each token, empty for the end token; encode: text to its usual tokens."""
-        self.tokens, self.encode, self.end = tokens, encode, end
+    tokens: Sequence[bytes]
+    """Bytes of each token; empty for the end token."""
+    encode: Callable[[str], list[int]]
+    """From a text to its usual tokens."""
+    end: int
 
     @cached_property
     def guided(self) -> "LLTokenizer":
@@ -58,12 +62,12 @@ class Constraint(Protocol):
 class Banned:
     """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even if the word goes on.
 
-    An automaton of Aho and Corasick (1975) over normalized bytes: a state is the longest end of the text with which
-    one of the phrases begins. It reads all tokens of the vocabulary at once, byte by byte.
+    An automaton of Aho and Corasick (1975) over normalized bytes: its state is the longest beginning of a phrase with
+    which the text ends. It reads all tokens of the vocabulary at once, byte by byte.
     """
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
-        # casings are listed because characters beyond ASCII have none as bytes
+        # bytes have no casing beyond ASCII, so all casings of a phrase are listed
         forms = {form for phrase in phrases for form in _casings(phrase)}
         self._next, self._is_match = _automaton({_words(form.encode()) for form in forms})
         self._dead = len(self._next) - 1
@@ -170,9 +174,10 @@ def prepare(kind: Callable[[Any, Vocabulary], T], value: Hashable, vocabulary: V
 
 
 def _automaton(phrases: set[bytes]) -> tuple[NDArray[np.int32], Bools]:
-    """Next state by (state, normalized byte), and whether a state ends with a phrase: the last state, a dead end, does.
+    """Return the next state by (state, normalized byte), and whether a text in a state ends with a phrase.
 
-    A phrase is followed by a blank inside a token: dead. Runs of blanks count as one.
+    A blank after a phrase, which only a token that goes on can have, leads to the last state: a dead end that counts
+    as a phrase. Runs of blanks count as one.
     """
     children: list[dict[int, int]] = [{}]
     is_match = [False]

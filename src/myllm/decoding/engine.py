@@ -1,6 +1,6 @@
 """The search loop: from a model's scores of next tokens to captions, one token at a time.
 
-It knows a `Stepper` only, nothing of our model, its tokenizer or pictures. Rules (`rules.py`) decide which tokens are
+It works for any `Stepper`, and knows no model, tokenizer or pictures. Rules (`rules.py`) decide which tokens are
 possible, a `SearchStrategy` (`sampling.py`, `beam.py`) which of them are chosen. Finished captions leave the batch.
 """
 
@@ -19,7 +19,7 @@ from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import apply_rules
 from myllm.errors import MyLLMError
 
-# Li et al. 2023: contrast never chooses a token that the model finds this much less likely than the likeliest
+# contrast never chooses a token that has less than this share of the likeliest token's probability (Li et al. 2023)
 PLAUSIBLE = 0.1
 Ending = Literal["end", "stop", "length", "failed"]
 
@@ -48,7 +48,7 @@ class Stepper(Protocol):
         ...
 
     def release(self, state: Any) -> None:
-        """Take back what a state holds, once its search has ended or was given up; by default, nothing."""
+        """Free what a state holds, once its search has ended or was given up; by default, nothing."""
         return
 
 
@@ -74,7 +74,7 @@ class SearchRequest:
     """A random seed for each image; needed by `do_sample`."""
 
     def ended_by(self, history: History, row: int, caption: int, token: int) -> Ending:
-        """What ends a caption of `history` that continues with `token`; "length" if nothing but its length does."""
+        """Return what ends a caption of `history` that continues with `token`; "length" if only its length can."""
         if token == self.end:
             return "end"
         if not self.config.stop_strings or self.vocabulary is None:
@@ -119,14 +119,14 @@ class NextTokens:
     scores: Array
     """(B, G, vocab_size): logits or log-probabilities after the rules."""
     score_offset: Array
-    """(B, G, 1): what beam search has left to subtract from the scores of its few candidates."""
+    """(B, G, 1): subtracting it turns scores into log-probabilities, which beam search does for candidates only."""
 
     def logprobs(self, tokens: Array) -> Array:
         """The model's log-probabilities of tokens (B, G, K)."""
         return pick(self.logits, tokens) - self.normalizer
 
     def of(self, captions: slice) -> "NextTokens":
-        """Those of some of each image's captions."""
+        """The scores of some captions of each image."""
         arrays = self.logits, self.normalizer, self.scores, self.score_offset
         return NextTokens(*(array[:, captions] for array in arrays))
 
@@ -137,7 +137,7 @@ class SearchStrategy(Protocol):
     captions: int
     """Captions of each image that are searched at a time."""
     ranks_logprobs: ClassVar[bool]
-    """Whether log-probabilities are summed, so that rules change these, as in transformers' beam search, or logits."""
+    """True if log-probabilities are summed, as in beam search; rules then change these, as in transformers."""
 
     def choose(self, history: History, following: NextTokens) -> Choice:
         """Return how the captions of `history` continue, and keep those that have ended."""
@@ -166,6 +166,7 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
             for index, state in enumerate(states):
                 states[index] = stepper.reorder(state, rows)
                 scores, states[index] = stepper.step(newest, states[index])
+                assert scores.shape[:2] == newest.shape[:2]  # `next_tokens` would broadcast one caption's scores
                 logits.append(scores)
             following = next_tokens(logits, history, config, strategy.ranks_logprobs)
             choice = strategy.choose(history, following)
@@ -189,8 +190,8 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
 def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig, ranks_logprobs: bool) -> NextTokens:
     """Return the scores of the captions' next tokens.
 
-    logits: (B, G, vocab_size) of the captions, or (B, 1, vocab_size) if they are all alike; with `contrastive_weight`,
-    those of the captions of grey pictures follow.
+    logits: (B, G, vocab_size) of the captions; in the first step (B, 1, vocab_size), as all of an image are alike.
+    With `contrastive_weight`, those of the captions of grey pictures follow.
     """
     xp = array_namespace(logits[0])
     shape = (*history.tokens.shape[:2], logits[0].shape[-1])

@@ -11,7 +11,7 @@ from myllm.decoding.constraints import Vocabulary
 
 @dataclass(frozen=True)
 class Choice:
-    """How captions of a `History` continue; no rows if the search is over."""
+    """How the captions of a `History` continue; without rows if the search is over."""
 
     rows: Ints
     """(B',) the images of the history that stay."""
@@ -42,7 +42,7 @@ class History:
     def begin(
         cls, images: int, captions: int, end: int, prefix: Sequence[int] = (), vocabulary: Vocabulary | None = None
     ) -> "History":
-        """Return captions that hold the begin token and the prefix, `captions` of each of so many images."""
+        """Return `captions` captions of each of `images` images, all of them the begin token and the prefix."""
         tokens = np.tile(np.array([end, *prefix], np.int64), (images, captions, 1))
         return cls(np.arange(images), tokens, np.empty((images, captions, 0), np.float32), end, vocabulary)
 

@@ -1,10 +1,8 @@
-"""Rules that change the scores of next tokens, and the tables that name them.
+"""Rules that change the scores of next tokens, as transformers' processors do, and the tables that name them.
 
-A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are the logits of the
-captions in `history`; in beam search, their log-probabilities if repetition_penalty is set, which depends on the sign.
-value is that of the option of the rule's name in `DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new
-rule is a function here, its line in a table below, and its option. Each does what the processor of the same option in
-transformers does.
+A rule takes the scores (B, G, vocab_size) float32, the captions so far, and the value of the option of its name in
+`DecodeConfig`. It returns the new scores; IMPOSSIBLE forbids a token. Scores are logits, or log-probabilities in beam
+search with repetition_penalty, for which the sign matters. A new rule is a function, a line in a table, and an option.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +45,7 @@ def bad_words(scores: Array, history: History, value: tuple[str, ...]) -> Array:
 
 
 def only_words(scores: Array, history: History, value: tuple[str, ...]) -> Array:
-    """Forbid all other words than these."""
+    """Forbid all words but these."""
     return _constrain(scores, history, only_these, value)
 
 

@@ -10,6 +10,7 @@ from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import no_token_message
 
+# in place of a finished caption's number, while other captions of its image are still open
 FINISHED = -1
 
 
@@ -21,7 +22,7 @@ class GreedyOrSampling:
     def __init__(self, request: SearchRequest) -> None:
         self.request, config = request, request.config
         self.captions = config.num_return_sequences or 1
-        # (B, G) which sample of its image each open caption is
+        # (B, G) the number of each caption among those of its image
         self.samples = np.tile(np.arange(self.captions), (request.batch, 1))
         self.hypotheses = [
             [Hypothesis(list(request.prefix)) for _ in range(self.captions)] for _ in range(request.batch)

@@ -1,7 +1,7 @@
 """The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
 
-The graph is built in memory when the model is loaded, and ONNX Runtime reads the weights from torch's tensors: there is
-no file to write, to keep up to date with the checkpoint, or to find damaged.
+The graph is built in memory when the model is loaded, and ONNX Runtime reads the weights from torch's tensors. So there
+is no file that could be damaged, or older than the checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +28,11 @@ Precision = Literal["fp32", "int8"]
 class _StepGraph(Graph):
     """One step of `GPT` over its own caches.
 
-    Q is the number of newest positions of all captions of an image, n that of the slots of its past, S that of its
-    tokens; there are Q * B rows. Inputs: tokens (Q, B), positions (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for
-    each block the keys and values of the past (n, B, n_head, head_dim) and of the image (B, n_head, S, head_dim).
+    Q is the number of new positions of an image, over all its captions; n the number of slots of its past, and S that
+    of its image tokens. Activations have Q * B rows.
+
+    Inputs: tokens (Q, B), positions (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of
+    the past (n, B, n_head, head_dim) and of the image (B, n_head, S, head_dim).
     Outputs: logits (N, vocab_size) of the requested rows, and each block's new keys and values (Q * B, n_embd).
 
     Slots are the first axis of the past, so that it grows in place: a step writes its keys behind those that it reads.
@@ -57,7 +59,7 @@ class _StepGraph(Graph):
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
         weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        # level 4 rounds x to 8 bits too, but in blocks within a row, so that no caption depends on another
+        # level 4: activations are rounded to 8 bits too, in blocks of a row, so that captions stay independent
         return self.add(
             "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
             bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
@@ -120,8 +122,8 @@ def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], l
 def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # otherwise its threads keep the cores busy for a while after each step, and torch's threads wait
+    options.enable_mem_pattern = False  # a pattern would be kept for each length and batch size
+    # without this, its threads keep the cores busy for a while after each step, and torch's threads have to wait
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -129,7 +131,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
             constants.append(numpy_helper.from_array(array, name))
             continue
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        # ONNX asks for a file's name, but the file is never opened: the session gets the memory itself
+        # ONNX asks for a file's name, but no file is opened: the session gets the memory itself
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="memory")
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -160,7 +162,7 @@ class OnnxStepper(Stepper):
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's number by default."""
+        """precision: int8 rounds the decoder's weights and activations. threads: torch's number by default."""
         self.decoder, self.config = model.decoder, model.config.text
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
 
@@ -232,9 +234,9 @@ def _mask_with_newest(mask: Floats, newest: int) -> Floats:
 
 
 def _without_dead_slots(state: StepState) -> StepState:
-    """The same past without the slots that no caption continues, once these are the greater part.
+    """Drop the slots that no caption continues, once they are the greater part.
 
-    Images keep as many slots as the one that needs most; those beyond an image's own stay hidden from it.
+    All images keep as many slots as the one that needs most; the mask of an image hides those that it does not need.
     """
     alive = (state.mask == 0).any(axis=1)
     kept = int(alive.sum(axis=-1).max())

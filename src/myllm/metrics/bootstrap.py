@@ -93,7 +93,7 @@ def differences(
 ) -> dict[str, Difference]:
     """Compare B with A by each metric that both have, on the same N pictures in the same order.
 
-    A share of nothing on either side, such as of numbers in captions without numbers, is left out.
+    A metric that is NaN on either side is left out, such as the share of wrong numbers if no caption has a number.
     """
     names = [name for name in a if name in b and not np.isnan(a[name].corpus + b[name].corpus)]
     if not names:
@@ -121,8 +121,8 @@ def _permutation_test(
 
     Approximate randomization (Noreen 1989; Riezler and Maxwell 2005, https://aclanthology.org/W05-0908): if A and B are
     equally good, swapping their captions on any of the pictures makes no difference. p is the share of swaps whose
-    difference is at least as large as the observed one; for few pictures all 2^N swaps are tried. For a mean over
-    pictures this is the sign-flip test.
+    difference is at least as large as the observed one; for few pictures all 2^N swaps are tried. For a metric that is
+    a mean over pictures this is the sign-flip test.
     """
     pictures = len(a[0].per_image)
     if pictures < MIN_TESTED:

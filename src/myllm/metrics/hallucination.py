@@ -1,13 +1,13 @@
 """Things, colours and numbers that a caption names and no reference does, after CHAIR (Rohrbach et al. 2018).
 
-CHAIR (https://aclanthology.org/D18-1437) knows the 80 classes of COCO and reads from its masks which of them a picture
-shows. Here only the references say so, for the English words of `things.txt` and `colours.txt`.
+CHAIR (https://aclanthology.org/D18-1437) knows COCO's 80 classes, and COCO's masks show which of them a picture has.
+Here the references show it, for the English words of `things.txt` and `colours.txt`.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from myllm.metrics.lexicon import Mention, colour_mentions, colours, things
 from myllm.metrics.ngrams import Words
@@ -25,36 +25,27 @@ LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
 
 
-@dataclass(frozen=True)
-class NamedThings:
-    """How many things, places, colours and numbers a caption names, and those that no reference names."""
+class Named(NamedTuple):
+    """What a caption names of one kind."""
 
-    things: int
-    places: int
-    colours: int
-    numbers: int
-    invented_things: tuple[str, ...]
-    """In the caption's words, as are the next three."""
-    invented_places: tuple[str, ...]
-    invented_colours: tuple[str, ...]
-    invented_numbers: tuple[str, ...]
+    total: int
+    invented: tuple[str, ...]
+    """Those that no reference names, in the caption's words."""
 
 
-def compare_names(words: Words, references: Sequence[Words]) -> NamedThings:
-    """Compare what a tokenized caption names with what its references name."""
+def compare_names(words: Words, references: Sequence[Words]) -> dict[str, Named]:
+    """Compare the things, places, colours and numbers that a tokenized caption names with those of its references."""
     mentions = things().mentions(words)
-    place_mentions = list(filter(_is_place, mentions))
-    thing_mentions = [mention for mention in mentions if mention not in place_mentions]
-    mentioned_colours, numbers = colour_mentions(words), _numbers_in(words, mentions)
-    possible_things, possible_colours = things().supported(references), colours().supported(references)
-    possible_numbers = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
-    return NamedThings(
-        things=len(thing_mentions), places=len(place_mentions), colours=len(mentioned_colours), numbers=len(numbers),
-        invented_things=_unsupported(words, thing_mentions, possible_things),
-        invented_places=_unsupported(words, place_mentions, possible_things),
-        invented_colours=_unsupported(words, mentioned_colours, possible_colours),
-        invented_numbers=tuple(words[index] for index, number in numbers.items() if number not in possible_numbers),
-    )
+    places = list(filter(_is_place, mentions))
+    numbers, supported = _numbers_in(words, mentions), things().supported(references)
+    possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
+    invented_numbers = tuple(words[index] for index, number in numbers.items() if number not in possible)
+    return {
+        "things": _named(words, [mention for mention in mentions if mention not in places], supported),
+        "places": _named(words, places, supported),
+        "colours": _named(words, colour_mentions(words), colours().supported(references)),
+        "numbers": Named(len(numbers), invented_numbers),
+    }
 
 
 def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
@@ -62,18 +53,21 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.
-    places_wrong:   the share of CHAIRi, for grounds, waters, plants, rooms and buildings.
+    places_wrong:   as CHAIRi, for grounds, waters, plants, rooms and buildings.
     colours_wrong:  colours named that no reference names, over colours named.
     counts_wrong:   numbers named that no reference names or shows ("a man and a boy" are two people), over numbers.
     """
     rows = [compare_names(words, captions) for words, captions in zip(candidates, references, strict=True)]
-    counts_captions = any(row.things for row in rows)  # captions in another language name no English things
+    invented = {
+        kind: share_of([(len(row[kind].invented), row[kind].total) for row in rows], kind)
+        for kind in ("things", "places", "colours", "numbers")
+    }
+    # NaN, not 0, for captions in another language: they name no English things
+    counts_captions = any(row["things"].total for row in rows)
+    captions = share_of([(bool(row["things"].invented), counts_captions) for row in rows], "captions")
     return {
-        "CHAIRi": share_of([(len(row.invented_things), row.things) for row in rows], "things"),
-        "CHAIRs": share_of([(bool(row.invented_things), counts_captions) for row in rows], "captions"),
-        "places_wrong": share_of([(len(row.invented_places), row.places) for row in rows], "places"),
-        "colours_wrong": share_of([(len(row.invented_colours), row.colours) for row in rows], "colours"),
-        "counts_wrong": share_of([(len(row.invented_numbers), row.numbers) for row in rows], "numbers"),
+        "CHAIRi": invented["things"], "CHAIRs": captions, "places_wrong": invented["places"],
+        "colours_wrong": invented["colours"], "counts_wrong": invented["numbers"],
     }
 
 
@@ -81,8 +75,9 @@ def _is_place(mention: Mention) -> bool:
     return any("place" in things().broader[name] for name in mention.classes)
 
 
-def _unsupported(words: Words, mentions: Sequence[Mention], possible: set[str]) -> tuple[str, ...]:
-    return tuple(" ".join(words[m.start : m.stop]) for m in mentions if possible.isdisjoint(m.classes))
+def _named(words: Words, mentions: Sequence[Mention], supported: set[str]) -> Named:
+    invented = (" ".join(words[m.start : m.stop]) for m in mentions if supported.isdisjoint(m.classes))
+    return Named(len(mentions), tuple(invented))
 
 
 def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:

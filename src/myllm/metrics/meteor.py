@@ -20,8 +20,8 @@ _BETA, _GAMMA = 0.2, 0.6  # exponent and maximum of the fragmentation penalty
 _DELTA = 0.75  # weight of a content word; a function word has 1 - _DELTA
 _WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the same word, its stem, a synonym, a paraphrase
 
-# Columns of the sums over pictures: four lengths, four counts of matched words for each stage, the chunks.
-# The four: content words of the candidate and of the reference, function words of the candidate and of the reference.
+# Columns of the sums over pictures: four numbers of words, four numbers of matched words for each stage, the chunks.
+# The four are content words of the candidate and of the reference, then function words of both in the same order.
 _CHUNKS = 4 * (1 + len(STAGES))
 
 

@@ -1,8 +1,8 @@
 """METEOR's alignment of the words of a candidate with those of a reference (Denkowski and Lavie 2014).
 
-What the paper leaves open, such as ties, is done as in its jar, oddities included. The jar's search counts half of the
-words that match without being the same, rounded down: 0 for a stem, synonym or paraphrase of a single word. If two such
-matches compete, as "dogs" and "dog" match by stem and by synonym, one is taken only if it continues a chunk.
+What the paper leaves open, such as ties, is done as in its jar, oddities included. Of words that match but differ, its
+search counts half the number, rounded down: 0 for a stem, synonym or paraphrase of a single word. If two such matches
+compete, as those of "dogs" with "dog" by stem and by synonym, one is taken only if it continues a chunk.
 """
 
 from collections import defaultdict

@@ -91,8 +91,8 @@ class English:
 def read_paraphrases(phrases: Iterable[str], count: int) -> dict[str, list[str]]:
     """Return the paraphrases of each phrase that are among the phrases themselves, in the table's order.
 
-    The result may contain a few other pairs of the table, because only marks at the phrases' hashes are kept: a set of
-    phrases would be the largest part of METEOR's memory. The table has five million pairs, 272 MB of text.
+    The table has five million pairs, 272 MB of text. The result may contain a few pairs of other phrases, because only
+    one byte for each hash of a phrase is kept; a set of the phrases would be the largest part of METEOR's memory.
 
     count: about how many phrases there are.
     """

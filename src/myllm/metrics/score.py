@@ -41,9 +41,9 @@ METRICS: dict[str, Metric] = {
 }
 TOKENIZER = "PTB 3.4.1"
 PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
-"""Metrics for comparing people's captions with each other; METEOR would take minutes."""
+"""Metrics by which people's captions are compared with each other; METEOR would take minutes."""
 MAX_PICTURES = 5_000
-"""Maximum number of pictures for comparing people, which takes ten times as long as scoring captions."""
+"""Maximum number of pictures for which people are compared; that takes ten times as long as scoring captions."""
 
 # Scripts without blanks between words: Thai to Myanmar, Khmer, Japanese, Chinese.
 _WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

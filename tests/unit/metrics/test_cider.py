@@ -49,6 +49,13 @@ def test_a_word_that_every_picture_has_earns_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("pictures", [2, 3, 9_170, 19_143])
+def test_a_word_that_every_picture_has_weighs_exactly_0(pictures: int) -> None:
+    # of the last two, logarithms of the standard library and of numpy differ in the last digit on some processors
+    dog = [["dog"]]
+    assert CiderD([dog] * pictures).score(dog, [dog]) == [0]
+
+
 def test_saying_a_word_again_lowers_the_score() -> None:
     corpus = [[["red", "dog"]], [["blue", "cat"]]]
     once, twice = CiderD(corpus).score([["red", "dog"], ["red", "dog", "red", "dog"]], [corpus[0]] * 2)
