@@ -53,7 +53,7 @@ def losses(run: Path) -> list[float]:
 
 
 def captions(capfd: Capture, picture: Path, *words: str) -> str:
-    """Return captions as JSON: their scores differ even where models write the same."""
+    """Return captions as JSON, whose scores differ even if two models write the same caption."""
     capfd.readouterr()
     assert main(["caption", str(picture), *words, "--devices=cpu", "--quiet", "--json"]) == 0
     return capfd.readouterr().out
@@ -103,7 +103,7 @@ def test_evaluate_takes_an_adapter_with_its_base(lora_run: Path, tiny_run: Path,
     assert with_adapter == captions_of(str(lora_run)) != captions_of(str(tiny_run))
 
 
-def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other(
+def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other_adapter(
     lora_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["export", str(lora_run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0

@@ -172,7 +172,7 @@ def test_decode_refuses_sampling_with_beams() -> None:
     ("options", "message"),
     [
         ({"beams": 4, "force_words": ("Dog",), "bad_words": ("cat", "dog")}, "both have 'dog'"),
-        ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "divided into decode.num_beam_groups 3"),
+        ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "not divisible by decode.num_beam_groups 3"),
         ({"beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 and decode.diversity_penalty 0.0"),
         ({"beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "force_words": ("a",)}, "one group"),
         ({"beams": 4, "num_return_sequences": 5}, "num_return_sequences 5 with decode.beams 4"),

@@ -94,7 +94,7 @@ class Hypothesis:
     logprobs: list[float] = field(default_factory=list)
     """The model's log-probability of each chosen token, before the rules; of the end token too if it was chosen."""
     ended_by: Ending = "length"
-    """The end token, a stop string, max_new_tokens, or rules that left nothing."""
+    """The end token, a stop string, max_new_tokens, or rules that allowed no token."""
     rank: float = 0.0
     """Order in beam search: log-probability, after the rules, / length ** length_penalty."""
     missing: tuple[str, ...] = ()

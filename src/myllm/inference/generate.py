@@ -40,7 +40,7 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
 
 
 def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
-    """Return the best caption of each image with its alternatives; one with `error` if the rules left nothing."""
+    """Return the best caption of each image with its alternatives; one with `error` if the rules allowed no token."""
     assert request.vocabulary is not None
     return [_to_caption(hypotheses, tokenizer, request.vocabulary) for hypotheses in generate(request)]
 
@@ -51,7 +51,7 @@ def stream_text(
     """Yield the caption of a single image in pieces as they are found, each of whole characters.
 
     context: what each step is computed in; between the pieces, the caller's code runs outside of it.
-    Raises ConfigError if the rules leave nothing.
+    Raises ConfigError if the rules allow no token.
     """
     strategy, text, continues = GreedyOrSampling(request), "", True
     assert request.vocabulary is not None

@@ -1,6 +1,6 @@
-"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy.
+"""Captions without torch: runs exports of `myllm export --to onnx` by ONNX Runtime, tokenizers, Pillow and numpy.
 
-from myllm.inference.onnx_captioner import OnnxCaptioner
+from myllm import OnnxCaptioner
 
 captioner = OnnxCaptioner.load("exported")
 print(captioner.caption("dog.jpg", beams=4).text)
@@ -57,7 +57,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
-        """Open a folder that `myllm export --to onnx` wrote. threads: ONNX Runtime's own choice by default.
+        """Open a folder that `myllm export --to onnx` wrote. threads: by default, ONNX Runtime chooses their number.
 
         Raises CheckpointError if a file is missing or damaged, or needs an operator that ONNX Runtime lacks.
         """
@@ -79,7 +79,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return opened
 
     def preprocess(self, image: PictureOf[Floats]) -> Floats:
-        """As `BaseCaptioner.preprocess`."""
+        """Return a picture as the encoder's input; see `BaseCaptioner.preprocess`."""
         if isinstance(image, np.ndarray):
             expected = (3, *self._preprocess.size)
             if image.shape != expected:
@@ -88,7 +88,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return self._preprocess(load_image(image))
 
     def blind_caption(self, decode: DecodeConfig) -> None:
-        """None: the exported encoder returns keys and values, not the image tokens that would have to be zero."""
+        """Return None: the exported encoder returns keys and values, so its image tokens cannot be set to zero."""
         return None
 
     def weights_hash(self) -> str:
@@ -160,7 +160,7 @@ class ExportStepper:
         return _ExportState(images, {name: array[rows.ravel()] for name, array in state.past.items()})
 
     def release(self, state: _ExportState) -> None:
-        """Nothing is kept."""
+        """Do nothing: no memory is kept for later searches."""
 
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:

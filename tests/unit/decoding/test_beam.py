@@ -196,7 +196,7 @@ def test_a_beam_for_which_the_rules_leave_nothing_is_dropped() -> None:
 def test_an_image_for_which_the_rules_leave_nothing_names_them() -> None:
     [[hypothesis]] = Bigrams(3, 1.0).search(beams=2, no_repeat_ngram_size=1, min_new_tokens=5, max_new_tokens=6)
     assert hypothesis.ended_by == "failed"
-    assert "no_repeat_ngram_size 1, min_new_tokens 5 leave nothing that may come as token 5" in hypothesis.error
+    assert "no_repeat_ngram_size 1, min_new_tokens 5: no token is allowed at position 5" in hypothesis.error
 
 
 def test_consensus_of_the_single_caption_that_the_rules_leave_is_that_caption() -> None:

@@ -185,4 +185,4 @@ def test_rules_that_leave_nothing_name_themselves() -> None:
     config = DecodeConfig(no_repeat_ngram_size=1, min_new_tokens=9)
     assert not allowed([0.2] * 5, [END, 0, 1, 2, 3], do_sample=False, no_repeat_ngram_size=1, min_new_tokens=9)
     message = no_token_message(config, 4)
-    assert "no_repeat_ngram_size 1, min_new_tokens 9 leave nothing that may come as token 5" in message
+    assert "no_repeat_ngram_size 1, min_new_tokens 9: no token is allowed at position 5" in message

@@ -295,7 +295,7 @@ def test_rules_that_leave_nothing_are_named_with_the_token() -> None:
     toy = Toy(np.zeros((2, VOCAB, VOCAB, VOCAB), np.float32))
     for [hypothesis] in toy.search(no_repeat_ngram_size=1, min_new_tokens=6, max_new_tokens=7):
         assert hypothesis.ended_by == "failed"
-        assert "no_repeat_ngram_size 1, min_new_tokens 6 leave nothing that may come as token 5" in hypothesis.error
+        assert "no_repeat_ngram_size 1, min_new_tokens 6: no token is allowed at position 5" in hypothesis.error
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
@@ -305,7 +305,7 @@ def test_rules_that_leave_nothing_for_one_image_fail_only_that_one(options: dict
     decode = {**options, "regex": "[ab]+", "max_new_tokens": 6}
     results = Toy(table).search(**decode)
     assert [bool(hypotheses[0].error) for hypotheses in results] == [False, True, False]
-    assert "regex '[ab]+' leave nothing that may come as token 1" in results[1][0].error
+    assert "regex '[ab]+': no token is allowed at position 1" in results[1][0].error
     alone = [Toy(table[[image]]).search(seeds=[image], **decode)[0] for image in (0, 2)]
     assert [sentence_of(results[image][0]) for image in (0, 2)] == [sentence_of(hypotheses[0]) for hypotheses in alone]
 

@@ -142,7 +142,7 @@ def test_rules_that_leave_nothing_for_a_picture_are_an_error_of_that_picture(bot
     captions = both[index].caption_batch(PICTURES, each=each)
     assert [bool(caption.error) for caption in captions] == [False, True, False, False]
     assert (captions[1].text, captions[1].confidence, captions[1].ended_by) == ("", 0.0, "failed")
-    with pytest.raises(ConfigError, match="only_words .* leave nothing that may come as token"):
+    with pytest.raises(ConfigError, match="only_words .*: no token is allowed at position"):
         both[index].caption(PICTURES[1], **each[1])
 
 
@@ -154,7 +154,7 @@ def test_caption_files_writes_an_error_row_for_a_picture_for_which_the_rules_lea
     decode = both[index].decode_options(min_new_tokens=7, no_repeat_ngram_size=1, only_words=("a",))
     monkeypatch.setattr(both[index], "decode", decode)
     [row] = caption_files(both[index], [tmp_path / "a.png"])
-    assert row.keys() == {"image", "error"} and "leave nothing that may come as token" in row["error"]
+    assert row.keys() == {"image", "error"} and "no token is allowed at position" in row["error"]
 
 
 @pytest.mark.parametrize("index", [0, 1])
