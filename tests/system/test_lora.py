@@ -81,7 +81,7 @@ def test_saved_adapter_scores_as_in_training(lora_run: Path, scenes: Path, capfd
     assert json.loads(capfd.readouterr().out)["CIDEr-D"] == pytest.approx(row["CIDEr-D"])
 
 
-def test_adapter_captions_alike_from_run_folder_base_and_merged_file(
+def test_adapter_gives_the_same_captions_from_run_folder_base_and_merged_file(
     lora_run: Path, tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["import", str(lora_run), "--out", str(tmp_path / "merged.pt")]) == 0

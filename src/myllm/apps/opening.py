@@ -38,10 +38,10 @@ def load_split(
     data: str, split: str, captions: CaptionsConfig, display: Display, *,
     limit: int | None = None, training: str | None = None,
 ) -> Data:
-    """Return the pictures of a split, and the training pictures to look for leaks in; warn of faults in the data.
+    """Return the pictures of a split, and the training pictures for finding leaks; warn of faults in the data.
 
-    captions: how captions are read. limit: use only the first pictures. training: data folder of pictures that were all
-    trained on; by default, the split train of `data`. Raises DataError or ConfigError.
+    captions: how captions are read. limit: number of pictures to use, the first ones. training: data folder whose
+    pictures were all trained on; by default, the split train of `data`. Raises DataError or ConfigError.
     """
     folder = Path(data)
     records, findings = read_records(folder, captions)
@@ -70,7 +70,7 @@ def caption_split(
 
 
 def draw_with_progress(folder: Path, count: int, seed: int, display: Display) -> None:
-    """Draw scenes into a folder, with a progress bar. Raises ConfigError, before it writes, for too few scenes."""
+    """Draw scenes into a folder, with a progress bar. Raises ConfigError for too few scenes, before it draws any."""
     with display.progress() as progress:
         for done in write_scenes(folder, count, seed):
             progress("drawing scenes", done, count)

@@ -1,7 +1,7 @@
 """Beam search: keep the likeliest unfinished captions, and set finished ones aside until the search is over.
 
-Order and stopping are those of transformers. Groups of beams may be made to differ (Vijayakumar et al. 2018), and
-beams be divided by how many required words they contain (Post and Vilar 2018).
+Order and stopping are those of transformers. Groups of beams can be made to differ (Vijayakumar et al. 2018), and
+beams can be divided by how many required words they contain (Post and Vilar 2018).
 """
 
 from collections import Counter, defaultdict
@@ -55,7 +55,7 @@ class Beams:
         self.request, self.config = request, request.config
         self.captions, self.groups = self.config.beams, self.config.num_beam_groups
         self.width = self.captions // self.groups
-        # (B, beams) scores of the open beams. All beams of a group begin alike, so only its first may continue
+        # (B, beams) scores of the open beams. The beams of a group are equal at first, so only one of them may continue
         self.totals = np.full((request.batch, self.captions), IMPOSSIBLE, np.float32)
         self.totals[:, :: self.width] = 0.0
         self.searches = [[_GroupSearch() for _ in range(self.groups)] for _ in range(request.batch)]
@@ -111,8 +111,8 @@ class Beams:
     ) -> list[list[_Candidate]]:
         """Return the best continuations of a group's beams for each image, best first.
 
-        following: of the beams of the group; earlier: how earlier groups of each image continue; first: number of its
-        first beam. There are twice as many as beams: if every beam ends now, as many open ones remain.
+        following: scores of the group's beams; earlier: how earlier groups of each image continue; first: index of the
+        group's first beam. Twice as many are returned as there are beams, so that enough remain if all beams end now.
         """
         scores = self._penalize(following.scores, earlier)
         vocab_size = scores.shape[-1]
@@ -139,7 +139,7 @@ class Beams:
         return results
 
     def _leading_tokens(self, history: History) -> Ints:
-        """(B, beams, K) tokens that lead to required words, filled up with the end token."""
+        """Return the tokens that lead to required words, filled up with the end token: (B, beams, K)."""
         assert self.required is not None
         rows = [[self.required.progress(tuple(tokens[1:]))[1] for tokens in image] for image in history.tokens.tolist()]
         longest = max(len(leading) for image in rows for leading in image)
@@ -174,7 +174,7 @@ class Beams:
     def _advance(
         self, search: _GroupSearch, candidates: Sequence[_Candidate], history: History, row: int
     ) -> list[_Candidate]:
-        """Set aside what ends among the best candidates, and return those that continue: at most as many as beams."""
+        """Set aside the best candidates that end, and return those that continue, at most as many as beams."""
         if search.is_over:
             return []
         length, kept = history.chosen + 1, list[_Candidate]()
@@ -208,9 +208,9 @@ class Beams:
     def _is_over(self, search: _GroupSearch, best_open: float, length: int) -> bool:
         """Whether a search ends; `best_open` is the sum of log-probabilities of its best open beam.
 
-        Once as many captions as beams have ended: at once if early_stopping is true; if it is false, when the best open
-        beam at its present length ranks behind them all; if it is never, when it would even at the longest length,
-        which a positive length penalty favours. As in transformers.
+        A search needs as many finished captions as beams. Then it ends as in transformers. If early_stopping is true,
+        it ends at once. If it is false, it ends when the best open beam, at its present length, ranks behind all of
+        them; if it is "never", when it would also do so at the longest length, which a positive length_penalty favours.
         """
         if best_open == IMPOSSIBLE:
             return True

@@ -45,9 +45,9 @@ class ConfidenceReport:
     coverage: tuple[float, ...]
     """Mean metric of the most confident captions, for each of `SHARES`."""
     is_cross_fitted: bool
-    """Whether each fifth of the pictures was judged by a calibration of the other four."""
+    """Whether each fifth of the pictures was judged with a calibration learned from the other four."""
     gain: tuple[float, float] | None = None
-    """From `gain_interval`; None if there is only one caption."""
+    """95 % interval of `half` minus the mean of all captions (`gain_interval`); None if there is only one caption."""
     half_by_score: float | None = None
     """Mean metric of the half with the higher `score`, the plain mean log-probability."""
 
@@ -139,9 +139,9 @@ def fit_log_odds(
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
-    word that occurs once has hardly any. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method; the
-    rows of the Hessian that belong to words have few entries and are eliminated first.
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so
+    that of a word that occurs once stays close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
+    uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
@@ -188,8 +188,9 @@ def measure_confidence(
 ) -> ConfidenceReport:
     """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
 
-    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, all are
-    judged by calibrations of the other pictures: `cross_fitted`. Raises DataError if there are too few words for that.
+    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, each caption
+    is judged with a calibration learned from other pictures (`cross_fitted`). Raises DataError if there are too few
+    words for that.
     """
     calibrations = [caption.calibration for caption in captions]
     is_cross_fitted = any(c is None or _may_overlap(c.calibrated_on, on or {}) for c in calibrations)
@@ -236,7 +237,7 @@ def gain_interval(
 def reliability(
     confidence: Sequence[float] | Floats, right: Sequence[float] | Floats, bins: int = BINS
 ) -> tuple[Bin, ...]:
-    """Return cases sorted by confidence in bins of equally many."""
+    """Return bins of equally many cases, from the least to the most confident ones."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
@@ -257,7 +258,7 @@ def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float]
 
 
 def _may_overlap(calibrated_on: Mapping[str, Any], judged_on: Mapping[str, Any]) -> bool:
-    """Whether a picture may be in both: the same pictures, or any of the same split of the same data."""
+    """Whether both may contain the same picture: if the hashes are equal, or the names of data and split."""
     return any(
         all(name in calibrated_on and calibrated_on[name] == judged_on.get(name) for name in names)
         for names in (("hash",), ("data", "split"))

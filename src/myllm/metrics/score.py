@@ -129,7 +129,7 @@ def protocol_of(references: Sequence[Sequence[object]]) -> dict[str, str | int]:
     return {"tokenizer": TOKENIZER, "pictures": len(references), "references": sum(map(len, references))}
 
 
-def people_agree(
+def human_agreement(
     captions: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] = PEOPLE
 ) -> dict[str, tuple[float, float]]:
     """Score people's captions and `captions` in the same way; return (people, captions) by metric.

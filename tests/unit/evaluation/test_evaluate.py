@@ -75,7 +75,7 @@ def test_broken_pictures_are_named_and_left_out(captioner: Captioner, records: l
     assert len(result.broken) == 1 and "2.png: not a picture" in result.broken[0]
 
 
-def test_pictures_for_which_the_rules_leave_nothing_are_named_and_count_as_empty_captions(
+def test_pictures_for_which_the_rules_allow_no_token_are_named_and_count_as_empty_captions(
     captioner: Captioner, records: list[Record]
 ) -> None:
     decode = DecodeConfig(min_new_tokens=7, no_repeat_ngram_size=1, only_words=("a",))

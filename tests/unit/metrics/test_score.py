@@ -14,7 +14,7 @@ from myllm.metrics.score import (
     absent,
     evenly_spaced,
     has_words_without_blanks,
-    people_agree,
+    human_agreement,
     score_captions,
     shuffled,
     tokenized,
@@ -100,23 +100,23 @@ def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus)
         assert all(0 <= score <= (10 if name.startswith("CIDEr") else 1) * (1 + 1e-9) for score in each)
 
 
-def test_people_agree_is_perfect_for_equal_references_and_lower_for_a_wrong_caption() -> None:
+def test_human_agreement_is_perfect_for_equal_references_and_lower_for_a_wrong_caption() -> None:
     references = [tokenized([text] * 3) for text in ("a red dog runs", "two cats sleep here")]
-    agreed = people_agree(tokenized(["a red dog runs", "a red dog runs"]), references)
+    agreed = human_agreement(tokenized(["a red dog runs", "a red dog runs"]), references)
     assert agreed["CIDEr-D"] == pytest.approx((10, 5))
     assert agreed["ROUGE-L"] == pytest.approx((1, 0.5))
 
 
-def test_people_agree_scores_a_reference_only_with_the_others() -> None:
+def test_human_agreement_scores_a_reference_only_with_the_others() -> None:
     # BLEU-1 by hand, each reference scored with the other two: one of two words matches, one of two, none
-    agreed = people_agree([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
+    agreed = human_agreement([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
     people, caption = agreed["BLEU-1"]
     assert people == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert caption == pytest.approx(1 / 2)
 
 
-def test_people_agree_is_empty_if_pictures_have_one_reference() -> None:
-    assert people_agree([["a"]], [[["a"]]]) == {}
+def test_human_agreement_is_empty_if_pictures_have_one_reference() -> None:
+    assert human_agreement([["a"]], [[["a"]]]) == {}
 
 
 @given(st.integers(2, 50), st.integers(0, 9))
@@ -134,11 +134,11 @@ def test_evenly_spaced_indices_cover_the_whole_range(total: int, count: int) -> 
     assert steps.min() >= 1 and steps.max() - steps.min() <= 1
 
 
-def test_people_agree_uses_evenly_spaced_pictures_if_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_human_agreement_uses_evenly_spaced_pictures_if_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("myllm.metrics.score.MAX_PICTURES", 5)
     # people agree only about the last 3 of 8 pictures, so the first 5 would give 0
     references = [[["a"], ["b"]]] * 5 + [[["c"], ["c"]]] * 3
-    people, _ = people_agree([["x"]] * 8, references, ("ROUGE-L",))["ROUGE-L"]
+    people, _ = human_agreement([["x"]] * 8, references, ("ROUGE-L",))["ROUGE-L"]
     assert people == pytest.approx(1 / 5)  # pictures 0, 1, 3, 4 and 6
 
 
