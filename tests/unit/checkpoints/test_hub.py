@@ -36,7 +36,7 @@ except MyLLMError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that downloads and uploads need; `state` holds its faults and the repository that was created."""
+    """The part of the hub's protocol that downloads and uploads need; `state` has its faults and what was created."""
 
     folder: Path
     requests: list[str]
