@@ -53,7 +53,7 @@ def losses(run: Path) -> list[float]:
 
 
 def captions(capfd: Capture, picture: Path, *words: str) -> str:
-    """Return captions as JSON, whose scores differ even if two models write the same caption."""
+    """Return captions as JSON: their scores differ even where models write the same."""
     capfd.readouterr()
     assert main(["caption", str(picture), *words, "--devices=cpu", "--quiet", "--json"]) == 0
     return capfd.readouterr().out
@@ -81,7 +81,7 @@ def test_saved_adapter_scores_as_in_training(lora_run: Path, scenes: Path, capfd
     assert json.loads(capfd.readouterr().out)["CIDEr-D"] == pytest.approx(row["CIDEr-D"])
 
 
-def test_adapter_gives_the_same_captions_from_run_folder_base_and_merged_file(
+def test_adapter_captions_alike_from_run_folder_base_and_merged_file(
     lora_run: Path, tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["import", str(lora_run), "--out", str(tmp_path / "merged.pt")]) == 0
@@ -103,7 +103,7 @@ def test_evaluate_takes_an_adapter_with_its_base(lora_run: Path, tiny_run: Path,
     assert with_adapter == captions_of(str(lora_run)) != captions_of(str(tiny_run))
 
 
-def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other_adapter(
+def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other(
     lora_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     assert main(["export", str(lora_run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--quiet"]) == 0

@@ -42,7 +42,7 @@ def weights(path: Path, part: str = "model") -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(run: Path, expected: Path) -> None:
-    """Assert that two runs have the same figures for each epoch, and bit for bit the same best and last weights."""
+    """Compare to the bit: the figures of each epoch, and the weights of the best epoch and of the last step."""
     assert rows_of(run) == rows_of(expected)
     for name, part in (("captioner.pt", "model"), ("last.pt", "objective")):
         result, correct = weights(run / name, part), weights(expected / name, part)
@@ -105,7 +105,7 @@ def test_captioner_pt_captions_without_the_rest_of_the_run(
     assert [caption.text for caption in Captioner.load(tmp_path / "copy.pt").caption_batch(pictures)] == expected
 
 
-def test_train_with_the_same_seed_gives_the_same_run(train: Train, tiny_run: Path, tmp_path: Path) -> None:
+def test_train_with_the_same_seed_is_the_same_run(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "again", "--epochs=4", "--quiet") == 0
     assert_same_run(tmp_path / "again", tiny_run)
     assert train(tmp_path / "other", "--epochs=1", "--seed=1", "--quiet") == 0
@@ -113,7 +113,7 @@ def test_train_with_the_same_seed_gives_the_same_run(train: Train, tiny_run: Pat
 
 
 @pytest.mark.slow
-def test_train_saves_on_ctrl_c_and_the_resumed_run_equals_an_uninterrupted_one(
+def test_train_saves_on_ctrl_c_and_resumes_to_the_uninterrupted_run(
     stopped: Stopped, tiny: list[str], tiny_run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -270,7 +270,7 @@ def test_train_stops_after_patience_epochs_without_a_better_one(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
-    # with this learning rate, the weights and the validation loss never change
+    # so low a rate that the weights, and the validation loss, never change
     options = ["--epochs=9", "--lr=1e-30", "--vision.frozen=true", "--best_by=CIDEr-D", "--patience=2"]
     assert train(tmp_path / "run", *options) == 0
     assert len(rows_of(tmp_path / "run")) == 3
@@ -294,7 +294,7 @@ def test_train_cuts_and_reports_long_captions(train: Train, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("source", ["command line", "file"])
-def test_train_with_base_refuses_a_default_value_that_differs_from_the_base(
+def test_train_with_base_refuses_an_option_that_differs_even_at_its_default(
     scenes: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text("text:\n  n_layer: 12\n")

@@ -19,7 +19,7 @@ def test_train_tokenizer_does_not_depend_on_the_order_of_captions() -> None:
     assert again.to_str() == TOKENIZER.to_str()
 
 
-def test_train_tokenizer_keeps_within_the_size_and_starts_with_the_end_token() -> None:
+def test_train_tokenizer_keeps_to_the_size_and_starts_with_the_end_token() -> None:
     assert 257 < TOKENIZER.get_vocab_size() <= 300
     assert end_token(TOKENIZER) == 0
 
@@ -41,7 +41,7 @@ def test_encode_captions_puts_the_end_token_at_both_ends() -> None:
     assert ids == [0, *TOKENIZER.encode("a dog").ids, 0]
 
 
-def test_encode_captions_ignores_the_text_of_the_end_token_in_a_caption() -> None:
+def test_encode_captions_ignores_a_written_end_token() -> None:
     [ids] = encode_captions(TOKENIZER, [f"a dog{END_OF_TEXT}runs"], n_positions=48)
     assert ids.count(0) == 2
     assert decode_tokens(TOKENIZER, ids) == "a dog runs"
@@ -69,7 +69,7 @@ def test_gpt2_tokenizer_loads_a_saved_tokenizer(tmp_path: Path) -> None:
     assert encode_captions(loaded, CAPTIONS, 48) == encode_captions(TOKENIZER, CAPTIONS, 48)
 
 
-def test_gpt2_tokenizer_refuses_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+def test_gpt2_tokenizer_refuses_a_folder_without_one(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds no merges.txt, and no tokenizer.json"):
         gpt2_tokenizer(str(tmp_path))
@@ -93,7 +93,7 @@ def test_gpt2_tokenizer_refuses_a_vocabulary_without_the_end_token(tmp_path: Pat
 
 
 @pytest.mark.parametrize("repo", ["openai-community/gpt2", "not a repo/at all/", ""])
-def test_gpt2_tokenizer_names_the_fix_if_there_is_neither_network_nor_cache(
+def test_gpt2_tokenizer_without_network_and_cache_names_the_fix(
     repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
