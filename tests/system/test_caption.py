@@ -239,7 +239,7 @@ def test_a_path_that_begins_with_dashes_follows_two_dashes(
     assert capfd.readouterr().out.startswith("--my-pic.png: ")
 
 
-def test_decode_given_together_is_as_given_one_by_one(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
+def test_decode_options_given_together_equal_single_ones(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
     assert caption(tiny_run, *pictures, "--json", "--decode", "{beams: 3}") == 0
     together = capfd.readouterr().out
     assert caption(tiny_run, *pictures, "--json", "--decode.beams=3") == 0

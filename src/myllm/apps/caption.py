@@ -69,7 +69,7 @@ def caption(options: CaptionOptions) -> int:
 def find_pictures(words: Sequence[str]) -> Iterator[Path]:
     """Yield the pictures in order: files as given, all pictures below folders, and the matches of globs.
 
-    Raises DataError for a word that gives none.
+    Raises DataError for a word that matches no picture.
     """
     for word in words:
         try:
@@ -130,10 +130,10 @@ def caption_files(
 
 
 def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, list[Path]]:
-    """Return the files for each picture's heat maps: a file for each time that the picture is given.
+    """Return the files for each picture's heat maps: as many as the number of times that the picture is given.
 
-    A file is named after its picture, with a number if several have that name. Raises ConfigError if one exists and may
-    not be overwritten.
+    A file is named after its picture, with a number if several have that name. Raises ConfigError if a file exists and
+    may not be overwritten.
     """
     files, names = dict[Path, list[Path]](), set[str]()
     for picture in pictures:
@@ -151,7 +151,7 @@ def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> di
 
 
 def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Path, list[Path]]) -> Draw:
-    """Return a function that writes the next file of a picture, given the picture and its caption.
+    """Return a function that writes the heat maps of a picture and its caption to the picture's next file.
 
     Raises ConfigError for an ONNX export.
     """

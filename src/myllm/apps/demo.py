@@ -129,7 +129,7 @@ def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) ->
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
             for name, figures in report.items()
         ),
-        JUDGEMENT, "Held-out pairs are colours of things that occur in no training picture.",
+        JUDGEMENT, "Held-out pairs of thing and colour occur in no training picture.",
     ])
 
 

@@ -181,16 +181,18 @@ def _options_of(node: yaml.Node | None, prefix: str, types: Mapping[str, Any], f
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Shows the defaults of options, but neither Python's types nor defaults that say nothing."""
+    """Shows the defaults of options as they are typed, but neither Python's types nor defaults that say nothing."""
 
     def _get_type_str(self, action: Action) -> None:
         return None
 
     def _get_help_string(self, action: Action) -> str:
-        text, default = super()._get_help_string(action), action.default
+        default, text = action.default, super()._get_help_string(action)
         if default is False or default in (None, "", (), {}):
             return text.removesuffix(" (default: %(default)s)")
-        return text.replace("%(default)s", ",".join(map(str, default))) if isinstance(default, tuple) else text
+        if default is True or isinstance(default, tuple):
+            return text.replace("%(default)s", "true" if default is True else ",".join(default))
+        return text
 
 
 def _parser(program: str, kind: type) -> ArgumentParser:
@@ -202,7 +204,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
-    parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
+    parser.add_argument("--config", action="config", help="YAML file of options; the command line overrides it.")
     parser.add_class_arguments(kind, skip=set(NOT_OPTIONS))
     # in help, required options come first, and those that verbs share come last
     declared = [name for part in kind.__mro__ for name in vars(part).get("__annotations__", ())]
@@ -218,7 +220,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
         elif get_origin(types.get(action.dest)) is tuple:
             action.metavar = "ITEM,..."
         elif is_dataclass(types.get(action.dest)):
-            action.help = "YAML file with options of this group, or their text, like '{name: value}'."
+            action.help = "YAML file with options of this group, or the YAML itself, like '{name: value}'."
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`myllm scenes`: drawn pictures with captions, as data to train on."""
+"""`myllm scenes`: draw pictures with captions to train on."""
 
 import shlex
 from pathlib import Path

@@ -20,7 +20,7 @@ from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, defined, judge_captions
 
-# memory of a caption and five references that differ, while they are scored, as measured
+# measured memory for scoring one caption with five different references
 BYTES_PER_PICTURE = 26_000
 MEMORY_REPORTED_FROM = 100_000
 # a spreadsheet takes a cell that begins like this for a formula

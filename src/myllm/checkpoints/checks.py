@@ -91,10 +91,10 @@ def check_size(metadata: object) -> None:
 
 
 def check_tokenizer(tokenizer: Tokenizer, rows: int, table: str = "the embedding") -> None:
-    """Raise CheckpointError if the tokenizer has tokens for which `table`, of so many rows, has none."""
+    """Raise CheckpointError if a token of the tokenizer has no row in `table`, which has `rows` of them."""
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
         raise CheckpointError(
-            f"the tokenizer has tokens up to number {highest}, {table} {rows} rows; they belong to different models: "
-            "put the tokenizer that the weights were trained with next to them"
+            f"the tokenizer has tokens up to number {highest}, but {table} has {rows} rows; they belong to different "
+            "models: put the tokenizer that the weights were trained with next to them"
         )

@@ -39,11 +39,11 @@ FAMILY_PROCESSORS = {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "swin": "ViT"
 
 
 def read_preprocess(folder: Path, encoder: PreprocessConfig, family: str) -> tuple[PreprocessConfig, list[str]]:
-    """Return what a folder's image processor does, and notes on differences.
+    """Return our preprocessing for a folder's image processor, and notes on differences.
 
     encoder: the encoder's own preprocessing, which gives the image size. family: the encoder's model_type.
-    Without preprocessor_config.json pictures are prepared as by ViTImageProcessor.
-    Raises CheckpointError for a processor that does something else than resize, crop and normalise.
+    If there is no preprocessor_config.json, pictures are prepared as by ViTImageProcessor.
+    Raises CheckpointError for a processor that does more than resize, crop and normalise.
     """
     path = folder / FILE_NAME
     values = read_json(path) if path.is_file() else {"size": encoder.image_size[0], "image_processor_type": "ViT"}
@@ -71,7 +71,7 @@ def _preprocess(
     side = square(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
     if not values["do_resize"]:
         if values["do_center_crop"]:
-            raise ConfigError("do_resize is false with do_center_crop; supported is true")
+            raise ConfigError("do_resize is false and do_center_crop is true; expected do_resize true")
         side = resized = encoder.image_size[0]
         notes.append("do_resize is false: transformers refuses pictures of other sizes, myllm resizes them")
     if side != encoder.image_size[0]:

@@ -1,7 +1,7 @@
 """Beam search: keep the likeliest unfinished captions, and set finished ones aside until the search is over.
 
-Ranking and stopping follow transformers. As options, groups of beams are made to differ (Vijayakumar et al. 2018), and
-beams are divided by how many required words they contain (Post and Vilar 2018).
+Order and stopping are those of transformers. Groups of beams can be made to differ (Vijayakumar et al. 2018), and
+beams can be divided by how many required words they contain (Post and Vilar 2018).
 """
 
 from collections import Counter, defaultdict
@@ -55,7 +55,7 @@ class Beams:
         self.request, self.config = request, request.config
         self.captions, self.groups = self.config.beams, self.config.num_beam_groups
         self.width = self.captions // self.groups
-        # (B, beams) scores of the open beams. All beams of a group begin alike, so in the first step only one continues
+        # (B, beams) scores of the open beams. The beams of a group are equal at first, so only one of them may continue
         self.totals = np.full((request.batch, self.captions), IMPOSSIBLE, np.float32)
         self.totals[:, :: self.width] = 0.0
         self.searches = [[_GroupSearch() for _ in range(self.groups)] for _ in range(request.batch)]
@@ -108,10 +108,8 @@ class Beams:
     ) -> list[list[_Candidate]]:
         """Return the best continuations of a group's beams for each image, best first: two for each beam.
 
-        If half of them end a caption, enough remain to continue all beams.
-
-        following: scores after the group's beams; earlier: for each image, how the earlier groups continue; first:
-        index of the group's first beam.
+        following: scores of the group's beams; earlier: how earlier groups of each image continue; first: index of the
+        group's first beam. Twice as many are returned as there are beams, so that enough remain if all beams end now.
         """
         scores = self._penalize(following.scores, earlier)
         vocab_size = scores.shape[-1]
@@ -138,7 +136,7 @@ class Beams:
         return results
 
     def _leading_tokens(self, history: History) -> Ints:
-        """(B, beams, K) tokens that lead to required words, filled up with the end token."""
+        """Return the tokens that lead to required words, filled up with the end token: (B, beams, K)."""
         assert self.required is not None
         rows = [[self.required.progress(tuple(tokens[1:]))[1] for tokens in image] for image in history.tokens.tolist()]
         longest = max(len(leading) for image in rows for leading in image)
@@ -174,7 +172,7 @@ class Beams:
     def _advance(
         self, search: _GroupSearch, candidates: Sequence[_Candidate], history: History, row: int
     ) -> list[_Candidate]:
-        """Set aside what ends among the best candidates, and return those that continue: at most as many as beams."""
+        """Set aside the best candidates that end, and return those that continue, at most as many as beams."""
         if search.is_over:
             return []
         length, kept = history.chosen + 1, list[_Candidate]()
@@ -208,11 +206,9 @@ class Beams:
     def _is_over(self, search: _GroupSearch, best_open: float, length: int) -> bool:
         """Return whether a search ends, as in transformers.
 
-        It continues until no beam is open, or as many captions as beams have ended. Then early_stopping decides. True:
-        it ends at once. False: it ends when the best open beam ranks behind them all at its present length. "never":
-        it ends when that would be so at any length; a positive length_penalty favours the maximum.
-
-        best_open: sum of log-probabilities of the best open beam; length: its number of tokens.
+        A search needs as many finished captions as beams. Then it ends as in transformers. If early_stopping is true,
+        it ends at once. If it is false, it ends when the best open beam, at its present length, ranks behind all of
+        them; if it is "never", when it would also do so at the longest length, which a positive length_penalty favours.
         """
         if best_open == IMPOSSIBLE:
             return True

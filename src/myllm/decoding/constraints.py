@@ -55,19 +55,19 @@ class Constraint(Protocol):
     """A rule about words that decides which tokens may come next."""
 
     def allowed_after(self, tokens: Sequence[int]) -> Bools:
-        """(tokens of the vocabulary,) bool: which tokens may follow a caption that consists of `tokens`."""
+        """Return whether each token of the vocabulary may follow a caption that consists of `tokens`: (N,) bool."""
         ...
 
 
 class Banned:
     """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even if the word goes on.
 
-    An automaton of Aho and Corasick (1975) over normalized bytes: its state is the longest beginning of a phrase with
-    which the text ends. It reads all tokens of the vocabulary at once, byte by byte.
+    An automaton of Aho and Corasick (1975) over normalized bytes: a state stands for the longest end of the text that
+    is the beginning of a phrase. It reads all tokens of the vocabulary at once, byte by byte.
     """
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
-        # bytes have no casing beyond ASCII, so all casings of a phrase are listed
+        # casings are listed, because the bytes of characters beyond ASCII cannot be converted to lower case
         forms = {form for phrase in phrases for form in _casings(phrase)}
         self._next, self._is_match = _automaton({_words(form.encode()) for form in forms})
         self._dead = len(self._next) - 1
@@ -111,7 +111,8 @@ class Pattern:
         """Raises ConfigError for an invalid regular expression."""
         from llguidance import LLMatcher, regex_to_lark
 
-        grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'  # tokens in any spelling
+        # no_forcing: the text may be cut into tokens in any way
+        grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'
         self.size = len(vocabulary.tokens)
         self.matcher = LLMatcher(vocabulary.guided, grammar, log_level=0)
         if self.matcher.is_error():
@@ -147,12 +148,12 @@ class Required:
         self.progress = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._progress)
 
     def _missing(self, tokens: Tokens) -> tuple[str, ...]:
-        """The phrases that a caption of these tokens does not contain."""
+        """Return the phrases that a caption of these tokens does not contain."""
         text = _words(self.vocabulary.text(tokens)) + b" "
         return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in text)
 
     def _progress(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
-        """How many tokens of phrases a caption contains, an unfinished phrase included, and the tokens that add one."""
+        """Return how many tokens of phrases, finished or not, a caption contains, and the tokens that add one."""
         missing, finished, begun, leading = self.missing(tokens), 0, 0, set[int]()
         for phrase, later, initial in zip(self.phrases, self.spellings, self.initial_spellings, strict=True):
             if phrase not in missing:
@@ -174,10 +175,9 @@ def prepare(kind: Callable[[Any, Vocabulary], T], value: Hashable, vocabulary: V
 
 
 def _automaton(phrases: set[bytes]) -> tuple[NDArray[np.int32], Bools]:
-    """Return the next state by (state, normalized byte), and whether a text in a state ends with a phrase.
+    """Return the next state for each (state, normalized byte), and whether the text of each state ends with a phrase.
 
-    A blank after a phrase, which only a token that goes on can have, leads to the last state: a dead end that counts
-    as a phrase. Runs of blanks count as one.
+    The last state is a dead end: a phrase was followed by a blank inside a token. Runs of blanks count as one.
     """
     children: list[dict[int, int]] = [{}]
     is_match = [False]

@@ -27,7 +27,7 @@ class GreedyOrSampling:
         self.hypotheses = [
             [Hypothesis(list(request.prefix)) for _ in range(self.captions)] for _ in range(request.batch)
         ]
-        # image by image, so that what one draws does not depend on the others
+        # drawn for each image by its own seed, so that they do not depend on the other images
         shape = self.captions, config.max_new_tokens
         self.uniforms = np.stack([draw_uniforms(seed, shape) for seed in request.seeds]) if config.do_sample else None
 
@@ -55,7 +55,7 @@ class GreedyOrSampling:
                     hypothesis.tokens.append(token)
             is_open[row, caption] = hypothesis.ended_by == "length"
         rows = np.flatnonzero(is_open.any(1))
-        # open captions first; images with fewer of them carry finished ones along
+        # open captions come first; an image that has fewer of them than others keeps finished ones, to fill its row
         width = int(is_open.sum(1).max())
         origin = np.argsort(~is_open[rows], axis=1, kind="stable")[:, :width]
         self.samples = np.take_along_axis(np.where(is_open, self.samples, FINISHED)[rows], origin, 1)

@@ -46,9 +46,9 @@ class ConfidenceReport:
     coverage: tuple[float, ...]
     """Mean metric of the most confident captions, for each of `SHARES`."""
     is_cross_fitted: bool
-    """Whether each fifth of the pictures was judged by a calibration of the other four."""
+    """Whether each fifth of the pictures was judged with a calibration learned from the other four."""
     gain: tuple[float, float] | None = None
-    """From `gain_interval`; None if there is only one caption."""
+    """95 % interval of `half` minus the mean of all captions (`gain_interval`); None if there is only one caption."""
     half_by_score: float | None = None
     """Mean metric of the half with the higher `score`, the plain mean log-probability."""
 
@@ -138,9 +138,9 @@ def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
-    word that occurs once gets one near 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method is
-    used; the rows of the Hessian that belong to words have few entries, and are eliminated first.
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so
+    that of a word that occurs once stays close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
+    uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
@@ -187,8 +187,9 @@ def measure_confidence(
 ) -> ConfidenceReport:
     """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
 
-    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, all are
-    judged by calibrations of the other pictures: `cross_fitted`. Raises DataError if there are too few words for that.
+    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, each caption
+    is judged with a calibration learned from other pictures (`cross_fitted`). Raises DataError if there are too few
+    words for that.
     """
     calibrations = [caption.calibration for caption in captions]
     is_cross_fitted = any(c is None or _may_overlap(c.calibrated_on, on or {}) for c in calibrations)
@@ -252,7 +253,7 @@ def risk_coverage(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, ...
 
 
 def _may_overlap(calibrated_on: Mapping[str, Any], judged_on: Mapping[str, Any]) -> bool:
-    """Whether a picture may be in both: the same pictures, or any of the same split of the same data."""
+    """Whether both may contain the same picture: if the hashes are equal, or the names of data and split."""
     return any(
         all(name in calibrated_on and calibrated_on[name] == judged_on.get(name) for name in names)
         for names in (("hash",), ("data", "split"))

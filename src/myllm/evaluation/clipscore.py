@@ -67,7 +67,7 @@ def clip_scores(
 
 
 def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
-    """Load a CLIP by a name as in `clip_scores`. Raises ConfigError with the remedy."""
+    """Load a CLIP by a name as in `clip_scores`. Raises ConfigError with the fix."""
     library, _, source = name.partition(":")
     if library not in LIBRARIES or not source:
         raise ConfigError(

@@ -16,7 +16,7 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the two captioners."""
+    """One of the two captioners, with its captions and their judgement."""
 
     name: str
     captions: Sequence[str]
@@ -34,12 +34,12 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """By figure; intervals and tests are paired over pictures."""
+        """The difference in each figure, by name; intervals and tests are paired over pictures."""
         return differences(self.a.judgement.figures, self.b.judgement.figures)
 
     @cached_property
     def words(self) -> dict[str, list[Words]]:
-        """The captions of A, of B, and all references, as words."""
+        """The words of A's captions, of B's captions, and of all references."""
         references = (caption for record in self.records for caption in record.captions)
         return {"A": tokenized(self.a.captions), "B": tokenized(self.b.captions), "references": tokenized(references)}
 
@@ -51,7 +51,7 @@ class Comparison:
         return shared | {"split": self.split}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures of both, the differences, and the sentence."""
+        """Return the figures of both captioners, the differences, and the conclusion of `sentence`."""
         return {
             "a": {"name": self.a.name, **self.a.judgement.as_json()},
             "b": {"name": self.b.name, **self.b.judgement.as_json()},
@@ -60,7 +60,7 @@ class Comparison:
         }
 
     def lines(self) -> list[str]:
-        """Return the lines of a table of the figures, with cautions below."""
+        """Return the lines of a table of the figures, then the cautions."""
         head = f"{'A':>6} {'B':>6}  {'B - A':>6}  {'95 % interval':<17} {'p':>6}   A / B / neither is higher"
         lines = [f"{'':<16} {head}"]
         for name, difference in self.differences.items():
@@ -76,7 +76,7 @@ class Comparison:
         return [*lines, *self.a.judgement.cautions]
 
     def sentence(self) -> str:
-        """Return what may be claimed of the two, with the evidence."""
+        """Return a sentence that states which captioner is better, if either is, with the evidence."""
         main = self.differences[MAIN]
         low, high = main.interval
         pictures = f"on {len(self.records):,} pictures of split {self.split}"
@@ -90,8 +90,8 @@ class Comparison:
         better, worse, by = ("B", "A", main.difference) if main.difference > 0 else ("A", "B", -main.difference)
         return (
             f"{better}'s {MAIN} is {by:.3f} higher than {worse}'s {pictures}, {max(main.a, main.b):.3f} compared with "
-            f"{min(main.a, main.b):.3f} {measured}; it says only that these two captioners differ, not that their "
-            f"recipes do, and {better} is higher on {main.wins[better == 'B']:,} of the pictures.{few}"
+            f"{min(main.a, main.b):.3f} {measured}; {better} is higher on {main.wins[better == 'B']:,} of the pictures."
+            f" This compares two captioners, not their recipes: another seed may give another result.{few}"
         )
 
 

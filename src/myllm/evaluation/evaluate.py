@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def failed(self) -> list[str]:
-        """Pictures for which the decoding rules left nothing, with the reason; their captions count as empty."""
+        """Pictures for which the decoding rules allowed no token, with the reason; their captions count as empty."""
         return failures(self.records, self.captions)
 
     @cached_property
@@ -150,7 +150,7 @@ def caption_records(
 
 
 def failures(records: Sequence[Record], captions: Sequence[Caption]) -> list[str]:
-    """Return the name of each picture for which the decoding rules left nothing, with the reason."""
+    """Return the name of each picture for which the decoding rules allowed no token, with the reason."""
     pairs = zip(records, captions, strict=True)
     return [f"{record.name}: {caption.error}" for record, caption in pairs if caption.error]
 

@@ -132,7 +132,7 @@ def judge_captions(
     for name, figure in scored.items():
         figures |= {name: figure} | (controls if name == MAIN else {})
     by_people = [name for name in score.PEOPLE if wanted is None or name in score.select_metrics(wanted)]
-    people = score.people_agree(words, reference_words, by_people)
+    people = score.human_agreement(words, reference_words, by_people)
     protocol = {
         **score.protocol_of(references),
         **({} if metrics is None else {"metrics": list(metrics)}),

@@ -42,9 +42,9 @@ class Leaks:
     pairs: tuple[PicturePair, ...]
     """Copies, in the order of the judged pictures."""
     repeated: tuple[tuple[str, str, str], ...]
-    """Names of a judged and a training picture, and a caption of the first that has the words of one of the second."""
+    """(judged picture, training picture, caption): names, and a caption that both have, word for word."""
     broken: tuple[str, ...]
-    """Names of pictures on either side that could not be read, and so were not compared."""
+    """Names of judged and training pictures that could not be read and so were not compared."""
     pictures: Mask
     """(N,): the picture is in the training data."""
     captions: Mask
@@ -130,7 +130,7 @@ def _read(record: Record) -> tuple[str, Thumbnail] | None:
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:
     """Return, by index of a judged picture, the training picture that shares a caption's words, and the caption."""
-    # The first picture and the first caption count, so that they are written last.
+    # Both loops run backwards, so that the first picture and the first caption overwrite later ones.
     known = {tuple(ptb_tokenize(c)): record.name for record in reversed(training) for c in record.captions}
     known.pop((), None)  # captions of punctuation only
     return {

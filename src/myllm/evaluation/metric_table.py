@@ -20,7 +20,7 @@ METRICS = {
     "METEOR": ("METEOR", ".3f", "words shared with a reference; word forms, synonyms and word order count"),
     "CIDEr-D": ("CIDEr-D", ".3f", "phrases shared with the references, from 0 to 10; rare phrases count more"),
     "CIDEr-D_shuffled": ("CIDEr-D, shuffled pictures", ".3f", "control: each caption scored on another picture"),
-    "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption written without a picture, scored on all"),
+    "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption without a picture, scored on all pictures"),
     "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D minus CIDEr-D with shuffled pictures"),
     "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named things that no reference names"),
     "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with a thing that no reference names"),
@@ -37,7 +37,7 @@ METRICS = {
     "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
     "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that the picture shows, and nothing else"),
-    "placed": ("Placed", ".1%", "share of the captions with left, right, above or below that say it correctly"),
+    "placed": ("Placed", ".1%", "share of true ones among the captions that say left, right, above or below"),
 }
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
 
@@ -101,7 +101,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return all metrics of two captioners: the difference, each value, and which of them is higher how often."""
+    """Return all metrics of two captioners: the difference, both values, and how often each of them is higher."""
     rows = []
     for name, label, form, meaning in _described(comparison.differences):
         difference = comparison.differences[name]
@@ -131,7 +131,7 @@ def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
 
 
 def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
-    """Return a metric with its interval; a share also says of how many, and is "-" if there are none."""
+    """Return a metric with its interval. A share also says of how many things; without any, it is "-"."""
     metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])

@@ -171,7 +171,7 @@ def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> Non
 
 
 def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
-    """Draw how often words and captions are right by how confident the captioner was; the diagonal is the ideal."""
+    """Draw the share of words and captions that are right against their confidence; the diagonal is the ideal."""
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
     for label, bins, colour, marker in (("words", report.words, VAL, "o"), ("captions", report.captions, MARK, "s")):
         confidence, right = [part.confidence for part in bins], [part.right for part in bins]

@@ -177,7 +177,7 @@ def training_section(history: Sequence[Row]) -> Section:
 
 
 def confidence_section(report: ConfidenceReport) -> Section:
-    """Return what the captions' confidence is worth."""
+    """Return how reliable the captions' confidence is."""
     learned = "a calibration learned on the other pictures"
     calibration = learned if report.is_cross_fitted else "the captioner’s own calibration"
     text = (

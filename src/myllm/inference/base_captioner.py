@@ -74,7 +74,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         generator: source of the seeds of `do_sample`.
 
         Raises DataError if the picture cannot be read, ConfigError for an unknown or wrong option and for rules that
-        leave nothing for the picture.
+        allow no token.
         """
         [caption] = self.caption_batch([image], generator=generator, adapter=adapter, **decode)
         if caption.error:
@@ -86,7 +86,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         batch_size: int = 32, generator: Generator | None = None, adapter: AdapterName = ..., **decode: Any,
     ) -> list[Caption]:
         """Caption pictures, `batch_size` at once. Returns a caption for each, equal to the result of `caption`, with
-        `error` if the rules leave nothing for its picture.
+        `error` if the rules allow no token.
 
         each: further decoding options, one mapping for each picture; they take precedence over `decode`.
 

@@ -36,8 +36,8 @@ Picture = PictureOf[Tensor]
 class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     """A model with its tokenizer and preprocessing, ready to caption. Threads may share it.
 
-    adapter, in its methods: the name of one of the adapters that it was loaded with, None for no adapter; by default
-    the one that `use_adapter` chose.
+    Where a method has the argument `adapter`, it is the name of a loaded adapter, or None for no adapter. By default it
+    is the adapter that `use_adapter` chose.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
 
     @property
     def decode(self) -> DecodeConfig:
-        """Decoding defaults of later calls without `adapter`; may be set."""
+        """Decoding defaults of later calls that name no adapter; can be assigned."""
         return self.checkpoint.decode
 
     @decode.setter
@@ -107,9 +107,9 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         self._in_use = replace(self._in_use, checkpoint=replace(self.checkpoint, decode=decode))
 
     def use_adapter(self, name: str | None) -> None:
-        """Choose the adapter, with its decoding defaults, of later calls without `adapter`; None for no adapter.
+        """Use an adapter and its decoding defaults in later calls that name no adapter; None is no adapter.
 
-        Calls that other threads have begun keep theirs. Raises ConfigError for an unknown name.
+        Calls that have already begun in other threads are not changed. Raises ConfigError for an unknown name.
         """
         self._in_use = self._variant(name)
 
@@ -122,7 +122,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return self._variants[adapter]()
 
     def preprocess(self, image: Picture) -> Tensor:
-        """As `BaseCaptioner.preprocess`."""
+        """Return a picture as the model's input; see `BaseCaptioner.preprocess`."""
         return self._prepare(image).tensor
 
     def _prepare(self, image: Picture) -> PreparedImage:
@@ -158,7 +158,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return partial(self.attention_maps, picture, adapter=variant.adapter)
 
     def blind_caption(self, decode: DecodeConfig) -> Caption:
-        """Return the caption for image tokens that are all zeros: what the language model says without a picture."""
+        """Return the caption for image tokens that are all zeros: what the decoder writes without a picture."""
         variant = self._in_use
         model = variant.checkpoint.model
         image = torch.zeros(1, 3, *self._preprocess.size, device=self.device)
@@ -168,7 +168,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
             return generate_captions(self._request(variant, zeros, [0], decode, [0]), self.tokenizer)[0]
 
     def weights_hash(self) -> str:
-        """Return a hash of the weights, an adapter in use included."""
+        """Return a hash of the weights; those of an adapter in use are included."""
         return weights_hash(self.model)
 
     def attention_maps(

@@ -51,7 +51,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
-        """Open a folder that `myllm export --to onnx` wrote. threads: ONNX Runtime's own choice by default.
+        """Open a folder that `myllm export --to onnx` wrote. threads: by default, ONNX Runtime chooses their number.
 
         Raises CheckpointError if a file is missing or damaged, or needs an operator that ONNX Runtime lacks.
         """
@@ -73,7 +73,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return opened
 
     def preprocess(self, image: PictureOf[Floats]) -> Floats:
-        """As `BaseCaptioner.preprocess`."""
+        """Return a picture as the encoder's input; see `BaseCaptioner.preprocess`."""
         if isinstance(image, np.ndarray):
             expected = (3, *self._preprocess.size)
             if image.shape != expected:
@@ -82,7 +82,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return self._preprocess(load_image(image))
 
     def blind_caption(self, decode: DecodeConfig) -> None:
-        """None: the exported encoder returns keys and values, not the image tokens that would have to be zero."""
+        """Return None: the exported encoder returns keys and values, so its image tokens cannot be set to zero."""
         return None
 
     def weights_hash(self) -> str:

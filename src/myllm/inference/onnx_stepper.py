@@ -122,8 +122,8 @@ def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], l
 def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # a pattern would be kept for each length and batch size
-    # without this, its threads keep the cores busy for a while after each step, and torch's threads have to wait
+    options.enable_mem_pattern = False  # one would be kept for each length and batch size
+    # otherwise its threads keep the cores busy for a while after a step, and torch's threads wait for them
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -158,11 +158,11 @@ class StepState:
 class OnnxStepper(Stepper):
     """`VisionGPT2` step by step, computed by ONNX Runtime on the CPU.
 
-    Beams move no cache: the slots of a caption stay where they were written, and the mask says whose past they are.
+    Beam search does not copy the cache: slots stay where they were written, and the mask says which captions see them.
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights and activations. threads: torch's number by default."""
+        """precision: int8 rounds the decoder's weights and what they multiply. threads: torch's number by default."""
         self.decoder, self.config = model.decoder, model.config.text
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
 
@@ -215,7 +215,7 @@ def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any
 
 
 def _with_room(past: Floats, used: int, needed: int) -> Floats:
-    """Return a cache with room for `needed` slots, the first `used` unchanged; room doubles, so that copies are few."""
+    """Return the cache with room for `needed` slots, the first `used` unchanged; it doubles, so that copies are few."""
     if needed <= past.shape[1]:
         return past
     larger = np.empty((past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:]), np.float32)
@@ -234,9 +234,9 @@ def _mask_with_newest(mask: Floats, newest: int) -> Floats:
 
 
 def _without_dead_slots(state: StepState) -> StepState:
-    """Drop the slots that no caption continues, once they are the greater part.
+    """Return the same state without the slots that no caption sees any more, if they are more than half of all.
 
-    All images keep as many slots as the one that needs most; the mask of an image hides those that it does not need.
+    Every image keeps as many slots as the one that needs most; the mask hides those that it does not need.
     """
     alive = (state.mask == 0).any(axis=1)
     kept = int(alive.sum(axis=-1).max())

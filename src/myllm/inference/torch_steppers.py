@@ -187,7 +187,7 @@ def _power_of_two(least: int) -> int:
 
 def _record_on_gpu(job: Job, buffers: _Buffers) -> Job:
     """Return a function that replays `job` over the same memory; `job` itself, with a warning, if recording fails."""
-    # without the cache: weights that autocast has cast would be freed with it, though the recording reads them
+    # autocast's cache is off, because weights in it would be freed with it while the recording still reads them
     keeps_casts = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     torch.clear_autocast_cache()

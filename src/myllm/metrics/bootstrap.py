@@ -84,7 +84,7 @@ class Difference:
 
     @property
     def p_text(self) -> str:
-        """The p-value for people; "-" if there is none."""
+        """The p-value as text; "-" if there is none."""
         return "-" if self.p is None else f"{self.p:.4f}"
 
 

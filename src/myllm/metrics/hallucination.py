@@ -1,7 +1,8 @@
-"""Things, colours and numbers that a caption names and no reference does, after CHAIR (Rohrbach et al. 2018).
+"""Things, colours and numbers that a caption names but no reference names, after CHAIR (Rohrbach et al. 2018).
 
-CHAIR (https://aclanthology.org/D18-1437) knows COCO's 80 classes, and COCO's masks show which of them a picture has.
-Here the references show it, for the English words of `things.txt` and `colours.txt`.
+CHAIR (https://aclanthology.org/D18-1437) knows the 80 classes of COCO, and finds those that a picture shows in COCO's
+masks and references. Here they are found in the references only, for the English words of `things.txt` and
+`colours.txt`.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from myllm.metrics.result import MetricResult, share_of
 # "one" is a pronoun more often than a number: "one dog chases another".
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _NUMBERS |= {str(number): number for number in range(2, 11)}
-# Words of a reference that give a number, in addition to number words.
+# Words of a reference that imply a number without being one.
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = {"number", "#", "age", "no."}
 _NO_COUNT_BEFORE = {"year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"}
@@ -53,9 +54,9 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.
-    places_wrong:   as CHAIRi, for grounds, waters, plants, rooms and buildings.
+    places_wrong:   as CHAIRi, for places: grounds, waters, plants, rooms and buildings.
     colours_wrong:  colours named that no reference names, over colours named.
-    counts_wrong:   numbers named that no reference names or shows ("a man and a boy" are two people), over numbers.
+    counts_wrong:   numbers named that no reference names or implies ("a man and a boy": two people), over numbers.
     """
     rows = [compare_names(words, captions) for words, captions in zip(candidates, references, strict=True)]
     invented = {
@@ -81,7 +82,7 @@ def _named(words: Words, mentions: Sequence[Mention], supported: set[str]) -> Na
 
 
 def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:
-    """Return index and value of each number that counts something; "a pair of shoes" does not."""
+    """Return index -> value of each number that counts something; the pair in "a pair of shoes" does not."""
     numbers = {}
     for index, word in enumerate(words):
         after = words[index + 1] if index + 1 < len(words) else ""
@@ -96,7 +97,7 @@ def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:
 
 
 def _possible_numbers(words: Words) -> set[int]:
-    """Return the numbers that a reference names or that its things add up to: "a man and two girls" are 3 people."""
+    """Return the numbers that a reference names or implies: "a man and two girls" implies three people."""
     mentions = things().mentions(words)
     numbers = _numbers_in(words, mentions)
     totals, uncounted, stop = Counter[str](), set[str](), 0

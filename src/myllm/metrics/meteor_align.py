@@ -35,7 +35,7 @@ class Match(NamedTuple):
     words: int
     """Bit mask of the words it covers: the reference's from bit 0 on, then the candidate's."""
     gain: int
-    """Added to a path's rank: minus the words on both sides, of which half, rounded down, count if they differ."""
+    """Added to a path's rank: minus the number of words on both sides; if they differ, half of it, rounded down."""
 
 
 _Chosen = tuple[Match, "_Chosen"] | None  # linked list: the last match, and those before it
@@ -48,7 +48,7 @@ class _Path(NamedTuple):
     words: int
     """Bit mask of the words that its matches cover, as in Match."""
     resume: int
-    """Index in the reference behind its last match."""
+    """Index in the reference after its last match."""
     chunk_end: int
     """Index in the candidate that would continue the chunk; -1 outside of a chunk."""
     chosen: _Chosen

@@ -43,7 +43,8 @@ def vit_mini_conv8_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "class_token": False, "global_pool": "avg", "fc_norm": False,
     }
     model: Any = build_model_with_cfg(VisionTransformer, "vit_mini_conv8_64", pretrained, **(arguments | kwargs))
-    # random position embeddings are too small, next to the stem's output, to learn "left of"; at scale 1 they drown it
+    # random position embeddings are too small, compared with the stem's output, to learn "left of"; sines of scale 1
+    # would be too large
     positions = build_sincos2d_pos_embed(model.patch_embed.grid_size, dim=model.embed_dim, temperature=10.0)
     model.pos_embed.data.copy_(0.3 * positions)
     return model
@@ -52,7 +53,7 @@ def vit_mini_conv8_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def create_backbone(config: VisionConfig) -> Any:
     """Return the timm model with the weights that `config` asks for.
 
-    Raises ConfigError for an unknown backbone, size or geometry; CheckpointError for missing or unfitting weights.
+    Raises ConfigError for an unknown backbone, size or geometry; CheckpointError if weights are missing or do not fit.
     """
     sources = sorted(config.geometry.keys() & SOURCES)
     if sources:

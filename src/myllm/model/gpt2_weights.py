@@ -1,4 +1,4 @@
-"""Published GPT-2 weights: finding them, their geometry, and their tensors in the names and layout of our GPT."""
+"""Find published GPT-2 weights, check their geometry, and convert their tensors to the names and layout of our GPT."""
 
 import os
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ CONV1D_WEIGHTS = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.w
 def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT-2 folder in Hugging Face's layout as a state dict of our GPT.
 
-    expected: that GPT's state dict, for its names and shapes. Raises CheckpointError if a tensor is missing or has
-    another shape.
+    expected: a state dict of our GPT, which gives the names and shapes. Raises CheckpointError if a tensor is missing
+    or has another shape.
     """
     tensors = {
         name if name.startswith("transformer.") else f"transformer.{name}": value
@@ -72,9 +72,9 @@ def named_gpt2() -> str | None:
 
 
 def gpt2_folder(source: str | bool) -> Path:
-    """Return the local folder of a GPT-2: `source` if it is one, else the files of that hub id, cached or downloaded.
+    """Return the local folder of a GPT-2. `source` is a folder, or a hub id whose files are downloaded or cached.
 
-    Raises CheckpointError if there is neither a folder nor a cache nor a network.
+    If `source` is True, it is taken from HF_GPT2_REPO. Raises CheckpointError if the files cannot be had.
     """
     repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
     if Path(repo).is_dir():
@@ -105,7 +105,7 @@ def gpt2_config(folder: Path) -> GPTConfig:
 
 
 def gpt_config(facts: Mapping[str, Any], path: Path) -> GPTConfig:
-    """Return our configuration of a GPT-2 for transformers' configuration `facts`, read from `path`.
+    """Convert the content of transformers' config.json for a GPT-2, read from `path`, to our configuration.
 
     Raises CheckpointError if it is incomplete, or describes a model that our GPT computes differently.
     """

@@ -23,7 +23,7 @@ def test_without_words_help_is_printed_and_it_is_wrong_usage(capsys: Capture) ->
     assert "usage: myllm VERB" in capsys.readouterr().out
 
 
-def test_version_is_the_packages(capsys: Capture) -> None:
+def test_version_is_that_of_the_package(capsys: Capture) -> None:
     import myllm
 
     assert main(["--version"]) == 0

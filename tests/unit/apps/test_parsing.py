@@ -224,7 +224,7 @@ def test_a_renamed_decoding_option_works_by_its_old_name(words: list[str]) -> No
     assert caption("a.png", *words).decode_changes == {"contrastive_weight": 1.0}
 
 
-def test_a_name_that_another_verb_gave_up_keeps_its_meaning() -> None:
+def test_an_old_name_keeps_its_meaning_in_a_verb_that_still_has_it() -> None:
     assert parse("myllm evaluate", EvaluateOptions, ["--data=x", "--clip=transformers:x"]).clip == "transformers:x"
 
 

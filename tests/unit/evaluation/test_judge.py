@@ -51,7 +51,7 @@ def test_lines_show_each_figure_once_with_people() -> None:
     assert "people" in lines[0] and "people" not in judge_captions(CAPTIONS, [[text] for text in CAPTIONS]).lines()[0]
 
 
-def test_shares_show_their_denominator_and_those_of_nothing_the_reason() -> None:
+def test_shares_show_their_denominator_or_why_there_is_none() -> None:
     judgement = judge_captions(CAPTIONS, REFERENCES)
     lines = {line.split()[0]: line for line in judgement.lines()}
     assert lines["counts_wrong"].endswith("of 1 numbers") and judgement.as_json()["denominators"]["counts_wrong"] == 1

@@ -60,7 +60,7 @@ def test_people_are_counted_by_the_words_for_them(caption: str, people: int) -> 
     assert count_people(ptb_tokenize(caption)) == people
 
 
-def test_a_picture_has_as_many_people_as_the_median_of_its_references_names() -> None:
+def test_number_of_people_is_the_median_over_the_references() -> None:
     records = [
         record("a dog", "a dog", "a man and his dog"),
         record("a man", "a boy", "two boys"),
@@ -90,7 +90,7 @@ def test_pictures_are_grouped_by_brightness_and_broken_ones_left_out(tmp_path: P
     assert next(iter(slices["brightness"])) == "dark (to 20% of white)"
 
 
-def test_words_are_rare_if_training_captions_seldom_use_them() -> None:
+def test_words_are_rare_if_few_training_captions_use_them() -> None:
     training = ["a dog runs"] * 8 + ["a cat runs"] * 4 + ["the lynx runs"] * 2
     records = [record(caption) for caption in ("a dog", "of", "the lynx", "a cat", "an ocelot", "dog", "a cat .")]
     slices = slice_pictures(records, training)
