@@ -20,6 +20,7 @@ _NUMBERS |= {str(number): number for number in range(2, 11)}
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = {"number", "#", "age", "no."}
 _NO_COUNT_BEFORE = {"year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"}
+_NO_COUNT_BEFORE |= {"pairs"}  # "two pairs of shoes" are four
 
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
@@ -69,11 +70,11 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
     rows = [compare_names(words, captions) for words, captions in zip(candidates, references, strict=True)]
     counts_captions = any(row.things for row in rows)  # captions in another language name no English things
     return {
-        "CHAIRi": share_of([(len(row.invented_things), row.things) for row in rows], "things"),
-        "CHAIRs": share_of([(bool(row.invented_things), counts_captions) for row in rows], "captions"),
-        "places_wrong": share_of([(len(row.invented_places), row.places) for row in rows], "places"),
-        "colours_wrong": share_of([(len(row.invented_colours), row.colours) for row in rows], "colours"),
-        "counts_wrong": share_of([(len(row.invented_numbers), row.numbers) for row in rows], "numbers"),
+        "CHAIRi": share_of([(len(row.invented_things), row.things) for row in rows], "thing"),
+        "CHAIRs": share_of([(bool(row.invented_things), counts_captions) for row in rows], "caption"),
+        "places_wrong": share_of([(len(row.invented_places), row.places) for row in rows], "place"),
+        "colours_wrong": share_of([(len(row.invented_colours), row.colours) for row in rows], "colour"),
+        "counts_wrong": share_of([(len(row.invented_numbers), row.numbers) for row in rows], "number"),
     }
 
 
