@@ -87,7 +87,7 @@ class Judgement:
         head = f"{'':<31} {'':>5}  {'95 % interval':<16}"
         lines = [head + "  people (these captions)" * bool(self.people)]
         for name, figure in self.figures.items():
-            if name == "CIDEr" and MAIN in self.figures:  # the same value under another name
+            if name == "CIDEr":  # CIDEr-D under another name
                 continue
             low, high = self.intervals[name]
             label, value = f"{_LABELS.get(name, name):<31}", figure.corpus
