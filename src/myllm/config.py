@@ -106,7 +106,7 @@ class PreprocessConfig:
     std: Annotated[tuple[float, float, float], Range.POSITIVE] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop_pct: Annotated[float, Range.POSITIVE] = 1.0
-    crop_mode: str = "center"
+    crop_mode: Literal["center", "border", "squash"] = "center"
 
     def __post_init__(self) -> None:
         check_options(self, "preprocess.")

@@ -385,6 +385,7 @@ def test_encoder_defaults_are_those_of_transformers() -> None:
         ({"size": 32, "image_mean": ["a"]}, r"preprocess.mean is \('a',\); expected a list of 3, each a number"),
         ({"size": 32, "image_std": [0.5, 0.5, 0.0]}, "preprocess.std is .*; it must be above 0"),
         ({"size": 32, "do_resize": False, "do_center_crop": True}, "do_resize is false with do_center_crop"),
+        ({"size": 32, "do_pad": True, "pad_size": {"height": 40, "width": 40}}, "do_pad is true; supported is false"),
         ({"size": 32, "image_processor_type": "ConvNextImageProcessor"}, "image_processor_type is ConvNext"),
     ],
 )
@@ -514,7 +515,8 @@ def test_generation_options_that_change_the_tokens_are_refused_by_name(
     ("generation", "note"),
     [
         (IDS | {"do_sample": True, "num_beams": 4, "top_k": 5}, "do_sample with num_beams 4: beams are kept"),
-        (IDS | {"colour": 3}, "unknown generation options were left out: colour"),
+        (IDS | {"colour": 3}, "generation options that myllm does not have were left out: colour"),
+        (IDS | {"max_time": 0.5}, "generation options that myllm does not have were left out: max_time"),
         ({"decoder_start_token_id": END}, "has no eos_token_id"),
     ],
 )

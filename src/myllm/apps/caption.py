@@ -43,7 +43,8 @@ def caption(options: CaptionOptions) -> int:
             for row in caption_files(captioner, batch, draw, batch_seeds):
                 if "error" in row:
                     errors.append(row)
-                    display.warn(f"{row['image']}: {row['error']}")
+                    named = "" if row["error"].startswith(row["image"]) else f"{row['image']}: "
+                    display.warn(f"{named}{row['error']}")
                 elif file is not None:
                     print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
                 elif options.json:

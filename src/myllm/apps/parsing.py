@@ -17,11 +17,13 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from myllm.apps.options import VerbOptions
 from myllm.config import RENAMED_OPTIONS, TrainConfig, nearest
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, reason
+from myllm.files import read_bytes
 from myllm.option_checks import describe_type
 from myllm.presets import PRESETS
 
 Options = TypeVar("Options", bound=VerbOptions)
+MAX_YAML_BYTES = 2**24
 NOT_OPTIONS = ("given_names", "paths")
 PARSER_OPTIONS = ("help", "print_config")
 
@@ -148,7 +150,7 @@ def read_yaml(option: str, value: str, types: Mapping[str, Any]) -> list[GivenOp
     """
     is_file = option == "config" or os.path.isfile(value)  # Path.is_file fails for a long text
     try:
-        root = yaml.compose(Path(value).read_text(encoding="utf-8") if is_file else value)
+        root = yaml.compose(read_bytes(Path(value), MAX_YAML_BYTES).decode() if is_file else value)
         if root is None and is_file:
             return []
         prefix, file = "" if option == "config" else f"{option}.", value if is_file else f"--{option}"
@@ -156,7 +158,7 @@ def read_yaml(option: str, value: str, types: Mapping[str, Any]) -> list[GivenOp
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--{option} {value}: cannot be read ({error})") from error
+        raise ConfigError(f"--{option} {value}: cannot be read ({reason(error)})") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a node that contains itself
         raise ConfigError(f"--{option} {value}: not YAML: {' '.join(str(error).split())}") from error
 

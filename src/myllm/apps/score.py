@@ -94,7 +94,10 @@ def warn_of_captions(matched: Matched, display: Display) -> None:
 
 
 def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
-    """Print a row for each figure, or for each picture; text that a spreadsheet would run gets a leading quote."""
+    """Print a row for each figure, or for each picture.
+
+    Text that a spreadsheet would run gets a leading quote; characters that control a terminal are escaped.
+    """
     rows: list[dict[str, Any]] = rows_of(judgement, matched) if per_image else [
         {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
         for (name, figure), (low, high) in zip(judgement.figures.items(), judgement.intervals.values(), strict=True)
@@ -102,10 +105,11 @@ def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({
-            name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
-            for name, value in row.items()
-        })
+        writer.writerow({name: _cell(value) if isinstance(value, str) else value for name, value in row.items()})
+
+
+def _cell(text: str) -> str:
+    return "'" * text.startswith(FORMULA_BEGINS) + printable(text, keep="\t\n\r")
 
 
 def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def check_preprocess(preprocess: PreprocessConfig, encoder_size: tuple[int, ...]
     resized = max(encoder_size) / preprocess.crop_pct
     if resized > MAX_RESIZED_SIDE:
         raise CheckpointError(f"preprocess resizes to {resized:,.0f} pixels a side; at most {MAX_RESIZED_SIDE:,}")
-    Preprocess(preprocess)(Image.new("RGB", (8, 8)))  # fails for an unknown interpolation or crop mode
+    Preprocess(preprocess)(Image.new("RGB", (8, 8)))  # fails for an unknown interpolation
 
 
 def check_size(metadata: object) -> None:

@@ -35,7 +35,7 @@ WITHOUT_EFFECT = {
     "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
     "assistant_lookbehind", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
     "disable_compile", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "is_assistant", "low_memory",
-    "max_cache_len", "max_matching_ngram_size", "max_time", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "output_attentions", "output_hidden_states", "output_logits", "output_scores", "prefill_chunk_size",
     "prompt_lookup_num_tokens", "remove_invalid_values", "return_dict_in_generate", "speculation_type",
     "target_lookbehind", "token_healing", "transformers_version", "use_cache", "use_mtp",
@@ -80,7 +80,7 @@ def read_decode(folder: Path, config: Mapping[str, Any], end: int, n_positions: 
             )
     notes = []
     if unknown := sorted(values.keys() - KNOWN):
-        notes.append(f"{path.name}: unknown generation options were left out: {', '.join(unknown)}")
+        notes.append(f"{path.name}: generation options that myllm does not have were left out: {', '.join(unknown)}")
     if "eos_token_id" not in values:
         notes.append(f"{path.name} has no eos_token_id; captions end at the tokenizer's end of text")
     options = _options(values, n_positions)

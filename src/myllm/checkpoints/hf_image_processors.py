@@ -60,6 +60,8 @@ def _preprocess(
     kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(written_type or FAMILY_PROCESSORS[family]))
     if kind not in PROCESSORS:
         raise ConfigError(f"image_processor_type is {written_type}; supported are {', '.join(PROCESSORS)}")
+    if values.get("do_pad"):
+        raise ConfigError("do_pad is true; supported is false")
     values, notes = {**PROCESSORS[kind], **values}, []
     size, mode = values["size"], "squash"
     if isinstance(size, int) and "shortest_edge" in PROCESSORS[kind]["size"]:

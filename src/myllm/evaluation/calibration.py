@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
+from myllm.data.records import quantity
 from myllm.errors import DataError
 from myllm.metrics.result import Floats
 
@@ -122,7 +123,7 @@ def calibrate(
     informative = sum(bool(word) and word not in common for word, *_ in words)
     if informative < MIN_WORDS:
         raise DataError(
-            f"{len(captions)} captions have {informative} words that distinguish pictures; "
+            f"{quantity(len(captions), 'caption')} with {quantity(informative, 'word')} that distinguish pictures; "
             f"at least {MIN_WORDS} are needed to learn from: use more pictures"
         )
     vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.metrics.bootstrap import MIN_RELIABLE, MIN_TESTED, Difference, differences
 from myllm.metrics.ngrams import Words
@@ -79,20 +79,26 @@ class Comparison:
         """Return a sentence that states which captioner is better, if either is, with the evidence."""
         main = self.differences[MAIN]
         low, high = main.interval
-        pictures = f"on {len(self.records):,} pictures of split {self.split}"
+        pictures = f"on {quantity(len(self.records), 'picture')} of split {self.split}"
         values = f"B's {MAIN} of {main.b:.3f} and A's of {main.a:.3f} {pictures} differ by {main.difference:+.3f}"
         if main.p is None:
             return f"{values}; with fewer than {MIN_TESTED} pictures nothing can be said about chance."
-        measured = f"(95 % interval {low:+.3f} to {high:+.3f}, paired permutation test p = {main.p:.4f})"
         few = f" With fewer than {MIN_RELIABLE} pictures, repeat this on more." * (len(self.records) < MIN_RELIABLE)
         if main.p >= CHANCE:
-            return f"{values}, which may be chance {measured}.{few}"
+            return f"{values}, which may be chance ({_evidence(low, high, main.p)}).{few}"
         better, worse, by = ("B", "A", main.difference) if main.difference > 0 else ("A", "B", -main.difference)
+        if better == "A":
+            low, high = -high, -low
         return (
             f"{better}'s {MAIN} is {by:.3f} higher than {worse}'s {pictures}, {max(main.a, main.b):.3f} compared with "
-            f"{min(main.a, main.b):.3f} {measured}; {better} is higher on {main.wins[better == 'B']:,} of the pictures."
-            f" This compares two captioners, not their recipes: another seed may give another result.{few}"
+            f"{min(main.a, main.b):.3f} ({_evidence(low, high, main.p)}); {better} is higher on "
+            f"{main.wins[better == 'B']:,} of the pictures. This compares two captioners, not their recipes: another "
+            f"seed may give another result.{few}"
         )
+
+
+def _evidence(low: float, high: float, p: float) -> str:
+    return f"95 % interval {low:+.3f} to {high:+.3f}, paired permutation test p = {p:.4f}"
 
 
 def compare(

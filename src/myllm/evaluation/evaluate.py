@@ -10,7 +10,7 @@ from typing import Any
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.config import DecodeConfig
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.data.scenes import Thing
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
@@ -102,7 +102,7 @@ class Evaluation:
         if self.leaks is None:
             return []
         without = [
-            f"Without these {kind}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
+            f"Without these {kind}: {MAIN} {figures[MAIN]:.3f} of {quantity(int(figures['pictures'] or 0), 'picture')}."
             for kind, figures in self.without_leaks(self.leaks).items()
         ]
         return [*self.leaks.lines(), *without]
@@ -145,7 +145,7 @@ def caption_records(
             captioned.records.extend(record for record, _ in readable)
         progress(activity, len(captioned.records) + len(captioned.broken), len(records))
     if not captioned.records:
-        raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
+        raise DataError(f"none of {quantity(len(records), 'picture')} can be read; {captioned.broken[0]}")
     return captioned
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from myllm.data.records import quantity
 from myllm.metrics import score
 from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
@@ -93,14 +94,15 @@ class Judgement:
             if math.isnan(value):
                 lines.append(f"{label} {'-':>5}  {_reason(figure)}")
                 continue
-            people = "  {:.3f} ({:.3f})".format(*self.people[name]) if name in self.people else ""
-            counted = f"  of {figure.denominator:,} {figure.unit}" if figure.unit else ""
+            people = "  {} ({})".format(*map(_number, self.people[name])) if name in self.people else ""
+            counted = "" if figure.denominator is None else f"  of {quantity(figure.denominator, figure.unit)}"
             lines.append(f"{label} {value:5.3f}  {low:.3f} to {high:.3f}{people}{counted}")
         diversity = self.diversity
         lines.append(
             f"distinct captions {diversity.distinct_share:.1%}"
             + (f", not in training {diversity.unseen_share:.1%}" if diversity.unseen_share is not None else "")
-            + f", mean length {diversity.mean_length:.1f} words, vocabulary {diversity.vocabulary_size:,} words"
+            + f", mean length {diversity.mean_length:.1f} words, "
+            f"vocabulary {quantity(diversity.vocabulary_size, 'word')}"
         )
         shown = self.figures.keys() | UNSUPPORTED_METRICS
         absent = [f"{name} is absent: {why}" for name, why in self.protocol["absent"].items() if name not in shown]
@@ -157,14 +159,21 @@ def _undefined(figures: Mapping[str, MetricResult]) -> dict[str, str]:
 
 
 def _reason(figure: MetricResult) -> str:
-    # CHAIRs is a share of the captions, and has no value if none of them names a thing
-    unit = "things" if figure.unit == "captions" else figure.unit
-    return f"the captions name no {unit} of the English word lists" if unit else "no value"
+    if not figure.unit:
+        return "no value"
+    # CHAIRs counts captions, but has no value because none of them names a thing
+    nouns = "things" if figure.unit == "caption" else f"{figure.unit}s"
+    return f"the captions name no {nouns} of the English word lists"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
     count = len(captions)
-    few = f"{count} picture{'s are' if count > 1 else ' is'} few: below {MIN_RELIABLE} the intervals are too narrow."
+    verb = "is" if count == 1 else "are"
+    few = f"{quantity(count, 'picture')} {verb} few: below {MIN_RELIABLE} the intervals are too narrow."
     has_no_blanks = score.has_words_without_blanks([*captions, *(group[0] for group in references)])
     cautions = {
         "CIDEr-D of one picture is 0 by definition: its weights compare pictures with each other.": count == 1,

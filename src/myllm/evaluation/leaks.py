@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
 from myllm.evaluation.copies import Thumbnail, find_copies, thumbnail
@@ -69,17 +69,17 @@ class Leaks:
         """Return sentences, with the first `shown` names of each kind."""
         if not self.training:
             return ["The training pictures are not known, so leaks cannot be looked for."]
-        total, count, broken = f"{len(self.pictures):,}", len(self.pairs), len(self.broken)
-        first = f"None of {total} pictures is a copy of one of the {self.training:,} in the training data."
+        total, count, broken = quantity(len(self.pictures), "picture"), len(self.pairs), len(self.broken)
+        first = f"None of {total} is a copy of one of the {self.training:,} in the training data."
         if count:
             equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
             alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
             named = "; ".join(filter(None, (equal, alike)))
             verb = "is" if count == 1 else "are"
-            first = f"{count:,} of {total} pictures {verb} in the training data, too ({named})."
+            first = f"{count:,} of {total} {verb} in the training data, too ({named})."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
         named = f" ({_listed(examples, shown)})" if examples else ""
-        shared = f"word for word: {int(self.captions.sum()):,} of {total}{named}."
+        shared = f"word for word: {int(self.captions.sum()):,} of {len(self.captions):,}{named}."
         lines = [f"{first} {NOT_DETECTED}", f"Pictures that share a caption with the training data, {shared}"]
         if broken:
             verb = "was" if broken == 1 else "were"

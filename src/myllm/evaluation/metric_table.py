@@ -135,7 +135,7 @@ def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
     metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])
-    total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit.removesuffix('s'))}"
+    total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit)}"
     return _cell(metric.corpus, judgement.intervals[name], form, total)
 
 

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer
 from myllm.batched import batched
 from myllm.caption import Calibration, Caption
 from myllm.config import DecodeConfig
+from myllm.data.records import quantity
 from myllm.decoding.engine import SearchRequest
 from myllm.errors import ConfigError
 from myllm.inference.generate import generate_captions, make_vocabulary, stream_text
+from myllm.option_checks import has_type
 
 T = TypeVar("T")
 # the name of an adapter, None for no adapter; ... for the one that `Captioner.use_adapter` chose
@@ -93,14 +95,19 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         Captions of a `Captioner` keep a reference to their picture, for `caption.attention`: to a path, bytes, or an
         item of a list, but not to decoded pictures from an iterator, as these would fill the memory.
 
-        Raises as `caption` does, and ConfigError if `each` and `images` differ in length.
+        Raises as `caption` does, and ConfigError if `each` and `images` differ in length or `batch_size` is not a whole
+        number above 0.
         """
+        if not has_type(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"caption_batch: batch_size is {batch_size!r:.100}; expected a whole number above 0")
         variant = self._variant(adapter)
         options: Iterator[DecodeConfig] = repeat(_replace_options(variant, decode))
         if each is not None:
             images = list(images)
             if len(each) != len(images):
-                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
+                raise ConfigError(
+                    f"caption_batch: each has options for {quantity(len(each), 'picture')}; there are {len(images)}"
+                )
             options = iter([_replace_options(variant, {**decode, **changes}) for changes in each])
         is_kept = isinstance(images, Sequence) or hasattr(images, "shape")
         captions = list[Caption]()

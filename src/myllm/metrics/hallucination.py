@@ -21,6 +21,7 @@ _NUMBERS |= {str(number): number for number in range(2, 11)}
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = {"number", "#", "age", "no."}
 _NO_COUNT_BEFORE = {"year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"}
+_NO_COUNT_BEFORE |= {"pairs"}  # "two pairs of shoes" are four
 
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
@@ -60,12 +61,12 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
     """
     rows = [compare_names(words, captions) for words, captions in zip(candidates, references, strict=True)]
     invented = {
-        kind: share_of([(len(row[kind].invented), row[kind].total) for row in rows], kind)
+        kind: share_of([(len(row[kind].invented), row[kind].total) for row in rows], kind.removesuffix("s"))
         for kind in ("things", "places", "colours", "numbers")
     }
     # NaN, not 0, for captions in another language: they name no English things
     counts_captions = any(row["things"].total for row in rows)
-    captions = share_of([(bool(row["things"].invented), counts_captions) for row in rows], "captions")
+    captions = share_of([(bool(row["things"].invented), counts_captions) for row in rows], "caption")
     return {
         "CHAIRi": invented["things"], "CHAIRs": captions, "places_wrong": invented["places"],
         "colours_wrong": invented["colours"], "counts_wrong": invented["numbers"],

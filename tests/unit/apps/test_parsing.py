@@ -166,6 +166,14 @@ def test_a_yaml_fault_is_reported_with_file_and_line(yaml_file: Path, content: s
         train("--config", str(yaml_file))
 
 
+@pytest.mark.parametrize("option", ["--config", "--decode"])
+def test_a_yaml_file_is_not_read_beyond_a_limit(yaml_file: Path, option: str) -> None:
+    with yaml_file.open("wb") as file:
+        file.truncate(2**35)  # sparse: it takes no room on the disk
+    with pytest.raises(ConfigError, match=r"a.yaml: cannot be read .*larger than the limit of"):
+        train(option, str(yaml_file))
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [

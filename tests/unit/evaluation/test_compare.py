@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def test_sentence_names_the_better_captioner_on_either_side() -> None:
     assert exchanged.sentence().startswith("B's CIDEr-D is")
     for side in (comparison, exchanged):
         assert "higher on 16 of the pictures" in side.sentence()
+        low, high = map(float, re.findall(r"95 % interval (\S+) to (\S+),", side.sentence())[0])
+        assert 0 < low < abs(side.differences["CIDEr-D"].difference) < high
 
 
 def test_equal_captions_are_never_called_different() -> None:

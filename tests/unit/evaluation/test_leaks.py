@@ -193,6 +193,13 @@ def test_lines_name_copies_and_state_the_limits() -> None:
     ]
 
 
+def test_lines_of_one_picture_speak_of_one_picture() -> None:
+    mask = np.array([True])
+    pair = PicturePair(Record(Path("a"), ()), Record(Path("b"), ()), True)
+    assert Leaks(5, (pair,), (), (), mask, mask).lines()[0].startswith("1 of 1 picture is in the training data")
+    assert Leaks(5, (), (), (), ~mask, ~mask).lines()[0].startswith("None of 1 picture is a copy")
+
+
 def test_pairs_give_both_pictures_in_the_order_of_the_judged_ones(training: list[Record], tmp_path: Path) -> None:
     copy = saved(drawing(7), tmp_path / "copy.jpg", quality=40)
     leaks = find_leaks(training, [copy, saved(drawing(1000), tmp_path / "other.jpg"), training[3]])
