@@ -13,7 +13,7 @@ from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, install_command
 
 Options = TypeVar("Options")
-# prefix of the options of each class, as on the command line
+# prefix of each class's options on the command line
 GROUPS: Mapping[type, str] = {
     config.CaptionerConfig: "", config.VisionConfig: "vision.", config.GPTConfig: "text.",
     config.PreprocessConfig: "preprocess.", config.CaptionsConfig: "captions.", config.DecodeConfig: "decode.",
@@ -95,6 +95,6 @@ def check_tokenizer(tokenizer: Tokenizer, rows: int, table: str = "the embedding
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
         raise CheckpointError(
-            f"the tokenizer has tokens up to number {highest}, {table} {rows} rows; they belong to different models: "
+            f"the tokenizer has tokens up to number {highest}, {table} {rows} rows: they belong to different models; "
             "put the tokenizer that the weights were trained with next to them"
         )

@@ -26,7 +26,7 @@ from myllm.model.weight_files import read_tensors
 
 HEAD_WIDTH = 64
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-# Our names in a decoder block to those of both formats; several if our matrix joins several of theirs.
+# Modules of a decoder block: our names, and those of both formats; several if our matrix joins several of theirs.
 BLOCK = {
     "ln_1": "ln_1", "ln_cross_attn": "ln_2", "ln_2": "ln_3", "crossattention.q_attn": "cross_attn.q",
     "crossattention.c_attn": "cross_attn.k cross_attn.v", "crossattention.c_proj": "cross_attn.c_proj",
@@ -67,14 +67,14 @@ LAYOUTS = {
         ("weight", "bias"), "none",
     ),
 }
-# A format's tensor names include some with each of these prefixes.
+# In a file of each program, some tensor names begin with each of these prefixes.
 PREFIXES = {name: ("patch_embed.", f"{layout.blocks}.") for name, layout in LAYOUTS.items()} | {
     "ClipCap": ("clip_project.", "gpt."),
     "nanoVLM": ("vision_encoder.", "decoder.", "MP."),
 }
 SUPPORTED = f"state dicts that can be opened are those of {' and '.join(LAYOUTS)}"
 CAUSAL_MASK = re.compile(r"(trf_blocks|transformer\.h)\.\d+\.attn\.mask")
-# A model made without these biases lacks them in every block.
+# Biases that a model can be made without; then every block lacks them.
 OPTIONAL_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_value)\.bias$")
 
 

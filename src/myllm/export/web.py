@@ -38,7 +38,7 @@ PAGE_OPTIONS = {
 def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress) -> None:
     """Write the page, the model as `onnx_export.to_folder` writes it (model/), and ONNX Runtime Web (runtime/).
 
-    Raises ConfigError as `onnx_export.to_folder` does, and otherwise as `fetch_runtime` does.
+    Raises what `onnx_export.to_folder` and `fetch_runtime` raise.
     """
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
