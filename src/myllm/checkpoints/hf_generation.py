@@ -113,7 +113,7 @@ def _options(values: Mapping[str, Any], n_positions: int) -> dict[str, Any]:
 
 def generation_config(decode: DecodeConfig, end: int) -> dict[str, Any]:
     """Return transformers' generation_config.json with those of our decoding options that transformers has."""
-    names = [*ALWAYS, *(name for name in OPTIONAL if _is_set(decode, name)), *(SAMPLING if decode.do_sample else ())]
+    names = [*ALWAYS, *(name for name in OPTIONAL if name in decode.changed()), *(SAMPLING if decode.do_sample else ())]
     tokens = dict.fromkeys(("decoder_start_token_id", "eos_token_id", "pad_token_id"), end)
     return {"num_beams": decode.beams, **{name: getattr(decode, name) for name in names}, **tokens}
 
@@ -121,12 +121,6 @@ def generation_config(decode: DecodeConfig, end: int) -> dict[str, Any]:
 def unsupported_options(decode: DecodeConfig) -> list[str]:
     """Return a message for each decoding option in use that transformers' generation options cannot hold."""
     return [
-        f"decode.{name} {getattr(decode, name)!r:.100} cannot be kept in Hugging Face format; "
-        "captions in transformers will differ"
-        for name in DecodeConfig.__dataclass_fields__
-        if name not in ("beams", *ALWAYS, *OPTIONAL, *SAMPLING) and _is_set(decode, name)
+        f"decode.{name} {value!r:.100} cannot be kept in Hugging Face format; captions in transformers will differ"
+        for name, value in decode.changed().items() if name not in ("beams", *ALWAYS, *OPTIONAL, *SAMPLING)
     ]
-
-
-def _is_set(decode: DecodeConfig, name: str) -> bool:
-    return bool(getattr(decode, name) != getattr(DecodeConfig, name))
