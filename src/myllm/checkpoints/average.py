@@ -19,7 +19,7 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
     naming both files, if captioners differ in geometry or tokens.
     """
     if len(checkpoints) < 2:
-        raise ConfigError(f"a mean needs two captioners or more; got {len(checkpoints)}")
+        raise ConfigError(f"a mean needs two or more captioners; got {len(checkpoints)}")
     weights = list(weights) or [1.0] * len(checkpoints)
     if len(weights) != len(checkpoints) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ConfigError(f"weights {weights} for {len(checkpoints)} captioners; give one of at least 0 for each")
