@@ -5,7 +5,7 @@ The docstring of a field is its help text on the command line.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from myllm.errors import ConfigError
@@ -229,9 +229,13 @@ class DecodeConfig:
                 f"decode.do_sample with decode.beams {self.beams}: sampling uses one beam; leave out one of the two"
             )
         sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-        changed = [name for name in sampling if getattr(self, name) != getattr(DecodeConfig, name)]
+        changed = [name for name in self.changed() if name in sampling]
         if changed and not self.do_sample:
             raise ConfigError(f"decode.{' and decode.'.join(changed)} change nothing without decode.do_sample true")
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(DecodeConfig, name)}
 
     def _check_number_of_captions(self) -> None:
         count, groups = self.num_return_sequences, self.num_beam_groups

@@ -13,7 +13,7 @@ from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, install_command
 
 Options = TypeVar("Options")
-# prefix of the options of each class, as on the command line
+# prefix of each class's options on the command line
 GROUPS: Mapping[type, str] = {
     config.CaptionerConfig: "", config.VisionConfig: "vision.", config.GPTConfig: "text.",
     config.PreprocessConfig: "preprocess.", config.CaptionsConfig: "captions.", config.DecodeConfig: "decode.",

@@ -14,7 +14,7 @@ from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 
 FILE_NAME = "preprocessor_config.json"
-# numbers that image processors write
+# image processors write an interpolation as a number
 RESAMPLES = {int(resample): name for name, resample in INTERPOLATIONS.items()}
 # The processors that resize, crop and normalise as `Preprocess` can, with their defaults in transformers.
 _PLAIN = {

@@ -1,7 +1,7 @@
 """Low-rank adapters in PEFT's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors,
-because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
+PEFT has no fields for the hash of the base's weights, decoding defaults and provenance. They are in the header of the
+tensors, because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
 """
 
 import json

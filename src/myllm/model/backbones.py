@@ -105,11 +105,10 @@ def _load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"vision.weights {error}") from error
     expected = backbone.state_dict()
-    if not expected.keys() <= tensors.keys():
+    if missing := sorted(expected.keys() - tensors.keys()):
         in_order = dict(zip(expected, tensors.values(), strict=False))
         # the weight and bias of a classifier may come last
         is_same_length = len(expected) <= len(tensors) <= len(expected) + 2
-        missing = sorted(expected.keys() - tensors.keys())
         if not is_same_length or any(expected[key].shape != value.shape for key, value in in_order.items()):
             raise CheckpointError(
                 f"vision.weights {path}: not weights of {name}: {len(missing)} of its {len(expected)} tensors are "

@@ -192,6 +192,8 @@ def test_hub_download_takes_one_format_and_then_works_offline(
     assert not any("pytorch_model.bin" in request for request in requests)
     assert loaded(server, tmp_path, HF_HUB_OFFLINE="1") == expected_output
     assert loaded(server, tmp_path, f"{REPO}@v1") == expected_output
+    set_faults(server, status=500)
+    assert loaded(server, tmp_path) == expected_output
 
 
 def test_hub_adapter_is_downloaded_and_merged_into_its_base(
