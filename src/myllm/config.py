@@ -285,8 +285,8 @@ class TrainConfig:
     """The run folder."""
     base: str | None = None
     """Captioner to start from, in any form that MyLLM opens. Its weights, geometry, tokenizer and preprocessing are
-    used. If vision, text or mode is given, too, it must be the same, except text.dropout. Its decoding defaults are
-    used unless others are given."""
+    used. If vision, text or mode is given, too, it must be the same, except text.dropout. Its decoding options
+    are the defaults."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
