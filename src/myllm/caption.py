@@ -106,8 +106,7 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """Return what checkpoints store; `from_json` reads it."""
-        plain = {"offsets": dict(self.offsets), "common_words": list(self.common_words)}
-        return {**asdict(self), **plain, "calibrated_on": dict(self.calibrated_on)}
+        return {**asdict(self), "common_words": list(self.common_words)}
 
     @classmethod
     def from_json(cls, values: Any) -> "Calibration":

@@ -20,9 +20,9 @@ RENAMED_OPTIONS = {
 }
 
 
-def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' for an error message, or '' if no known word is similar."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 

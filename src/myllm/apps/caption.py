@@ -11,7 +11,6 @@ from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
 from myllm.apps.printing import print_json, printable
-from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import PICTURE_SUFFIXES
@@ -28,7 +27,7 @@ def caption(options: CaptionOptions) -> int:
     """Caption every picture of `options.paths`. The exit code is 1 if none of them can be captioned."""
     display = Display(options.quiet, json=True)
     pictures = list(find_pictures(options.paths))
-    out = Path(options.out) if options.out is not None else None
+    out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
     heatmaps = heatmap_files(Path(options.heatmaps), pictures, options.overwrite) if options.heatmaps else {}
@@ -57,13 +56,14 @@ def caption(options: CaptionOptions) -> int:
         errors_file = Path(f"{out}.errors.jsonl")
         errors_file.unlink(missing_ok=True)  # of an earlier run
         if errors:
-            write_jsonl(errors_file, errors)
-    captioned = len(pictures) - len(errors)
+            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+            with atomic_write(errors_file) as binary_file:
+                binary_file.write(lines.encode(errors="backslashreplace"))
     if out is not None or errors:
-        where = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
-        failed = f", {len(errors):,} could not be captioned{where[1]}" if errors else ""
-        display.say(f"{quantity(captioned, 'picture')} captioned{where[0]}{failed}")
-    return 0 if captioned else 1
+        in_file, see_file = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
+        failed = f", {len(errors):,} could not be captioned{see_file}" if errors else ""
+        display.say(f"{quantity(done - len(errors), 'picture')} captioned{in_file}{failed}")
+    return 0 if done > len(errors) else 1
 
 
 def find_pictures(words: Sequence[str]) -> Iterator[Path]:
@@ -130,7 +130,7 @@ def caption_files(
 
 
 def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, list[Path]]:
-    """Return the files for each picture's heat maps, as many as the picture is given times.
+    """Return the files for each picture's heat maps: a file for each time that the picture is given.
 
     A file is named after its picture, with a number if several have that name. Raises ConfigError if one exists and may
     not be overwritten.

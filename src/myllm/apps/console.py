@@ -72,7 +72,7 @@ class Display:
 
 
 class TrainingDisplay:
-    """Shows loss, learning rate, gradient norm and speed beside `bar`, and after each epoch figures and samples."""
+    """Shows loss, learning rate, gradient norm and speed next to `bar`, and after each epoch figures and samples."""
 
     def __init__(self, display: Display) -> None:
         self.display = display

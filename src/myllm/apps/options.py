@@ -149,7 +149,7 @@ class DemoOptions(Drawing):
     max_steps: Annotated[int | None, Range.POSITIVE] = None
     """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
     judged: Annotated[int, Range.POSITIVE] = 1_000
-    """Number of new scenes to judge the captioner on: as many with pairs seen in training as with held-out pairs."""
+    """Number of new scenes of each kind to judge the captioner on: with pairs seen in training, with held-out pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from myllm.presets import PRESETS
 
 Options = TypeVar("Options", bound=VerbOptions)
 NOT_OPTIONS = ("given_names", "paths")
-OF_THE_PARSER = ("help", "print_config")
+PARSER_OPTIONS = ("help", "print_config")
 
 
 class GivenOption(NamedTuple):
@@ -59,10 +59,10 @@ def parse(
         values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
         return kind(**values, given_names=frozenset(given))
     except ArgumentError as error:
-        key = re.search(r'key "([\w.]+)"', str(error))
+        match = re.search(r'key "([\w.]+)"', str(error))
         message = " ".join(str(error).split())
-        if key is not None and key[1] in given:
-            name, value, source = given[key[1]]
+        if match is not None and match[1] in given:
+            name, value, source = given[match[1]]
             message = f"{source}{name} is {value!r}; expected {describe_type(types[name])}"
         raise ConfigError(f"{message}. See `{program} --help`") from error
     except ConfigError as error:  # of a check of the values: "decode.beams is 0; it must be above 0"
@@ -71,7 +71,7 @@ def parse(
 
 
 def types_of_options(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the type of each option by its dotted name, like decode.beams; of a group, like decode, its dataclass."""
+    """Return the type of each option by its dotted name, like decode.beams; a group, like decode, is a dataclass."""
     types: dict[str, Any] = {}
     for name, option_type in get_type_hints(kind).items():
         if name not in NOT_OPTIONS:
@@ -92,10 +92,9 @@ def current_name(name: str, types: Mapping[str, Any], source: str = "") -> str:
         print(f"myllm: option {name} is now called {new}", file=sys.stderr)
         return new
     if name not in types:
-        if source:
-            raise ConfigError(f"{source}unknown option {name!r}{nearest(name, types)}")
-        known = [f"--{option}" for option in (*types, "config")]
-        raise ConfigError(f"unknown option --{name}{nearest(f'--{name}', known)}")
+        dashes, known = ("", types) if source else ("--", [*types, "config"])
+        hint = nearest(f"{dashes}{name}", [f"{dashes}{option}" for option in known])
+        raise ConfigError(f"{source}unknown option {repr(name) if source else f'--{name}'}{hint}")
     return name
 
 
@@ -111,7 +110,7 @@ def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[Giv
         if word == "--":
             paths += rest
             break
-        if word == "-h" or word.removeprefix("--").partition("=")[0] in OF_THE_PARSER:
+        if word == "-h" or word.removeprefix("--").partition("=")[0] in PARSER_OPTIONS:
             parser_words.append(word)
         elif not _is_option(word):
             paths.append(word)
@@ -188,9 +187,10 @@ class _HelpFormatter(DefaultHelpFormatter):
         return None
 
     def _get_help_string(self, action: Action) -> str:
-        says_nothing = action.default is False or action.default in (None, "", (), {})
-        text = super()._get_help_string(action)
-        return text.removesuffix(" (default: %(default)s)") if says_nothing else text
+        text, default = super()._get_help_string(action), action.default
+        if default is False or default in (None, "", (), {}):
+            return text.removesuffix(" (default: %(default)s)")
+        return text.replace("%(default)s", ",".join(map(str, default))) if isinstance(default, tuple) else text
 
 
 def _parser(program: str, kind: type) -> ArgumentParser:

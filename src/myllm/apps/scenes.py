@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from myllm.apps.console import Display
-from myllm.apps.opening import draw_with_progress
+from myllm.apps.data_folder import draw_with_progress
 from myllm.apps.options import ScenesOptions
 
 

@@ -48,8 +48,8 @@ class Stepper(Protocol):
         ...
 
     def release(self, state: Any) -> None:
-        """Take back what a state holds, once its search has ended or was given up."""
-        ...
+        """Take back what a state holds, once its search has ended or was given up; by default, nothing."""
+        return
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
 from myllm.errors import DataError
+from myllm.metrics.result import Floats
 
-Floats = NDArray[np.float64]
 COMMON_SHARE = 1 / 3
 """A word in the references of a greater share of pictures is common; other words are informative."""
 MIN_WORDS = 100
 """Informative words needed for a calibration."""
 FOLDS = 5
 BINS = 10
+RIDGE = 0.01
 DRAWS = 2_000
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
@@ -133,15 +134,13 @@ def calibrate(
     return Calibration(logprob, score, constant, word_offsets, tuple(common), on or {})
 
 
-def fit_log_odds(
-    inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_], ridge: float = 0.01
-) -> tuple[Floats, Floats]:
+def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
     log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
-    word that occurs once has hardly any. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method; the
-    rows of the Hessian that belong to words have few entries and are eliminated first.
+    word that occurs once gets one near 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method is
+    used; the rows of the Hessian that belong to words have few entries, and are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
@@ -151,16 +150,16 @@ def fit_log_odds(
     def loss(weights: Floats, offsets: Floats) -> float:
         odds = x @ weights + offsets[word]
         fit = float((np.logaddexp(0, odds) - targets * odds).sum())
-        return fit + float(ridge * weights @ weights + offsets @ offsets) / 2
+        return fit + float(RIDGE * weights @ weights + offsets @ offsets) / 2
 
     for _ in range(100):
         chances = np.exp(-np.logaddexp(0, -(x @ weights + offsets[word])))
         error, weight = chances - targets, (chances * (1 - chances))[:, None]
-        slope, word_slope = x.T @ error + ridge * weights, np.bincount(word, error) + offsets
+        slope, word_slope = x.T @ error + RIDGE * weights, np.bincount(word, error) + offsets
         shared = np.zeros((len(offsets), 3))
         np.add.at(shared, word, weight * x)
         curvature = np.bincount(word, weight[:, 0]) + 1
-        left = x.T @ (weight * x) + ridge * np.eye(3) - shared.T @ (shared / curvature[:, None])
+        left = x.T @ (weight * x) + RIDGE * np.eye(3) - shared.T @ (shared / curvature[:, None])
         step = np.linalg.solve(left, slope - shared.T @ (word_slope / curvature))
         word_step, size = (word_slope - shared @ step) / curvature, 1.0
         if max(np.abs(step).max(), np.abs(word_step).max()) < 1e-7:
@@ -183,7 +182,7 @@ def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]
 
 
 def measure_confidence(
-    captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: Sequence[float] | Floats,
+    captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: ArrayLike,
     on: Mapping[str, Any] | None = None,
 ) -> ConfidenceReport:
     """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
@@ -218,14 +217,12 @@ def measure_confidence(
     )
 
 
-def gain_interval(
-    confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats, draws: int = DRAWS
-) -> tuple[float, float]:
+def gain_interval(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, float]:
     """Return the 95 % interval of the mean of the more confident half minus the mean of all, by the bootstrap."""
     sure, values = np.asarray(confidence, dtype=np.float64), np.asarray(figures, dtype=np.float64)
     generator = np.random.default_rng(0)
-    gains = np.empty(draws)
-    for draw in range(draws):
+    gains = np.empty(DRAWS)
+    for draw in range(DRAWS):
         chosen = generator.integers(0, len(sure), len(sure))
         order = chosen[np.argsort(-sure[chosen], kind="stable")]
         gains[draw] = values[order[: -(-len(order) // 2)]].mean() - values[chosen].mean()
@@ -233,9 +230,7 @@ def gain_interval(
     return float(low), float(high)
 
 
-def reliability(
-    confidence: Sequence[float] | Floats, right: Sequence[float] | Floats, bins: int = BINS
-) -> tuple[Bin, ...]:
+def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> tuple[Bin, ...]:
     """Return cases sorted by confidence in bins of equally many."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
@@ -249,7 +244,7 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(part.count * abs(part.confidence - part.right) for part in bins) / max(1, total)
 
 
-def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats) -> tuple[float, ...]:
+def risk_coverage(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, ...]:
     """Return the mean of `figures` of the most confident 10, 20 ... 100 % (`SHARES`), rounded up to whole captions."""
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
     means = np.asarray(figures, dtype=np.float64)[order].cumsum() / np.arange(1, len(order) + 1)

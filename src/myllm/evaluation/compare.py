@@ -1,7 +1,7 @@
 """Compare two sets of captions of the same pictures: differences, with tests of whether they may be chance."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,6 @@ class Compared:
     name: str
     captions: Sequence[str]
     judgement: Judgement
-
-    def with_protocol(self, **entries: Any) -> "Compared":
-        """Return a copy with further entries in the judgement's protocol."""
-        return replace(self, judgement=self.judgement.with_protocol(**entries))
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Comparison:
         head = f"{'A':>6} {'B':>6}  {'B - A':>6}  {'95 % interval':<17} {'p':>6}   A / B / neither is higher"
         lines = [f"{'':<16} {head}"]
         for name, difference in self.differences.items():
-            if name == "CIDEr" and MAIN in self.differences:  # the same value under another name
+            if name == "CIDEr":  # CIDEr-D under another name
                 continue
             low, high = difference.interval
             wins = " / ".join(f"{count:,}" for count in difference.wins)
@@ -101,10 +97,15 @@ class Comparison:
 
 def compare(
     a: tuple[str, Sequence[str]], b: tuple[str, Sequence[str]], records: Sequence[Record], split: str,
-    metrics: Sequence[str] | None = None
+    metrics: Sequence[str] | None = None, protocols: Sequence[Mapping[str, Any]] = ({}, {})
 ) -> Comparison:
-    """Compare two named sets of captions, one for each picture of `records`; metrics as for `judge_captions`."""
+    """Compare two named sets of captions, one for each picture of `records`.
+
+    metrics: as for `judge_captions`. protocols: how the captions of each were made.
+    """
     references = [record.captions for record in records]
-    judgements = [judge_captions(captions, references, metrics=metrics) for _, captions in (a, b)]
-    first, second = (Compared(*named, judgement) for named, judgement in zip((a, b), judgements, strict=True))
+    first, second = (
+        Compared(name, captions, judge_captions(captions, references, metrics=metrics).with_protocol(**protocol))
+        for (name, captions), protocol in zip((a, b), protocols, strict=True)
+    )
     return Comparison(first, second, records, split)

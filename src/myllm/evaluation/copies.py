@@ -1,6 +1,7 @@
 """Find pictures that are copies of others by their looks: resaved, resized, relit, grey, mirrored, turned or cropped.
 
-Small pictures of the details propose candidates; each is aligned, and must then agree in every part and in colour.
+Candidates are found by comparing small pictures of the details. Each is then aligned, and must agree in every part and
+in colour.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,8 @@ class Limits(NamedTuple):
 
 # All limits were measured by benchmarks/leaks.py.
 LIMITS, LIMITS_OF_SIMPLE = Limits(0.9, 0.6, 0.9, 0.4), Limits(0.98, 0.35, 1.0, 0.15)
-BLANK, MIN_BUSY = 3.0, 0.43  # if fewer blocks than this share have more contrast (grey levels), a picture is simple
+# A picture is simple if less than the share MIN_BUSY of its blocks has a contrast above BLANK grey levels.
+BLANK, MIN_BUSY = 3.0, 0.43
 SIDE, CHROMA_SIDE = 48, 12  # of a thumbnail
 CANDIDATES, CANDIDATE_SIDE = 8, 10
 ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # the second is a correlation of details
@@ -101,8 +103,8 @@ def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnai
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:
     """Whether one picture is the other, or what cropping leaves of it; both are upright.
 
-    Many mostly blank pictures, such as a shape on white, differ only in the size, position and colour of what they
-    show, so these have to agree: they are not aligned.
+    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of what they
+    show. So they are not aligned, and all three must agree.
     """
     blocks = picture.luma.reshape(SIDE // 4, 4, SIDE // 4, 4)
     is_simple = (blocks.std(axis=(1, 3)) > BLANK).mean() < MIN_BUSY
@@ -166,7 +168,7 @@ def _rms(values: Array) -> float:
 def details(luma: NDArray[np.uint8], windows: tuple[Window, ...], side: int) -> Array:
     """Return what blurring removes from windows of a picture: (windows, side**2), each of norm 1 or 0.
 
-    Skies and slopes of light, which many pictures share, are not among it.
+    Blurring keeps skies and slopes of light, which many pictures share.
     """
     return _normalized(resampled(luma - _BLUR @ luma @ _BLUR.T, windows, side), MIN_DETAIL * side)
 

@@ -19,7 +19,6 @@ from myllm.evaluation.judge import MAIN, Judgement, defined, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
-from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
@@ -132,7 +131,6 @@ def caption_records(
     Raises DataError if none of the pictures can be read.
     """
     captioned = CaptionedSplit([], [], [])
-    done = 0
     for batch in batched(records, batch_size):
         readable = []
         for record in batch:
@@ -145,8 +143,7 @@ def caption_records(
             # Without attention, which would keep each picture in memory.
             captioned.captions.extend(replace(caption, compute_attention=None) for caption in captions)
             captioned.records.extend(record for record, _ in readable)
-        done += len(batch)
-        progress(activity, done, len(records))
+        progress(activity, len(captioned.records) + len(captioned.broken), len(records))
     if not captioned.records:
         raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
     return captioned
@@ -197,7 +194,7 @@ def evaluate(
         judgement = judgement.with_figures({"self-CIDEr": self_cider(groups, references)})
     captions, trust = _with_confidence(captioned, judgement)
     slices = slice_pictures(records, training_captions, data.things or None)
-    worst, _ = worst_first(slices, judgement.figures[MAIN], lambda part: intervals({MAIN: part}, draws=2_000)[MAIN])
+    worst = worst_first(slices, judgement.figures[MAIN])
     is_drawn = all(record.name in data.things for record in records)  # pictures added to drawn scenes are not
     truth = score_scene_captions(texts, [data.things[record.name] for record in records]) if is_drawn else {}
     return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)

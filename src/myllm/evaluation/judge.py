@@ -86,7 +86,7 @@ class Judgement:
         head = f"{'':<31} {'':>5}  {'95 % interval':<16}"
         lines = [head + "  people (these captions)" * bool(self.people)]
         for name, figure in self.figures.items():
-            if name == "CIDEr" and MAIN in self.figures:  # the same value under another name
+            if name == "CIDEr":  # CIDEr-D under another name
                 continue
             low, high = self.intervals[name]
             label, value = f"{_LABELS.get(name, name):<31}", figure.corpus
@@ -157,7 +157,9 @@ def _undefined(figures: Mapping[str, MetricResult]) -> dict[str, str]:
 
 
 def _reason(figure: MetricResult) -> str:
-    return f"the captions name no {figure.unit} of the English word lists" if figure.unit else "no value"
+    # CHAIRs is a share of the captions, and has no value if none of them names a thing
+    unit = "things" if figure.unit == "captions" else figure.unit
+    return f"the captions name no {unit} of the English word lists" if unit else "no value"
 
 
 def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Find judged pictures and captions that are in the training data, too, so that they can be named and left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +96,11 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
     pictures, captions = np.zeros(len(judged), dtype=np.bool_), np.zeros(len(judged), dtype=np.bool_)
     if not training:
         return Leaks(0, (), (), (), pictures, captions)
-    read = list(_read_all([*training, *judged], progress))
+    records, read = [*training, *judged], list[tuple[str, Thumbnail] | None]()
+    with ThreadPoolExecutor() as pool:
+        for entry in pool.map(_read, records):
+            read.append(entry)
+            progress("looking for leaks", len(read), len(records))
     known = {index: entry for index, entry in enumerate(read[: len(training)]) if entry}
     readable = {index: entry for index, entry in enumerate(read[len(training) :]) if entry}
     sources = {digest: index for index, (digest, _) in reversed(known.items())}
@@ -111,20 +115,13 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
         len(training),
         tuple(PicturePair(judged[i], training[source], i in equal) for i, source in sorted(sources_of.items())),
         tuple((judged[index].name, *source) for index, source in repeated.items()),
-        tuple(record.name for record, entry in zip([*training, *judged], read, strict=True) if entry is None),
+        tuple(record.name for record, entry in zip(records, read, strict=True) if entry is None),
         pictures, captions,
     )
 
 
-def _read_all(records: Sequence[Record], progress: Progress) -> Iterator[tuple[str, Thumbnail] | None]:
-    """Yield each picture's digest and thumbnail; None for those that cannot be read."""
-    with ThreadPoolExecutor() as pool:
-        for done, entry in enumerate(pool.map(_read, records), start=1):
-            progress("looking for leaks", done, len(records))
-            yield entry
-
-
 def _read(record: Record) -> tuple[str, Thumbnail] | None:
+    """Return a picture's digest and thumbnail; None if it cannot be read."""
     try:
         return picture_digest(record.image), thumbnail(record.image)
     except (DataError, OSError):

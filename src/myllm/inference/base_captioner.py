@@ -63,7 +63,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        # weights that came without a tokenizer can still compute logits, so this waits for the first caption
+        # made for the first caption, because weights without a tokenizer can be opened to compute logits
         self._vocabulary = Once(partial(make_vocabulary, tokenizer))
 
     def caption(

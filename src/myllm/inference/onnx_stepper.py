@@ -16,6 +16,7 @@ from torch import nn
 
 from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
+from myllm.decoding.engine import Stepper
 from myllm.export.onnx_graph import BLOCK_SIZE, MICROSOFT_DOMAIN, Graph, make_model, quantize_by_block
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
@@ -56,7 +57,7 @@ class _StepGraph(Graph):
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
         weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
+        # level 4 rounds x to 8 bits too, but in blocks within a row, so that no caption depends on another
         return self.add(
             "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
             bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
@@ -102,8 +103,8 @@ def _parts(config: GPTConfig) -> list[str]:
     return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
 
 
-def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Inputs and outputs of a step, by name, type and shape."""
+def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Return the names, types and shapes of a step's inputs, and of its outputs."""
     make, int64, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     heads, head_dim = config.n_head, config.n_embd // config.n_head
     inputs = [make("tokens", int64, ["Q", "B"]), make("positions", int64, ["Q", 1]), make("rows", int64, ["N"])]
@@ -120,7 +121,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # else its threads keep the cores busy for a while after a step, and torch's wait for them
+    # otherwise its threads keep the cores busy for a while after each step, and torch's threads wait
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -134,7 +135,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
-    proto = make_model(graph, *_described(graph.config), constants)
+    proto = make_model(graph, *_inputs_and_outputs(graph.config), constants)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -152,7 +153,7 @@ class StepState:
     """Tokens of each caption."""
 
 
-class OnnxStepper:
+class OnnxStepper(Stepper):
     """`VisionGPT2` step by step, computed by ONNX Runtime on the CPU.
 
     Beams move no cache: the slots of a caption stay where they were written, and the mask says whose past they are.
@@ -175,7 +176,7 @@ class OnnxStepper:
         needed, length = used + captions * newest, state.length + newest
         self.decoder.check_fits(length)
         past = _with_room(state.past, used, needed)
-        mask = _extend(state.mask, newest)
+        mask = _mask_with_newest(state.mask, newest)
         positions = np.tile(np.arange(state.length, length), captions)[:, None]
         # row (caption, position, image) of the last position of each image's captions
         rows = (np.arange(captions) * newest + newest - 1) * batch + np.arange(batch)[:, None]
@@ -206,16 +207,13 @@ class OnnxStepper:
             state = replace(state, image=kept, past=state.past.take(images, axis=2))
         return _without_dead_slots(state)
 
-    def release(self, state: StepState) -> None:
-        """Nothing is kept."""
-
 
 def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any = np.float32) -> None:
     bind(name, "cpu", 0, dtype, shape, address)
 
 
 def _with_room(past: Floats, used: int, needed: int) -> Floats:
-    """The cache with room for `needed` slots, its first `used` unchanged; room doubles, so that copies are few."""
+    """Return a cache with room for `needed` slots, the first `used` unchanged; room doubles, so that copies are few."""
     if needed <= past.shape[1]:
         return past
     larger = np.empty((past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:]), np.float32)
@@ -223,8 +221,8 @@ def _with_room(past: Floats, used: int, needed: int) -> Floats:
     return larger
 
 
-def _extend(mask: Floats, newest: int) -> Floats:
-    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees itself only."""
+def _mask_with_newest(mask: Floats, newest: int) -> Floats:
+    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees only itself."""
     batch, captions, _ = mask.shape
     caption, position = np.divmod(np.arange(captions * newest), newest)
     is_visible = (caption[:, None] == caption) & (position[:, None] >= position)

@@ -52,6 +52,7 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it.",
         "Resume the run in --out from its last.pt.",
         "Replace existing results in --out.",
+        "(default: c_attn,q_attn,c_proj,c_fc)",
     ):
         assert text in output
 

@@ -61,6 +61,7 @@ def test_shares_show_their_denominator_and_those_of_nothing_the_reason() -> None
     entries = json.loads(json.dumps(arabic.as_json(), allow_nan=False))
     assert entries["CHAIRi"] is None and entries["intervals"]["CHAIRs"] == [None, None]
     assert entries["undefined"].keys() == {"CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong"}
+    assert entries["undefined"]["CHAIRs"] == entries["undefined"]["CHAIRi"]  # "name no things", not "name no captions"
     assert math.isnan(arabic.per_image["CHAIRi"][0])
 
 
