@@ -53,7 +53,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     for number in range(90):
         image, scene = draw_scene(seed=0, part="val", number=number)
         image.resize((160, 120)).save(folder / f"{number}.png")
-        records.append(Record(folder / f"{number}.png", tuple(scene.captions)))
+        records.append(Record(f"{number}.png", folder / f"{number}.png", tuple(scene.captions)))
     texts = [records[(index + index % 3) % 90].captions[0] for index in range(90)]
     texts[1] = "<script>document.title = 'run'</script> " + texts[1]
     judgement = judge_captions(texts, [record.captions for record in records], blind="a red ball")

@@ -11,8 +11,9 @@ from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
 from myllm.config import CaptionsConfig
-from myllm.data.predictions import References, match, read_predictions
+from myllm.data.predictions import match, read_predictions
 from myllm.data.records import Record, counted, quantity
+from myllm.data.sources import References, data_name
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import data_hash, describe_search
@@ -55,7 +56,7 @@ def compare_two(options: CompareOptions) -> int:
         for path, side in zip(options.paths, sides, strict=True)
     )
     comparison = compare(a, b, common, options.split, options.metrics or None)
-    data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
+    data = {"dataset": data_name(options.data), "split": options.split, "data": data_hash(common)}
     comparison = replace(
         comparison,
         a=comparison.a.with_protocol(**data, **sides[0].protocol),
@@ -73,7 +74,7 @@ def compare_two(options: CompareOptions) -> int:
 def captions_of(path: str, records: Sequence[Record], options: CompareOptions, display: Display) -> _Side:
     """Return the captions that a file has for the pictures, or that a model makes."""
     if Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES:
-        references = References({record.name: list(record.captions) for record in records}, {}, options.data)
+        references = References({record.name: list(record.captions) for record in records}, {}, data_name(options.data))
         matched = match(read_predictions(Path(path)), references)
         if matched.missing and not options.allow_missing:
             missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
@@ -105,7 +106,7 @@ def write_results(
 
     write_text(out / COMPARISON_FILE, json_text(comparison.as_json()))
     save_plots(WORD_PLOTS, comparison.words, out)
-    facts = {"Written": current_time(), "Data": Path(options.data).resolve().name}
+    facts = {"Written": current_time(), "Data": data_name(options.data)}
     facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
     word_maps = sides[0].word_maps_of(records), sides[1].word_maps_of(records)
     write_report(out / REPORT_FILE, comparison_report(facts, comparison, word_maps))

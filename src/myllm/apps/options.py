@@ -103,8 +103,8 @@ class WithMetrics(VerbOptions):
 class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
     """Verbs that caption a split of a data folder and score the captions."""
 
-    data: str
-    """Data folder, in the format that `myllm train` reads."""
+    data: tuple[str, ...] | str
+    """Data folder or file of captions, in any format that `myllm train` reads; several, each with --data, are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +197,9 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
 
     predictions: str
     """Captions to score: COCO results (JSON), caption JSONL, or CSV with columns image and caption."""
-    references: str
-    """Captions written by people: COCO annotations, Karpathy's JSON, results.csv, or a data folder."""
+    references: tuple[str, ...] | str
+    """Captions written by people: a file or folder in any format that `myllm train` reads; or several, each with
+    --references."""
     split: str | None = None
     """Score only this split, if the references have splits."""
     allow_missing: bool = False
@@ -213,7 +214,7 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
     csv: bool = False
     """Print CSV: a line for each figure, or with --per-image a line for each picture."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """How results.csv is read."""
+    """How the references are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

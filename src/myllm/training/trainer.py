@@ -20,6 +20,7 @@ from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, training_batches
+from myllm.data.sources import data_name
 from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import MyLLMError
 from myllm.metrics.diversity import measure_diversity
@@ -266,7 +267,7 @@ class Trainer:
         """Write captioner.pt or, if adapters train, adapter/."""
         prepared, config = self.prepared, self.config
         data = {
-            "folder": Path(config.data).name, "fingerprint": prepared.fingerprint,
+            "folder": data_name(config.data), "fingerprint": prepared.fingerprint,
             "train": len(prepared.train.records), "val": len(prepared.val.records),
         }
         provenance: dict[str, Any] = {

@@ -92,7 +92,7 @@ class Validator:
                 captions = generate_captions(search, self.tokenizer)
             for index, caption in zip(indexes, captions, strict=True):
                 record = self.records[index]
-                samples.append(Sample(record.image, caption.text, record.captions))
+                samples.append(Sample(record.name, record.image, caption.text, record.captions))
             if len(samples) >= self.count:
                 break
         return samples[: self.count]

@@ -98,7 +98,7 @@ def make_evaluation(
         "tokenizer": "PTB 3.4.1", "pictures": 1234, "references": 6000, "split": "val",
         "decode": asdict(DecodeConfig(beams=5, length_penalty=0.5)), "CIDEr-D frequencies": "these references",
     }
-    records = [Record(picture, tuple(references)) for picture in pictures]
+    records = [Record(picture.name, picture, tuple(references)) for picture in pictures]
     figures = {name: mean_of([value] * len(records)) for name, value in VALUES.items()}
     judgement = Judgement(figures, measure_diversity(captions), {}, protocol)
     return Evaluation(judgement, records, [Caption(text, -0.125, [], [], True) for text in captions], broken)
@@ -374,7 +374,8 @@ def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -
 
 
 def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, picture: Path) -> None:
-    records = [Record(picture, ("a dog runs on grass",)), Record(picture, ("two cats on a red sofa",))]
+    references = ("a dog runs on grass", "two cats on a red sofa")
+    records = [Record(picture.name, picture, (text,)) for text in references]
     a, b = ["a dog runs on grass", "a dog runs on grass"], ["a cat", "two cats on a red sofa"]
     comparison = compare(("first", a), ("second <b>", b), records, "val")
     write_report(tmp_path / "report.html", comparison_report({"Data": "mine"}, comparison))
@@ -391,7 +392,7 @@ def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, pic
 
 
 def test_comparison_table_without_p_shows_none(picture: Path) -> None:
-    comparison = compare(("A", ["a dog"]), ("B", ["a cat"]), [Record(picture, ("a dog",))], "val")
+    comparison = compare(("A", ["a dog"]), ("B", ["a cat"]), [Record(picture.name, picture, ("a dog",))], "val")
     for name, difference in comparison.differences.items():
         comparison.differences[name] = replace(difference, p=None)
     assert comparison_headline(comparison)[2][0] == "B − A"
@@ -400,7 +401,7 @@ def test_comparison_table_without_p_shows_none(picture: Path) -> None:
 
 
 def test_report_shows_the_cautions_of_both_captioners_once(tmp_path: Path, picture: Path) -> None:
-    records = [Record(picture, ("a dog",)), Record(picture, ("a cat",))]
+    records = [Record(picture.name, picture, ("a dog",)), Record(picture.name, picture, ("a cat",))]
     comparison = compare(("A", ["a dog"] * 2), ("B", ["a cat"] * 2), records, "val")
     write_report(tmp_path / "report.html", comparison_report({}, comparison))
     page = Page(tmp_path / "report.html")
@@ -472,7 +473,7 @@ def test_evaluation_report_shows_the_leaked_pairs_of_its_pictures(tmp_path: Path
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((120, 120)).save(tmp_path / name)
     evaluation = make_evaluation([tmp_path / "judged.png"], ["a caption"])
-    training = [Record(tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
+    training = [Record(name, tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
     page = make_page(tmp_path, replace(evaluation, leaks=find_leaks(training, evaluation.records)))
     assert [text for text in page.text("figcaption") if text.endswith(".png")] == ["judged.png", "copy.png"]
     judged, copy = page.all("img")[:2]
