@@ -4,6 +4,7 @@ A new format is a function that yields rows, one that recognises its files, and 
 """
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ FORMATS = (
     Format("captions beside pictures", (".",), ".txt, .caption or .json files named like pictures",
            is_sidecar_folder, read_sidecars),
 )
-"""A folder is read in the first format whose files it has; a file in the first that it fits."""
+"""A folder is read in the first format whose files it has; a file in the first that it fits, by its name if it can."""
 
 
 def find_captions(path: Path, captions: CaptionsConfig) -> list[tuple[Format, CaptionFile]]:
@@ -90,7 +91,9 @@ def find_captions(path: Path, captions: CaptionsConfig) -> list[tuple[Format, Ca
 
 def recognise(file: CaptionFile, captions: CaptionsConfig) -> Format:
     """Return the format of a file. Raises DataError, saying what was found and what each format expects."""
-    form = next((form for form in FORMATS if form.fits(file, captions)), None)
+    name = file.path.name
+    by_name = sorted(FORMATS, key=lambda form: not any(fnmatch(name, pattern.split("/")[-1]) for pattern in form.files))
+    form = next((form for form in by_name if form.fits(file, captions)), None)
     if form is not None:
         return form
     table = next(form for form in FORMATS if form.read is read_table)
@@ -110,8 +113,12 @@ def recognise(file: CaptionFile, captions: CaptionsConfig) -> Format:
 
 
 def check_distinct(folder: Path, files: list[CaptionFile]) -> None:
-    """Raise DataError if several files may be alternatives: their names say no splits."""
-    if len(files) > 1 and not all(file.split or CaptionFile(file.path.parent, folder).split for file in files):
+    """Raise DataError if several files may be alternatives: neither their names nor their folders' say a split."""
+    parents = [CaptionFile(file.path.parent, folder) for file in files]
+    has_split = (
+        file.split or (parent.path != folder and parent.split) for file, parent in zip(files, parents, strict=True)
+    )
+    if len(files) > 1 and not all(has_split):
         raise DataError(
             f"{folder}: {' and '.join(file.name for file in files[:4])} hold captions; give the file to read as "
             "--data, or each of them"
