@@ -164,3 +164,15 @@ def test_split_records_of_flickr8k_is_its_official_split() -> None:
     assert findings.lines() == [
         "1 group of byte-equal pictures (2851198725_37b6027625.jpg = 3050606344_af711c726c.jpg)"
     ]
+
+
+@pytest.mark.parametrize("count", range(2, 40))
+def test_adding_a_picture_never_validates_on_a_training_picture_and_moves_none_once_a_tenth_is_used(
+    tmp_path: Path, count: int
+) -> None:
+    findings = Findings()
+    records = numbered(tmp_path, count + 1)
+    before, after = (names(split_records(part, findings)) for part in (records[:-1], records))
+    assert set(before["train"]) <= set(after["train"])
+    if not findings.lone_validation:
+        assert set(before["val"]) <= set(after["val"])
