@@ -10,6 +10,7 @@ from myllm.apps.opening import caption_split, load_split, open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
+from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import match, read_predictions
 from myllm.data.records import Record, counted, quantity
@@ -44,8 +45,17 @@ def compare_two(options: CompareOptions) -> int:
     if len(options.paths) != 2:
         raise ConfigError(f"compare takes two captioners, or files of captions; got {len(options.paths)}")
     out = output_folder(options.out, COMPARISON_FILE, options.overwrite)
-    records = load_split(options.data, options.split, CaptionsConfig(), display, limit=options.limit).records
-    sides = [captions_of(path, records, options, display) for path in options.paths]
+    captioners = [
+        None if is_caption_file(path) else open_captioner(path, options.devices, options.precision)
+        for path in options.paths
+    ]
+    config = next((captioner.captions for captioner in captioners if captioner is not None), CaptionsConfig())
+    captions = options.captions_config(config)
+    records = load_split(options.data, options.split, captions, display, limit=options.limit).records
+    sides = [
+        captions_of(path, captioner, records, options, display)
+        for path, captioner in zip(options.paths, captioners, strict=True)
+    ]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
     if not common:
         raise DataError(f"there is no picture that both {options.paths[0]} and {options.paths[1]} caption")
@@ -71,9 +81,16 @@ def compare_two(options: CompareOptions) -> int:
     return 0
 
 
-def captions_of(path: str, records: Sequence[Record], options: CompareOptions, display: Display) -> _Side:
-    """Return the captions that a file has for the pictures, or that a model makes."""
-    if Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES:
+def is_caption_file(path: str) -> bool:
+    """Return whether the path is a file of captions rather than a captioner."""
+    return Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES
+
+
+def captions_of(
+    path: str, captioner: CaptionerProtocol | None, records: Sequence[Record], options: CompareOptions, display: Display
+) -> _Side:
+    """Return the captions that a file has for the pictures if there is no captioner, or that the captioner makes."""
+    if captioner is None:
         references = References({record.name: list(record.captions) for record in records}, {}, data_name(options.data))
         matched = match(read_predictions(Path(path)), references)
         if matched.missing and not options.allow_missing:
@@ -82,7 +99,6 @@ def captions_of(path: str, records: Sequence[Record], options: CompareOptions, d
         if matched.unknown:
             display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
         return _Side(dict(zip(matched.names, matched.captions, strict=True)))
-    captioner = open_captioner(path, options.devices, options.precision)
     decode = captioner.decode_options(**options.decode_changes)
     split = caption_split(path, captioner, records, display, decode, options.batch_size)
     captions = {record.name: caption for record, caption in zip(split.records, split.captions, strict=True)}

@@ -25,9 +25,8 @@ def evaluate_split(options: EvaluateOptions) -> int:
     if options.calibrate:
         check_calibratable(options)
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    data = load_split(
-        options.data, options.split, captioner.captions, display, limit=options.limit, training=options.training
-    )
+    captions = options.captions_config(captioner.captions)
+    data = load_split(options.data, options.split, captions, display, limit=options.limit, training=options.training)
     decode = captioner.decode_options(**options.decode_changes)
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, decode, options.batch_size, progress, options.metrics or None)

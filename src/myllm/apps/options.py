@@ -3,7 +3,7 @@
 Options that several verbs share are declared once, in the base classes at the top.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig
@@ -105,6 +105,13 @@ class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
 
     data: tuple[str, ...] | str
     """Data folder or file of captions, in any format that `myllm train` reads; several, each with --data, are mixed."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """How the data is read; options that are given override the captioner's own."""
+
+    def captions_config(self, default: CaptionsConfig) -> CaptionsConfig:
+        """Return how the data is read: as `default`, which is the captioner's, except for what is given."""
+        names = [name.removeprefix("captions.") for name in self.given_names if name.startswith("captions.")]
+        return replace(default, **{name: getattr(self.captions, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

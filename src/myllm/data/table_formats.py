@@ -70,7 +70,7 @@ def is_table(file: CaptionFile, captions: CaptionsConfig) -> bool:
 def read_table(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
     """Yield the rows of a table with a header; surplus separators belong to the caption."""
     if not file.text.strip():
-        raise DataError(f"{file.path}: the file is empty; expected a header such as '{EXPECTED}' and a line a caption")
+        raise DataError(f"{file.path}: the file is empty; expected a header '{EXPECTED}' and a line for each caption")
     header, separator = _header(file, captions)
     if len(header) == 1:
         raise DataError(
