@@ -5,6 +5,7 @@ A new format is a function that yields rows, one that recognises its files, and 
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from myllm.data.folder_formats import (
     read_sidecars,
     read_tokens,
 )
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.json_formats import is_coco, is_karpathy, read_coco, read_karpathy
 from myllm.data.records import Findings
 from myllm.data.rows import CaptionFile, Row
@@ -72,11 +74,16 @@ def find_captions(path: Path, captions: CaptionsConfig) -> list[tuple[Format, Ca
     if not path.is_dir():
         file = CaptionFile(path, path.parent)
         return [(recognise(file, captions), file)]
+    pictures = {entry.name for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES}
+    beside_pictures = pictures | {Path(name).stem for name in pictures}
+    open_file = cache(lambda match: CaptionFile(match, path))
     for form in FORMATS:
         found: list[tuple[Format, CaptionFile]] = []
         for pattern in form.files:
             for match in [path] if pattern == "." else sorted(path.glob(pattern)):
-                file = CaptionFile(match, path)
+                file = open_file(match)
+                if match.parent == path and match.stem in beside_pictures:
+                    continue  # captions of one picture
                 if form.fits(file, captions):
                     found.append((form, file))
                 elif "*" not in pattern and pattern != ".":

@@ -57,6 +57,9 @@ FORMATS: list[tuple[str, dict[str, Any], dict[str, tuple[str, ...]], str]] = [
     ("table", {"any.tsv": "filename\tsentences\n1.jpg\t[\"a dog\", \"dogs\"]\n2.jpg\ta cat\n"}, BOTH, "."),
     ("captions beside pictures", {"1.txt": "a dog\n\ndogs\n", "2.caption": "a cat"}, BOTH, "."),
     ("captions beside pictures", {"1.json": ["a dog", "dogs"], "2.jpg.json": {"caption": "a cat"}}, BOTH, "."),
+    ("captions beside pictures", {
+        "1.json": {"image": "1.jpg", "caption": ["a dog", "dogs"]}, "2.json": {"image": "2.jpg", "caption": "a cat"},
+    }, BOTH, "."),
 ]
 
 
