@@ -88,7 +88,7 @@ class OneModel(Captioning):
 @dataclass(frozen=True, kw_only=True)
 class OnSplit(VerbOptions):
     split: str = "val"
-    """Split of the data: val, train, or the name of another file in DATA/splits."""
+    """Split of the data: val, train, or another that the data has."""
     limit: Annotated[int | None, Range.POSITIVE] = None
     """Use only the first LIMIT pictures of the split."""
 

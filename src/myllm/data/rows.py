@@ -71,7 +71,7 @@ class CaptionFile:
         except DataError:
             return False
 
-    @property
+    @cached_property
     def split(self) -> str | None:
         """Split that the file's name ends with or contains, as in captions_val2014.json; None without one."""
         found = SPLIT_IN_NAME.findall(self.path.stem.lower())
