@@ -15,7 +15,7 @@ from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import match, read_predictions
 from myllm.data.records import Record, counted, quantity
-from myllm.data.sources import References, data_name
+from myllm.data.sources import References, data_name, read_references
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import data_hash, describe_search
@@ -53,8 +53,14 @@ def compare_two(options: CompareOptions) -> int:
     config = next((captioner.captions for captioner in captioners if captioner is not None), CaptionsConfig())
     captions = options.captions_config(config)
     records = load_split(options.data, options.split, captions, display, limit=options.limit).records
+    # files of captions may call pictures by the ids that the references give them
+    ids = read_references(options.data, None, captions)[0].ids if None in captioners else {}
+    texts = {record.name: list(record.captions) for record in records}
+    ids = {key: name for key, name in ids.items() if name in texts}
+    references = References(texts, ids, data_name(options.data))
     sides = [
-        captions_of(path, captioner, records, options, display)
+        captions_of_file(path, references, options, display) if captioner is None
+        else captions_of_model(path, captioner, records, options, display)
         for path, captioner in zip(options.paths, captioners, strict=True)
     ]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
@@ -83,19 +89,21 @@ def is_caption_file(path: str) -> bool:
     return Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES
 
 
-def captions_of(
-    path: str, captioner: CaptionerProtocol | None, records: Sequence[Record], options: CompareOptions, display: Display
+def captions_of_file(path: str, references: References, options: CompareOptions, display: Display) -> _Side:
+    """Return the captions that a file has for the pictures of the references."""
+    matched = match(read_predictions(Path(path)), references)
+    if matched.missing and not options.allow_missing:
+        missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
+        raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
+    if matched.unknown:
+        display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
+    return _Side(dict(zip(matched.names, matched.captions, strict=True)))
+
+
+def captions_of_model(
+    path: str, captioner: CaptionerProtocol, records: Sequence[Record], options: CompareOptions, display: Display
 ) -> _Side:
-    """Return the captions that a file has for the pictures if there is no captioner, or that the captioner makes."""
-    if captioner is None:
-        references = References({record.name: list(record.captions) for record in records}, {}, data_name(options.data))
-        matched = match(read_predictions(Path(path)), references)
-        if matched.missing and not options.allow_missing:
-            missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
-            raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
-        if matched.unknown:
-            display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
-        return _Side(dict(zip(matched.names, matched.captions, strict=True)))
+    """Caption the pictures."""
     decode = captioner.decode_options(**options.decode_changes)
     split = caption_split(path, captioner, records, display, decode, options.batch_size)
     captions = {record.name: caption for record, caption in zip(split.records, split.captions, strict=True)}
