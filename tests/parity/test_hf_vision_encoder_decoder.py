@@ -645,10 +645,11 @@ def test_added_tokens_are_read_as_by_transformers(made: Made, tmp_path: Path) ->
 ODD_VALUES = [None, -1, 0, 10**9, float("nan"), "x", []]
 
 
-@pytest.mark.parametrize("name", ["vit", "beit", "swin"])
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("part", "name"), [("encoder", "vit"), ("encoder", "beit"), ("encoder", "swin"), ("decoder", "vit")]  # one GPT-2
+)
 def test_odd_configuration_values_are_opened_or_refused_quickly(
-    made: Made, tmp_path: Path, name: str, part: str
+    made: Made, tmp_path: Path, part: str, name: str
 ) -> None:
     _, folder = made(name)
     shutil.copytree(folder, tmp_path / "in")
