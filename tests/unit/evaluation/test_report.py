@@ -256,7 +256,8 @@ def test_report_of_many_large_pictures_stays_under_five_megabytes(tmp_path: Path
     evaluation.judgement.figures["CIDEr-D"] = mean_of(rng.random(300))
     for caption, confidence in zip(evaluation.captions, rng.random(300), strict=True):
         caption.score = float(np.log(confidence))
-    pairs = [(tmp_path / "noise.png", tmp_path / "noise.png")] * 100
+    noise = Record("noise.png", tmp_path / "noise.png", ())
+    pairs = [(noise, noise)] * 100
     page = make_page(
         tmp_path, evaluation, word_maps=lambda _: [WordMap("word", rng.random((600, 600)))] * 30,
         leaks=leak_section(["100 pictures are in training"], pairs),
@@ -469,12 +470,12 @@ def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
     judged, training = tmp_path / "val/judged.png", tmp_path / "train/copy.png"
     Image.linear_gradient("L").resize((90, 90)).convert("RGB").save(judged)
     training.write_bytes(judged.read_bytes())
-    page = make_page(
-        tmp_path, make_evaluation([judged], ["a caption"]), leaks=leak_section(["1 picture"], [(judged, training)] * 20)
-    )
+    pair = Record("b/judged.png", judged, ()), Record("a/copy.png", training, ())
+    evaluation = make_evaluation([judged], ["a caption"])
+    page = make_page(tmp_path, evaluation, leaks=leak_section(["1 picture"], [pair] * 20))
     images = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
     assert all(image.tobytes() == Image.open(judged).tobytes() for image in images)
-    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["judged.png", "copy.png"] * MAX_PAIRS
+    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["b/judged.png", "a/copy.png"] * MAX_PAIRS
     assert any("the first 12 of 20 pairs" in text for text in page.text("p"))
 
 
