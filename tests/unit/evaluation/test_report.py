@@ -132,12 +132,13 @@ def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> 
     name = text.replace("/", "")
     existing, missing = picture.rename(tmp_path / name), tmp_path / "missing" / name
     pictures = [existing, missing]
+    pair = Record(name, existing, ()), Record(name, missing, ())
 
     def page_of(text: str) -> Page:
         return make_page(
             tmp_path, make_evaluation(pictures, [text, text], [text], [text]), text, {text: text},
             lambda index: [WordMap(text, np.eye(3))] * (index == 0), slices=[make_slice(text, text)],
-            leaks=leak_section([text], [(existing, missing)]),
+            leaks=leak_section([text], [pair]),
             confidence=Section(text, [Plot(text, "<svg></svg>", text)]),
         )
 
@@ -439,7 +440,7 @@ def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture
     evaluation.judgement.figures.update(judge_captions(captions, [references]).figures)
     page = make_page(
         tmp_path, evaluation, slices=[make_slice("people", "none", 1)], pictures=1234,
-        leaks=leak_section(["none"], [(picture, picture)]),
+        leaks=leak_section(["none"], [(evaluation.records[0], evaluation.records[0])]),
     )
     text = " ".join(text for _, text in page.texts)
     assert re.findall(r"(?<![\d.,])1 (?:picture|caption|thing|place|colour|number|pair)s\b", text) == []
