@@ -128,8 +128,8 @@ def _split_lists(root: Path) -> dict[str, Path]:
     """Return the lists of a data folder by split."""
     lists = {split_name(path.stem): path for path in sorted((root / "splits").glob("*.txt"))}
     places = (root, *root.glob("*/"))
-    flickr8k = {split: place / name for split, name in FLICKR8K_LISTS.items() for place in places}
-    return lists or {split: path for split, path in flickr8k.items() if path.is_file()}
+    flickr8k = ((split, place / name) for split, name in FLICKR8K_LISTS.items() for place in places)
+    return lists or {split: path for split, path in flickr8k if path.is_file()}
 
 
 def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, findings: Findings) -> dict[str, str]:

@@ -158,7 +158,7 @@ def test_flickr8ks_lists_are_its_splits_with_and_without_suffix(tmp_path: Path) 
     folder = make_folder(tmp_path, {
         "Flickr8k.token.txt": "1.jpg#0\ta dog\n2.jpg#0\ta cat\n3.jpg#0\ta bird\n", "Flickr_8k.testImages.txt": "3\n",
         "Flickr_8k.trainImages.txt": "1.jpg\n", "Flickr_8k.devImages.txt": "2.jpg\n",
-    }, "1.jpg 2.jpg 3.jpg")
+    }, "1.jpg 2.jpg 3.jpg", into="Flicker8k_Dataset")
     records, _ = read_records(folder, CaptionsConfig())
     assert [record.split for record in records] == ["train", "val", "test"]
 
