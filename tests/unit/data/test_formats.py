@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.config import CaptionsConfig
+from myllm.data.formats import FORMATS as TABLE
 from myllm.data.sources import read_records, read_references
 from myllm.errors import DataError
 
@@ -237,3 +238,9 @@ def test_a_file_beside_pictures_that_is_no_caption_is_refused(tmp_path: Path) ->
     make_folder(tmp_path, {"1.json": {"width": 4}})
     with pytest.raises(DataError, match=r"1.json: has width; expected a caption"):
         read_records(tmp_path, CaptionsConfig())
+
+
+def test_the_table_of_the_documents_and_the_cases_above_have_every_format() -> None:
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text(encoding="utf-8")
+    assert {form.name for form in TABLE} == {form for form, *_ in FORMATS}
+    assert [form.name for form in TABLE if f"\n| {form.name}" not in page] == []
