@@ -1,6 +1,7 @@
 """Prepares a run from its configuration: data, tokenizer, model, and features of a frozen backbone."""
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def prepare(
                 f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
                 "backbone's features; drop one of them"
             )
-    cache = _feature_cache(start, config) if config.vision.frozen else None
+    cache = feature_cache(start, config.half_features) if config.vision.frozen else None
     sources = []
     for name in ("train", "val"):
         known = cache.known([record.image for record in splits[name]]) if cache is not None else ()
@@ -139,11 +140,15 @@ def _new_checkpoint(config: TrainConfig, train: Sequence[Record], tokenizer: Tok
     return Checkpoint(model, tokenizer, model.encoder.preprocess)
 
 
-def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
-    """Return the cache for the backbone and the preprocessing; runs with other decoders share it."""
-    encoder = start.model.encoder
-    key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
-    return FeatureCache(cache_folder() / "features", key, config.half_features)
+def feature_cache(start: Checkpoint, half: bool) -> FeatureCache:
+    """Return the cache for the backbone and the preprocessing; runs with other decoders share it.
+
+    half: keep float16 instead of float32.
+    """
+    encoder, vision = start.model.encoder, start.model.config.vision
+    geometry = json.dumps(vision.geometry, sort_keys=True)  # not all of it shows in the weights: num_heads, norm_eps
+    key = f"{vision.name} {geometry} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
+    return FeatureCache(cache_folder() / "features", key, half)
 
 
 def _with_features(

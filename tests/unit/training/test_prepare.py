@@ -2,12 +2,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.training.prepare import fit_to_base
+from myllm.model.weight_files import weights_hash
+from myllm.training.prepare import feature_cache, fit_to_base
 
 DEFAULT = TrainConfig(base="base.pt")
 
@@ -47,3 +49,25 @@ def test_fit_to_base_keeps_decoding_options_that_are_given_at_their_default(tiny
     assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={"decode.beams"}).decode == DecodeConfig()
     beams = replace(DEFAULT, decode=DecodeConfig(beams=2))
     assert fit_to_base(beams, tiny_checkpoint).decode == DecodeConfig(beams=2)
+
+
+@pytest.mark.parametrize("geometry", [{"num_heads": 2}, {"norm_eps": 1e-3}])
+def test_feature_cache_of_another_geometry_is_another_one_even_with_equal_weights(
+    tiny_checkpoint: Checkpoint, geometry: dict[str, float]
+) -> None:
+    config = tiny_checkpoint.model.config
+    other = VisionGPT2(replace(config, vision=replace(config.vision, geometry=geometry))).eval()
+    other.load_state_dict(tiny_checkpoint.model.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    assert weights_hash(other.encoder) == weights_hash(tiny_checkpoint.model.encoder)
+    assert not torch.equal(other.encoder(images)[0], tiny_checkpoint.model.encoder(images)[0])
+    cache = feature_cache(replace(tiny_checkpoint, model=other), half=False)
+    assert cache.folder != feature_cache(tiny_checkpoint, half=False).folder
+
+
+def test_feature_cache_is_shared_by_captioners_with_other_decoders(tiny_checkpoint: Checkpoint) -> None:
+    config = tiny_checkpoint.model.config
+    other = VisionGPT2(replace(config, text=replace(config.text, n_embd=16)))
+    other.encoder.load_state_dict(tiny_checkpoint.model.encoder.state_dict())
+    cache = feature_cache(replace(tiny_checkpoint, model=other), half=True)
+    assert cache.folder == feature_cache(tiny_checkpoint, half=True).folder
