@@ -333,7 +333,8 @@ class TrainConfig:
     word_presence_weight: Annotated[float, Range.AT_LEAST_0] = 0.0
     """Weight of an auxiliary loss: predict from the image tokens which frequent words the captions contain."""
     augment: bool = True
-    """Flip, shift, lighten and darken training pictures if their captions stay true; no effect with vision.frozen."""
+    """Flip, shift, lighten and darken training pictures if their captions stay true: captions that are not known to be
+    English rule out flips and shifts of hue. No effect with vision.frozen."""
     patience: Annotated[int | None, Range.POSITIVE] = None
     """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"

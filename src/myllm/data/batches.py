@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from myllm.batched import batched
 from myllm.config import TrainConfig
+from myllm.data.augmentation import are_english, augment, mirrored_captions
 from myllm.data.features import Features
-from myllm.data.images import Preprocess, as_pixels, augment, load_image, mirrored_captions
+from myllm.data.images import Preprocess, as_pixels, load_image
 from myllm.data.records import Findings, Record
 from myllm.data.splits import name_hash
 from myllm.data.tokenizer import encode_captions, end_token
@@ -80,6 +81,8 @@ class CaptionSource:
     """(N, 3, H, W) uint8 if all pictures fit into memory."""
     features: Features | None = None
     """Stored features that replace the pictures."""
+    is_english: bool = True
+    """Whether the captions are known to be English; if not, augmentation neither flips pictures nor shifts hues."""
 
     def images(self, index: Sequence[int]) -> Tensor:
         """Return pictures without augmentation: (B, 3, H, W) float32, normalised."""
@@ -142,7 +145,9 @@ def make_source(
     mirrored = dict.fromkeys(text for record in records for text in mirrored_captions(record.captions) or ())
     new = [text for text in mirrored if text not in ids]
     ids |= zip(new, encode_captions(tokenizer, new, n_positions), strict=True)
-    return CaptionSource(tuple(records), ids, end_token(tokenizer), preprocess, pixels)
+    return CaptionSource(
+        tuple(records), ids, end_token(tokenizer), preprocess, pixels, is_english=are_english(texts)
+    )
 
 
 def training_batches(source: CaptionSource, config: TrainConfig, share: Share = list) -> "Batches":
@@ -228,7 +233,7 @@ class _BatchPlan(Dataset[Batch]):
             rng = random.Random(name_hash(self.seed, epoch, record.name))
             if self.augment and images is not None:
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
-                picture, texts = augment(picture, texts, rng)
+                picture, texts = augment(picture, texts, rng, source.is_english)
                 images[row] = torch.from_numpy(as_pixels(picture))
             if self.captions_per_image is not None:
                 texts = rng.sample(texts, min(self.captions_per_image, len(texts)))

@@ -54,6 +54,9 @@ class Findings:
     in_no_split: list[str] = _finding("picture", "in no split and left out")
     unknown_in_splits: list[str] = _finding("unknown picture", "named in splits")
     cut_captions: list[str] = _finding("caption", "cut at the context's end")
+    not_english: list[str] = _finding(
+        "caption", "not known to be English, so that no picture is flipped and no hue is shifted"
+    )
     repaired_features: list[str] = _finding("damaged feature", "recomputed")
 
     def lines(self) -> list[str]:

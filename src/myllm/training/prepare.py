@@ -14,6 +14,7 @@ from myllm.checkpoints.build import build_model
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
+from myllm.data.augmentation import is_english
 from myllm.data.batches import CaptionSource, check_pictures, make_source
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
@@ -91,6 +92,9 @@ def prepare(
             source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
         sources.append(source)
     train, val = sources
+    if config.augment and not config.vision.frozen and not train.is_english:
+        captions = (caption for record in train.records for caption in record.captions)
+        findings.not_english += [caption for caption in captions if not is_english(caption)]
     fingerprints = {
         "training split": fingerprint_of(train.records), "validation split": fingerprint_of(val.records),
         **({"base": base_hash} if base_hash else {}),

@@ -1,5 +1,7 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
-from myllm.training.prepare import feature_cache, fit_to_base
+from myllm.presets import preset_config
+from myllm.training.prepare import feature_cache, fit_to_base, prepare
 
 DEFAULT = TrainConfig(base="base.pt")
 
@@ -71,3 +74,16 @@ def test_feature_cache_is_shared_by_captioners_with_other_decoders(tiny_checkpoi
     other.encoder.load_state_dict(tiny_checkpoint.model.encoder.state_dict())
     cache = feature_cache(replace(tiny_checkpoint, model=other), half=True)
     assert cache.folder == feature_cache(tiny_checkpoint, half=True).folder
+
+
+@pytest.mark.parametrize(("caption", "is_listed"), [("собака слева", True), ("a dog on the left", False)])
+def test_prepare_lists_captions_that_rule_out_flips(
+    tiny_picture_folder: Path, tmp_path: Path, caption: str, is_listed: bool
+) -> None:
+    shutil.copytree(tiny_picture_folder, tmp_path / "data")
+    rows = (tmp_path / "data/results.csv").read_text().splitlines()
+    rows[1:] = [f"{row.rpartition('|')[0]}| {caption}" for row in rows[1:]]
+    (tmp_path / "data/results.csv").write_text("\n".join(rows), encoding="utf-8")
+    prepared = prepare(preset_config("scenes", data=str(tmp_path / "data"), augment=True))
+    lines = [line for line in prepared.findings.lines() if "not known to be English, so that no picture is" in line]
+    assert bool(lines) == is_listed == (not prepared.train.is_english)
