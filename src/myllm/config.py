@@ -349,8 +349,9 @@ class TrainConfig:
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     save_minutes: Annotated[float, Range.POSITIVE] = 10.0
     """Save the run for --resume after this many minutes of an epoch, besides after each epoch."""
-    workers: Annotated[int, Range.AT_LEAST_0] = 1
-    """Processes that decode pictures during training if the pictures do not all fit into memory."""
+    workers: Annotated[int | None, Range.AT_LEAST_0] = None
+    """Processes that decode and augment pictures during training. If not given: the cores of each training process
+    without one, 1 to 8. The result does not depend on it."""
     half_features: bool = False
     """Store the cached features of a frozen backbone in half precision."""
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from myllm.device import autocast, choose_device, choose_precision
+from myllm.device import autocast, choose_device, choose_precision, default_workers
 from myllm.errors import ConfigError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -47,3 +47,15 @@ def test_choose_precision_auto_takes_no_emulated_bf16(
 def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(precision, CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, None, 1), (2, None, 1), (4, None, 3), (64, None, 8), (64, "8", 7), (8, "8", 1), (2, "8", 1)],
+)
+def test_default_workers_are_the_cores_that_training_leaves_free(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: str | None, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes or "1")
+    assert default_workers() == workers

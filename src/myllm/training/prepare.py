@@ -15,7 +15,8 @@ from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
 from myllm.data.augmentation import is_english
-from myllm.data.batches import CaptionSource, check_pictures, make_source
+from myllm.data.batches import CaptionSource, check_pictures, fit_memory, make_source
+from myllm.data.checked_pictures import CheckedPictures
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record, read_records
@@ -83,10 +84,16 @@ def prepare(
                 "backbone's features; drop one of them"
             )
     cache = feature_cache(start, config.half_features) if config.vision.frozen else None
+    checked = CheckedPictures(cache_folder() / "checked-pictures.txt")
     sources = []
     for name in ("train", "val"):
-        known = cache.known([record.image for record in splits[name]]) if cache is not None else ()
+        pictures = [record.image for record in splits[name]]
+        known = cache.known(pictures) if cache is not None else set()
+        is_large = not fit_memory(len(pictures), preprocess)
+        known |= checked.known(pictures) if is_large else set()
         readable, pixels = check_pictures(splits[name], preprocess, findings, progress, known)
+        if is_large:
+            checked.add(record.image for record in readable)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
         if cache is not None:
             source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)

@@ -87,3 +87,22 @@ def test_prepare_lists_captions_that_rule_out_flips(
     prepared = prepare(preset_config("scenes", data=str(tmp_path / "data"), augment=True))
     lines = [line for line in prepared.findings.lines() if "not known to be English, so that no picture is" in line]
     assert bool(lines) == is_listed == (not prepared.train.is_english)
+
+
+def test_prepare_checks_the_pictures_of_a_large_data_set_only_once(
+    tiny_picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_picture_folder, tmp_path / "data")
+    broken = sorted((tmp_path / "data/flickr30k_images").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("myllm.training.prepare.fit_memory", lambda *_: False)
+    monkeypatch.setattr("myllm.data.batches.MEMORY_BYTES", 0)
+    reports: list[list[int]] = []
+    for _ in range(2):
+        reports.append([])
+        prepared = prepare(
+            preset_config("scenes", data=str(tmp_path / "data")), lambda *report: reports[-1].append(report[1])
+        )
+        assert len(prepared.findings.broken_pictures) == 1
+    assert len(reports[0]) == 12 and len(reports[1]) == 1
