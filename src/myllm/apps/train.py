@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
+from myllm.apps.data_folder import report_findings
 from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
@@ -26,6 +27,7 @@ from myllm.checkpoints.card import flatten
 from myllm.config import TrainConfig
 from myllm.data.records import quantity
 from myllm.data.scenes import read_things
+from myllm.data.sources import data_name, data_paths
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
@@ -151,8 +153,7 @@ def remove_checkpoints(out: Path) -> None:
 
 def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
     """Print faults in the data, its size and the size of the model."""
-    for line in prepared.findings.lines():
-        display.warn(line)
+    report_findings(prepared.findings, display)
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
     captions = sum(len(record.captions) for record in prepared.train.records)
@@ -171,8 +172,9 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
     captioner = Captioner.load(config.out, device=config.devices)
-    folder, out = Path(config.data), Path(config.out)
-    data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
+    paths, out = data_paths(config.data), Path(config.out)
+    things = read_things(paths[0]) if len(paths) == 1 else {}
+    data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     facts = report_facts(config, prepared, state)
@@ -189,7 +191,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """Return, for the report, when the run finished, what was trained, for how long and on which data."""
     return {
         "Finished": run_folder.current_time(),
-        "Data": Path(config.data).resolve().name,
+        "Data": data_name(config.data),
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
         "Epochs": f"{state.epoch:,}, the best is {state.best_epoch:,}",

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from tokenizers import Tokenizer
@@ -19,8 +18,9 @@ from myllm.data.batches import CaptionSource, check_pictures, fit_memory, make_s
 from myllm.data.checked_pictures import CheckedPictures
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
-from myllm.data.records import Findings, Record, read_records
-from myllm.data.splits import split_records
+from myllm.data.records import Findings, Record
+from myllm.data.sources import read_records
+from myllm.data.splits import check_both_sides, split_records
 from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
 from myllm.device import choose_device
 from myllm.errors import ConfigError
@@ -61,8 +61,9 @@ def prepare(
     if their value is the default. tokenizer: that of a run that is resumed.
     Raises DataError, ConfigError or CheckpointError.
     """
-    records, findings = read_records(Path(config.data), config.captions)
-    splits = split_records(records, Path(config.data), findings)
+    records, findings = read_records(config.data, config.captions)
+    splits = split_records(records, findings)
+    check_both_sides(splits)
     base = None
     if config.base is not None:
         # an adapter names its base, which must open again as a whole captioner
@@ -114,7 +115,7 @@ NOT_GEOMETRY = ("text.dropout", "text.pretrained", "vision.frozen", "vision.pret
 
 
 def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
-    """Return `config` with the base's model options and, unless any are set, with its decoding options.
+    """Return `config` with the base's model options, and with those of its decoding options that are not set.
 
     An option is set if it differs from the default or is in `given_options`. Dropout and `vision.frozen` may differ
     from the base's; ConfigError is raised for other model options that are set and differ.
@@ -133,8 +134,9 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
             )
     text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
     vision = replace(model.vision, frozen=config.vision.frozen)
-    sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given_options)
-    decode = config.decode if sets_decode else base.decode
+    given = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
+    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given}
+    decode = replace(base.decode, **set_decode)
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 
 

@@ -48,10 +48,12 @@ def test_fit_to_base_accepts_options_that_a_base_does_not_fix(tiny_checkpoint: C
     assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={name}).text == tiny_checkpoint.model.config.text
 
 
-def test_fit_to_base_keeps_decoding_options_that_are_given_at_their_default(tiny_checkpoint: Checkpoint) -> None:
-    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={"decode.beams"}).decode == DecodeConfig()
+def test_fit_to_base_replaces_only_the_decoding_options_that_are_set(tiny_checkpoint: Checkpoint) -> None:
+    base = replace(tiny_checkpoint, decode=DecodeConfig(beams=3, max_new_tokens=12))
     beams = replace(DEFAULT, decode=DecodeConfig(beams=2))
-    assert fit_to_base(beams, tiny_checkpoint).decode == DecodeConfig(beams=2)
+    assert fit_to_base(beams, base).decode == DecodeConfig(beams=2, max_new_tokens=12)
+    given = fit_to_base(DEFAULT, base, given_options={"decode.beams"}).decode  # at its default
+    assert given == DecodeConfig(beams=1, max_new_tokens=12)
 
 
 @pytest.mark.parametrize("geometry", [{"num_heads": 2}, {"norm_eps": 1e-3}])
@@ -97,7 +99,6 @@ def test_prepare_checks_the_pictures_of_a_large_data_set_only_once(
     broken.write_bytes(broken.read_bytes()[:200])
     monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("myllm.training.prepare.fit_memory", lambda *_: False)
-    monkeypatch.setattr("myllm.data.batches.MEMORY_BYTES", 0)
     reports: list[list[int]] = []
     for _ in range(2):
         reports.append([])
