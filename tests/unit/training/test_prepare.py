@@ -4,15 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.model.weight_files import weights_hash
 from myllm.presets import preset_config
-from myllm.training.prepare import feature_cache, fit_to_base, prepare
+from myllm.training.prepare import fit_to_base, prepare
 
 DEFAULT = TrainConfig(base="base.pt")
 
@@ -54,28 +52,6 @@ def test_fit_to_base_replaces_only_the_decoding_options_that_are_set(tiny_checkp
     assert fit_to_base(beams, base).decode == DecodeConfig(beams=2, max_new_tokens=12)
     given = fit_to_base(DEFAULT, base, given_options={"decode.beams"}).decode  # at its default
     assert given == DecodeConfig(beams=1, max_new_tokens=12)
-
-
-@pytest.mark.parametrize("geometry", [{"num_heads": 2}, {"norm_eps": 1e-3}])
-def test_feature_cache_of_another_geometry_is_another_one_even_with_equal_weights(
-    tiny_checkpoint: Checkpoint, geometry: dict[str, float]
-) -> None:
-    config = tiny_checkpoint.model.config
-    other = VisionGPT2(replace(config, vision=replace(config.vision, geometry=geometry))).eval()
-    other.load_state_dict(tiny_checkpoint.model.state_dict())
-    images = torch.rand(1, 3, 64, 64)
-    assert weights_hash(other.encoder) == weights_hash(tiny_checkpoint.model.encoder)
-    assert not torch.equal(other.encoder(images)[0], tiny_checkpoint.model.encoder(images)[0])
-    cache = feature_cache(replace(tiny_checkpoint, model=other), half=False)
-    assert cache.folder != feature_cache(tiny_checkpoint, half=False).folder
-
-
-def test_feature_cache_is_shared_by_captioners_with_other_decoders(tiny_checkpoint: Checkpoint) -> None:
-    config = tiny_checkpoint.model.config
-    other = VisionGPT2(replace(config, text=replace(config.text, n_embd=16)))
-    other.encoder.load_state_dict(tiny_checkpoint.model.encoder.state_dict())
-    cache = feature_cache(replace(tiny_checkpoint, model=other), half=True)
-    assert cache.folder == feature_cache(tiny_checkpoint, half=True).folder
 
 
 @pytest.mark.parametrize(("caption", "is_listed"), [("собака слева", True), ("a dog on the left", False)])

@@ -1,0 +1,42 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from myllm.checkpoints.native import Checkpoint
+from myllm.inference.onnx_encoder import OnnxEncoder
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.model.weight_files import weights_hash
+from myllm.training.frozen import MIN_PICTURES, frozen_backbone
+
+CPU = torch.device("cpu")
+
+
+def test_frozen_backbone_uses_onnx_only_for_many_pictures_on_a_cpu(tiny_checkpoint: Checkpoint) -> None:
+    assert isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES).encode, OnnxEncoder)
+    assert not isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES - 1).encode, OnnxEncoder)
+
+
+def folder(checkpoint: Checkpoint, model: VisionGPT2) -> Path:
+    return frozen_backbone(replace(checkpoint, model=model), CPU, False, 1).cache.folder
+
+
+@pytest.mark.parametrize("geometry", [{"num_heads": 2}, {"norm_eps": 1e-3}])
+def test_feature_cache_of_another_geometry_is_another_one_even_with_equal_weights(
+    tiny_checkpoint: Checkpoint, geometry: dict[str, float]
+) -> None:
+    config = tiny_checkpoint.model.config
+    other = VisionGPT2(replace(config, vision=replace(config.vision, geometry=geometry))).eval()
+    other.load_state_dict(tiny_checkpoint.model.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    assert weights_hash(other.encoder) == weights_hash(tiny_checkpoint.model.encoder)
+    assert not torch.equal(other.encoder(images)[0], tiny_checkpoint.model.encoder(images)[0])
+    assert folder(tiny_checkpoint, other) != folder(tiny_checkpoint, tiny_checkpoint.model)
+
+
+def test_feature_cache_is_shared_by_captioners_with_other_decoders(tiny_checkpoint: Checkpoint) -> None:
+    config = tiny_checkpoint.model.config
+    other = VisionGPT2(replace(config, text=replace(config.text, n_embd=16)))
+    other.encoder.load_state_dict(tiny_checkpoint.model.encoder.state_dict())
+    assert folder(tiny_checkpoint, other) == folder(tiny_checkpoint, tiny_checkpoint.model)
