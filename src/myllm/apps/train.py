@@ -32,6 +32,7 @@ from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
 from myllm.evaluation.plots import CURVES, save_plots
+from myllm.evaluation.report import progress_report, write_report
 from myllm.files import lock_folder, remove_unfinished
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
@@ -171,6 +172,10 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
+    display.say(
+        f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in "
+        f"{state.wait_seconds / max(state.seconds, 1e-9):.0%} of the time"
+    )
     captioner = Captioner.load(config.out, device=config.devices)
     paths, out = data_paths(config.data), Path(config.out)
     things = read_things(paths[0]) if len(paths) == 1 else {}
@@ -197,6 +202,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
         "Epochs": f"{state.epoch:,}, the best is {state.best_epoch:,}",
         "Steps": f"{state.step:,}",
         "Minutes of training": f"{state.seconds / 60:.1f}",
+        "Waiting for data": f"{state.wait_seconds / max(state.seconds, 1e-9):.0%}",
         "Seed": str(config.seed),
         "Backbone": config.vision.name,
         "Parameters": f"{count_parameters(prepared.model) / 1e6:.1f} M",
@@ -204,7 +210,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
 
 
 class _Recorder:
-    """After each epoch, updates metrics.csv, samples.jsonl, the curves, the TensorBoard events and the display."""
+    """After each epoch, updates metrics.csv, samples, curves, the report, the TensorBoard events and the display."""
 
     def __init__(self, display: Display, out: Path) -> None:
         self.training_display, self.out = TrainingDisplay(display), out
@@ -233,6 +239,9 @@ class _Recorder:
         run_folder.write_text(self.out / "metrics.csv", table.getvalue())
         run_folder.write_samples(samples, self.out)
         save_plots(CURVES, self.rows, self.out)
+        facts = {"Epochs so far": f"{row['epoch']:,}", "Minutes of training": f"{row['minutes']:.1f}"}
+        report = progress_report(self.out.resolve().name, facts, samples, self.rows)
+        write_report(self.out / run_folder.REPORT_FILE, report)
         for name, value in row.items():
             if not isinstance(value, str):
                 self.events.add_scalar(name, value, int(row["step"]))

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from myllm.caption import Caption
+from myllm.caption import Caption, Sample
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.evaluation.calibration import Bin, ConfidenceReport
@@ -37,6 +37,7 @@ from myllm.evaluation.report import (
     confidence_section,
     evaluation_report,
     leak_section,
+    progress_report,
     write_report,
 )
 from myllm.evaluation.scenes import score_scene_captions
@@ -361,6 +362,16 @@ def test_report_leaves_out_sections_without_content(tmp_path: Path, picture: Pat
     assert full.text("h2") == sections == full.text("a")
     assert {"0.300 to 0.500", "none; 31 pictures"} <= set(full.text("small"))
     assert "-0.100" in full.text("td")
+
+
+def test_report_of_a_run_in_progress_has_its_curves_and_captions(tmp_path: Path, picture: Path) -> None:
+    samples = [Sample(f"{name}.png", picture, f"a {name} dog", (f"a {name} dog runs",)) for name in ("red", "big")]
+    write_report(tmp_path / "report.html", progress_report("run", {"Epochs so far": "2"}, samples, HISTORY))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "A training that is not finished" in text and "<dt>Epochs so far</dt><dd>2</dd>" in text
+    assert "training from 3.00 to 2.00; validation from 2.50 to 1.50" in text
+    assert all(f'alt="{sample.caption}"' in text for sample in samples)
+    Page(tmp_path / "report.html")
 
 
 def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -> None:
