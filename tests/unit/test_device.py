@@ -10,6 +10,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_choose_device_auto_is_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: int(has_gpu))
     assert choose_device("auto").type == ("cuda" if has_gpu else "cpu")
     assert choose_device("cpu").type == "cpu"
 
@@ -18,7 +19,7 @@ def test_choose_device_refuses_unknown_and_missing_devices(monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"devices cuda: this machine has no usable GPU; take --devices cpu or auto"):
         choose_device("cuda")
-    with pytest.raises(ConfigError, match=r"devices 'tpu': expected auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match=r"devices 'tpu': expected auto, cpu, cuda"):
         choose_device("tpu")
 
 
