@@ -7,7 +7,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -124,6 +124,32 @@ def lock_folder(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+@contextmanager
+def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path` until the block ends; if another process holds it, call `on_wait` and wait for it.
+
+    The lock is released when the process ends, even if it is killed; its file stays. On systems without fcntl
+    (Windows) nothing is locked. Raises MyLLMError if the disk refuses.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        with suppress(ImportError), _disk_errors(path):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        _held_locks.add(file)
+        try:
+            yield
+        finally:
+            _held_locks.discard(file)
 
 
 def _close_locks() -> None:

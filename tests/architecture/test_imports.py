@@ -18,7 +18,7 @@ VERBS_MAY_IMPORT = {"demo": ["train"]}
 HOMES = {
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
-    "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_stepper.py"],
+    "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],
 }
 MAX_LINES = 400
 

@@ -43,6 +43,9 @@ class Findings:
     unknown_in_splits: list[str] = _finding("unknown picture", "named in splits")
     lone_validation: list[str] = _finding("picture", "for validation, as no name's hash is in the lowest tenth")
     cut_captions: list[str] = _finding("caption", "cut at the context's end")
+    not_english: list[str] = _finding(
+        "caption", "not known to be English, so that no picture is flipped and no hue is shifted"
+    )
     repaired_features: list[str] = _finding("damaged feature", "recomputed")
     formats: list[str] = field(default_factory=list, compare=False)
     """What was read, like "Karpathy JSON: dataset.json". This and `splits` are nothing unusual, and not in `lines`."""
