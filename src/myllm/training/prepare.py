@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from myllm.checkpoints import formats
 from myllm.checkpoints.build import build_model
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
-from myllm.data.batches import CaptionSource, check_pictures, make_source
+from myllm.data.batches import MEMORY_BYTES, CaptionSource, check_pictures, make_source
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record
@@ -50,12 +51,13 @@ class Prepared:
 
 def prepare(
     config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = (),
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None, pictures: int | None = None,
 ) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. tokenizer: that of a run that is resumed.
+    if their value is the default. tokenizer: that of a run that is resumed. pictures: for a dry run, the number of
+    pictures of each split that are read; they stand for the others.
     Raises DataError, ConfigError or CheckpointError.
     """
     records, findings = read_records(config.data, config.captions)
@@ -84,8 +86,11 @@ def prepare(
     cache = _feature_cache(start, config) if config.vision.frozen else None
     sources = []
     for name in ("train", "val"):
-        known = cache.known([record.image for record in splits[name]]) if cache is not None else ()
-        readable, pixels = check_pictures(splits[name], preprocess, findings, progress, known)
+        records = splits[name][:pictures]
+        known = cache.known([record.image for record in records]) if cache is not None else ()
+        readable, pixels = check_pictures(records, preprocess, findings, progress, known)
+        if pictures is not None:
+            readable, pixels = _with_pictures_of(readable, pixels, splits[name])
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
         if cache is not None:
             source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
@@ -146,6 +151,17 @@ def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
     encoder = start.model.encoder
     key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
     return FeatureCache(cache_folder() / "features", key, config.half_features)
+
+
+def _with_pictures_of(
+    readable: Sequence[Record], pixels: Tensor | None, records: Sequence[Record]
+) -> tuple[list[Record], Tensor | None]:
+    """Return all `records` with the pictures of the few `readable` ones in turn, and their pixels if these all fit."""
+    rows = torch.arange(len(records)) % len(readable)
+    if pixels is not None:
+        pixels = pixels[rows] if len(records) * pixels[0].numel() <= MEMORY_BYTES else None
+    pictures = [readable[row].image for row in rows.tolist()]
+    return [replace(record, image=image) for record, image in zip(records, pictures, strict=True)], pixels
 
 
 def _with_features(
