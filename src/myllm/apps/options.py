@@ -136,6 +136,9 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     """Options to start from: vit-gpt2, scenes, photos-fast or photos. All other options override them."""
     resume: bool = False
     """Resume the run in --out from its last.pt, with the options that it began with."""
+    dry_run: bool = False
+    """Write nothing into --out; print what the run needs: parameters, memory, arithmetic, time, and the largest batch
+    that fits."""
 
     @property
     def config(self) -> TrainConfig:

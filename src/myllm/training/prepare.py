@@ -53,12 +53,13 @@ class Prepared:
 
 def prepare(
     config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = (),
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None, pictures: int | None = None,
 ) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. tokenizer: that of a run that is resumed.
+    if their value is the default. tokenizer: that of a run that is resumed. pictures: for a dry run, the number of
+    pictures of each split that are read; they stand for the others.
     Raises DataError, ConfigError or CheckpointError.
     """
     records, findings = read_records(config.data, config.captions)
@@ -86,11 +87,13 @@ def prepare(
             )
     frozen = None
     if config.vision.frozen:
-        pictures = len(splits["train"]) + len(splits["val"])
-        frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, pictures)
+        count = len(splits["train"]) + len(splits["val"])
+        frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, count)
     sources = []
     for name in ("train", "val"):
-        readable, pixels = _readable(splits[name], preprocess, frozen, findings, progress)
+        readable, pixels = _readable(splits[name][:pictures], preprocess, frozen, findings, progress)
+        if pictures is not None:
+            readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
         sources.append(source if frozen is None else frozen.with_features(source, findings, progress))
     train, val = sources
@@ -102,6 +105,17 @@ def prepare(
         **({"base": base_hash} if base_hash else {}),
     }
     return Prepared(config, model, start.tokenizer, start.preprocess, train, val, findings, fingerprints, base_hash)
+
+
+def _with_pictures_of(
+    readable: Sequence[Record], pixels: Tensor | None, records: Sequence[Record], preprocess: Preprocess
+) -> tuple[list[Record], Tensor | None]:
+    """Return all `records` with the pictures of the few `readable` ones in turn, and their pixels if these all fit."""
+    rows = torch.arange(len(records)) % len(readable)
+    pixels = pixels[rows] if pixels is not None and fit_memory(len(records), preprocess) else None
+    return [
+        replace(record, image=readable[row].image) for record, row in zip(records, rows.tolist(), strict=True)
+    ], pixels
 
 
 def _readable(
