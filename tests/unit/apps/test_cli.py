@@ -50,7 +50,7 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Name of a timm model.",
         "Number of beams in beam search; 1 is greedy decoding.",
         "Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it.",
-        "Resume the run in --out from its last.pt.",
+        "Resume the run in --out from its last.pt, with the options that it began with.",
         "Replace existing results in --out.",
         "(default: c_attn,q_attn,c_proj,c_fc)",
     ):
