@@ -120,7 +120,7 @@ OPTIONS = [
     (["--epochs=0"], r"epochs is 0", r"it must be above 0"),
     (["--epoch=2"], r"unknown option --epoch", r"did you mean --epochs"),
     (["--preset=photo"], r"preset", r"photos"),
-    (["--stages=[everything]"], r"stages \['everything'\]", r"each must be new, text or all"),
+    (["--stages=[everything]"], r"stages \['everything'\]", r"expected one or more of new, text and all"),
     (["--precision=fp16"], r"precision fp16", r"take fp32 or bf16"),
     (["--config=nowhere.yaml"], r"--config nowhere.yaml: cannot be read", r"No such file"),
 ]
@@ -228,7 +228,7 @@ def test_a_picture_of_one_pixel_trains_like_any_other(train: Train, tiny_picture
     assert train(tmp_path / "run", "--max-steps=1", "--quiet", data=tiny_picture_folder) == 0
 
 
-def test_train_writes_utf8_and_finishes_where_the_terminal_cannot_print_a_caption(
+def test_train_writes_utf8_and_finishes_if_the_terminal_cannot_print_a_caption(
     tiny: list[str], tiny_picture_folder: Path, tmp_path: Path
 ) -> None:
     results = tiny_picture_folder / "results.csv"

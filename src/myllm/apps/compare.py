@@ -1,12 +1,13 @@
 """`myllm compare`: two captioners, or files of captions, on the same pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
-from myllm.apps.opening import caption_split, load_split, open_captioner
+from myllm.apps.data_folder import caption_split, load_split
+from myllm.apps.opening import open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
@@ -54,13 +55,9 @@ def compare_two(options: CompareOptions) -> int:
         (path, [side.captions[record.name] for record in common])
         for path, side in zip(options.paths, sides, strict=True)
     )
-    comparison = compare(a, b, common, options.split, options.metrics or None)
     data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
-    comparison = replace(
-        comparison,
-        a=comparison.a.with_protocol(**data, **sides[0].protocol),
-        b=comparison.b.with_protocol(**data, **sides[1].protocol),
-    )
+    protocols = [{**data, **side.protocol} for side in sides]
+    comparison = compare(a, b, common, options.split, options.metrics or None, protocols)
     if out is not None:
         write_results(comparison, sides, common, options, out)
     if options.json:

@@ -20,7 +20,7 @@ from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, defined, judge_captions
 
-# memory of a caption and five references that differ, while they are scored, as measured
+# measured memory for scoring one caption with five different references
 BYTES_PER_PICTURE = 26_000
 MEMORY_REPORTED_FROM = 100_000
 # a spreadsheet takes a cell that begins like this for a formula
@@ -94,7 +94,10 @@ def warn_of_captions(matched: Matched, display: Display) -> None:
 
 
 def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
-    """Print a row for each figure, or for each picture; text that a spreadsheet would run gets a leading quote."""
+    """Print a row for each figure, or for each picture.
+
+    Text that a spreadsheet would run gets a leading quote; characters that control a terminal are escaped.
+    """
     rows: list[dict[str, Any]] = rows_of(judgement, matched) if per_image else [
         {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
         for (name, figure), (low, high) in zip(judgement.figures.items(), judgement.intervals.values(), strict=True)
@@ -102,10 +105,11 @@ def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({
-            name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
-            for name, value in row.items()
-        })
+        writer.writerow({name: _cell(value) if isinstance(value, str) else value for name, value in row.items()})
+
+
+def _cell(text: str) -> str:
+    return "'" * text.startswith(FORMULA_BEGINS) + printable(text, keep="\t\n\r")
 
 
 def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:

@@ -83,6 +83,8 @@ class Report:
     """Why some metrics mean less than they seem to."""
     broken: Sequence[str] = ()
     """Pictures that could not be read, with the reason."""
+    failed: Sequence[str] = ()
+    """Pictures for which the decoding rules left nothing, with the reason."""
     training: Section | None = None
     confidence: Section | None = None
     slices: Sequence[Slice] = ()
@@ -124,6 +126,7 @@ def evaluation_report(
         orders=orders,
         words=words_section(evaluation.words),
         broken=evaluation.broken,
+        failed=evaluation.failed,
         training=training_section(history) if history else None,
         slices=evaluation.slices,
         leaks=None if leaks is None else leak_section(
@@ -174,7 +177,7 @@ def training_section(history: Sequence[Row]) -> Section:
 
 
 def confidence_section(report: ConfidenceReport) -> Section:
-    """Return what the captions' confidence is worth."""
+    """Return how reliable the captions' confidence is."""
     learned = "a calibration learned on the other pictures"
     calibration = learned if report.is_cross_fitted else "the captioner’s own calibration"
     text = (

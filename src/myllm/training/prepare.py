@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -102,7 +102,7 @@ NOT_GEOMETRY = ("text.dropout", "text.pretrained", "vision.frozen", "vision.pret
 
 
 def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
-    """Return `config` with the base's model options and, unless any are set, with its decoding options.
+    """Return `config` with the base's model options, and with those of its decoding options that are not set.
 
     An option is set if it differs from the default or is in `given_options`. Dropout and `vision.frozen` may differ
     from the base's; ConfigError is raised for other model options that are set and differ.
@@ -121,8 +121,9 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
             )
     text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
     vision = replace(model.vision, frozen=config.vision.frozen)
-    sets_decode = config.decode != DecodeConfig() or any(name.startswith("decode.") for name in given_options)
-    decode = config.decode if sets_decode else base.decode
+    given = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
+    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given}
+    decode = replace(base.decode, **set_decode)
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 
 

@@ -451,6 +451,17 @@ def test_report_says_why_a_metric_was_not_computed(tmp_path: Path, picture: Path
     assert lines == ["METEOR was not computed: its data is missing."]
 
 
+def test_report_lists_pictures_without_a_caption(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture] * 2, ["a caption", ""], broken=["gone.png: no file"])
+    sentences = ["could not be read", "left no caption"]
+    texts = make_page(tmp_path, evaluation).text("p")
+    assert [any(sentence in text for text in texts) for sentence in sentences] == [True, False]
+    evaluation.captions[1].error = "the rules ban <b>"
+    page = make_page(tmp_path, evaluation)
+    assert all(any(sentence in text for text in page.text("p")) for sentence in sentences)
+    assert {"gone.png: no file", "picture.png: the rules ban <b>"} <= set(page.text("li"))
+
+
 def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
     for folder in ("val", "train"):
         (tmp_path / folder).mkdir()

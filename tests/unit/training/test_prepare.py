@@ -43,7 +43,9 @@ def test_fit_to_base_accepts_options_that_a_base_does_not_fix(tiny_checkpoint: C
     assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={name}).text == tiny_checkpoint.model.config.text
 
 
-def test_fit_to_base_keeps_decoding_options_that_are_given_at_their_default(tiny_checkpoint: Checkpoint) -> None:
-    assert fit_to_base(DEFAULT, tiny_checkpoint, given_options={"decode.beams"}).decode == DecodeConfig()
+def test_fit_to_base_replaces_only_the_decoding_options_that_are_set(tiny_checkpoint: Checkpoint) -> None:
+    base = replace(tiny_checkpoint, decode=DecodeConfig(beams=3, max_new_tokens=12))
     beams = replace(DEFAULT, decode=DecodeConfig(beams=2))
-    assert fit_to_base(beams, tiny_checkpoint).decode == DecodeConfig(beams=2)
+    assert fit_to_base(beams, base).decode == DecodeConfig(beams=2, max_new_tokens=12)
+    given = fit_to_base(DEFAULT, base, given_options={"decode.beams"}).decode  # at its default
+    assert given == DecodeConfig(beams=1, max_new_tokens=12)
