@@ -11,31 +11,33 @@ from myllm.model.kv_cache import KeyValue, LayerKV
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """The rows of a tensor (N, C) as sequences of one length."""
+
+    count: int
+
+    def split(self, rows: Tensor) -> Tensor:
+        """(N, C) -> (count, N / count, C)."""
+        return rows.unflatten(0, (self.count, -1))
+
+    def join(self, x: Tensor) -> Tensor:
+        """(count, N / count, C) -> (N, C)."""
+        return x.flatten(0, 1)
+
+
 class Grid:
     """Which rows of a tensor (N, C) are which tokens: T tokens of each of G captions of each of B images, in order.
 
     Only attention needs it; all else in the decoder treats each row on its own.
     """
 
-    images: int
-    captions: int
-    length: int
+    def __init__(self, images: int, captions: int, length: int) -> None:
+        self.length = length
+        self.captions, self.images = Sequences(images * captions), Sequences(images)
 
     def positions(self, past: int, device: torch.device) -> Tensor:
         """Return the position of each row in its caption (N,), after `past` earlier tokens."""
-        return torch.arange(past, past + self.length, device=device).repeat(self.images * self.captions)
-
-    def by_caption(self, rows: Tensor) -> Tensor:
-        """(N, C) -> (B * G, T, C)."""
-        return rows.unflatten(0, (self.images * self.captions, self.length))
-
-    def by_image(self, rows: Tensor) -> Tensor:
-        """(N, C) -> (B, G * T, C)."""
-        return rows.unflatten(0, (self.images, self.captions * self.length))
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Undo `by_caption` or `by_image`."""
-        return x.flatten(0, 1)
+        return torch.arange(past, past + self.length, device=device).repeat(self.captions.count)
 
     def mask(self, past: int, device: torch.device) -> Tensor | None:
         """Return (T, past + T) bool: each token sees the past, itself and nothing later; None if it sees everything."""
@@ -65,18 +67,17 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, grid: Grid, cache: LayerKV | None = None) -> Tensor:
-        """Return (N, C): each caption attends only to itself.
+        """Return (N, C) of the newest tokens (N, C) of each caption, which attends only to itself.
 
-        x:     (N, C), the newest tokens of each caption; `grid` says which row is which.
         cache: keys and values of the earlier tokens of the B * G captions; those of `x` are added to it.
         """
-        fused = grid.by_caption(self.c_attn(x))  # (B * G, T, 3 * C)
+        fused = grid.captions.split(self.c_attn(x))  # (B * G, T, 3 * C)
         query, key, value = (split_heads(part, self.n_head) for part in fused.chunk(3, dim=-1))
         past = cache.length if cache is not None else 0
         if cache is not None:
             key, value = cache.append(key, value)
         attended = scaled_dot_product_attention(query, key, value, grid.mask(past, x.device))
-        return self.resid_dropout(self.c_proj(grid.rows(merge_heads(attended))))
+        return self.resid_dropout(self.c_proj(grid.captions.join(merge_heads(attended))))
 
 
 class CrossAttention(nn.Module):
@@ -96,11 +97,7 @@ class CrossAttention(nn.Module):
         return key.contiguous(), value.contiguous()  # every decoding step reads them
 
     def forward(self, x: Tensor, grid: Grid, image: KeyValue) -> Tensor:
-        """Return (N, C): each token of the G captions of an image attends to that image.
-
-        x:     (N, C); `grid` says which row is which.
-        image: what `key_value` returned for the B images.
-        """
-        query = split_heads(grid.by_image(self.q_attn(x)), self.n_head)  # (B, n_head, G * T, C / n_head)
+        """Return (N, C) of tokens (N, C), which attend to their image; image: what `key_value` returned."""
+        query = split_heads(grid.images.split(self.q_attn(x)), self.n_head)  # (B, n_head, G * T, C / n_head)
         attended = scaled_dot_product_attention(query, *image)
-        return self.resid_dropout(self.c_proj(grid.rows(merge_heads(attended))))
+        return self.resid_dropout(self.c_proj(grid.images.join(merge_heads(attended))))

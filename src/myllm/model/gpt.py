@@ -73,26 +73,21 @@ class GPT(nn.Module):
         self.transformer = Transformer(config, cross_attention)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
-        self.apply(self._init_weights)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2 scales residual branches by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
     def forward(self, tokens: Tensor, image: ImageKV | None = None, cache: SelfKV | None = None) -> Tensor:
-        """Return next-token logits (B, G, T, vocab_size), or (B, T, vocab_size) of tokens (B, T).
+        """Return next-token logits (B, G, T, vocab_size), or (B, T, vocab_size) of tokens (B, T). Raises ConfigError.
 
         tokens: (B, G, T) int64, G captions of each of B images; or (B, T), text only.
         image:  cross-attention keys and values of the B images; None skips cross-attention.
         cache:  keys and values of the earlier positions; `tokens` are then only the newest. It is extended.
-
-        Raises ConfigError if the positions do not fit the context.
         """
         if tokens.dim() == 2:
             return self(tokens[:, None], image, cache)[:, 0]

@@ -149,7 +149,7 @@ class Objective(nn.Module):
             is_input = torch.arange(batch.tokens.shape[2]) < lengths[..., None]
             rows = is_input.flatten().nonzero()[:, 0].to(device, non_blocking=True)
             inputs, targets = batch.inputs.flatten()[rows], batch.tokens.flatten()[rows + 1]
-            hidden = self.model.decoder.hidden(inputs, Packed.of(lengths, device), image)
+            hidden = self.model.decoder.hidden(inputs, Packed(lengths, device), image)
             loss, caption_sum = HeadLoss.apply(hidden, self.model.decoder.lm_head.weight, targets, smoothing)
             total = total + loss / (tokens or batch_tokens)
         if self.training and self.presence is not None and len(batch.index):
