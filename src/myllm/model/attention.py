@@ -26,10 +26,7 @@ class Sequences:
 
 
 class Grid:
-    """Which rows of a tensor (N, C) are which tokens: T tokens of each of G captions of each of B images, in order.
-
-    Only attention needs it; all else in the decoder treats each row on its own.
-    """
+    """Which rows of (N, C) are T tokens of each of G captions of each of B images: only attention needs to know."""
 
     def __init__(self, images: int, captions: int, length: int) -> None:
         self.length = length

@@ -117,7 +117,8 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight = (None if gradient is None else slope * gradient for gradient in context.saved_tensors)
+        # in place: the gradient of GPT-2's embedding is 154 MB
+        hidden, weight = (None if gradient is None else gradient.mul_(slope) for gradient in context.saved_tensors)
         return hidden, weight, None, None
 
 
