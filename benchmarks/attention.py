@@ -13,8 +13,8 @@ from measures.pointing import CENTRE, CHANCE, mean_pointing, point_words
 from myllm import Captioner
 from myllm.attribution.methods import METHODS
 from myllm.data.images import load_image
-from myllm.data.records import read_records
 from myllm.data.scenes import read_things
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def timed(captioner: Captioner, paths: Sequence[Path], methods: Sequence[str]) -
 
 def val_pictures(captioner: Captioner, data: Path) -> list[Path]:
     records, findings = read_records(data, captioner.captions)
-    return [record.image for record in split_records(records, data, findings)["val"]]
+    return [record.image for record in split_records(records, findings)["val"]]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from myllm.caption import Caption
-from myllm.data.records import Record, read_records
+from myllm.data.records import Record
 from myllm.data.scenes import BOXES_FILE, Thing, read_things
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.evaluation.calibration import (
     SHARES,
@@ -54,7 +55,7 @@ def main() -> None:
         return
     captioner = Captioner.load(arguments.model)
     records, findings = read_records(arguments.data, captioner.captions)
-    parts, beams = split_records(records, arguments.data, findings), arguments.beams or captioner.decode.beams
+    parts, beams = split_records(records, findings), arguments.beams or captioner.decode.beams
     first, *others = (captioned(captioner, parts[split], split, beams) for split in arguments.splits)
     print_raw(first)
     calibration = calibrate(first.captions, references_of(first))

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from myllm import Captioner
 from myllm.apps.caption import caption_files
 from myllm.batched import batched
-from myllm.data.records import read_records
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.model.gpt2_weights import transpose_conv1d
@@ -104,7 +104,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     loaded = {precision: Captioner.load(arguments.model, precision=precision) for precision in ("auto", "int8")}
     records, findings = read_records(Path(arguments.data), loaded["auto"].captions)
-    paths = [record.image for record in split_records(records, Path(arguments.data), findings)["val"]]
+    paths = [record.image for record in split_records(records, findings)["val"]]
     print(f"{len(paths):,} photographs in batches of {BATCH}, {torch.get_num_threads()} threads\n")
     print("| beams | program | pictures per second, median (min to max) | speedup | same captions | words |")
     print("|---|---|---|---|---|---|")

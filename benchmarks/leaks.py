@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from myllm.config import CaptionsConfig
 from myllm.data.images import load_image
-from myllm.data.records import Record, read_records
+from myllm.data.records import Record
 from myllm.data.scenes import draw_scene
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.evaluation.leaks import find_leaks
 
@@ -86,7 +87,7 @@ def recall(records: list[Record], change: Change, quality: int) -> tuple[float, 
         for record in records:
             path = Path(folder) / f"{record.image.stem}.jpg"
             change(load_image(record.image), rng).convert("RGB").save(path, quality=quality)
-            copies.append(Record(path, ()))
+            copies.append(Record(path.name, path, ()))
         leaks = find_leaks(copies, records)
     right = sum(pair.judged.image.stem == pair.training.image.stem for pair in leaks.pairs)
     return right / len(records), len(leaks.pairs) - right
@@ -140,7 +141,7 @@ DRAWN: dict[str, tuple[Callable[[int], Image.Image], int]] = {
 def false_copies(draw: Callable[[int], Image.Image], count: int) -> float:
     """Return the share of different drawn pictures that are taken for copies; one half is the training data."""
     with tempfile.TemporaryDirectory() as folder:
-        records = [Record(Path(folder) / f"{seed}.png", ()) for seed in range(count)]
+        records = [Record(f"{seed}.png", Path(folder) / f"{seed}.png", ()) for seed in range(count)]
         for seed, record in enumerate(records):
             draw(seed).save(record.image)
         return len(find_leaks(records[::2], records[1::2]).pairs) / len(records[1::2])
@@ -161,7 +162,7 @@ def main() -> None:
         print("no Flickr8k here, so photographs are left out; give a data folder as --data")
         return
     records, findings = read_records(arguments.data, CaptionsConfig())
-    splits = split_records(records, arguments.data, findings)
+    splits = split_records(records, findings)
     training, judged = splits["train"], splits[arguments.split]
     start = perf_counter()
     leaks = find_leaks(training, judged)

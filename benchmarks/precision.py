@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from myllm import Captioner
-from myllm.data.records import read_records
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.metrics.score import score_captions
 
@@ -31,7 +31,7 @@ def main() -> None:
     for beams, precision in itertools.product((1, 5), ("auto", "int8", "bf16")):
         captioner = Captioner.load(arguments.model, precision=precision)
         records, findings = read_records(Path(arguments.data), captioner.captions)
-        records = split_records(records, Path(arguments.data), findings)[arguments.split]
+        records = split_records(records, findings)[arguments.split]
         captioner.caption_batch([record.image for record in records[:32]], beams=beams)  # the first time is slower
         start = perf_counter()
         texts = [caption.text for caption in captioner.caption_batch([record.image for record in records], beams=beams)]

@@ -196,6 +196,7 @@ class Caption:
 class Sample:
     """A validation picture with its caption and references."""
 
+    name: str
     image: Path
     caption: str
     references: Sequence[str]

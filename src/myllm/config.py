@@ -114,12 +114,12 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """How captions are read from results.csv."""
+    """How captions are read."""
 
-    image_column: str = "image_name"
-    """Column of results.csv with the picture's file name."""
-    caption_column: str = "comment"
-    """Column of results.csv with the caption."""
+    image_column: str | None = None
+    """Column of a table with the picture's file name; usual names, such as image and file_name, if not given."""
+    caption_column: str | None = None
+    """Column of a table with the caption; usual names, such as caption, comment and text, if not given."""
     lowercase: bool = True
     """Convert every caption to lower case."""
     vocab_size: Annotated[int, Range.POSITIVE] = 8000
@@ -279,8 +279,9 @@ class DecodeConfig:
 class TrainConfig:
     """Everything that a training run depends on."""
 
-    data: str = "data"
-    """Folder with results.csv, flickr30k_images/ and, optionally, splits/*.txt."""
+    data: tuple[str, ...] | str = "data"
+    """Folder with captions and pictures, or a file of captions; the format is recognised. Several, each with --data,
+    are mixed."""
     out: str = "captioner"
     """The run folder."""
     base: str | None = None

@@ -15,6 +15,7 @@ from typing import IO, Any
 from myllm.errors import CheckpointError, ConfigError, DataError, MyLLMError, reason
 
 LOCK_FILE = "in-use.lock"
+_held_locks: set[IO[str]] = set()
 MAX_JSON_BYTES = 2**28
 
 
@@ -115,12 +116,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        _held_locks.add(file)
         try:
             yield
         finally:
+            _held_locks.discard(file)
             path.unlink(missing_ok=True)
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def _close_locks() -> None:
+    """Close a forked process's copies: one that outlives a killed parent would hold its lock."""
+    for file in _held_locks:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -27,7 +27,8 @@ def describe_type(kind: Any) -> str:
         int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null", list: "a list",
     }
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(map(describe_type, get_args(kind)))
+        parts = map(describe_type, get_args(kind))
+        return " or ".join(sorted(parts, key=lambda part: part.startswith("a list")))  # a list's hint comes last
     return words.get(kind, "options as `name: value`")
 
 

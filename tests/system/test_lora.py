@@ -151,7 +151,7 @@ def test_train_replaces_an_adapter_only_with_overwrite(
 ) -> None:
     out = Path(shutil.copytree(lora_run, tmp_path / "run"))
     assert adapt(out, *LORA, "--epochs=1") == 2
-    assert "holds a run already (adapter, last.pt)" in capfd.readouterr().err
+    assert "holds a run already (adapter, last.pt, last.previous.pt)" in capfd.readouterr().err
     assert adapt(out, "--epochs=1", "--overwrite") == 0
     assert (out / "captioner.pt").is_file() and not (out / "adapter").exists()
 
@@ -166,7 +166,7 @@ def test_adapter_whose_base_has_changed_is_refused(adapt: Main, tiny_run: Path, 
     assert main(["caption", str(tmp_path), "--model", str(out)]) == 1
     assert f"{out / 'adapter'}: was trained on {base} with weights of hash" in capfd.readouterr().err
     assert adapt(out, *LORA, "--max_steps=2", "--resume", base=base) == 1
-    assert "another base; resume with what it began with" in capfd.readouterr().err
+    assert "this run began with another base (" in capfd.readouterr().err
 
 
 def test_train_with_base_continues_the_whole_captioner_and_leaves_the_base(

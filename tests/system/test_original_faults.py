@@ -16,7 +16,8 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.batches import CaptionSource, check_pictures, evaluation_batches, make_source
 from myllm.data.images import Preprocess, augment
-from myllm.data.records import Findings, read_records
+from myllm.data.records import Findings
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_stepper import OnnxStepper
@@ -41,7 +42,7 @@ def test_original_fault_1_no_picture_is_in_both_training_and_validation(tiny_pic
     with (tiny_picture_folder / "results.csv").open("a") as file:
         file.write("copy.png| 0| the same again\n")
     records, _ = read_records(tiny_picture_folder, CaptionsConfig())
-    splits = split_records(records, tiny_picture_folder, Findings())
+    splits = split_records(records, Findings())
     sides = [{record.image.read_bytes() for record in splits[name]} for name in ("train", "val")]
     assert all(sides) and not sides[0] & sides[1]
     assert all(len(record.captions) == 5 for side in splits.values() for record in side if record.name != "copy.png")

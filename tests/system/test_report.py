@@ -53,7 +53,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     for number in range(90):
         image, scene = draw_scene(seed=0, part="val", number=number)
         image.resize((160, 120)).save(folder / f"{number}.png")
-        records.append(Record(folder / f"{number}.png", tuple(scene.captions)))
+        records.append(Record(f"{number}.png", folder / f"{number}.png", tuple(scene.captions)))
     texts = [records[(index + index % 3) % 90].captions[0] for index in range(90)]
     texts[1] = "<script>document.title = 'run'</script> " + texts[1]
     judgement = judge_captions(texts, [record.captions for record in records], blind="a red ball")
@@ -75,8 +75,8 @@ def single(evaluation: Evaluation) -> Report:
     assert report.training is not None
     confidence = Section("Confidence is the share of words that are right.", report.training.plots)
     slices = [Slice("people", "three or more", 40, 0.31, -0.1, (0.25, 0.37))]
-    images = [record.image for record in evaluation.records]
-    leaks = leak_section(["2 pictures are in training too"], [(images[0], images[1]), (images[2], images[3])])
+    records = evaluation.records
+    leaks = leak_section(["2 pictures are in training too"], [(records[0], records[1]), (records[2], records[3])])
     return replace(report, slices=slices, leaks=leaks, confidence=confidence)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from myllm.apps.cli import main
 from myllm.config import CaptionsConfig
-from myllm.data.records import read_records
 from myllm.data.scenes import HELD_OUT, draw_scene, read_things
+from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.evaluation.scenes import named_groups
 
@@ -32,7 +32,7 @@ def test_scenes_of_a_seed_are_the_same_bytes_and_of_another_seed_differ(scenes: 
 
 def test_scenes_are_read_without_findings(scenes: Path) -> None:
     records, findings = read_records(scenes, CaptionsConfig())
-    splits = split_records(records, scenes, findings)
+    splits = split_records(records, findings)
     assert {name: len(split) for name, split in splits.items()} == {"train": 54, "val": 3, "heldout": 3}
     assert findings.lines() == []
     assert all(len(record.captions) == 5 for record in records)

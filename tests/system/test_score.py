@@ -133,7 +133,7 @@ def test_score_warns_of_one_reference_per_picture(files: dict[str, Path], capfd:
     ("options", "code", "reason"),
     [
         (["--json", "--csv"], 2, "--json and --csv: choose one of them"),
-        (["--split=val"], 1, "COCO annotations have no splits"),
+        (["--split=val"], 1, "has no splits; leave out --split val"),
         (["--refs=x"], 2, "unknown option --refs"),
     ],
 )

@@ -138,6 +138,7 @@ def test_train_saves_on_sigterm_exits_with_143_and_resumes_with_no_other_option(
     words = ["train", "--data", str(scenes), "--out", str(out), *tiny, "--epochs=4"]
     process = stopped(words, signal.SIGTERM, (out / "metrics.csv").exists)
     assert process.returncode == 143, process.stderr
+    assert "A training that is not finished" in (out / "report.html").read_text(encoding="utf-8")
     assert len(rows_of(out)) < 4 and not list(out.glob(".*"))
     assert main(["train", "--out", str(out), "--resume", "--quiet"]) == 0
     assert_same_run(out, tiny_run)

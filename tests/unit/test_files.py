@@ -1,4 +1,5 @@
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -98,6 +99,28 @@ def test_lock_folder_ends_with_a_killed_process(tmp_path: Path) -> None:
         process.kill()
     with lock_folder(tmp_path):
         pass
+
+
+FORKED = """
+import os, pathlib, sys, time, myllm.files
+with myllm.files.lock_folder(pathlib.Path(sys.argv[1])):
+    if os.fork() == 0:
+        print("locked", flush=True)
+    time.sleep(30)
+"""
+
+
+def test_lock_folder_ends_with_a_killed_process_whose_forked_process_lives_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"locked\n"
+        process.kill()
+        process.wait()
+        with lock_folder(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_lock_folder_leaves_files_and_removes_what_it_made(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from myllm.apps.opening import open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
+from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig
-from myllm.data.predictions import References, match, read_predictions
+from myllm.data.predictions import match, read_predictions
 from myllm.data.records import Record, counted, quantity
+from myllm.data.sources import References, data_name, read_references
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import data_hash, describe_search
@@ -44,8 +46,23 @@ def compare_two(options: CompareOptions) -> int:
     if len(options.paths) != 2:
         raise ConfigError(f"compare takes two captioners, or files of captions; got {len(options.paths)}")
     out = output_folder(options.out, COMPARISON_FILE, options.overwrite)
-    records = load_split(options.data, options.split, CaptionsConfig(), display, limit=options.limit).records
-    sides = [captions_of(path, records, options, display) for path in options.paths]
+    captioners = [
+        None if is_caption_file(path) else open_captioner(path, options.devices, options.precision)
+        for path in options.paths
+    ]
+    config = next((captioner.captions for captioner in captioners if captioner is not None), CaptionsConfig())
+    captions = options.captions_config(config)
+    records = load_split(options.data, options.split, captions, display, limit=options.limit).records
+    # files of captions may call pictures by the ids that the references give them
+    ids = read_references(options.data, None, captions)[0].ids if None in captioners else {}
+    texts = {record.name: list(record.captions) for record in records}
+    ids = {key: name for key, name in ids.items() if name in texts}
+    references = References(texts, ids, data_name(options.data))
+    sides = [
+        captions_of_file(path, references, options, display) if captioner is None
+        else captions_of_model(path, captioner, records, options, display)
+        for path, captioner in zip(options.paths, captioners, strict=True)
+    ]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
     if not common:
         raise DataError(f"there is no picture that both {options.paths[0]} and {options.paths[1]} caption")
@@ -55,7 +72,7 @@ def compare_two(options: CompareOptions) -> int:
         (path, [side.captions[record.name] for record in common])
         for path, side in zip(options.paths, sides, strict=True)
     )
-    data = {"dataset": Path(options.data).resolve().name, "split": options.split, "data": data_hash(common)}
+    data = {"dataset": data_name(options.data), "split": options.split, "data": data_hash(common)}
     protocols = [{**data, **side.protocol} for side in sides]
     comparison = compare(a, b, common, options.split, options.metrics or None, protocols)
     if out is not None:
@@ -67,18 +84,26 @@ def compare_two(options: CompareOptions) -> int:
     return 0
 
 
-def captions_of(path: str, records: Sequence[Record], options: CompareOptions, display: Display) -> _Side:
-    """Return the captions that a file has for the pictures, or that a model makes."""
-    if Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES:
-        references = References({record.name: list(record.captions) for record in records}, {}, options.data)
-        matched = match(read_predictions(Path(path)), references)
-        if matched.missing and not options.allow_missing:
-            missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
-            raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
-        if matched.unknown:
-            display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
-        return _Side(dict(zip(matched.names, matched.captions, strict=True)))
-    captioner = open_captioner(path, options.devices, options.precision)
+def is_caption_file(path: str) -> bool:
+    """Return whether the path is a file of captions rather than a captioner."""
+    return Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES
+
+
+def captions_of_file(path: str, references: References, options: CompareOptions, display: Display) -> _Side:
+    """Return the captions that a file has for the pictures of the references."""
+    matched = match(read_predictions(Path(path)), references)
+    if matched.missing and not options.allow_missing:
+        missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
+        raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
+    if matched.unknown:
+        display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
+    return _Side(dict(zip(matched.names, matched.captions, strict=True)))
+
+
+def captions_of_model(
+    path: str, captioner: CaptionerProtocol, records: Sequence[Record], options: CompareOptions, display: Display
+) -> _Side:
+    """Caption the pictures."""
     decode = captioner.decode_options(**options.decode_changes)
     split = caption_split(path, captioner, records, display, decode, options.batch_size)
     captions = {record.name: caption for record, caption in zip(split.records, split.captions, strict=True)}
@@ -102,7 +127,7 @@ def write_results(
 
     write_text(out / COMPARISON_FILE, json_text(comparison.as_json()))
     save_plots(WORD_PLOTS, comparison.words, out)
-    facts = {"Written": current_time(), "Data": Path(options.data).resolve().name}
+    facts = {"Written": current_time(), "Data": data_name(options.data)}
     facts |= {f"{name} decodes": side.how for name, side in zip("AB", sides, strict=True)}
     word_maps = sides[0].word_maps_of(records), sides[1].word_maps_of(records)
     write_report(out / REPORT_FILE, comparison_report(facts, comparison, word_maps))

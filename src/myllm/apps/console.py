@@ -109,5 +109,5 @@ class TrainingDisplay:
         )
         self.display.say(template.format(**row), "bold")
         for sample in samples[:SHOWN_SAMPLES]:
-            self.display.say(f"   {sample.image.name}: {sample.caption}")
+            self.display.say(f"   {sample.name}: {sample.caption}")
             self.display.say(f"      reference: {sample.references[0]}", "dim")

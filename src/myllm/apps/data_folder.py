@@ -6,14 +6,15 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig, DecodeConfig
-from myllm.data.records import Record, read_records
+from myllm.data.records import Findings, Record
 from myllm.data.scenes import read_things, write_scenes
+from myllm.data.sources import Sources, data_name, data_paths, read_records
 from myllm.data.splits import copies_left_out_of_training, one_split, split_records
 from myllm.evaluation.evaluate import CaptionedSplit, Data, caption_records, failures
 
 
 def load_split(
-    data: str, split: str, captions: CaptionsConfig, display: Display, *,
+    data: Sources, split: str, captions: CaptionsConfig, display: Display, *,
     limit: int | None = None, training: str | None = None,
 ) -> Data:
     """Return the pictures of a split, and the training pictures to look for leaks in; warn of faults in the data.
@@ -21,16 +22,24 @@ def load_split(
     captions: how captions are read. limit: use only the first pictures. training: data folder of pictures that were all
     trained on; by default, the split train of `data`. Raises DataError or ConfigError.
     """
-    folder = Path(data)
-    records, findings = read_records(folder, captions)
-    splits = split_records(records, folder, findings)
+    records, findings = read_records(data, captions)
+    splits = split_records(records, findings)
+    report_findings(findings, display)
+    trained = [*splits["train"], *copies_left_out_of_training(records, splits)] if split != "train" else []
+    if training is not None:
+        trained, _ = read_records(training, captions)
+    paths = data_paths(data)
+    judged = one_split(splits, split, " and ".join(map(str, paths)))[:limit]
+    things = read_things(paths[0]) if len(paths) == 1 else {}
+    return Data(split, judged, trained, things, data_name(data))
+
+
+def report_findings(findings: Findings, display: Display) -> None:
+    """Print what was read in which format, and warn of what is unusual in it."""
+    for line in findings.formats:
+        display.say(f"Reading {line}")
     for line in findings.lines():
         display.warn(line)
-    trained = [*splits["train"], *copies_left_out_of_training(records, folder, splits)] if split != "train" else []
-    if training is not None:
-        trained, _ = read_records(Path(training), captions)
-    judged = one_split(splits, split, folder)[:limit]
-    return Data(split, judged, trained, read_things(folder), folder.resolve().name)
 
 
 def caption_split(

@@ -9,6 +9,7 @@ from myllm.apps.opening import open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.printing import print_json
 from myllm.caption import CaptionerProtocol
+from myllm.data.sources import data_name
 from myllm.device import choose_device
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.clipscore import clip_scores
@@ -24,9 +25,8 @@ def evaluate_split(options: EvaluateOptions) -> int:
     if options.calibrate:
         check_calibratable(options)
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    data = load_split(
-        options.data, options.split, captioner.captions, display, limit=options.limit, training=options.training
-    )
+    captions = options.captions_config(captioner.captions)
+    data = load_split(options.data, options.split, captions, display, limit=options.limit, training=options.training)
     decode = captioner.decode_options(**options.decode_changes)
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, decode, options.batch_size, progress, options.metrics or None)
@@ -73,7 +73,7 @@ def check_calibratable(options: EvaluateOptions) -> None:
 
 def write_results(captioner: CaptionerProtocol, evaluation: Evaluation, options: EvaluateOptions, out: Path) -> None:
     """Write metrics.json, captions.jsonl, samples, plots and report.html."""
-    data = Path(options.data).resolve().name
+    data = data_name(options.data)
     facts = {"Written": run_folder.current_time(), "Captioner": options.model, "Data": data}
     run_folder.write_evaluation(captioner, evaluation, out, facts, title=Path(options.model).resolve().name)
     run_folder.write_jsonl(out / "captions.jsonl", [

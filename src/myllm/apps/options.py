@@ -3,7 +3,7 @@
 Options that several verbs share are declared once, in the base classes at the top.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig
@@ -88,7 +88,7 @@ class OneModel(Captioning):
 @dataclass(frozen=True, kw_only=True)
 class OnSplit(VerbOptions):
     split: str = "val"
-    """Split of the data: val, train, or the name of another file in DATA/splits."""
+    """Split of the data: val, train, or another that the data has."""
     limit: Annotated[int | None, Range.POSITIVE] = None
     """Use only the first LIMIT pictures of the split."""
 
@@ -103,8 +103,15 @@ class WithMetrics(VerbOptions):
 class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
     """Verbs that caption a split of a data folder and score the captions."""
 
-    data: str
-    """Data folder, in the format that `myllm train` reads."""
+    data: tuple[str, ...] | str
+    """Data folder or file of captions, in any format that `myllm train` reads; several, each with --data, are mixed."""
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """How the data is read; options that are given override the captioner's own."""
+
+    def captions_config(self, default: CaptionsConfig) -> CaptionsConfig:
+        """Return how the data is read: as `default`, which is the captioner's, except for what is given."""
+        names = [name.removeprefix("captions.") for name in self.given_names if name.startswith("captions.")]
+        return replace(default, **{name: getattr(self.captions, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +205,9 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
 
     predictions: str
     """Captions to score: COCO results (JSON), caption JSONL, or CSV with columns image and caption."""
-    references: str
-    """Captions written by people: COCO annotations, Karpathy's JSON, results.csv, or a data folder."""
+    references: tuple[str, ...] | str
+    """Captions written by people: a file or folder in any format that `myllm train` reads; or several, each with
+    --references."""
     split: str | None = None
     """Score only this split, if the references have splits."""
     allow_missing: bool = False
@@ -214,7 +222,7 @@ class ScoreOptions(WithMetrics, AsJson, Printed):
     csv: bool = False
     """Print CSV: a line for each figure, or with --per-image a line for each picture."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
-    """How results.csv is read."""
+    """How the references are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ Options = TypeVar("Options", bound=VerbOptions)
 MAX_YAML_BYTES = 2**24
 NOT_OPTIONS = ("given_names", "paths")
 PARSER_OPTIONS = ("help", "print_config")
+REPEATED = ("data", "references")  # several times on one command line, they are several values
 
 
 class GivenOption(NamedTuple):
@@ -128,7 +129,17 @@ def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[Giv
             else:
                 is_bare_list = get_origin(types[name]) is tuple and not value.startswith("[")
                 options.append(GivenOption(name, f"[{value}]" if is_bare_list else value))
-    return from_files + options, paths, parser_words
+    return from_files + _join_repeated(options, types), paths, parser_words
+
+
+def _join_repeated(options: list[GivenOption], types: Mapping[str, Any]) -> list[GivenOption]:
+    """Join the values of `REPEATED` options that may be lists into one list each."""
+    for name in REPEATED:
+        values = [option.value for option in options if option.name == name]
+        if len(values) > 1 and any(get_origin(kind) is tuple for kind in get_args(types.get(name))):
+            others = [option for option in options if option.name != name]
+            options = [*others, GivenOption(name, json.dumps(values))]
+    return options
 
 
 def _is_option(word: str) -> bool:

@@ -57,7 +57,7 @@ def write_jsonl(path: Path, rows: Sequence[object]) -> None:
 def write_samples(samples: Sequence[Sample], out: Path) -> None:
     """Write samples.jsonl: a line for each picture, with its caption and references."""
     write_jsonl(out / SAMPLES_FILE, [
-        {"image": str(sample.image), "caption": sample.caption, "references": list(sample.references)}
+        {"image": sample.name, "caption": sample.caption, "references": list(sample.references)}
         for sample in samples
     ])
 
@@ -76,8 +76,8 @@ def write_evaluation(
 
     write_text(out / METRICS_FILE, json_text(evaluation.as_json()))
     samples = [
-        Sample(evaluation.records[index].image, evaluation.captions[index].text, evaluation.records[index].captions)
-        for index in evaluation.spread(SAMPLES)
+        Sample(record.name, record.image, evaluation.captions[index].text, record.captions)
+        for index in evaluation.spread(SAMPLES) for record in [evaluation.records[index]]
     ]
     write_samples(samples, out)
     plots.plot_samples(samples, out / SAMPLES_PICTURE)

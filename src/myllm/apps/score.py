@@ -11,10 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from myllm.apps.console import Display
+from myllm.apps.data_folder import report_findings
 from myllm.apps.options import ScoreOptions
 from myllm.apps.printing import print_json, printable
-from myllm.data.predictions import Matched, match, read_predictions, read_references
+from myllm.data.predictions import Matched, match, read_predictions
 from myllm.data.records import counted, quantity
+from myllm.data.sources import read_references
 from myllm.device import choose_device
 from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
@@ -31,9 +33,10 @@ def score(options: ScoreOptions) -> int:
     """Print the figures of predictions against references, with their intervals and how they were measured."""
     display = Display(options.quiet, json=True)
     predictions = read_predictions(Path(options.predictions))
-    references = read_references(Path(options.references), options.split, options.captions)
+    references, findings = read_references(options.references, options.split, options.captions)
+    report_findings(findings, display)
     matched = match(predictions, references)
-    check_complete(matched, options, display)
+    check_complete(matched, references.source, options, display)
     warn_of_captions(matched, display)
     with display.progress() as progress:
         judgement = judge_captions(
@@ -65,7 +68,7 @@ def hash_of(texts: Sequence[object]) -> str:
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
-def check_complete(matched: Matched, options: ScoreOptions, display: Display) -> None:
+def check_complete(matched: Matched, references: str, options: ScoreOptions, display: Display) -> None:
     """Raise DataError if captions or references are left over; warn of it if --allow-missing."""
     faults = []
     if matched.missing:
@@ -74,7 +77,7 @@ def check_complete(matched: Matched, options: ScoreOptions, display: Display) ->
         faults.append(counted(matched.unknown, "caption is of an unknown picture", "captions are of unknown pictures"))
     if faults and not options.allow_missing:
         raise DataError(
-            f"{options.predictions} and {options.references} do not fit together: {' and '.join(faults)}; name "
+            f"{options.predictions} and {references} do not fit together: {' and '.join(faults)}; name "
             f"the --split that was captioned, or score the {len(matched.names):,} that have both by --allow-missing"
         )
     for fault in faults:

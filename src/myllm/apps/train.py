@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
+from myllm.apps.data_folder import report_findings
 from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
@@ -26,10 +27,12 @@ from myllm.checkpoints.card import flatten
 from myllm.config import TrainConfig
 from myllm.data.records import quantity
 from myllm.data.scenes import read_things
+from myllm.data.sources import data_name, data_paths
 from myllm.device import choose_device, choose_precision
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.evaluate import Data, Evaluation, evaluate
 from myllm.evaluation.plots import CURVES, save_plots
+from myllm.evaluation.report import progress_report, write_report
 from myllm.files import lock_folder, remove_unfinished
 from myllm.inference.captioner import Captioner
 from myllm.model.lora import adapted_layers
@@ -151,8 +154,7 @@ def remove_checkpoints(out: Path) -> None:
 
 def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> None:
     """Print faults in the data, its size and the size of the model."""
-    for line in prepared.findings.lines():
-        display.warn(line)
+    report_findings(prepared.findings, display)
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
     captions = sum(len(record.captions) for record in prepared.train.records)
@@ -170,9 +172,14 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
 
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
+    display.say(
+        f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in "
+        f"{state.wait_seconds / max(state.seconds, 1e-9):.0%} of the time"
+    )
     captioner = Captioner.load(config.out, device=config.devices)
-    folder, out = Path(config.data), Path(config.out)
-    data = Data("val", prepared.val.records, prepared.train.records, read_things(folder), folder.resolve().name)
+    paths, out = data_paths(config.data), Path(config.out)
+    things = read_things(paths[0]) if len(paths) == 1 else {}
+    data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     facts = report_facts(config, prepared, state)
@@ -189,12 +196,13 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
     """Return, for the report, when the run finished, what was trained, for how long and on which data."""
     return {
         "Finished": run_folder.current_time(),
-        "Data": Path(config.data).resolve().name,
+        "Data": data_name(config.data),
         "Training pictures": f"{len(prepared.train.records):,}",
         "Their captions": f"{sum(len(record.captions) for record in prepared.train.records):,}",
         "Epochs": f"{state.epoch:,}, the best is {state.best_epoch:,}",
         "Steps": f"{state.step:,}",
         "Minutes of training": f"{state.seconds / 60:.1f}",
+        "Waiting for data": f"{state.wait_seconds / max(state.seconds, 1e-9):.0%}",
         "Seed": str(config.seed),
         "Backbone": config.vision.name,
         "Parameters": f"{count_parameters(prepared.model) / 1e6:.1f} M",
@@ -202,7 +210,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
 
 
 class _Recorder:
-    """After each epoch, updates metrics.csv, samples.jsonl, the curves, the TensorBoard events and the display."""
+    """After each epoch, updates metrics.csv, samples, curves, the report, the TensorBoard events and the display."""
 
     def __init__(self, display: Display, out: Path) -> None:
         self.training_display, self.out = TrainingDisplay(display), out
@@ -231,6 +239,9 @@ class _Recorder:
         run_folder.write_text(self.out / "metrics.csv", table.getvalue())
         run_folder.write_samples(samples, self.out)
         save_plots(CURVES, self.rows, self.out)
+        facts = {"Epochs so far": f"{row['epoch']:,}", "Minutes of training": f"{row['minutes']:.1f}"}
+        report = progress_report(self.out.resolve().name, facts, samples, self.rows)
+        write_report(self.out / run_folder.REPORT_FILE, report)
         for name, value in row.items():
             if not isinstance(value, str):
                 self.events.add_scalar(name, value, int(row["step"]))

@@ -1,79 +1,111 @@
 """Splits pictures into training, validation and other parts; all captions of a picture are in the same part.
 
-Files `splits/*.txt` decide; without them a hash of the file's name does, so that adding pictures moves none.
+Lists of names decide, then what the captions file says; without either a hash of the picture's name does.
 """
 
 import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from myllm.data.images import MAX_BYTES
-from myllm.data.records import Findings, Record, decode_text
+from myllm.data.images import MAX_BYTES, PICTURE_SUFFIXES
+from myllm.data.names import NameIndex
+from myllm.data.records import Findings, Record, quantity
+from myllm.data.rows import decode_text, split_name
 from myllm.errors import ConfigError, DataError
 from myllm.files import read_data
 
 VAL_SHARE = 0.1
+FLICKR8K_LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
+                  "test": "Flickr_8k.testImages.txt"}
 
 
-def split_records(records: Sequence[Record], folder: Path, findings: Findings) -> dict[str, list[Record]]:
+def split_records(records: Sequence[Record], findings: Findings) -> dict[str, list[Record]]:
     """Return the records of each split by its name, in the order of `records`. There is always a `train` and a `val`.
 
-    Files `splits/NAME.txt` hold a picture's name on each line. Without train.txt, all pictures that no file names are
-    for training. Without val.txt, a tenth of the training pictures are for validation instead, chosen by the hash of
-    their names. If byte-equal pictures are in different splits, only the copies of one split stay: those of a test
-    split rather than of `val`, and those of `val` rather than of `train`. `findings` lists all of this.
-    Raises DataError if there are too few pictures for both sides, or a split file cannot be read.
+    A record's own split decides. Of records without one, a tenth is for validation and the rest for training, by the
+    hash of their names; if the data has no split `val`, so is a tenth of its training pictures. If byte-equal pictures
+    are in different splits, only the copies of one split stay: those of a test split rather than of `val`, and those of
+    `val` rather than of `train`. `findings` lists all of this.
     """
     equal_groups = _equal_groups(records)
     findings.equal_pictures += [" = ".join(record.name for record in group) for group in equal_groups if len(group) > 1]
-    split_of = _official(records, folder, findings)
-    files = {path.stem for path in _split_files(folder)}
-    groups: dict[str, list[list[Record]]] = {name: [] for name in ("train", "val", *sorted(files - {"train", "val"}))}
+    said = {record.split for record in records if record.split} | set(findings.splits)
+    groups: dict[str, list[list[Record]]] = {name: [] for name in ("train", "val", *sorted(said - {"train", "val"}))}
+    undecided: list[list[Record]] = []
     for group in equal_groups:
-        winner = min(filter(None, (split_of[record.image] for record in group)), key=_precedence, default=None)
-        if winner is not None:
-            groups[winner].append([record for record in group if split_of[record.image] == winner])
-        for record in group:
-            split = split_of[record.image]
-            if split is None:
-                findings.in_no_split.append(record.name)
-            elif split != winner:
-                findings.dropped_copies.append(f"{record.name} of {split}, equal to one of {winner}")
-    if "val" not in files:
-        groups["train"], groups["val"] = _split_by_hash(groups["train"])
-        if not files and not groups["val"]:
-            raise DataError(
-                f"{folder}: {len(records)} picture{'s' * (len(records) != 1)}, too few different ones "
-                "to train on some and validate on others; add pictures"
-            )
-    order = {record.image: index for index, record in enumerate(records)}
+        winner = min(filter(None, (record.split for record in group)), key=precedence, default=None)
+        kept = [record for record in group if (record.split or "train") == (winner or "train")]
+        findings.dropped_copies += [
+            f"{record.name} of {record.split or 'train'}, equal to one of {winner}"
+            for record in group if record not in kept
+        ]
+        if winner is None or (winner == "train" and "val" not in said):
+            undecided.append(kept)
+        else:
+            groups[winner].append(kept)
+    train, val = _split_by_hash(undecided, findings, may_be_empty=bool(groups["val"]))
+    groups["train"] += train
+    groups["val"] += val
+    order = {record.name: index for index, record in enumerate(records)}
     return {
-        name: sorted(itertools.chain(*members), key=lambda record: order[record.image])
+        name: sorted(itertools.chain(*members), key=lambda record: order[record.name])
         for name, members in groups.items()
     }
 
 
-def copies_left_out_of_training(
-    records: Sequence[Record], folder: Path, splits: Mapping[str, Sequence[Record]]
-) -> list[Record]:
+def check_both_sides(splits: Mapping[str, Sequence[Record]]) -> None:
+    """Raise DataError if there are no pictures to train on, or none to validate on."""
+    count = sum(map(len, splits.values()))
+    for name, purpose in (("train", "train on"), ("val", "validate on")):
+        if not splits[name]:
+            sizes = ", ".join(f"{len(records):,} in {split}" for split, records in splits.items())
+            raise DataError(
+                f"the data has no picture to {purpose}: of {quantity(count, 'picture')}, {sizes}"
+                + ("; too few different ones, so add pictures" if count < 3 else "")
+                + f"; name pictures in splits/{name}.txt, or give other --data"
+            )
+
+
+def copies_left_out_of_training(records: Sequence[Record], splits: Mapping[str, Sequence[Record]]) -> list[Record]:
     """Return the training pictures that `split_records` dropped because a picture of another split has the same bytes.
 
     A captioner that another program trained has seen them.
     """
-    used = {record.image for split in splits.values() for record in split}
-    split_of = _official(records, folder, Findings())
-    return [record for record in records if record.image not in used and split_of[record.image] == "train"]
+    used = {record.name for split in splits.values() for record in split}
+    return [record for record in records if record.name not in used and record.split in ("train", None)]
 
 
-def one_split(splits: Mapping[str, list[Record]], name: str, folder: Path) -> list[Record]:
+def one_split(splits: Mapping[str, list[Record]], name: str, data: object) -> list[Record]:
     """Return the pictures of a split. Raises ConfigError for an unknown name, and DataError if the split is empty."""
     if name not in splits:
-        raise ConfigError(f"--split {name!r}: {folder} has {', '.join(splits)}")
+        raise ConfigError(f"--split {name!r}: {data} has {', '.join(splits)}")
     if not splits[name]:
-        raise DataError(f"--split {name!r}: {folder} has no picture in it; splits are {', '.join(splits)}")
+        raise DataError(f"--split {name!r}: {data} has no picture in it; splits are {', '.join(splits)}")
     return splits[name]
+
+
+def named_splits(
+    names: Sequence[str], own: Mapping[str, str | None], root: Path, findings: Findings
+) -> dict[str, str | None]:
+    """Return the split of each picture of a data folder, None where the hash is to decide.
+
+    own: the splits that the captions file says; lists of names in `splits/NAME.txt`, or Flickr8k's lists, replace them.
+    Pictures that no list names are for training, but left out if there is a list of training pictures. Raises DataError
+    for a list that is empty, or has a name that fits several pictures.
+    """
+    lists = _split_lists(root)
+    said = set(lists) or set(filter(None, own.values()))
+    findings.splits += sorted(said - set(findings.splits))
+    rest = "train" if "val" in said else None
+    if not lists:
+        return {name: own[name] or rest for name in names}
+    listed = _listed(names, lists, root, findings)
+    if "train" in lists:
+        findings.in_no_split += [name for name in names if name not in listed]
+        return {name: listed[name] for name in names if name in listed}
+    return {name: listed.get(name, rest) for name in names}
 
 
 def picture_digest(path: Path) -> str:
@@ -87,32 +119,58 @@ def name_hash(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
-def _precedence(split: str) -> tuple[int, str]:
+def precedence(split: str) -> tuple[int, str]:
     """Sort key of splits; of equal pictures the copy in the first split stays. Test splits are before val and train."""
     return {"train": 2, "val": 1}.get(split, 0), split
 
 
-def _split_files(folder: Path) -> list[Path]:
-    return sorted((folder / "splits").glob("*.txt"))
+def _split_lists(root: Path) -> dict[str, Path]:
+    """Return the lists of a data folder by split."""
+    lists = {split_name(path.stem): path for path in sorted((root / "splits").glob("*.txt"))}
+    places = (root, *root.glob("*/"))
+    flickr8k = ((split, place / name) for split, name in FLICKR8K_LISTS.items() for place in places)
+    return lists or {split: path for split, path in flickr8k if path.is_file()}
 
 
-def _official(records: Sequence[Record], folder: Path, findings: Findings) -> dict[Path, str | None]:
-    """Return the split of each picture, None if it is in none; without train.txt, the rest is for training."""
-    named: dict[str, str] = {}
-    files = sorted(_split_files(folder), key=lambda path: _precedence(path.stem))
-    for path in files:
-        for name in filter(None, map(str.strip, decode_text(path).split("\n"))):
-            if named.setdefault(name, path.stem) != path.stem:
-                findings.in_two_splits.append(f"{name} in {path.stem} and {named[name]}, kept in {named[name]}")
-    known = {record.name for record in records}
-    findings.unknown_in_splits += [f"{name} in {split}" for name, split in named.items() if name not in known]
-    if named and not known & named.keys():
+def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, findings: Findings) -> dict[str, str]:
+    """Return the split of each picture that a list names by its path, the end of it, or without its suffix."""
+    index = NameIndex(names)
+    result: dict[str, str] = {}
+    unknown = list[str]()
+    for split in sorted(lists, key=precedence):
+        lines = [line.strip() for line in decode_text(lists[split]).split("\n")]
+        if not any(lines):
+            raise DataError(f"{lists[split]}: names no picture; write the name of a picture on each line, or remove it")
+        for number, written in enumerate(lines, 1):
+            if not written:
+                continue
+            found = _named(index, written)
+            if len(found) > 1:
+                raise DataError(
+                    f"{lists[split]}: line {number:,}, {written!r}, may be {' or '.join(sorted(found)[:4])}; write the "
+                    "path"
+                )
+            if not found:
+                unknown.append(f"{written} in {split}")
+            for name in found:
+                if result.setdefault(name, split) != split:
+                    findings.in_two_splits.append(f"{name} in {split} and {result[name]}, kept in {result[name]}")
+    findings.unknown_in_splits += unknown
+    if not result:
         raise DataError(
-            f"{folder / 'splits'}: none of the {len(named):,} names, such as {next(iter(named))!r}, is a captioned "
-            f"picture, such as {records[0].name!r}; give file names as in the captions file, or remove the folder"
+            f"{next(iter(lists.values())).parent}: none of the {len(unknown):,} names, such as {unknown[0]}, is a "
+            f"captioned picture, such as {names[0]!r}; write names as in the captions file, or remove the lists"
         )
-    rest = None if any(path.stem == "train" for path in files) else "train"
-    return {record.image: named.get(record.name, rest) for record in records}
+    return result
+
+
+def _named(index: NameIndex, written: str) -> set[str]:
+    """Return the pictures that a name in a list may mean; a name with a picture's suffix means no other suffix."""
+    suffix = PurePosixPath(written).suffix.lower()
+    found = index.candidates(written, by_number=False)
+    if suffix not in PICTURE_SUFFIXES:
+        return found
+    return {name for name in found if PurePosixPath(name).suffix.lower() == suffix}
 
 
 def _equal_groups(records: Sequence[Record]) -> list[list[Record]]:
@@ -121,14 +179,25 @@ def _equal_groups(records: Sequence[Record]) -> list[list[Record]]:
     shared = {size for size, count in Counter(sizes).items() if count > 1 and size <= MAX_BYTES}
     groups: dict[str, list[Record]] = defaultdict(list)
     for record, size in zip(records, sizes, strict=True):
-        groups[picture_digest(record.image) if size in shared else str(record.image)].append(record)
+        groups[picture_digest(record.image) if size in shared else record.name].append(record)
     return list(groups.values())
 
 
-def _split_by_hash(groups: Iterable[list[Record]]) -> tuple[list[list[Record]], list[list[Record]]]:
-    """Return training and validation groups, by the hash of a group's first name: a copy added later moves nothing."""
-    ranked = sorted(groups, key=lambda group: name_hash(group[0].name))
-    cut = sum(name_hash(group[0].name) < VAL_SHARE * 2**64 for group in ranked)
-    if len(ranked) >= 2:  # all of a few pictures may have hashes of one side
-        cut = min(max(cut, 1), len(ranked) - 1)
+def _split_by_hash(
+    groups: Iterable[list[Record]], findings: Findings, may_be_empty: bool
+) -> tuple[list[list[Record]], list[list[Record]]]:
+    """Return training and validation groups, by the hash of a group's first name: a copy added later moves nothing.
+
+    Groups in the lowest tenth of all hashes are for validation. If there is none, the lowest is, so that few pictures
+    can be trained on: adding pictures then may replace it, but never makes a training picture one for validation.
+    """
+
+    def value(group: list[Record]) -> int:
+        return name_hash(group[0].name.removeprefix(group[0].source))
+
+    ranked = sorted(groups, key=value)
+    cut = sum(value(group) < VAL_SHARE * 2**64 for group in ranked)
+    if cut == 0 and len(ranked) > 1 and not may_be_empty:
+        cut = 1
+        findings.lone_validation.append(ranked[0][0].name)
     return ranked[cut:], ranked[:cut]

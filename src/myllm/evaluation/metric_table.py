@@ -8,7 +8,7 @@ from typing import Any
 from myllm.data.records import quantity
 from myllm.evaluation.calibration import changed_options
 from myllm.evaluation.compare import CHANCE, Comparison
-from myllm.evaluation.evaluate import Evaluation, describe_search
+from myllm.evaluation.evaluate import describe_search
 from myllm.evaluation.judge import MAIN, Judgement
 
 METRICS = {
@@ -84,10 +84,12 @@ def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
     return [(f"{MAIN} of A", a), (f"{MAIN} of B", b), (f"B − A{chance}", gain)]
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
-    judgement, people, values = evaluation.judgement, evaluation.judgement.people, evaluation.figures
-    rows = []
+def judgement_table(judgement: Judgement, values: Mapping[str, float]) -> Table:
+    """Return all metrics of one captioner, and the same metrics for people's captions if they are known.
+
+    values: figures that have no interval, by name.
+    """
+    people, rows = judgement.people, []
     for name, label, form, meaning in _described({**judgement.figures, **values}):
         is_judged = name in judgement.figures
         cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(values[name], form))]

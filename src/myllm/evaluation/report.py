@@ -6,19 +6,20 @@ The page is complete in itself: it loads nothing from the network or from other 
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from myllm.data.records import quantity
+from myllm.caption import Sample
+from myllm.data.records import Record, quantity
 from myllm.evaluation import gallery, metric_table, plots
 from myllm.evaluation.calibration import ConfidenceReport
 from myllm.evaluation.compare import Comparison
 from myllm.evaluation.evaluate import Evaluation
 from myllm.evaluation.gallery import GalleryCaptions, GalleryPicture, Order, Thumbnail, WordMapsOf
-from myllm.evaluation.judge import MAIN, Judgement
+from myllm.evaluation.judge import MAIN, Judgement, judge_captions
 from myllm.evaluation.metric_table import Cell, Table
 from myllm.evaluation.plots import Data, PlotKind, Row, WordsByAuthor
 from myllm.evaluation.slices import Slice
@@ -72,8 +73,8 @@ class Report:
     protocol: Mapping[str, str]
     gallery: Sequence[GalleryPicture]
     orders: Sequence[Order]
-    words: Section
-    absent: Mapping[str, str]
+    words: Section | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
     """Metrics that were not computed, with the reason."""
     sides: Sequence[str] = ()
     """Names of the two captioners of a comparison."""
@@ -118,7 +119,7 @@ def evaluation_report(
         facts=facts,
         headline=metric_table.headline(judgement),
         pictures=len(evaluation.records),
-        table=metric_table.evaluation_table(evaluation),
+        table=metric_table.judgement_table(judgement, evaluation.figures),
         protocol=metric_table.describe_protocol(evaluation.protocol),
         absent=_absent(judgement),
         cautions=judgement.cautions,
@@ -130,9 +131,33 @@ def evaluation_report(
         training=training_section(history) if history else None,
         slices=evaluation.slices,
         leaks=None if leaks is None else leak_section(
-            evaluation.describe_leaks(), [(pair.judged.image, pair.training.image) for pair in leaks.pairs]
+            evaluation.describe_leaks(), [(pair.judged, pair.training) for pair in leaks.pairs]
         ),
         confidence=None if evaluation.trust is None else confidence_section(evaluation.trust),
+    )
+
+
+def progress_report(
+    title: str, facts: Mapping[str, str], samples: Sequence[Sample], history: Sequence[Row]
+) -> Report:
+    """Return the report of a run that is not finished: its curves, and its captions of some validation pictures."""
+    captions = [sample.caption for sample in samples]
+    judgement = judge_captions(captions, [sample.references for sample in samples], metrics=[MAIN])
+    shown = GalleryCaptions(captions, judgement.per_image[MAIN])
+    orders = gallery.gallery_orders(shown)
+    records = [Record(sample.name, sample.image, tuple(sample.references)) for sample in samples]
+    return Report(
+        title=title,
+        subtitle="A training that is not finished: the metrics are those of a few validation pictures.",
+        facts=facts,
+        headline=metric_table.headline(judgement),
+        pictures=len(samples),
+        table=metric_table.judgement_table(judgement, {}),
+        protocol={},
+        cautions=judgement.cautions,
+        gallery=gallery.build_gallery(records, [shown], orders),
+        orders=orders,
+        training=training_section(history),
     )
 
 
@@ -207,10 +232,10 @@ def words_section(words: WordsByAuthor) -> Section:
     return _section(text, plots.WORD_PLOTS, words, descriptions)
 
 
-def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Path, Path]] = ()) -> LeakSection:
+def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Record, Record]] = ()) -> LeakSection:
     """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
     return LeakSection(sentences, [
-        [(path.name, gallery.make_thumbnail(path, PAIR_BYTES, PAIR_SIDE)) for path in pair]
+        [(record.name, gallery.make_thumbnail(record.image, PAIR_BYTES, PAIR_SIDE)) for record in pair]
         for pair in pairs[:MAX_PAIRS]
     ], len(pairs))
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -16,8 +15,9 @@ from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainC
 from myllm.data.batches import CaptionSource, check_pictures, make_source
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
-from myllm.data.records import Findings, Record, read_records
-from myllm.data.splits import split_records
+from myllm.data.records import Findings, Record
+from myllm.data.sources import read_records
+from myllm.data.splits import check_both_sides, split_records
 from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
 from myllm.device import choose_device
 from myllm.errors import ConfigError
@@ -58,8 +58,9 @@ def prepare(
     if their value is the default. tokenizer: that of a run that is resumed.
     Raises DataError, ConfigError or CheckpointError.
     """
-    records, findings = read_records(Path(config.data), config.captions)
-    splits = split_records(records, Path(config.data), findings)
+    records, findings = read_records(config.data, config.captions)
+    splits = split_records(records, findings)
+    check_both_sides(splits)
     base = None
     if config.base is not None:
         # an adapter names its base, which must open again as a whole captioner

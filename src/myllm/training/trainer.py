@@ -18,6 +18,7 @@ from torch import Tensor
 from myllm.checkpoints import lora, native
 from myllm.config import TrainConfig
 from myllm.data.batches import Batch, training_batches
+from myllm.data.sources import data_name
 from myllm.data.splits import name_hash
 from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import CheckpointError, MyLLMError, reason
@@ -311,7 +312,7 @@ class Trainer:
         """Write captioner.pt or, if adapters train, adapter/."""
         prepared, config = self.prepared, self.config
         data = {
-            "folder": Path(config.data).name, "fingerprint": prepared.fingerprints["training split"],
+            "folder": data_name(config.data), "fingerprint": prepared.fingerprints["training split"],
             "train": len(prepared.train.records), "val": len(prepared.val.records),
         }
         provenance: dict[str, Any] = {

@@ -111,7 +111,7 @@ class Validator:
                 captions = generate_captions(search, self.tokenizer)
             for index, caption in zip(indexes, captions, strict=True):
                 record = self.records[index]
-                samples.append((index, Sample(record.image, caption.text, record.captions)))
+                samples.append((index, Sample(record.name, record.image, caption.text, record.captions)))
         return [(index, sample) for index, sample in samples if index < self.count]
 
 

@@ -40,7 +40,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     for number, count in enumerate(COUNTS):
         path = folder / f"{number}.png"
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-        result.append(Record(path, tuple(WORDS[(number + shift) % len(WORDS)] for shift in range(count))))
+        result.append(Record(path.name, path, tuple(WORDS[(number + shift) % len(WORDS)] for shift in range(count))))
     return result
 
 
@@ -175,7 +175,7 @@ def test_check_pictures_leaves_out_broken_ones_with_their_names(records: list[Re
     bad = tmp_path / "bad.png"
     bad.write_bytes(records[1].image.read_bytes()[:300])
     findings, reports = Findings(), []
-    mixed = [records[0], Record(bad, ("a dog",)), records[2]]
+    mixed = [records[0], Record(bad.name, bad, ("a dog",)), records[2]]
     readable, pixels = check_pictures(mixed, PREPROCESS, findings, lambda *report: reports.append(report))
     assert readable == [records[0], records[2]]
     assert np.array_equal(pixels[1], PREPROCESS.resize(load_image(records[2].image)))
@@ -185,14 +185,14 @@ def test_check_pictures_leaves_out_broken_ones_with_their_names(records: list[Re
 
 def test_check_pictures_does_not_decode_known_ones(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"not decoded")
-    record = Record(tmp_path / "1.png", ("a",))
+    record = Record("1.png", tmp_path / "1.png", ("a",))
     assert check_pictures([record], PREPROCESS, Findings(), known={record.image}) == ([record], None)
 
 
 def test_check_pictures_refuses_a_set_without_readable_pictures(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of 1 pictures can be read: .*1.png: the file is empty"):
-        source_of([Record(tmp_path / "1.png", ("a",))])
+        source_of([Record("1.png", tmp_path / "1.png", ("a",))])
 
 
 def test_batches_of_stored_features_have_no_images(records: list[Record]) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from myllm.config import CaptionsConfig
-from myllm.data.predictions import References, match, read_predictions, read_references
+from myllm.data.predictions import match, read_predictions
+from myllm.data.sources import References, read_references
 from myllm.errors import ConfigError, DataError
 
 CSV = 'image,caption,score\n1.jpg,"a dog, running",-0.5\n2.jpg,a cat,NaN\n'
@@ -96,7 +97,7 @@ KARPATHY = {
 
 
 def read(path: Path, split: str | None = None) -> References:
-    return read_references(path, split, CaptionsConfig())
+    return read_references(path, split, CaptionsConfig())[0]
 
 
 def test_match_finds_coco_pictures_by_id_name_and_end_of_path(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_read_references_of_karpathys_file_has_splits(tmp_path: Path) -> None:
     assert read(path, "test").captions == {"b.jpg": ["a cat", "cats"]}
     assert match({"42": "a cat"}, read(path, "test")).names == ["b.jpg"]
     assert list(read(path).captions) == ["a.jpg", "b.jpg"]
-    with pytest.raises(DataError, match="no split 'val'; it has test, train"):
+    with pytest.raises(ConfigError, match="--split 'val': .* has train, test"):
         read(path, "val")
 
 
@@ -131,10 +132,10 @@ def test_read_references_of_results_csv_needs_no_pictures_and_a_folder_has_split
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"image_id": 1, "caption": "a"}], "not references in a known format"),
-        ({"info": {}}, "not references in a known format"),
-        ("1.jpg,a dog\n", "not references in a known format"),
-        ({"images": [], "annotations": []}, "holds no reference caption"),
+        ([{"image_id": 1, "caption": "a"}], "entry 1 has no column with the picture's name"),
+        ({"info": {}}, "Found a JSON object with info. Expected one of"),
+        ("1.jpg,a dog\n", "line 1 has no column with the picture's name"),
+        ({"images": [], "annotations": []}, "no row holds a caption"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]}, "annotation 1 is of picture 2"),
         ({"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": 3}]}, "the caption is 3"),
         ({"images": [1, 2], "annotations": []}, "image 1 is 1; expected an object"),
@@ -166,7 +167,7 @@ def test_read_references_refuses_other_content_with_its_position(tmp_path: Path,
 
 
 def test_read_references_of_coco_annotations_refuses_a_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="COCO annotations have no splits"):
+    with pytest.raises(DataError, match="has no splits; leave out --split val"):
         read(write(tmp_path / "coco.json", COCO), "val")
 
 

@@ -8,7 +8,7 @@ from myllm.evaluation.compare import Comparison, compare
 
 TEXTS = [f"a {colour} {thing} on the {ground}" for colour in ("red", "blue", "black", "green")
          for thing in ("dog", "cat", "ball", "boat") for ground in ("grass", "sand", "sea")]
-RECORDS = [Record(Path(f"{number}.png"), (text, f"{text} today")) for number, text in enumerate(TEXTS)]
+RECORDS = [Record(f"{number}.png", Path(f"{number}.png"), (text, f"{text} today")) for number, text in enumerate(TEXTS)]
 WORSE = [text if number % 3 else "a dog" for number, text in enumerate(TEXTS)]
 QUICK = ("CIDEr-D", "BLEU-4")
 

@@ -34,7 +34,7 @@ def records(tmp_path: Path, captioner: Captioner) -> list[Record]:
     for number in range(6):
         path = tmp_path / f"{number}.png"
         Image.effect_noise((64, 64), 20 + 40 * number).convert("RGB").save(path)
-        records.append(Record(path, ("a dog runs", captioner.caption(path, max_new_tokens=7).text)))
+        records.append(Record(path.name, path, ("a dog runs", captioner.caption(path, max_new_tokens=7).text)))
     return records
 
 
@@ -112,7 +112,8 @@ def test_leaks_are_named_and_left_out_of_a_second_set_of_figures(
 ) -> None:
     copy = tmp_path / "copy.png"
     copy.write_bytes(records[4].image.read_bytes())
-    training = [Record(copy, ("something else",)), Record(tmp_path / "gone.png", ("a cat sleeps",))]
+    gone = Record("gone.png", tmp_path / "gone.png", ("a cat sleeps",))
+    training = [Record(copy.name, copy, ("something else",)), gone]
     result = evaluate(captioner, Data("val", records, training), DECODE)
     assert result.leaks is not None and result.leaks.equal == (("4.png", "copy.png"),)
     entries = result.as_json()["leaks"]["without"]["pictures"]
@@ -138,14 +139,14 @@ def test_without_training_data_leaks_are_unknown(captioner: Captioner, records: 
 def test_protocol_has_hashes_of_model_and_data(captioner: Captioner, records: list[Record]) -> None:
     first = figures(captioner, records).protocol
     assert first["model"] == captioner.weights_hash() and first["blind"] == captioner.blind_caption(DECODE).text
-    other = [Record(record.image, ("another caption",)) for record in records]
+    other = [Record(record.image.name, record.image, ("another caption",)) for record in records]
     again, changed = figures(captioner, records).protocol, figures(captioner, other).protocol
     assert again["data"] == first["data"] != changed["data"]
 
 
 @given(pictures=st.integers(1, 300), count=st.integers(1, 20))
 def test_spread_is_even_over_the_split(pictures: int, count: int) -> None:
-    split = [Record(Path("one.png"), ("a dog",))] * pictures
+    split = [Record("one.png", Path("one.png"), ("a dog",))] * pictures
     indices = Evaluation(judge_captions(["a dog"], [["a dog"]], metrics=()), split, [], []).spread(count)
     assert len(indices) == min(pictures, count) and indices[0] == 0
     steps = {after - before for before, after in pairwise([*indices, pictures])}

@@ -54,7 +54,7 @@ def make_font(path: Path, characters: str) -> None:
 
 
 def samples_image(folder: Path, caption: str) -> bytes:
-    plot_samples([Sample(folder / "missing.png", "a dog", (caption,))], folder / "samples.png")
+    plot_samples([Sample("missing.png", folder / "missing.png", "a dog", (caption,))], folder / "samples.png")
     return Image.open(folder / "samples.png").tobytes()
 
 

@@ -32,7 +32,7 @@ def records(tmp_path: Path) -> list[Record]:
     Image.new("RGB", (40, 20), "green").save(tmp_path / "picture.png")
     for number in range(100):
         (tmp_path / f"{number}.png").symlink_to(tmp_path / "picture.png")
-    return [Record(tmp_path / f"{number}.png", (f"reference {number}",)) for number in range(100)]
+    return [Record(f"{number}.png", tmp_path / f"{number}.png", (f"reference {number}",)) for number in range(100)]
 
 
 def make_captions(count: int = 100) -> GalleryCaptions:
@@ -94,7 +94,7 @@ def spans_of(records: list[Record], text: str, words: list[WordMap]) -> list[Wor
 def test_word_spans_make_up_the_whole_caption(words: list[str], text: str) -> None:
     word_maps = [WordMap(word, np.eye(2)) for word in words]
     for caption in (text, " ".join(words)):
-        spans = spans_of([Record(Path("missing"), ("x",))], caption, word_maps)
+        spans = spans_of([Record("missing", Path("missing"), ("x",))], caption, word_maps)
         assert "".join(span.text for span in spans) == caption
 
 
@@ -150,6 +150,6 @@ def test_gallery_reduces_maps_when_there_are_many(records: list[Record]) -> None
 
 
 def test_gallery_counts_the_references_that_it_omits(records: list[Record]) -> None:
-    record = Record(records[0].image, tuple(f"reference {number}" for number in range(25)))
+    record = Record(records[0].image.name, records[0].image, tuple(f"reference {number}" for number in range(25)))
     (picture,) = build_gallery([record], [make_captions(1)], gallery_orders(make_captions(1)))
     assert len(picture.references) == MAX_REFERENCES and picture.omitted_references == 25 - MAX_REFERENCES

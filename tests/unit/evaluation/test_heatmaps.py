@@ -69,7 +69,7 @@ def test_draw_words_marks_words_of_a_required_prefix() -> None:
 def test_make_word_maps_gives_each_word_its_attention_map(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
     PICTURE.save(tmp_path / "existing.png")
-    records = [Record(tmp_path / name, ("a dog",)) for name in ("missing.png", "existing.png")]
+    records = [Record(name, tmp_path / name, ("a dog",)) for name in ("missing.png", "existing.png")]
     captions = [captioner.caption(PICTURE)] * 2
     word_maps = make_word_maps(captioner, records, captions)
     assert word_maps is not None and word_maps(0) == []

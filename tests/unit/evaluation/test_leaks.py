@@ -38,7 +38,7 @@ def sky(seed: int) -> Image.Image:
 
 def saved(image: Image.Image, path: Path, *captions: str, **options: object) -> Record:
     image.save(path, **options)
-    return Record(path, captions)
+    return Record(path.name, path, captions)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_copies_turned_by_exif_orientation_are_found(training: list[Record], tmp
 
 def test_pictures_with_equal_bytes_are_not_listed_as_alike(training: list[Record], tmp_path: Path) -> None:
     (tmp_path / "renamed.png").write_bytes(training[4].image.read_bytes())
-    leaks = find_leaks(training, [Record(tmp_path / "renamed.png", ())])
+    leaks = find_leaks(training, [Record("renamed.png", tmp_path / "renamed.png", ())])
     assert (leaks.equal, leaks.alike) == ((("renamed.png", "4.png"),), ())
     assert leaks.pictures.all()
 
@@ -127,8 +127,9 @@ def test_a_simple_picture_in_another_colour_is_not_a_copy(tmp_path: Path) -> Non
         ImageDraw.Draw(image).ellipse((60, 60, 140, 140), fill=colour)
         image.save(path)
     Image.open(red).save(resaved, quality=40)
-    training = [Record(red, ())]
-    assert find_leaks(training, [Record(green, ()), Record(resaved, ())]).pictures.tolist() == [False, True]
+    training = [Record(red.name, red, ())]
+    judged = [Record(green.name, green, ()), Record(resaved.name, resaved, ())]
+    assert find_leaks(training, judged).pictures.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("draw", [drawing, sky, lambda seed: draw_scene(0, "train", seed)[0]])
@@ -148,7 +149,7 @@ def test_captions_are_repeated_if_their_words_are_equal(training: list[Record], 
         saved(drawing(100), tmp_path / "a.png", "something else", "Drawing number 5 ."),
         saved(drawing(101), tmp_path / "b.png", "drawing number", "."),
     ]
-    leaks = find_leaks([*training, Record(training[0].image, ("!",))], judged)
+    leaks = find_leaks([*training, Record(training[0].image.name, training[0].image, ("!",))], judged)
     assert leaks.repeated == (("a.png", "5.png", "Drawing number 5 ."),)
     assert leaks.captions.tolist() == [True, False]
     assert not leaks.pictures.any()
@@ -157,7 +158,8 @@ def test_captions_are_repeated_if_their_words_are_equal(training: list[Record], 
 def test_unreadable_pictures_are_named_and_the_others_compared(training: list[Record], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     copy = saved(drawing(2), tmp_path / "copy.jpg")
-    judged = [Record(tmp_path / "broken.jpg", ("drawing number 1",)), Record(tmp_path / "gone.jpg", ()), copy]
+    broken = Record("broken.jpg", tmp_path / "broken.jpg", ("drawing number 1",))
+    judged = [broken, Record("gone.jpg", tmp_path / "gone.jpg", ()), copy]
     leaks = find_leaks(training, judged)
     assert leaks.broken == ("broken.jpg", "gone.jpg")
     assert leaks.pictures.tolist() == [False, False, True]
@@ -176,7 +178,7 @@ def test_without_training_data_leaks_are_unknown(training: list[Record]) -> None
 
 def test_lines_name_copies_and_state_the_limits() -> None:
     def pair(judged: str, training: str, is_equal: bool) -> PicturePair:
-        return PicturePair(Record(Path(judged), ()), Record(Path(training), ()), is_equal)
+        return PicturePair(Record(judged, Path(judged), ()), Record(training, Path(training), ()), is_equal)
 
     mask = np.array([True, True, True] + [False] * 997)
     pairs = (pair("a", "b", True), pair("c", "d", True), pair("e", "f", False))
@@ -195,7 +197,7 @@ def test_lines_name_copies_and_state_the_limits() -> None:
 
 def test_lines_of_one_picture_speak_of_one_picture() -> None:
     mask = np.array([True])
-    pair = PicturePair(Record(Path("a"), ()), Record(Path("b"), ()), True)
+    pair = PicturePair(Record("a", Path("a"), ()), Record("b", Path("b"), ()), True)
     assert Leaks(5, (pair,), (), (), mask, mask).lines()[0].startswith("1 of 1 picture is in the training data")
     assert Leaks(5, (), (), (), ~mask, ~mask).lines()[0].startswith("None of 1 picture is a copy")
 
@@ -218,7 +220,8 @@ def test_progress_counts_every_picture(training: list[Record]) -> None:
 def test_repeated_captions_equal_a_search_through_all(captions: list[str], data: st.DataObject) -> None:
     judged = data.draw(st.lists(st.sampled_from(["a dog", "a man", "a cat!", "A Dog"]), min_size=1, max_size=4))
     nowhere = Path("nowhere.png")
-    leaks = find_leaks([Record(nowhere, tuple(captions))], [Record(nowhere, (caption,)) for caption in judged])
+    training = [Record("x", nowhere, tuple(captions))]
+    leaks = find_leaks(training, [Record("x", nowhere, (caption,)) for caption in judged])
     plain = {caption.lower().rstrip(" .!") for caption in captions}
     assert leaks.captions.tolist() == [caption.lower().rstrip(" .!") in plain for caption in judged]
 
@@ -226,5 +229,5 @@ def test_repeated_captions_equal_a_search_through_all(captions: list[str], data:
 @pytest.mark.needs_data
 def test_different_photographs_are_not_copies(shared_data: Path) -> None:
     paths = sorted((shared_data / "flickr30k_images").iterdir())[:1200]
-    records = [Record(path, ()) for path in paths]
+    records = [Record(path.name, path, ()) for path in paths]
     assert find_leaks(records[::2], records[1::2]).alike == ()

@@ -178,14 +178,15 @@ def test_word_plots_draw_captions_without_words() -> None:
 
 
 def test_plot_samples_draws_the_caption_of_a_missing_picture(tmp_path: Path) -> None:
-    plot_samples([Sample(tmp_path / "missing.png", "a caption", ("a reference",))], tmp_path / "samples.png")
+    sample = Sample("missing.png", tmp_path / "missing.png", "a caption", ("a reference",))
+    plot_samples([sample], tmp_path / "samples.png")
     Image.open(tmp_path / "samples.png").verify()
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])
 def test_plot_samples_draws_five_pictures_per_row(tmp_path: Path, count: int) -> None:
     Image.new("RGB", (64, 64), (10, 200, 30)).save(tmp_path / "green.png")
-    samples = [Sample(tmp_path / "green.png", "a caption", ("a reference",))] * count
+    samples = [Sample("green.png", tmp_path / "green.png", "a caption", ("a reference",))] * count
     plot_samples(samples, tmp_path / "samples.png")
     pixels = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"), dtype=int)
     is_green = np.abs(pixels - (10, 200, 30)).max(2) < 12
@@ -198,5 +199,5 @@ def test_plot_samples_draws_five_pictures_per_row(tmp_path: Path, count: int) ->
 @pytest.mark.parametrize("caption", ["", "costs $5 and $x_{", "long " * 100, "日本 <b>", "狗" * 100])
 def test_plot_samples_draws_any_caption(tmp_path: Path, caption: str) -> None:
     Image.new("RGB", (300, 8)).save(tmp_path / "wide.png")
-    plot_samples([Sample(tmp_path / "wide.png", caption, (caption,))], tmp_path / "samples.png")
+    plot_samples([Sample("wide.png", tmp_path / "wide.png", caption, (caption,))], tmp_path / "samples.png")
     Image.open(tmp_path / "samples.png").verify()

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from myllm.caption import Caption
+from myllm.caption import Caption, Sample
 from myllm.config import DecodeConfig
 from myllm.data.records import Record
 from myllm.evaluation.calibration import Bin, ConfidenceReport
@@ -37,6 +37,7 @@ from myllm.evaluation.report import (
     confidence_section,
     evaluation_report,
     leak_section,
+    progress_report,
     write_report,
 )
 from myllm.evaluation.scenes import score_scene_captions
@@ -98,7 +99,7 @@ def make_evaluation(
         "tokenizer": "PTB 3.4.1", "pictures": 1234, "references": 6000, "split": "val",
         "decode": asdict(DecodeConfig(beams=5, length_penalty=0.5)), "CIDEr-D frequencies": "these references",
     }
-    records = [Record(picture, tuple(references)) for picture in pictures]
+    records = [Record(picture.name, picture, tuple(references)) for picture in pictures]
     figures = {name: mean_of([value] * len(records)) for name, value in VALUES.items()}
     judgement = Judgement(figures, measure_diversity(captions), {}, protocol)
     return Evaluation(judgement, records, [Caption(text, -0.125, [], [], True) for text in captions], broken)
@@ -132,12 +133,13 @@ def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> 
     name = text.replace("/", "")
     existing, missing = picture.rename(tmp_path / name), tmp_path / "missing" / name
     pictures = [existing, missing]
+    pair = Record(name, existing, ()), Record(name, missing, ())
 
     def page_of(text: str) -> Page:
         return make_page(
             tmp_path, make_evaluation(pictures, [text, text], [text], [text]), text, {text: text},
             lambda index: [WordMap(text, np.eye(3))] * (index == 0), slices=[make_slice(text, text)],
-            leaks=leak_section([text], [(existing, missing)]),
+            leaks=leak_section([text], [pair]),
             confidence=Section(text, [Plot(text, "<svg></svg>", text)]),
         )
 
@@ -256,7 +258,8 @@ def test_report_of_many_large_pictures_stays_under_five_megabytes(tmp_path: Path
     evaluation.judgement.figures["CIDEr-D"] = mean_of(rng.random(300))
     for caption, confidence in zip(evaluation.captions, rng.random(300), strict=True):
         caption.score = float(np.log(confidence))
-    pairs = [(tmp_path / "noise.png", tmp_path / "noise.png")] * 100
+    noise = Record("noise.png", tmp_path / "noise.png", ())
+    pairs = [(noise, noise)] * 100
     page = make_page(
         tmp_path, evaluation, word_maps=lambda _: [WordMap("word", rng.random((600, 600)))] * 30,
         leaks=leak_section(["100 pictures are in training"], pairs),
@@ -361,6 +364,16 @@ def test_report_leaves_out_sections_without_content(tmp_path: Path, picture: Pat
     assert "-0.100" in full.text("td")
 
 
+def test_report_of_a_run_in_progress_has_its_curves_and_captions(tmp_path: Path, picture: Path) -> None:
+    samples = [Sample(f"{name}.png", picture, f"a {name} dog", (f"a {name} dog runs",)) for name in ("red", "big")]
+    write_report(tmp_path / "report.html", progress_report("run", {"Epochs so far": "2"}, samples, HISTORY))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "A training that is not finished" in text and "<dt>Epochs so far</dt><dd>2</dd>" in text
+    assert "training from 3.00 to 2.00; validation from 2.50 to 1.50" in text
+    assert all(f'alt="{sample.caption}"' in text for sample in samples)
+    Page(tmp_path / "report.html")
+
+
 def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -> None:
     coverage = (2.5, 2.25, 2.0, 1.75, 1.5, 1.5, 1.5, 1.5, 1.5, 1.25)
     bins = (Bin(3, 0.75, 0.5), Bin(1, 0.25, 0.25)), (Bin(4, 0.5, 0.5),)
@@ -374,7 +387,8 @@ def test_confidence_section_describes_its_plots(tmp_path: Path, picture: Path) -
 
 
 def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, picture: Path) -> None:
-    records = [Record(picture, ("a dog runs on grass",)), Record(picture, ("two cats on a red sofa",))]
+    references = ("a dog runs on grass", "two cats on a red sofa")
+    records = [Record(picture.name, picture, (text,)) for text in references]
     a, b = ["a dog runs on grass", "a dog runs on grass"], ["a cat", "two cats on a red sofa"]
     comparison = compare(("first", a), ("second <b>", b), records, "val")
     write_report(tmp_path / "report.html", comparison_report({"Data": "mine"}, comparison))
@@ -391,7 +405,7 @@ def test_comparison_report_shows_two_captioners_side_by_side(tmp_path: Path, pic
 
 
 def test_comparison_table_without_p_shows_none(picture: Path) -> None:
-    comparison = compare(("A", ["a dog"]), ("B", ["a cat"]), [Record(picture, ("a dog",))], "val")
+    comparison = compare(("A", ["a dog"]), ("B", ["a cat"]), [Record(picture.name, picture, ("a dog",))], "val")
     for name, difference in comparison.differences.items():
         comparison.differences[name] = replace(difference, p=None)
     assert comparison_headline(comparison)[2][0] == "B − A"
@@ -400,7 +414,7 @@ def test_comparison_table_without_p_shows_none(picture: Path) -> None:
 
 
 def test_report_shows_the_cautions_of_both_captioners_once(tmp_path: Path, picture: Path) -> None:
-    records = [Record(picture, ("a dog",)), Record(picture, ("a cat",))]
+    records = [Record(picture.name, picture, ("a dog",)), Record(picture.name, picture, ("a cat",))]
     comparison = compare(("A", ["a dog"] * 2), ("B", ["a cat"] * 2), records, "val")
     write_report(tmp_path / "report.html", comparison_report({}, comparison))
     page = Page(tmp_path / "report.html")
@@ -437,7 +451,7 @@ def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture
     evaluation.judgement.figures.update(judge_captions(captions, [references]).figures)
     page = make_page(
         tmp_path, evaluation, slices=[make_slice("people", "none", 1)], pictures=1234,
-        leaks=leak_section(["none"], [(picture, picture)]),
+        leaks=leak_section(["none"], [(evaluation.records[0], evaluation.records[0])]),
     )
     text = " ".join(text for _, text in page.texts)
     assert re.findall(r"(?<![\d.,])1 (?:picture|caption|thing|place|colour|number|pair)s\b", text) == []
@@ -468,12 +482,12 @@ def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
     judged, training = tmp_path / "val/judged.png", tmp_path / "train/copy.png"
     Image.linear_gradient("L").resize((90, 90)).convert("RGB").save(judged)
     training.write_bytes(judged.read_bytes())
-    page = make_page(
-        tmp_path, make_evaluation([judged], ["a caption"]), leaks=leak_section(["1 picture"], [(judged, training)] * 20)
-    )
+    pair = Record("b/judged.png", judged, ()), Record("a/copy.png", training, ())
+    evaluation = make_evaluation([judged], ["a caption"])
+    page = make_page(tmp_path, evaluation, leaks=leak_section(["1 picture"], [pair] * 20))
     images = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
     assert all(image.tobytes() == Image.open(judged).tobytes() for image in images)
-    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["judged.png", "copy.png"] * MAX_PAIRS
+    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["b/judged.png", "a/copy.png"] * MAX_PAIRS
     assert any("the first 12 of 20 pairs" in text for text in page.text("p"))
 
 
@@ -483,7 +497,7 @@ def test_evaluation_report_shows_the_leaked_pairs_of_its_pictures(tmp_path: Path
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((120, 120)).save(tmp_path / name)
     evaluation = make_evaluation([tmp_path / "judged.png"], ["a caption"])
-    training = [Record(tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
+    training = [Record(name, tmp_path / "training" / name, ("x",)) for name in ("other.png", "copy.png")]
     page = make_page(tmp_path, replace(evaluation, leaks=find_leaks(training, evaluation.records)))
     assert [text for text in page.text("figcaption") if text.endswith(".png")] == ["judged.png", "copy.png"]
     judged, copy = page.all("img")[:2]

@@ -17,7 +17,7 @@ from myllm.metrics.result import MetricResult, mean_of
 
 def record(*captions: str) -> Record:
     """A picture that can't be read."""
-    return Record(Path("nowhere.png"), captions)
+    return Record("nowhere.png", Path("nowhere.png"), captions)
 
 
 def members(slices: Slices, kind: str) -> dict[str, list[int]]:
@@ -72,7 +72,7 @@ def test_number_of_people_is_the_median_over_the_references() -> None:
 
 
 def test_drawn_scenes_are_grouped_by_the_number_of_things() -> None:
-    records = [Record(Path(f"{count}.png"), ("a man",)) for count in range(6)]
+    records = [Record(f"{count}.png", Path(f"{count}.png"), ("a man",)) for count in range(6)]
     things = {f"{count}.png": [Thing("ball", "red", "big", (0, 0, 9, 9))] * count for count in range(5)}
     slices = slice_pictures(records, things=things)
     assert members(slices, "things") == {"none": [0], "one": [1], "two": [2], "three or more": [3, 4]}
@@ -84,7 +84,7 @@ def test_pictures_are_grouped_by_brightness_and_broken_ones_left_out(tmp_path: P
     for level in (0, 255, 51, 102, 153, 204):
         path = tmp_path / f"{level}.png"
         Image.new("RGB", (30, 20), (level, level, level)).save(path)
-        records.append(Record(path, ("a dog",)))
+        records.append(Record(path.name, path, ("a dog",)))
     slices = slice_pictures([*records, record("a dog")])
     assert members(slices, "brightness") == {"dark": [0, 2], "medium": [3, 4], "bright": [1, 5]}
     assert next(iter(slices["brightness"])) == "dark (to 20% of white)"

@@ -33,7 +33,7 @@ def test_best_criterion_is_the_loss_with_few_pictures() -> None:
 
 
 def validation(captions: list[str], cider: float, shuffled_cider: float) -> Validation:
-    return Validation(2.0, [Sample(Path("a.png"), text, (text,)) for text in captions], cider, shuffled_cider)
+    return Validation(2.0, [Sample("a.png", Path("a.png"), text, (text,)) for text in captions], cider, shuffled_cider)
 
 
 def test_validation_warns_of_repeated_captions_and_of_ignored_pictures() -> None:

@@ -1,0 +1,239 @@
+"""Reads data folders and files into records, or only into references: captions by picture, without the pictures."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from myllm.config import CaptionsConfig
+from myllm.data.folder_formats import walk
+from myllm.data.formats import find_captions
+from myllm.data.images import PICTURE_SUFFIXES
+from myllm.data.names import NameIndex
+from myllm.data.records import Findings, Record
+from myllm.data.rows import checked_caption, checked_name
+from myllm.data.splits import named_splits, one_split, precedence, split_records
+from myllm.errors import DataError
+
+PICTURE_FOLDERS = (
+    "flickr30k_images", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
+    "train2014", "val2014", "test2014", "train2017", "val2017", "test2017",
+)
+Sources = str | Path | Sequence[str | Path]
+"""What --data names: one or several folders and files."""
+
+
+@dataclass
+class _Picture:
+    """What the captions files of a data folder say of a picture."""
+
+    captions: list[str] = field(default_factory=list)
+    split: str | None = None
+    identity: str | None = None
+    image: Path | None = None
+    """Where its bytes are, if the format says."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Captions that people wrote, by picture."""
+
+    captions: dict[str, list[str]]
+    """Captions by the picture's name."""
+    ids: dict[str, str]
+    """Names by the ids of the pictures in the file, as text."""
+    source: str
+    """The file or folder, for messages."""
+
+
+def data_paths(data: Sources) -> list[Path]:
+    """Return the folders and files that --data names."""
+    return [Path(path) for path in ([data] if isinstance(data, str | Path) else data)]
+
+
+def data_name(data: Sources) -> str:
+    """Return the name of the data set, without the folders that it lies in."""
+    return " + ".join(path.resolve().name for path in data_paths(data))
+
+
+def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record], Findings]:
+    """Return the records of the data in the order of its rows; missing pictures are only in the findings.
+
+    Raises DataError with the fix if the data, its captions or all of its pictures cannot be used.
+    """
+    findings, records = Findings(), list[Record]()
+    for root, paths, source in _roots(data):
+        pictures = _read_pictures(paths, captions, findings)
+        images = _locate(root, paths, pictures, findings)
+        if not images:
+            raise DataError(_all_missing(root, paths, pictures))
+        records += _records(root, source, pictures, images, findings)
+    return records, findings
+
+
+def read_references(data: Sources, split: str | None, captions: CaptionsConfig) -> tuple[References, Findings]:
+    """Return the references in the data, of a split if one is named; captions keep their case.
+
+    The pictures need not be there, except to split them by hash. Raises DataError or ConfigError.
+    """
+    captions, shown = replace(captions, lowercase=False), " and ".join(map(str, data_paths(data)))
+    findings, records, are_there = Findings(), list[Record](), True
+    texts, ids = dict[str, list[str]](), dict[str, str]()
+    for root, paths, source in _roots(data):
+        pictures = _read_pictures(paths, captions, findings)
+        texts |= {source + name: picture.captions for name, picture in pictures.items()}
+        ids |= {picture.identity: source + name for name, picture in pictures.items() if picture.identity is not None}
+        if split is not None:
+            images = _locate(root, paths, pictures, Findings())
+            are_there = are_there and bool(images)
+            nowhere = dict.fromkeys(pictures, root / "missing")
+            records += _records(root, source, pictures, images or nowhere, findings)
+    if split is not None:
+        if not are_there and not findings.splits:
+            raise DataError(f"{shown}: has no splits; leave out --split {split}")
+        splits = split_records(records, findings) if are_there else _by_split(records)
+        kept = {record.name for record in one_split(splits, split, shown)}
+        texts = {name: captions for name, captions in texts.items() if name in kept}
+    return References(texts, {key: name for key, name in ids.items() if name in texts}, shown), findings
+
+
+def _records(
+    root: Path, source: str, pictures: Mapping[str, _Picture], images: Mapping[str, Path], findings: Findings
+) -> list[Record]:
+    """Return the records of the pictures that have an image, with their splits."""
+    splits = named_splits(list(images), {name: pictures[name].split for name in images}, root, findings)
+    return [
+        Record(source + name, images[name], tuple(pictures[name].captions), split, source)
+        for name, split in splits.items()
+    ]
+
+
+def _by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
+    splits: dict[str, list[Record]] = {}
+    for record in records:
+        splits.setdefault(record.split or "train", []).append(record)
+    return splits
+
+
+def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
+    """Return each data folder, its sources, and what its pictures' names begin with: nothing if there is only one.
+
+    The folder of a file is the one that it is in, so that two files of one folder share the pictures.
+    """
+    roots: dict[Path, list[Path]] = {}
+    for path in data_paths(data):
+        if not path.exists():
+            raise DataError(
+                f"{path}: no such folder or file; give a folder with captions and pictures, or a file of captions, as "
+                "--data, or draw a folder with 'myllm scenes --out data --count 2000'"
+            )
+        folder = path if path.is_dir() else path.parent
+        root = next((root for root in roots if root.samefile(folder)), folder)
+        if path not in roots.setdefault(root, []):
+            roots[root].append(path)
+    parts = [root.resolve().parts for root in roots]
+    # the fewest last parts of the paths that tell the folders apart
+    count = next((count for count in range(1, 100) if len({ends[-count:] for ends in parts}) == len(parts)), 1)
+    names = ["/".join(ends[-count:]) + "/" if len(roots) > 1 else "" for ends in parts]
+    return [(root, paths, name) for (root, paths), name in zip(roots.items(), names, strict=True)]
+
+
+def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Findings) -> dict[str, _Picture]:
+    """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
+    pictures: dict[str, _Picture] = {}
+    files = [found for path in paths for found in find_captions(path, captions)]
+    for form, file in files:
+        findings.formats.append(f"{form.name}: {file.path}")
+        names: dict[Any, str] = {}
+        for row in form.read(file, captions, findings):
+            name = names.get(row.image) if isinstance(row.image, str) else None
+            if name is None:
+                name = checked_name(file.path, row.position, row.image)
+                names[row.image] = name
+            caption = checked_caption(file.path, row.position, name, row.caption)
+            if not caption:
+                findings.empty_captions.append(f"{f'{file.name}, ' * (len(files) > 1)}{row.position}: {name}")
+                continue
+            picture = pictures.setdefault(name, _Picture())
+            picture.captions.append(caption.lower() if captions.lowercase else caption)
+            picture.image = row.picture or picture.image
+            if row.identity is not None:
+                picture.identity = checked_name(file.path, row.position, row.identity)
+            if row.split is not None and row.split != picture.split:
+                both = [split for split in (picture.split, row.split) if split is not None]
+                picture.split = min(both, key=precedence)
+                if len(both) > 1:
+                    finding = f"{name} in {both[0]} and {both[1]}, kept in {picture.split}"
+                    findings.in_two_splits += [finding] if finding not in findings.in_two_splits else []
+    if not pictures:
+        shown = " and ".join(str(file.path) for _, file in files)
+        raise DataError(f"{shown}: no row holds a caption; all are empty or cannot be read")
+    return pictures
+
+
+def _locate(
+    root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture], findings: Findings
+) -> dict[str, Path]:
+    """Return the file of each picture that is there. Raises DataError if a name fits pictures of two folders.
+
+    Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
+    may be missing.
+    """
+    picture_folders, others = _folders(root, paths)
+    found = {name: picture.image for name, picture in pictures.items() if picture.image is not None}
+    listed = {folder: _files(folder) for folder in picture_folders}
+
+    def missing() -> list[str]:
+        return [name for name in pictures if name not in found]
+
+    for name in missing():
+        places = [files[name] for files in listed.values() if name in files]
+        if len(places) > 1:
+            raise DataError(
+                f"two pictures are called {name}: {places[0]} and {places[1]}; write their folders in the captions file"
+            )
+        places += [folder / name for folder in others if not places and (folder / name).is_file()]
+        if places:
+            found[name] = places[0]
+    if missing() or (not listed and root in paths):
+        listed[root] = _files(root)
+    for files in listed.values() if missing() else ():
+        index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
+        for name in missing():
+            has_suffix = PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+            file = name if name in files else None if has_suffix else index.find(name)
+            found |= {name: files[file]} if file is not None else {}
+    if len(listed) > 1:
+        listed.pop(root, None)  # which also has what is in the picture folders, and other pictures
+    findings.missing_pictures += missing()
+    used = set(found.values())
+    findings.unused_pictures += sorted(
+        name for files in listed.values() for name, path in files.items()
+        if path not in used and path.suffix.lower() in PICTURE_SUFFIXES
+    )
+    return {name: found[name] for name in pictures if name in found}
+
+
+def _folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the picture folders, and the other folders, that the names of pictures may be relative to."""
+    folders = [root / name for name in PICTURE_FOLDERS if (root / name).is_dir()]
+    if root in paths:
+        return folders, [root]
+    if not folders:  # annotations/captions_val2014.json, with the pictures in val2014/
+        folders = [root.parent / name for name in PICTURE_FOLDERS if (root.parent / name).is_dir()]
+    return folders, [root, Path()]  # captions of `myllm caption` name pictures from where it ran
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return all files below a folder by their relative path in NFC."""
+    return {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in walk(folder)}
+
+
+def _all_missing(root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture]) -> str:
+    picture_folders, _ = _folders(root, paths)
+    places = " and ".join(map(str, [*picture_folders, root]))
+    return (
+        f"{root}: all {len(pictures):,} captioned pictures are missing; looked in {places} for "
+        f"{next(iter(pictures))!r} and the others; put the pictures there under the names of the captions file"
+    )
