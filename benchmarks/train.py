@@ -54,7 +54,9 @@ from myllm.data.batches import Batch  # noqa: E402
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared/data/flickr8k"
 Steps = Callable[[], float]
 """Takes one step; returns its seconds."""
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "linear", "attention")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+OTHER_PRODUCTS = ("attention", "convolution", "linear")
+"""Parts of the names of torch's other operations that multiply matrices."""
 
 
 class _Timer(TrainerCallback):  # type: ignore[misc]
@@ -184,8 +186,8 @@ def print_share(case: Case) -> None:
     trainer = make_trainer(case)
     batches = epochs(trainer)
     take_step(trainer, next(batches))
-    activity = ProfilerActivity.CPU if case.device == "cpu" else ProfilerActivity.CUDA
-    with profile(activities=[activity, ProfilerActivity.CPU]) as profiled:
+    activities = {ProfilerActivity.CPU, ProfilerActivity.CPU if case.device == "cpu" else ProfilerActivity.CUDA}
+    with profile(activities=activities) as profiled:
         for _ in range(2):
             take_step(trainer, next(batches))
     field = "self_cpu_time_total" if case.device == "cpu" else "self_device_time_total"
@@ -193,7 +195,7 @@ def print_share(case: Case) -> None:
     total = sum(times.values())
     others = {
         name: seconds / total for name, seconds in times.items()
-        if name not in PRODUCTS and not any(part in name for part in ("attention", "convolution", "linear"))
+        if name not in PRODUCTS and not any(part in name for part in OTHER_PRODUCTS)
     }
     largest = sorted(others.items(), key=lambda item: -item[1])[:6]
     parts = ", ".join(f"{name} {share:.1%}" for name, share in largest)
