@@ -18,7 +18,7 @@ def decoder_config(text: GPTConfig, end: int) -> dict[str, Any]:
     return {
         "model_type": "gpt2", "activation_function": "gelu_new" if text.gelu == "tanh" else "gelu",
         "bos_token_id": end, "eos_token_id": end,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), text.dropout),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop"), text.dropout), "attn_pdrop": 0.0,
         **{name: getattr(text, name) for name in ("layer_norm_epsilon", "vocab_size", *GEOMETRY)},
     }
 

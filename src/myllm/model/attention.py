@@ -1,10 +1,46 @@
 """The two attentions of the decoder: text to text, and text to image."""
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from myllm.config import GPTConfig
-from myllm.model.kv_cache import KeyValue, LayerKV, causal_mask
+from myllm.model.kv_cache import KeyValue, LayerKV
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The rows of a tensor (N, C) as sequences of one length."""
+
+    count: int
+
+    def split(self, rows: Tensor) -> Tensor:
+        """(N, C) -> (count, N / count, C)."""
+        return rows.unflatten(0, (self.count, -1))
+
+    def join(self, x: Tensor) -> Tensor:
+        """(count, N / count, C) -> (N, C)."""
+        return x.flatten(0, 1)
+
+
+class Grid:
+    """Which rows of (N, C) are T tokens of each of G captions of each of B images: only attention needs to know."""
+
+    def __init__(self, images: int, captions: int, length: int) -> None:
+        self.length = length
+        self.captions, self.images = Sequences(images * captions), Sequences(images)
+
+    def positions(self, past: int, device: torch.device) -> Tensor:
+        """Return the position of each row in its caption (N,), after `past` earlier tokens."""
+        return torch.arange(past, past + self.length, device=device).repeat(self.captions.count)
+
+    def mask(self, past: int, device: torch.device) -> Tensor | None:
+        """Return (T, past + T) bool: each token sees the past, itself and nothing later; None if it sees everything."""
+        if self.length == 1:
+            return None
+        return torch.ones(self.length, past + self.length, dtype=torch.bool, device=device).tril(past)
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -18,38 +54,27 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al. 2017) with GPT-2's parameter names.
-
-    The original script calls it MultiHeadAttention.
-    """
+    """Causal multi-head self-attention (Vaswani et al. 2017); the original script calls it MultiHeadAttention."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: LayerKV | None = None) -> Tensor:
-        """Return (B, G, T, C): each caption attends only to itself.
+    def forward(self, x: Tensor, grid: Grid, cache: LayerKV | None = None) -> Tensor:
+        """Return (N, C) of the newest tokens (N, C) of each caption, which attends only to itself.
 
-        x:     (B, G, T, C), the newest T positions of G captions of each of B images.
-        cache: keys and values of the earlier positions of the B * G captions; those of `x` are added to it.
+        cache: keys and values of the earlier tokens of the B * G captions; those of `x` are added to it.
         """
-        fused = self.c_attn(x.flatten(0, 1))  # (B * G, T, 3 * C)
+        fused = grid.captions.split(self.c_attn(x))  # (B * G, T, 3 * C)
         query, key, value = (split_heads(part, self.n_head) for part in fused.chunk(3, dim=-1))
-        past = 0
+        past = cache.length if cache is not None else 0
         if cache is not None:
-            past = cache.length
             key, value = cache.append(key, value)
-        queries = query.shape[2]
-        # a single query sees every key; without a past, the built-in triangle is right
-        mask = causal_mask(queries, past, x.device) if past and queries > 1 else None
-        attended = scaled_dot_product_attention(
-            query, key, value, mask, self.dropout if self.training else 0.0, is_causal=not past and queries > 1
-        )
-        return self.resid_dropout(self.c_proj(merge_heads(attended))).unflatten(0, x.shape[:2])
+        attended = scaled_dot_product_attention(query, key, value, grid.mask(past, x.device))
+        return self.resid_dropout(self.c_proj(grid.captions.join(merge_heads(attended))))
 
 
 class CrossAttention(nn.Module):
@@ -58,7 +83,6 @@ class CrossAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
         self.q_attn = nn.Linear(config.n_embd, config.n_embd)
         self.c_attn = nn.Linear(config.n_embd, 2 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
@@ -69,12 +93,8 @@ class CrossAttention(nn.Module):
         key, value = (split_heads(part, self.n_head) for part in self.c_attn(image_tokens).chunk(2, dim=-1))
         return key.contiguous(), value.contiguous()  # every decoding step reads them
 
-    def forward(self, x: Tensor, image: KeyValue) -> Tensor:
-        """Return (B, G, T, C): every position of the G captions of an image attends to that image.
-
-        x:     (B, G, T, C).
-        image: what `key_value` returned for the B images.
-        """
-        query = split_heads(self.q_attn(x.flatten(1, 2)), self.n_head)  # (B, n_head, G * T, C / n_head)
-        attended = scaled_dot_product_attention(query, *image, dropout_p=self.dropout if self.training else 0.0)
-        return self.resid_dropout(self.c_proj(merge_heads(attended))).unflatten(1, x.shape[1:3])
+    def forward(self, x: Tensor, grid: Grid, image: KeyValue) -> Tensor:
+        """Return (N, C) of tokens (N, C), which attend to their image; image: what `key_value` returned."""
+        query = split_heads(grid.images.split(self.q_attn(x)), self.n_head)  # (B, n_head, G * T, C / n_head)
+        attended = scaled_dot_product_attention(query, *image)
+        return self.resid_dropout(self.c_proj(grid.images.join(merge_heads(attended))))

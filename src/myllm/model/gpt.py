@@ -6,29 +6,14 @@ State-dict keys are those of GPT-2's files, so loading its weights is a transpos
 import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from myllm.config import GPTConfig
 from myllm.errors import ConfigError
-from myllm.model.attention import CausalSelfAttention, CrossAttention
+from myllm.model.attention import CausalSelfAttention, CrossAttention, Grid
 from myllm.model.gpt2_weights import gpt2_config, gpt2_folder, read_gpt2_state
 from myllm.model.kv_cache import ImageKV, KeyValue, LayerKV, SelfKV
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the channels of each position (Ba et al. 2016)."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.eps = config.layer_norm_epsilon
-        self.weight = nn.Parameter(torch.ones(config.n_embd))
-        self.bias = nn.Parameter(torch.zeros(config.n_embd))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -51,19 +36,19 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, cross_attention: bool) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config)
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = CausalSelfAttention(config)
         if cross_attention:
-            self.ln_cross_attn = LayerNorm(config)
+            self.ln_cross_attn = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
             self.crossattention = CrossAttention(config)
-        self.ln_2 = LayerNorm(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, image: KeyValue | None, cache: LayerKV | None) -> Tensor:
-        """(B, G, T, C), G captions of each of B images -> (B, G, T, C)."""
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: Tensor, grid: Grid, image: KeyValue | None, cache: LayerKV | None) -> Tensor:
+        """Tokens (N, C), of which `grid` says where they are -> (N, C)."""
+        x = x + self.attn(self.ln_1(x), grid, cache)
         if image is not None:
-            x = x + self.crossattention(self.ln_cross_attn(x), image)
+            x = x + self.crossattention(self.ln_cross_attn(x), grid, image)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -76,7 +61,7 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, cross_attention) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config)
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
 
 class GPT(nn.Module):
@@ -88,39 +73,38 @@ class GPT(nn.Module):
         self.transformer = Transformer(config, cross_attention)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
-        self.apply(self._init_weights)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2 scales residual branches by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
     def forward(self, tokens: Tensor, image: ImageKV | None = None, cache: SelfKV | None = None) -> Tensor:
-        """Return next-token logits (B, G, T, vocab_size), or (B, T, vocab_size) of tokens (B, T).
+        """Return next-token logits (B, G, T, vocab_size), or (B, T, vocab_size) of tokens (B, T). Raises ConfigError.
 
         tokens: (B, G, T) int64, G captions of each of B images; or (B, T), text only.
         image:  cross-attention keys and values of the B images; None skips cross-attention.
         cache:  keys and values of the earlier positions; `tokens` are then only the newest. It is extended.
-
-        Raises ConfigError if the positions do not fit the context.
         """
         if tokens.dim() == 2:
             return self(tokens[:, None], image, cache)[:, 0]
+        x = self.hidden(tokens.flatten(), Grid(*tokens.shape), image, cache)
+        return self.lm_head(x).unflatten(0, tokens.shape)
+
+    def hidden(self, tokens: Tensor, grid: Grid, image: ImageKV | None = None, cache: SelfKV | None = None) -> Tensor:
+        """Return what the head turns into logits: (N, C) of tokens (N,), of which `grid` says where they are."""
         past = cache.length if cache is not None else 0
-        length = past + tokens.shape[2]
-        self.check_fits(length)
-        positions = torch.arange(past, length, device=tokens.device)
+        self.check_fits(past + grid.length)
+        positions = grid.positions(past, tokens.device)
         x = self.transformer.drop(self.transformer.wte(tokens) + self.transformer.wpe(positions))
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, image.layers[layer] if image else None, cache.layer(layer) if cache else None)
+            x = block(x, grid, image.layers[layer] if image else None, cache.layer(layer) if cache else None)
         if cache is not None:
-            cache.length = length
-        return self.lm_head(self.transformer.ln_f(x))
+            cache.length = past + grid.length
+        return self.transformer.ln_f(x)
 
     def check_fits(self, length: int) -> None:
         """Raise ConfigError if `length` tokens do not fit the context."""

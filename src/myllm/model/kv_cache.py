@@ -8,11 +8,6 @@ from torch import Tensor
 KeyValue = tuple[Tensor, Tensor]
 
 
-def causal_mask(queries: int, past: int, device: torch.device) -> Tensor:
-    """Return (queries, past + queries) bool: each of the newest positions sees the past, itself and nothing later."""
-    return torch.ones(queries, past + queries, dtype=torch.bool, device=device).tril(past)
-
-
 @dataclass(frozen=True)
 class ImageKV:
     """Cross-attention keys and values of B images, one pair (B, n_head, S, head_dim) for each decoder block."""

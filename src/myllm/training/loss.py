@@ -3,18 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from myllm.data.batches import Batch
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.training.packing import Packed
 
 # A word of most pictures hardly distinguishes pictures, and a word of very few pictures cannot be learned.
 PRESENCE_SHARE = (0.001, 0.5)
 MAX_PRESENCE_WORDS = 1000
-MAX_LENGTH_GROUPS, MIN_LENGTH_GROUP = 6, 32
+# Rows of logits that are computed at once: on a CPU they stay in its cache.
+CPU_ROWS, GPU_ROWS = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ class WordPresence(nn.Module):
     """
 
     def __init__(self, n_embd: int, occurrences: Tensor) -> None:
-        """occurrences: (pictures, vocab_size) bool, whether a token occurs in any caption of a training picture."""
+        """occurrences: (pictures, vocab_size) sparse, 1 if a token occurs in any caption of a training picture."""
         super().__init__()
-        share = occurrences.float().mean(0)
+        share = torch.sparse.sum(occurrences, 0).to_dense() / len(occurrences)
         is_useful = (share > PRESENCE_SHARE[0]) & (share < PRESENCE_SHARE[1])
         words = torch.where(is_useful, share, 0.0).topk(min(MAX_PRESENCE_WORDS, int(is_useful.sum()))).indices
         self.words: Tensor
         self.targets: Tensor
         self.register_buffer("words", words)
-        self.register_buffer("targets", occurrences[:, words].float(), persistent=False)
+        self.register_buffer("targets", occurrences.index_select(1, words).to_dense(), persistent=False)
         self.head = nn.Linear(n_embd, len(words))
 
     def forward(self, image_tokens: Tensor, index: Tensor) -> Tensor:
@@ -54,27 +59,67 @@ class WordPresence(nn.Module):
 
 
 def word_occurrences(captions: Sequence[Sequence[Sequence[int]]], vocab_size: int, end: int) -> Tensor:
-    """Return (pictures, vocab_size) bool: whether a token other than `end` occurs in any caption of the picture.
+    """Return (pictures, vocab_size) sparse: 1 if a token other than `end` occurs in any caption of the picture.
 
     captions: token ids of each caption of each picture.
     """
-    occurrences = torch.zeros(len(captions), vocab_size, dtype=torch.bool)
-    for picture, texts in enumerate(captions):
-        for ids in texts:
-            occurrences[picture, ids] = True
-    occurrences[:, end] = False
-    return occurrences
+    pairs = [
+        (picture, token)
+        for picture, texts in enumerate(captions) for token in sorted({*chain.from_iterable(texts)} - {end})
+    ]
+    index = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T
+    return torch.sparse_coo_tensor(
+        index, torch.ones(len(pairs)), (len(captions), vocab_size), is_coalesced=True, check_invariants=True
+    )
 
 
-def length_groups(lengths: Tensor) -> Sequence[Tensor]:
-    """Return the rows of captions in a few groups of similar length, shortest first, without captions of length 0.
+class HeadLoss(torch.autograd.Function):
+    """Cross-entropies over the vocabulary, and their gradients, from a few rows of logits at a time.
 
-    lengths: (N,), the number of targets of each caption. Padding costs as much as words: it is half of a batch of
-    natural captions, and an eighth of groups that are cut to their longest caption. Small groups would be slow.
+    So the logits of a batch never exist at once: 50,257 of them for each token would be most of a step's memory.
     """
-    order = lengths.argsort()
-    order = order[lengths[order] > 0]
-    return order.chunk(min(MAX_LENGTH_GROUPS, max(1, len(order) // MIN_LENGTH_GROUP))) if len(order) else ()
+
+    @staticmethod
+    def forward(
+        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the summed loss, and the sum without smoothing, which has no gradient: (), ().
+
+        hidden: (N, C). weight: (vocab_size, C), of the head. targets: (N,) int64.
+        smoothing: share of the target probability that is spread evenly over the vocabulary.
+        """
+        dtype = (hidden[:0] @ weight[:1].mT).dtype  # autocast decides
+        head, rows = weight.to(dtype), CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
+        wants_hidden, wants_weight = context.needs_input_grad[:2]
+        weight_gradient, hidden_gradients = torch.zeros_like(weight) if wants_weight else None, []
+        smooth_sum, caption_sum = hidden.new_zeros(()), hidden.new_zeros(())
+        for x, target in zip(hidden.to(dtype).split(rows), targets[:, None].split(rows), strict=True):
+            logits = (x @ head.mT).to(hidden.dtype)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            caption_sum += (normaliser - logits.gather(1, target)).sum()
+            smooth_sum += (normaliser - logits.mean(-1, keepdim=True)).sum() if smoothing else 0.0
+            # the gradient of the logits: their probabilities minus the wanted ones
+            slope = logits.sub_(normaliser).exp_().sub_(smoothing / len(weight))
+            slope.scatter_add_(1, target, torch.full_like(slope[:, :1], smoothing - 1))
+            slope = slope.to(dtype)
+            if wants_hidden:
+                hidden_gradients.append(slope @ head)
+            if weight_gradient is not None and weight_gradient.dtype == dtype:
+                weight_gradient.addmm_(slope.mT, x)
+            elif weight_gradient is not None:
+                weight_gradient += slope.mT @ x
+        context.save_for_backward(
+            torch.cat(hidden_gradients).to(hidden.dtype) if hidden_gradients else None, weight_gradient
+        )
+        context.mark_non_differentiable(caption_sum)
+        return (1 - smoothing) * caption_sum + smoothing * smooth_sum, caption_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        # in place: the gradient of GPT-2's embedding is 154 MB
+        hidden, weight = (None if gradient is None else gradient.mul_(slope) for gradient in context.saved_tensors)
+        return hidden, weight, None, None
 
 
 class Objective(nn.Module):
@@ -98,22 +143,16 @@ class Objective(nn.Module):
         image_tokens = self.model.image_tokens(features)
         image = self.model.image_kv(image_tokens)
         smoothing = self.label_smoothing if self.training else 0.0
-        captions, words = batch.tokens.flatten(0, 1), batch.inputs.flatten(0, 1)
-        lengths, device = batch.lengths.flatten(), batch.tokens.device
-        batch_tokens = int(lengths.sum())
+        lengths, device, batch_tokens = batch.lengths, batch.tokens.device, int(batch.lengths.sum())
         caption_sum = torch.zeros((), device=device)
         total = 0.0 * image_tokens[-1].sum()  # a batch without targets has a gradient too, of zeros
-        for rows in length_groups(lengths):
-            longest = int(lengths[rows[-1]])
-            is_target = torch.arange(longest) < lengths[rows, None]
-            positions = is_target.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-            rows = rows.to(device, non_blocking=True)
-            inputs, targets = words[rows, :longest], captions[rows, 1 : longest + 1].flatten()[positions]
-            images = image.select(rows // batch.tokens.shape[1])
-            logits = self.model.decode(inputs[:, None], images).flatten(0, 2)[positions].float()
-            loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-            caption_sum += F.cross_entropy(logits.detach(), targets, reduction="sum") if smoothing else loss.detach()
-            total = total + loss / (tokens or max(1, batch_tokens))
+        if batch_tokens:
+            is_input = torch.arange(batch.tokens.shape[2]) < lengths[..., None]
+            rows = is_input.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+            inputs, targets = batch.inputs.flatten()[rows], batch.tokens.flatten()[rows + 1]
+            hidden = self.model.decoder.hidden(inputs, Packed(lengths, device), image)
+            loss, caption_sum = HeadLoss.apply(hidden, self.model.decoder.lm_head.weight, targets, smoothing)
+            total = total + loss / (tokens or batch_tokens)
         if self.training and self.presence is not None and len(batch.index):
             share = len(batch.index) / (pictures or len(batch.index))
             total = total + self.presence_weight * share * self.presence(image_tokens[-1], batch.index)

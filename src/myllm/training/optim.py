@@ -33,15 +33,18 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised steps (Jordan et al. 2024): `torch.optim.Muon` with two differences.
 
-    torch's computes always in bfloat16, which takes 20 times as long on a CPU without bf16 units; this one computes in
-    the parameters' type, and all matrices of a shape at once. It also accepts convolutions, as matrices of (output
-    channels, everything else).
+    torch's iterates always in bfloat16, which takes 20 times as long on a CPU without bf16 units; this one iterates in
+    `dtype`, and all matrices of a shape at once. It also accepts convolutions, as matrices of (output channels,
+    everything else).
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """dtype: in which steps are orthogonalised; None for that of the parameters."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -55,7 +58,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), parameters in by_shape.items():
                 scale = math.sqrt(max(1, rows / columns))
                 updates = torch.stack([self._momentum(p, group["momentum"], taken).flatten(1) for p in parameters])
-                for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
+                for parameter, update in zip(parameters, orthogonalise(updates.to(self.dtype)), strict=True):
                     parameter.mul_(1 - taken * group["lr"] * group["weight_decay"])
                     parameter.sub_(taken * group["lr"] * scale * update.view(parameter.shape))
 
@@ -71,11 +74,13 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(buffer, momentum)
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: TrainConfig, precision: str = "fp32"
+) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters or, if config.optimizer is "muon", AdamW and Muon for matrices and convolutions.
 
     Weight decay applies only to matrices and convolutions, not to norms, biases and embeddings. Each parameter group
-    holds its peak learning rate as `peak_lr`.
+    holds its peak learning rate as `peak_lr`. precision: of the forward pass; Muon iterates in bf16 if that does.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
@@ -89,7 +94,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         is_for_muon = config.optimizer == "muon" and not name.startswith("presence.")
         (matrices if is_for_muon else others)[decay].append(parameter)
     adam = torch.optim.AdamW(_groups(others, config.lr), lr=config.lr, betas=(0.9, 0.98), fused=True)
-    return [adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr)] if matrices else [adam]
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    return [adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr, dtype=dtype)] if matrices else [adam]
 
 
 def _groups(by_decay: Mapping[float, list[nn.Parameter]], rate: float) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from myllm.errors import CheckpointError, MyLLMError, reason
 from myllm.metrics.diversity import measure_diversity
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
+from myllm.training.cpu_attention import CpuAttention
 from myllm.training.loss import Objective, WordPresence, word_occurrences
 from myllm.training.optim import build_optimizers, rate_factor, set_rates
 from myllm.training.prepare import Prepared
@@ -58,7 +59,7 @@ class Trainer:
         self.objective = Objective(
             self.model, config.label_smoothing, presence, config.word_presence_weight
         ).to(self.device)
-        self.optimizers = build_optimizers(self.objective, config)
+        self.optimizers = build_optimizers(self.objective, config, self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.batches = training_batches(train, config, self.ranks.share)
         self.validator = Validator(config, prepared, self.device, self.precision, self.ranks)
@@ -215,7 +216,8 @@ class Trainer:
         for number, batch in enumerate(group):
             # dropout depends only on this, so that a resumed run drops the same
             torch.manual_seed(name_hash("dropout", self.config.seed, self.state.step, number, self.ranks.rank))
-            with autocast(self.precision, self.device), SharedBatchNorm(self.ranks, len(batch.index) > 0):
+            shared = SharedBatchNorm(self.ranks, len(batch.index) > 0)
+            with autocast(self.precision, self.device), CpuAttention(), shared:
                 losses = self.objective(batch.to(self.device), tokens, pictures)
             self.scaler.scale(losses.total).backward()
             step_sum += losses.caption_sum

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from myllm.config import GPTConfig
-from myllm.model.attention import CausalSelfAttention, CrossAttention, merge_heads, split_heads
+from myllm.model.attention import CausalSelfAttention, CrossAttention, Grid, merge_heads, split_heads
 
 CONFIG = GPTConfig(vocab_size=7, n_positions=9, n_layer=1, n_head=3, n_embd=12, dropout=0.5)
+GRID = Grid(images=2, captions=3, length=5)
 
 
 def one_head(queries: Tensor, keys: Tensor, values: Tensor, is_causal: bool) -> Tensor:
@@ -36,7 +37,7 @@ def test_causal_self_attention_equals_the_formula_for_each_caption() -> None:
     attention, x = CausalSelfAttention(CONFIG).eval(), torch.randn(2, 3, 5, 12)
     for group in range(3):
         expected = attention.c_proj(by_hand(*attention.c_attn(x[:, group]).split(12, dim=-1), is_causal=True))
-        torch.testing.assert_close(attention(x)[:, group], expected)
+        torch.testing.assert_close(attention(x.flatten(0, 2), GRID).view_as(x)[:, group], expected)
 
 
 def test_cross_attention_equals_the_formula_for_each_caption() -> None:
@@ -44,7 +45,16 @@ def test_cross_attention_equals_the_formula_for_each_caption() -> None:
     key, value = attention.c_attn(image).split(12, dim=-1)
     for group in range(3):
         expected = attention.c_proj(by_hand(attention.q_attn(x[:, group]), key, value, is_causal=False))
-        torch.testing.assert_close(attention(x, attention.key_value(image))[:, group], expected)
+        attended = attention(x.flatten(0, 2), GRID, attention.key_value(image)).view_as(x)
+        torch.testing.assert_close(attended[:, group], expected)
+
+
+@pytest.mark.parametrize(("length", "past", "rows"), [
+    (1, 4, None), (3, 0, [[1, 0, 0], [1, 1, 0], [1, 1, 1]]), (2, 2, [[1, 1, 1, 0], [1, 1, 1, 1]]),
+])
+def test_grid_mask_shows_the_past_and_the_token_itself(length: int, past: int, rows: list[list[int]] | None) -> None:
+    mask = Grid(2, 3, length).mask(past, torch.device("cpu"))
+    assert (None if mask is None else mask.int().tolist()) == rows
 
 
 def test_merge_heads_undoes_split_heads() -> None:
@@ -55,7 +65,8 @@ def test_merge_heads_undoes_split_heads() -> None:
 
 @pytest.mark.parametrize("kind", [CausalSelfAttention, CrossAttention])
 def test_attention_dropout_acts_only_in_training(kind: type[CausalSelfAttention] | type[CrossAttention]) -> None:
-    attention, x = kind(CONFIG), torch.randn(2, 1, 5, 12)
-    inputs = (x, attention.key_value(x[:, 0])) if isinstance(attention, CrossAttention) else (x,)
+    attention, x = kind(CONFIG), torch.randn(30, 12)
+    image = (attention.key_value(x.view(2, 15, 12)),) if isinstance(attention, CrossAttention) else ()
+    inputs = (x, GRID, *image)
     assert not torch.equal(attention.train()(*inputs), attention(*inputs))
     assert torch.equal(attention.eval()(*inputs), attention(*inputs))

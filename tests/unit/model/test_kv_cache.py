@@ -1,16 +1,11 @@
 import pytest
 import torch
 
-from myllm.model.kv_cache import ImageKV, SelfKV, causal_mask
+from myllm.model.kv_cache import ImageKV, SelfKV
 
 
 def empty_cache(rows: int) -> SelfKV:
     return SelfKV(2, rows, 3, 5, 4, like=torch.empty(0, dtype=torch.float64))
-
-
-def test_causal_mask_shows_the_past_and_the_position_itself() -> None:
-    mask = causal_mask(queries=3, past=2, device=torch.device("cpu"))
-    assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_self_kv_append_returns_all_positions_in_order() -> None:

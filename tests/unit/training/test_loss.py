@@ -1,4 +1,5 @@
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -6,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from myllm.data.batches import Batch
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.training.loss import Objective, WordPresence, length_groups, word_occurrences
+from myllm.training.loss import CPU_ROWS, HeadLoss, Objective, WordPresence, word_occurrences
 
 END, VOCAB, LENGTH = 60, 61, 6
 GENERATOR = torch.Generator().manual_seed(0)
@@ -69,17 +71,10 @@ def test_objective_ignores_the_content_of_padding(model: VisionGPT2, token: int)
     assert float(changed.caption_sum) == pytest.approx(float(objective(BATCH).caption_sum), rel=1e-5)
 
 
-@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=300).filter(any))
-def test_length_groups_hold_every_caption_once_from_short_to_long(lengths: list[int]) -> None:
-    grouped = [row for rows in length_groups(torch.tensor(lengths)) for row in rows.tolist()]
-    assert sorted(grouped) == [row for row, length in enumerate(lengths) if length]
-    assert [lengths[row] for row in grouped] == sorted(filter(None, lengths))
-
-
-def test_objective_of_several_length_groups_is_the_sum_over_captions(model: VisionGPT2) -> None:
+def test_objective_of_many_captions_is_the_sum_over_captions(model: VisionGPT2) -> None:
     many = batch_of([[2 + (row + group) % (LENGTH - 1) for group in range(30)] for row in range(4)],
                     torch.randint(VOCAB - 1, (4, 30, LENGTH), generator=GENERATOR))
-    assert len(length_groups(many.lengths.flatten())) > 2
+    assert int(many.lengths.sum()) > CPU_ROWS
     losses = Objective(model).eval()(many)
     assert float(losses.caption_sum) == pytest.approx(sum(loss_of_each_target(model, many)), rel=1e-5)
 
@@ -94,7 +89,7 @@ def test_objective_learns_the_end_token(model: VisionGPT2) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_objective_of_the_parts_of_a_step_has_the_gradient_of_one_batch(model: VisionGPT2, cut: int) -> None:
-    presence = WordPresence(32, torch.tensor([[True, False], [False, False], [False, True], [False, False]]))
+    presence = WordPresence(32, torch.tensor([[1.0, 0], [0, 0], [0, 1], [0, 0]]).to_sparse())
     objective = Objective(model, presence=presence, presence_weight=2.0).train()
     model.encoder.eval()  # batch statistics would differ
     gradients = []
@@ -136,12 +131,57 @@ def test_objective_reads_no_value_from_the_device(tiny_model: Callable[..., Visi
     """Tensors on the meta device have no values, so that `item()` and boolean masks raise an error."""
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.zeros(3, device="meta")[torch.ones(3, dtype=torch.bool, device="meta")]
-    occurrences = torch.tensor([[True, False], [False, False], [False, True], [False, False]])
-    presence = WordPresence(32, occurrences)
+    presence = WordPresence(32, torch.tensor([[1.0, 0], [0, 0], [0, 1], [0, 0]]).to_sparse())
     objective = Objective(tiny_model(dropout=0.1), share, presence, 1.0).to("meta").train()
     losses = objective(BATCH.to("meta"))
     losses.total.backward()
     assert losses.total.device.type == "meta" and losses.tokens == 24
+
+
+@pytest.mark.parametrize("rows", [1, CPU_ROWS, 2 * CPU_ROWS + 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_head_loss_has_the_values_and_gradients_of_cross_entropy(rows: int, smoothing: float) -> None:
+    hidden, weight = (nn.Parameter(torch.randn(count, 8, dtype=torch.float64)) for count in (rows, 50))
+    targets = torch.randint(50, (rows,))
+    loss, plain = HeadLoss.apply(hidden, weight, targets, smoothing)
+    gradients = torch.autograd.grad(3 * loss, (hidden, weight))
+    logits = hidden @ weight.mT
+    slow = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    assert float(loss) == pytest.approx(float(slow)) and not plain.requires_grad
+    assert float(plain) == pytest.approx(float(F.cross_entropy(logits, targets, reduction="sum")))
+    for gradient, expected in zip(gradients, torch.autograd.grad(3 * slow, (hidden, weight)), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_head_loss_in_bf16_is_near_that_in_fp32() -> None:
+    hidden, weight = (nn.Parameter(torch.randn(count, 8)) for count in (600, 50))
+    arguments = hidden, weight, torch.randint(50, (600,)), 0.1
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = HeadLoss.apply(*arguments)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight))))
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == exact.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_head_loss_gives_a_frozen_head_no_gradient() -> None:
+    hidden, weight = nn.Parameter(torch.randn(5, 8)), torch.randn(50, 8)
+    loss, _ = HeadLoss.apply(hidden, weight, torch.randint(50, (5,)), 0.0)
+    loss.backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_objective_in_training_makes_no_logits_of_padding(tiny_model: Callable[..., VisionGPT2]) -> None:
+    """One caption of 20 tokens among short ones: every tensor has the rows of the real tokens."""
+    model = tiny_model()
+    lengths = torch.tensor([[20, 1, 1], [1, 1, 1]])
+    tokens = torch.randint(VOCAB, (2, 3, 21), generator=GENERATOR)
+    seen = []
+    model.decoder.transformer.h[0].mlp.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    Objective(model).train()(Batch(IMAGES[:2], None, tokens, tokens, lengths, torch.arange(2)))
+    assert seen == [25]
 
 
 def test_objective_reads_inputs_and_learns_tokens(model: VisionGPT2) -> None:
@@ -156,21 +196,29 @@ def test_objective_reads_inputs_and_learns_tokens(model: VisionGPT2) -> None:
 
 
 def test_word_occurrences_join_the_captions_of_a_picture_without_the_end_token() -> None:
-    occurrences = word_occurrences([[[4, 1, 4], [4, 2, 4]], [[4, 4]]], vocab_size=5, end=4)
-    assert occurrences.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    occurrences = word_occurrences([[[4, 1, 4], [4, 2, 1, 4]], [[4, 4]]], vocab_size=5, end=4)
+    assert occurrences.to_dense().int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
 
 
 def test_word_presence_leaves_out_words_of_nearly_all_and_nearly_no_pictures() -> None:
-    occurrences = torch.zeros(2000, 4, dtype=torch.bool)
+    occurrences = torch.zeros(2000, 4)
     for word, count in enumerate((1, 400, 1900, 3)):
-        occurrences[:count, word] = True
-    assert sorted(WordPresence(8, occurrences).words.tolist()) == [1, 3]
+        occurrences[:count, word] = 1.0
+    assert sorted(WordPresence(8, occurrences.to_sparse()).words.tolist()) == [1, 3]
+
+
+def test_word_presence_of_a_large_vocabulary_takes_memory_only_for_its_words() -> None:
+    captions = [[[picture % 50_000, (picture + 1) % 50_000]] for picture in range(40_000)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    WordPresence(8, word_occurrences(captions, vocab_size=50_257, end=50_256))
+    # one byte for each picture and token would be 2 GB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 def test_word_presence_is_the_cross_entropy_of_the_log_mean_exp_over_image_tokens() -> None:
     torch.manual_seed(0)
-    occurrences = torch.rand(10, 6) < 0.3
-    presence, image, index = WordPresence(8, occurrences), torch.randn(2, 5, 8), torch.tensor([7, 3])
+    occurrences = (torch.rand(10, 6) < 0.3).float()
+    presence, image, index = WordPresence(8, occurrences.to_sparse()), torch.randn(2, 5, 8), torch.tensor([7, 3])
     losses = []
     for tokens, picture in zip(image, index, strict=True):
         for column, word in enumerate(presence.words):

@@ -63,6 +63,17 @@ def test_muon_step_of_several_matrices_equals_single_steps() -> None:
         torch.testing.assert_close(result, expected)
 
 
+def test_muon_in_bf16_takes_nearly_the_steps_of_fp32() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(20, 30)
+    exact, rounded = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    exact.grad = rounded.grad = torch.randn(20, 30)
+    Muon([exact]).step()
+    Muon([rounded], dtype=torch.bfloat16).step()
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.05 * (exact - start).norm()
+
+
 def test_muon_leaves_parameters_without_gradient() -> None:
     parameter = nn.Parameter(torch.ones(3, 3))
     Muon([parameter], weight_decay=0.1).step()
