@@ -13,9 +13,9 @@ from myllm.option_checks import Range, check_options
 DEFAULT_PRESET = "vit-gpt2"
 
 
-def positional(text: str) -> Any:
-    """Field of the words after a verb that are not options; `text` is their help."""
-    return field(default=(), metadata={"help": text})
+def positional(text: str, shown: str = "PATH...") -> Any:
+    """Field of the words after a verb that are not options; `text` is their help, `shown` stands for them in usage."""
+    return field(default=(), metadata={"help": text, "shown": shown})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,9 +57,12 @@ def data_name(data: Sources) -> str:
     return " + ".join(path.resolve().name for path in data_paths(data))
 
 
-def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record], Findings]:
+def read_records(
+    data: Sources, captions: CaptionsConfig, use_lists: bool = True
+) -> tuple[list[Record], Findings]:
     """Return the records of the data in the order of its rows; missing pictures are only in the findings.
 
+    use_lists: follow lists of splits; otherwise splits are those of the captions file, and no picture is left out.
     Raises DataError with the fix if the data, its captions or all of its pictures cannot be used.
     """
     findings, records = Findings(), list[Record]()
@@ -69,7 +72,7 @@ def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record],
         if not images:
             raise DataError(_all_missing(root, paths, pictures))
         own = {name: picture.split for name, picture in pictures.items() if name in images}
-        splits = named_splits(list(own), own, root, findings)
+        splits = named_splits(list(own), own, root, findings) if use_lists else own
         records += [
             Record(source + name, images[name], tuple(pictures[name].captions), split, source)
             for name, split in splits.items()

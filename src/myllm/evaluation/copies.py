@@ -3,7 +3,7 @@
 Small pictures of the details propose candidates; each is aligned, and must then agree in every part and in colour.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, reduce
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from myllm.batched import batched
 from myllm.data.images import load_thumbnail
+from myllm.progress import Progress, no_progress
 
 Array = NDArray[np.float32]
 Window = tuple[float, float, float]  # share of a side that is left, and where it lies in x and y, each 0 to 1
@@ -32,7 +33,7 @@ class Limits(NamedTuple):
 LIMITS, LIMITS_OF_SIMPLE = Limits(0.9, 0.6, 0.9, 0.4), Limits(0.98, 0.35, 1.0, 0.15)
 BLANK, MIN_BUSY = 3.0, 0.43  # if fewer blocks than this share have more contrast (grey levels), a picture is simple
 SIDE, CHROMA_SIDE = 48, 12  # of a thumbnail
-CANDIDATES, CANDIDATE_SIDE = 8, 10
+CANDIDATES, CANDIDATE_SIDE, BATCH = 8, 10, 16
 ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # the second is a correlation of details
 FINE_SIDE, BLOCK = 40, 8
 NOISE = 6.0  # grey levels of a block that compression may change
@@ -82,20 +83,55 @@ def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnai
     """Yield the keys of each judged picture that is a copy of a training picture, and of that picture."""
     if not judged or not training:
         return
-    keys = list(training)
-    known = np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in training.values()], axis=1)
-    for batch in batched(judged, 16):
+    keys, pictures, known = list(training), list(training.values()), _crops(training.values())
+    for batch in batched(judged, BATCH):
         turned = [judged[key].orientations() for key in batch]
-        # (windows, batch * orientations, values); the first window is the whole picture.
-        ours = np.stack([details(side.luma, CROPS, CANDIDATE_SIDE) for sides in turned for side in sides], axis=1)
-        # Either picture may be cropped.
-        pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
-        agreement = reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(batch), -1, len(keys))
-        for key, sides, agreements in zip(batch, turned, agreement, strict=True):
-            for index in np.argsort(-agreements.max(axis=0), kind="stable")[:CANDIDATES]:
-                if is_copy(sides[agreements[:, index].argmax()], training[keys[index]]):
-                    yield key, keys[index]
-                    break
+        for key, sides, agreement in zip(batch, turned, _agreements(turned, known), strict=True):
+            found = (keys[index] for index in _copies_of(sides, agreement, pictures))
+            if (copy := next(found, None)) is not None:
+                yield key, copy
+
+
+def find_pairs(pictures: Sequence[Thumbnail], progress: Progress = no_progress) -> Iterator[tuple[int, int]]:
+    """Yield the indices of each two pictures of which one is a copy of the other, the lower first.
+
+    The time is proportional to the square of their number. Of more than `CANDIDATES` copies of one picture not every
+    pair is found, but each copy is in a pair.
+    """
+    if len(pictures) < 2:
+        return
+    known = _crops(pictures)
+    for batch in batched(range(len(pictures)), BATCH):
+        turned, later = [pictures[index].orientations() for index in batch], batch[0]
+        for index, sides, agreement in zip(batch, turned, _agreements(turned, known[:, later:]), strict=True):
+            agreement[:, : index - later + 1] = -np.inf  # the picture itself, and those before it
+            for other in _copies_of(sides, agreement, pictures[later:]):
+                yield index, later + other
+        progress("comparing pictures", batch[-1] + 1, len(pictures))
+
+
+def _crops(pictures: Iterable[Thumbnail]) -> Array:
+    """Return what proposes candidates: (windows, pictures, values); the first window is the whole picture."""
+    return np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in pictures], axis=1)
+
+
+def _agreements(turned: Sequence[Sequence[Thumbnail]], known: Array) -> Array:
+    """Return how far pictures agree with known ones: (pictures, orientations, known)."""
+    ours = _crops(side for sides in turned for side in sides)
+    # Either picture may be cropped.
+    pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
+    return reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(turned), -1, known.shape[1])
+
+
+def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thumbnail]) -> Iterator[int]:
+    """Yield the indices of the known pictures that a picture is a copy of, those that agree most first.
+
+    sides: the picture's orientations. agreement: (orientations, known), -inf for pictures that are not candidates.
+    """
+    best = agreement.max(axis=0)
+    for index in map(int, np.argsort(-best, kind="stable")[:CANDIDATES]):
+        if best[index] > -np.inf and is_copy(sides[int(agreement[:, index].argmax())], known[index]):
+            yield index
 
 
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:

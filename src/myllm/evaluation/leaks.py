@@ -1,7 +1,6 @@
 """Find judged pictures and captions that are in the training data, too, so that they can be named and left out."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from myllm.data.records import Record
-from myllm.data.splits import picture_digest
-from myllm.errors import DataError
-from myllm.evaluation.copies import Thumbnail, find_copies, thumbnail
+from myllm.evaluation.copies import find_copies
+from myllm.evaluation.copy_groups import read_pictures
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.progress import Progress, no_progress
 
@@ -96,7 +94,9 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
     pictures, captions = np.zeros(len(judged), dtype=np.bool_), np.zeros(len(judged), dtype=np.bool_)
     if not training:
         return Leaks(0, (), (), (), pictures, captions)
-    read = list(_read_all([*training, *judged], progress))
+    records = [*training, *judged]
+    results = read_pictures(records, "looking for leaks", progress)
+    read = [None if isinstance(result, str) else result for result in results]
     known = {index: entry for index, entry in enumerate(read[: len(training)]) if entry}
     readable = {index: entry for index, entry in enumerate(read[len(training) :]) if entry}
     sources = {digest: index for index, (digest, _) in reversed(known.items())}
@@ -111,24 +111,9 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
         len(training),
         tuple(PicturePair(judged[i], training[source], i in equal) for i, source in sorted(sources_of.items())),
         tuple((judged[index].name, *source) for index, source in repeated.items()),
-        tuple(record.name for record, entry in zip([*training, *judged], read, strict=True) if entry is None),
+        tuple(record.name for record, entry in zip(records, read, strict=True) if entry is None),
         pictures, captions,
     )
-
-
-def _read_all(records: Sequence[Record], progress: Progress) -> Iterator[tuple[str, Thumbnail] | None]:
-    """Yield each picture's digest and thumbnail; None for those that cannot be read."""
-    with ThreadPoolExecutor() as pool:
-        for done, entry in enumerate(pool.map(_read, records), start=1):
-            progress("looking for leaks", done, len(records))
-            yield entry
-
-
-def _read(record: Record) -> tuple[str, Thumbnail] | None:
-    try:
-        return picture_digest(record.image), thumbnail(record.image)
-    except (DataError, OSError):
-        return None
 
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:
