@@ -1,5 +1,6 @@
 """`myllm data inspect`, `convert` and `split` on whole data sets."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from myllm.apps.cli import main
 from myllm.config import CaptionsConfig
 from myllm.data.sources import read_records
 from myllm.data.splits import split_records
+from myllm.data.tokenizer import train_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 AS_WRITTEN = CaptionsConfig(lowercase=False)
@@ -20,7 +22,7 @@ AS_WRITTEN = CaptionsConfig(lowercase=False)
 
 @pytest.fixture
 def data(scenes: Path, tmp_path: Path) -> Path:
-    """A copy of the scenes without splits, with a copy of one by its looks, a broken and an unused picture."""
+    """A copy of the scenes without lists of splits."""
     folder = Path(shutil.copytree(scenes, tmp_path / "data"))
     shutil.rmtree(folder / "splits")
     return folder
@@ -34,6 +36,49 @@ def add_picture(folder: Path, name: str, image: Image.Image) -> None:
 
 def lists(folder: Path) -> dict[str, set[str]]:
     return {path.stem: set(path.read_text().splitlines()) for path in folder.glob("*.txt")}
+
+
+def test_data_inspect_reports_what_was_planted_and_draws_a_sheet(data: Path, capsys: Capture) -> None:
+    pictures = sorted((data / "flickr30k_images").iterdir())
+    with Image.open(pictures[0]) as image:
+        add_picture(data, "mirrored.png", ImageOps.mirror(image.convert("RGB")))
+    (data / "flickr30k_images/again.png").write_bytes(pictures[1].read_bytes())
+    (data / "flickr30k_images/unused.png").write_bytes(pictures[2].read_bytes())
+    (data / "flickr30k_images/broken.png").write_bytes(pictures[3].read_bytes()[:300])
+    rows = ("again.png| 0| собака", "broken.png| 0| a", "missing.png| 0| a")
+    with (data / "results.csv").open("a", encoding="utf-8") as file:
+        file.write("".join(f"{row}\n" for row in rows))
+    sheet = data.parent / "sheet.png"
+    assert main(["data", "inspect", str(data), "--sheet", str(sheet), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["pictures"], facts["captions"], facts["scripts"]) == (63, 303, {"Latin": 302, "Cyrillic": 1})
+    findings = "\n".join(facts["findings"])
+    for text in ("1 captioned picture missing (missing.png)", "1 picture without captions (unused.png)",
+                 f"{pictures[1].name} = again.png", "broken.png: ", "1 pair of pictures that look like copies"):
+        assert text in findings
+    with Image.open(sheet) as image:
+        assert image.format == "PNG" and image.width > 1500
+
+
+def test_data_inspect_does_not_overwrite_a_sheet(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"mine")
+    assert main(["data", "inspect", str(scenes), "--sheet", str(sheet), "--fast"]) == 2
+    assert "replace it by --overwrite" in capsys.readouterr().err and sheet.read_bytes() == b"mine"
+    assert main(["data", "inspect", str(scenes), "--sheet", str(tmp_path / "sheet.jpg"), "--fast"]) == 2
+    assert main(["data", "inspect", str(scenes), "--sheet", str(sheet), "--fast", "--overwrite", "--quiet"]) == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_inspect_counts_the_tokens_of_the_tokenizer_that_is_named(
+    scenes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    tokenizer = train_tokenizer(["a"], 257)  # a token for each byte
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert main(["data", "inspect", str(scenes), "--tokenizer", str(tmp_path), "--fast", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    longest = max(len(caption) for record in read_records(scenes, AS_WRITTEN)[0] for caption in record.captions)
+    assert facts["tokens"]["longest"] == longest + 2 and str(tmp_path) in facts["tokenizer"]
 
 
 @pytest.mark.parametrize("to", ["csv", "jsonl", "sidecar"])

@@ -10,15 +10,9 @@ from myllm.option_checks import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingData(Printed):
-    """Verbs that read data as people wrote it: captions keep their case."""
-
-    captions: CaptionsConfig = field(default_factory=lambda: CaptionsConfig(lowercase=False))
-    """How captions are read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparingPictures(ReadingData):
+class ComparingPictures(Printed):
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    """How captions are read; by default as `myllm train` reads them."""
     fast: bool = False
     """Find only copies with equal bytes. Comparing pictures by their looks takes a minute or two for 7,000, and four
     times as long for twice as many."""
@@ -41,7 +35,7 @@ class InspectOptions(ComparingPictures, Replacing, AsJson):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(ReadingData):
+class ConvertOptions(Printed):
     """Write data in another format, with the names, captions and splits that it has; pictures are copied unchanged."""
 
     paths: tuple[str, ...] = positional(
@@ -50,6 +44,8 @@ class ConvertOptions(ReadingData):
     to: Literal["csv", "jsonl", "webdataset", "parquet", "sidecar"]
     """csv: captions.csv and images/; jsonl: captions.jsonl and images/; webdataset: tar files; parquet: tables that
     contain the pictures, for Hugging Face datasets; sidecar: beside each picture a .txt with a caption on each line."""
+    captions: CaptionsConfig = field(default_factory=lambda: CaptionsConfig(lowercase=False))
+    """How captions are read; by default they keep their case."""
 
 
 @dataclass(frozen=True, kw_only=True)
