@@ -7,14 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from myllm.config import CaptionsConfig
-from myllm.data.folder_formats import walk
-from myllm.data.formats import find_captions
+from myllm.data.formats import Format, find_captions
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.names import NameIndex
 from myllm.data.records import Findings, Record
-from myllm.data.rows import checked_caption, checked_name
+from myllm.data.rows import CaptionFile, checked_caption, checked_name
 from myllm.data.splits import named_splits, one_split, precedence, split_records
+from myllm.data.stored import glob, open_archive, walk
 from myllm.errors import DataError
+from myllm.files import Picture, StoredImage
 
 PICTURE_FOLDERS = (
     "flickr30k_images", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
@@ -31,8 +32,10 @@ class _Picture:
     captions: list[str] = field(default_factory=list)
     split: str | None = None
     identity: str | None = None
-    image: Path | None = None
+    image: Picture | None = None
     """Where its bytes are, if the format says."""
+    file: CaptionFile | None = None
+    """The file that says where."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +144,25 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
     """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
     pictures: dict[str, _Picture] = {}
     files = [found for path in paths for found in find_captions(path, captions)]
+    findings.formats += _described(files)
+    clashes = set[str]()
     for form, file in files:
-        findings.formats.append(f"{form.name}: {file.path}")
         names: dict[Any, str] = {}
         for row in form.read(file, captions, findings):
             name = names.get(row.image) if isinstance(row.image, str) else None
             if name is None:
                 name = checked_name(file.path, row.position, row.image)
                 names[row.image] = name
+            if isinstance(row.picture, StoredImage):
+                name = _told_apart(name, row.picture, file, pictures, clashes)
             caption = checked_caption(file.path, row.position, name, row.caption)
             if not caption:
                 findings.empty_captions.append(f"{f'{file.name}, ' * (len(files) > 1)}{row.position}: {name}")
                 continue
             picture = pictures.setdefault(name, _Picture())
             picture.captions.append(caption.lower() if captions.lowercase else caption)
-            picture.image = row.picture or picture.image
+            if row.picture is not None:
+                picture.image, picture.file = row.picture, file
             if row.identity is not None:
                 picture.identity = checked_name(file.path, row.position, row.identity)
             if row.split is not None and row.split != picture.split:
@@ -170,10 +177,42 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
     return pictures
 
 
+def _described(files: Sequence[tuple[Format, CaptionFile]]) -> list[str]:
+    """Return what is read, in a line for each file, or for all parts of a data set."""
+    lines = {f"{form.name}: {file.path}": form for form, file in files}
+    parts = [line for line, form in lines.items() if form.is_in_parts]
+    more = f" and {len(parts) - 1:,} more" if len(parts) > 1 else ""
+    return [line for line in lines if line not in parts] + [line + more for line in parts[:1]]
+
+
+def _told_apart(
+    name: str, image: StoredImage, file: CaptionFile, pictures: dict[str, _Picture], clashes: set[str]
+) -> str:
+    """Return the name of a picture in an archive or a table: two of them may have pictures of one name.
+
+    These get their file's name in front; the first one is renamed when the second is found. Raises DataError if they
+    are in one file.
+    """
+    other = pictures.get(name)
+    if name not in clashes and other is not None and isinstance(other.image, StoredImage) and other.image != image:
+        is_equal = other.image.size == image.size
+        if other.file is file and not is_equal:
+            raise DataError(f"{image} is a second picture called {name}; give each picture a name of its own")
+        is_equal = is_equal and (other.file is file or other.image.read() == image.read())
+        if other.file is not None and not is_equal:
+            clashes.add(name)
+            pictures[_name_with_file(name, other.file)] = pictures.pop(name)
+    return _name_with_file(name, file) if name in clashes else name
+
+
+def _name_with_file(name: str, file: CaptionFile) -> str:
+    return f"{PurePosixPath(file.name).with_suffix('')}/{name}"
+
+
 def _locate(
     root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture], findings: Findings
-) -> dict[str, Path]:
-    """Return the file of each picture that is there. Raises DataError if a name fits pictures of two folders.
+) -> dict[str, Picture]:
+    """Return where each picture is that is there. Raises DataError if a name fits pictures of two folders.
 
     Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
     may be missing.
@@ -188,15 +227,17 @@ def _locate(
     for name in missing():
         places = [files[name] for files in listed.values() if name in files]
         if len(places) > 1:
+            both = " and ".join(str(place).removeprefix(f"{root}/") for place in places[:2])
             raise DataError(
-                f"{root}: two pictures are called {name}: {places[0].relative_to(root)} and "
-                f"{places[1].relative_to(root)}; write their folders in the captions file"
+                f"{root}: two pictures are called {name}: {both}; write their folders in the captions file"
             )
         places += [folder / name for folder in folders if not places and (folder / name).is_file()]
         if places:
             found[name] = places[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
+    if missing():  # Kaggle's captions.txt beside Images.zip
+        listed |= {path: _archived(path) for path in (*glob(root, "*.zip"), *glob(root, "*.tar"))}
     for files in listed.values():
         index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
         for name in missing():
@@ -208,8 +249,8 @@ def _locate(
     findings.missing_pictures += missing()
     used = set(found.values())
     findings.unused_pictures += sorted(
-        name for files in listed.values() for name, path in files.items()
-        if path not in used and path.suffix.lower() in PICTURE_SUFFIXES
+        name for files in listed.values() for name, picture in files.items()
+        if picture not in used and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
     )
     return {name: found[name] for name in pictures if name in found}
 
@@ -222,7 +263,13 @@ def _folders(root: Path, paths: Sequence[Path]) -> list[Path]:
     return [*folders, root, Path()]
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _archived(path: Path) -> dict[str, Picture]:
+    """Return the files of an archive by their path in it, and in its picture folder."""
+    members: dict[str, Picture] = dict(open_archive(path).members)
+    return members | {inner: member for name, member in members.items() if (inner := name.partition("/")[2])}
+
+
+def _files(folder: Path) -> dict[str, Picture]:
     """Return all files below a folder by their relative path in NFC."""
     return {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in walk(folder)}
 

@@ -6,7 +6,6 @@ Small pictures of the details propose candidates; each is aligned, and must then
 from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from myllm.batched import batched
 from myllm.data.images import load_thumbnail
+from myllm.files import Picture
 
 Array = NDArray[np.float32]
 Window = tuple[float, float, float]  # share of a side that is left, and where it lies in x and y, each 0 to 1
@@ -70,9 +70,9 @@ class Thumbnail(NamedTuple):
         ]
 
 
-def thumbnail(path: Path) -> Thumbnail:
+def thumbnail(picture: Picture) -> Thumbnail:
     """Read a picture. Raises DataError as `load_image`."""
-    ycbcr = load_thumbnail(path, SIDE, "YCbCr").transpose(2, 0, 1)
+    ycbcr = load_thumbnail(picture, SIDE, "YCbCr").transpose(2, 0, 1)
     step = SIDE // CHROMA_SIDE
     chroma = ycbcr[1:].reshape(2, CHROMA_SIDE, step, CHROMA_SIDE, step).mean(axis=(2, 4)).round().astype(np.uint8)
     return Thumbnail(ycbcr[0].copy(), chroma)

@@ -22,7 +22,7 @@ from myllm.evaluation.judge import MAIN, Judgement
 from myllm.evaluation.metric_table import Cell, Table
 from myllm.evaluation.plots import Data, PlotKind, Row, WordsByAuthor
 from myllm.evaluation.slices import Slice
-from myllm.files import atomic_write
+from myllm.files import Picture, atomic_write
 
 MAX_PAIRS = 12
 PAIR_SIDE, PAIR_BYTES = 160, 10_000
@@ -204,10 +204,10 @@ def words_section(words: WordsByAuthor) -> Section:
     return _section(text, plots.WORD_PLOTS, words, descriptions)
 
 
-def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Path, Path]] = ()) -> LeakSection:
+def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Picture, Picture]] = ()) -> LeakSection:
     """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
     return LeakSection(sentences, [
-        [(path.name, gallery.make_thumbnail(path, PAIR_BYTES, PAIR_SIDE)) for path in pair]
+        [(Path(str(picture)).name, gallery.make_thumbnail(picture, PAIR_BYTES, PAIR_SIDE)) for picture in pair]
         for pair in pairs[:MAX_PAIRS]
     ], len(pairs))
 
