@@ -3,7 +3,7 @@
 A new format is a function that yields rows, one that recognises its files, and a line in `FORMATS`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -69,39 +69,44 @@ def read_archive(file: CaptionFile, captions: CaptionsConfig, findings: Findings
     archive = open_archive(file.path)
     findings.left_out_members += archive.left_out
     findings.cut_archives += [archive.cut] * bool(archive.cut)
-    pictures = {name: member for name, member in archive.members.items() if _is_picture(name)}
-    found, index, unused = _find_in_archive(archive, captions), NameIndex(pictures), set(pictures)
-    rows = list[Row]()
-    for form, inner in found:
-        findings.formats.append(f"{form.name}: {inner.path}") if not inner.is_folder else None
-        names: dict[str, str | None] = {}
-        for row in form.read(inner, captions, findings):
-            if isinstance(row.picture, Path):  # beside its captions
-                name: str | None = row.picture.relative_to(archive.path).as_posix()
-            elif row.image in names:
-                name = names[row.image]
-            else:
-                several = sorted(index.find_path(row.image)) if isinstance(row.image, str) else []
-                if len(several) > 1:
-                    raise DataError(
-                        f"{file.path}: {inner.name}, {row.position}: {row.image} may be {' or '.join(several[:2])}; "
-                        "write their folders in the captions file"
-                    )
-                name = names[row.image] = several[0] if several else None
-            unused.discard(name or "")
-            rows.append(row._replace(
-                position=row.position if inner.is_folder else f"{inner.name}, {row.position}",
-                picture=pictures.get(name or ""), split=row.split or file.split,
-            ))
-    findings.unused_pictures += [str(archive.path / name) for name in pictures if name in unused]
-    if any(inner.is_folder for _, inner in found):
-        findings.missing_pictures += _without_picture(archive)
+    found = _find_in_archive(archive, captions)
+    rows = list(_archive_rows(archive, found, captions, findings))
+    used = {row.picture for row in rows}
+    findings.unused_pictures += [
+        str(member) for name, member in archive.members.items() if _is_picture(name) and member not in used
+    ]
     root = found[0][1].root
     if split_lists(root):
         own = {normal_name(row.image): row.split for row in rows if isinstance(row.image, str)}
         splits = named_splits(list(own), own, root, findings)
         rows = [row._replace(split=splits[name]) for row in rows if (name := normal_name(str(row.image))) in splits]
-    yield from rows
+    yield from (row._replace(split=row.split or file.split) for row in rows)
+
+
+def _archive_rows(
+    archive: Archive, found: Sequence[tuple[Format, CaptionFile]], captions: CaptionsConfig, findings: Findings
+) -> Iterator[Row]:
+    """Yield the rows of the files with captions that are in an archive, with the members that are their pictures."""
+    for form, inner in found:
+        if inner.is_folder:
+            findings.missing_pictures += _without_picture(archive)
+            member_of = {archive.path / name: member for name, member in archive.members.items()}
+            for row in form.read(inner, captions, findings):
+                assert isinstance(row.picture, Path)  # beside its captions
+                yield row._replace(picture=member_of[row.picture])
+            continue
+        findings.formats.append(f"{form.name}: {inner.path}")
+        index, known = NameIndex(name for name in archive.members if _is_picture(name)), dict[str, set[str]]()
+        for row in form.read(inner, captions, findings):
+            name = row.image if isinstance(row.image, str) else ""
+            if name not in known:
+                known[name] = index.find_path(name) if name else set()
+            position = f"{inner.name}, {row.position}"
+            if len(known[name]) > 1:
+                both = " or ".join(sorted(known[name])[:2])
+                raise DataError(f"{archive.path}: {position}: {name} may be {both}; write the folder in {inner.name}")
+            picture = next((archive.members[member] for member in known[name]), None)
+            yield row._replace(position=position, picture=picture)
 
 
 def _find_in_archive(archive: Archive, captions: CaptionsConfig) -> list[tuple[Format, CaptionFile]]:
@@ -117,10 +122,10 @@ def _find_in_archive(archive: Archive, captions: CaptionsConfig) -> list[tuple[F
 
 def _without_picture(archive: Archive) -> list[str]:
     """Return the files of captions that have no picture of their name beside them."""
-    pictures = {str(PurePosixPath(name).with_suffix("")) for name in archive.members if _is_picture(name)}
+    pictures = {base for name in archive.members if _is_picture(name) for base in (name, name.rpartition(".")[0])}
     return [
-        str(archive.path / name) for name in archive.members
-        if name.endswith(SIDECAR_SUFFIXES) and name.rpartition(".")[0] not in pictures | archive.members.keys()
+        str(member) for name, member in archive.members.items()
+        if name.endswith(SIDECAR_SUFFIXES) and name.rpartition(".")[0] not in pictures
     ]
 
 

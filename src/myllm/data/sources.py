@@ -71,12 +71,7 @@ def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record],
         images = _locate(root, paths, pictures, findings)
         if not images:
             raise DataError(_all_missing(root, paths, pictures))
-        own = {name: picture.split for name, picture in pictures.items() if name in images}
-        splits = named_splits(list(own), own, root, findings)
-        records += [
-            Record(source + name, images[name], tuple(pictures[name].captions), split, source)
-            for name, split in splits.items()
-        ]
+        records += _records(root, source, pictures, images, findings)
     return records, findings
 
 
@@ -85,30 +80,36 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
 
     The pictures need not be there, except to split them by hash. Raises DataError or ConfigError.
     """
-    findings, texts, ids = Findings(), dict[str, list[str]](), dict[str, str]()
     captions, shown = replace(captions, lowercase=False), " and ".join(map(str, data_paths(data)))
-    splits: dict[str, list[Record]] = {}
+    findings, records, are_there = Findings(), list[Record](), True
+    texts, ids = dict[str, list[str]](), dict[str, str]()
     for root, paths, source in _roots(data):
         pictures = _read_pictures(paths, captions, findings)
         texts |= {source + name: picture.captions for name, picture in pictures.items()}
         ids |= {picture.identity: source + name for name, picture in pictures.items() if picture.identity is not None}
         if split is not None:
             images = _locate(root, paths, pictures, Findings())
-            names = list(images or pictures)
-            own = {name: pictures[name].split for name in names}
-            nowhere = root / "missing"
-            records = [
-                Record(source + name, images.get(name, nowhere), tuple(pictures[name].captions), part, source)
-                for name, part in named_splits(names, own, root, findings).items()
-            ]
-            if not images and not findings.splits:
-                raise DataError(f"{shown}: has no splits; leave out --split {split}")
-            for part, members in (split_records(records, findings) if images else _by_split(records)).items():
-                splits.setdefault(part, []).extend(members)
+            are_there = are_there and bool(images)
+            nowhere: dict[str, Picture] = dict.fromkeys(pictures, root / "missing")
+            records += _records(root, source, pictures, images or nowhere, findings)
     if split is not None:
+        if not are_there and not findings.splits:
+            raise DataError(f"{shown}: has no splits; leave out --split {split}")
+        splits = split_records(records, findings) if are_there else _by_split(records)
         kept = {record.name for record in one_split(splits, split, shown)}
         texts = {name: captions for name, captions in texts.items() if name in kept}
     return References(texts, {key: name for key, name in ids.items() if name in texts}, shown), findings
+
+
+def _records(
+    root: Path, source: str, pictures: Mapping[str, _Picture], images: Mapping[str, Picture], findings: Findings
+) -> list[Record]:
+    """Return the records of the pictures that have an image, with their splits."""
+    splits = named_splits(list(images), {name: pictures[name].split for name in images}, root, findings)
+    return [
+        Record(source + name, images[name], tuple(pictures[name].captions), split, source)
+        for name, split in splits.items()
+    ]
 
 
 def _by_split(records: Iterable[Record]) -> dict[str, list[Record]]:

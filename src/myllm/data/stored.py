@@ -16,13 +16,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from functools import cache
+from fnmatch import translate
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from myllm.errors import DataError, MyLLMError, reason
 from myllm.files import StoredImage, atomic_write, cache_folder, read_data
 
 SUFFIXES = (".tar", ".zip")
+INSIDE = re.compile(r"\.(?:tar|zip)(?=[/\\]|$)", re.IGNORECASE)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Suffixes of archives that are refused by name: they cannot be read by offset."""
 UNPACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -79,6 +81,14 @@ class Archive:
     cut: str = ""
     """Where the archive ends too early or is damaged; empty if it is whole."""
 
+    @cached_property
+    def by_depth(self) -> dict[int, list[str]]:
+        """The sorted paths of the members by their number of folders."""
+        paths: dict[int, list[str]] = {}
+        for name in sorted(self.members):
+            paths.setdefault(name.count("/"), []).append(name)
+        return paths
+
 
 def is_archive(path: Path) -> bool:
     """Return whether the name is that of a tar or zip file that is there; `open_archive` refuses the compressed."""
@@ -102,7 +112,7 @@ def walk(folder: Path) -> Iterator[Path]:
     inside = _inside(folder)
     if inside is not None:
         archive, inner = inside
-        yield from sorted(archive.path / name for name in archive.members if name.startswith(inner))
+        yield from (archive.path / name for name in sorted(archive.members) if name.startswith(inner))
         return
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -111,19 +121,22 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def glob(folder: Path, pattern: str) -> list[Path]:
     """Return the files in a folder or an archive that match a pattern of a path below it, sorted."""
-    if _inside(folder) is None:
+    inside = _inside(folder)
+    if inside is None:
         return sorted(folder.glob(pattern))
-    paths = (path.relative_to(folder) for path in walk(folder))
-    depth = len(PurePosixPath(pattern).parts)
-    return [folder / path for path in paths if len(path.parts) == depth and path.match(pattern)]
+    archive, inner = inside
+    fits = re.compile(re.escape(inner) + translate(pattern)).match
+    return [archive.path / name for name in archive.by_depth.get(f"{inner}{pattern}".count("/"), ()) if fits(name)]
 
 
 def entries(folder: Path) -> dict[str, bool]:
     """Return the names in a folder or an archive, sorted, and whether each is of a folder."""
-    if _inside(folder) is None:
+    inside = _inside(folder)
+    if inside is None:
         return {path.name: path.is_dir() for path in sorted(folder.iterdir())}
-    parts = [path.relative_to(folder).parts for path in walk(folder)]
-    return {names[0]: len(names) > 1 for names in sorted(parts)}
+    archive, inner = inside
+    names = sorted(name.removeprefix(inner) for name in archive.members if name.startswith(inner))
+    return {name.partition("/")[0]: "/" in name for name in names}
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
@@ -137,10 +150,11 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
 def _inside(path: Path) -> tuple[Archive, str] | None:
     """Return the archive that a path leads into, and the part of the path in it with '/' behind; None without one."""
-    for place in (path, *path.parents):
-        if place.suffix.lower() in SUFFIXES and is_archive(place):
-            inner = path.relative_to(place).as_posix()
-            return open_archive(place), "" if inner == "." else f"{inner}/"
+    text = os.fspath(path)
+    for match in INSIDE.finditer(text):
+        if os.path.isfile(text[: match.end()]):
+            inner = text[match.end() + 1 :].replace(os.sep, "/")
+            return open_archive(Path(text[: match.end()])), f"{inner}/" if inner else ""
     return None
 
 

@@ -1,6 +1,6 @@
 """Find judged pictures and captions that are in the training data, too, so that they can be named and left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
 from myllm.evaluation.copies import Thumbnail, find_copies, thumbnail
@@ -42,9 +42,9 @@ class Leaks:
     pairs: tuple[PicturePair, ...]
     """Copies, in the order of the judged pictures."""
     repeated: tuple[tuple[str, str, str], ...]
-    """Names of a judged and a training picture, and a caption of the first that has the words of one of the second."""
+    """(judged picture, training picture, caption): names, and a caption that both have, word for word."""
     broken: tuple[str, ...]
-    """Names of pictures on either side that could not be read, and so were not compared."""
+    """Names of judged and training pictures that could not be read and so were not compared."""
     pictures: Mask
     """(N,): the picture is in the training data."""
     captions: Mask
@@ -69,17 +69,17 @@ class Leaks:
         """Return sentences, with the first `shown` names of each kind."""
         if not self.training:
             return ["The training pictures are not known, so leaks cannot be looked for."]
-        total, count, broken = f"{len(self.pictures):,}", len(self.pairs), len(self.broken)
-        first = f"None of {total} pictures is a copy of one of the {self.training:,} in the training data."
+        total, count, broken = quantity(len(self.pictures), "picture"), len(self.pairs), len(self.broken)
+        first = f"None of {total} is a copy of one of the {self.training:,} in the training data."
         if count:
             equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
             alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
             named = "; ".join(filter(None, (equal, alike)))
             verb = "is" if count == 1 else "are"
-            first = f"{count:,} of {total} pictures {verb} in the training data, too ({named})."
+            first = f"{count:,} of {total} {verb} in the training data, too ({named})."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
         named = f" ({_listed(examples, shown)})" if examples else ""
-        shared = f"word for word: {int(self.captions.sum()):,} of {total}{named}."
+        shared = f"word for word: {int(self.captions.sum()):,} of {len(self.captions):,}{named}."
         lines = [f"{first} {NOT_DETECTED}", f"Pictures that share a caption with the training data, {shared}"]
         if broken:
             verb = "was" if broken == 1 else "were"
@@ -96,7 +96,11 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
     pictures, captions = np.zeros(len(judged), dtype=np.bool_), np.zeros(len(judged), dtype=np.bool_)
     if not training:
         return Leaks(0, (), (), (), pictures, captions)
-    read = list(_read_all([*training, *judged], progress))
+    records, read = [*training, *judged], list[tuple[str, Thumbnail] | None]()
+    with ThreadPoolExecutor() as pool:
+        for entry in pool.map(_read, records):
+            read.append(entry)
+            progress("looking for leaks", len(read), len(records))
     known = {index: entry for index, entry in enumerate(read[: len(training)]) if entry}
     readable = {index: entry for index, entry in enumerate(read[len(training) :]) if entry}
     sources = {digest: index for index, (digest, _) in reversed(known.items())}
@@ -111,20 +115,13 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
         len(training),
         tuple(PicturePair(judged[i], training[source], i in equal) for i, source in sorted(sources_of.items())),
         tuple((judged[index].name, *source) for index, source in repeated.items()),
-        tuple(record.name for record, entry in zip([*training, *judged], read, strict=True) if entry is None),
+        tuple(record.name for record, entry in zip(records, read, strict=True) if entry is None),
         pictures, captions,
     )
 
 
-def _read_all(records: Sequence[Record], progress: Progress) -> Iterator[tuple[str, Thumbnail] | None]:
-    """Yield each picture's digest and thumbnail; None for those that cannot be read."""
-    with ThreadPoolExecutor() as pool:
-        for done, entry in enumerate(pool.map(_read, records), start=1):
-            progress("looking for leaks", done, len(records))
-            yield entry
-
-
 def _read(record: Record) -> tuple[str, Thumbnail] | None:
+    """Return a picture's digest and thumbnail; None if it cannot be read."""
     try:
         return picture_digest(record.image), thumbnail(record.image)
     except (DataError, OSError):
@@ -133,7 +130,7 @@ def _read(record: Record) -> tuple[str, Thumbnail] | None:
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:
     """Return, by index of a judged picture, the training picture that shares a caption's words, and the caption."""
-    # The first picture and the first caption count, so that they are written last.
+    # Both loops run backwards, so that the first picture and the first caption overwrite later ones.
     known = {tuple(ptb_tokenize(c)): record.name for record in reversed(training) for c in record.captions}
     known.pop((), None)  # captions of punctuation only
     return {

@@ -23,7 +23,7 @@ def test_without_words_help_is_printed_and_it_is_wrong_usage(capsys: Capture) ->
     assert "usage: myllm VERB" in capsys.readouterr().out
 
 
-def test_version_is_the_packages(capsys: Capture) -> None:
+def test_version_is_that_of_the_package(capsys: Capture) -> None:
     import myllm
 
     assert main(["--version"]) == 0
@@ -52,6 +52,7 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it.",
         "Resume the run in --out from its last.pt.",
         "Replace existing results in --out.",
+        "(default: c_attn,q_attn,c_proj,c_fc)",
     ):
         assert text in output
 
