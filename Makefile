@@ -27,8 +27,9 @@ help: ## list the targets
 demo: .venv/.base ## draw scenes, train a captioner on them and evaluate it, in runs/demo: about ten minutes
 	.venv/bin/myllm demo --out runs/demo $(ARGS)
 
+# In the order of the folders, long tests come first, and the many short ones after them fill both workers to the end.
 test: lint ## lint, then the whole test suite
-	$(VENV) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(VENV) -m ruff check .

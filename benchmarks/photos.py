@@ -1,4 +1,4 @@
-"""Preset photos-fast on Flickr8k in the Flickr30k layout: figures, minutes, and each 100th validation caption."""
+"""Train preset photos-fast on Flickr8k, then print minutes, figures and every 100th validation caption."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the run in this folder")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
-        print(f"skipped: {arguments.data} is not a folder; give that of Flickr8k as --data")
+        print(f"skipped: {arguments.data} is not a folder; give the folder of Flickr8k as --data")
         return
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.out or Path(folder) / "run"

@@ -51,11 +51,21 @@ def refused_connections() -> Iterator[Path]:
         pytest.fail(f"connected to {', '.join(addresses)}; tests may only connect to this machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_meteor() -> Iterator[None]:
+    """Leave out METEOR, which reads 270 MB of paraphrases for seconds, also where fixtures of several tests train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("myllm.metrics.score.missing_data", lambda: "left out of this test")
+        yield
+
+
 @pytest.fixture(autouse=True)
-def without_meteor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out METEOR, which reads 270 MB of paraphrases, except in tests marked meteor."""
-    if request.node.get_closest_marker("meteor") is None:
-        monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "left out of this test")
+def meteor_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute METEOR too in tests marked meteor."""
+    if request.node.get_closest_marker("meteor"):
+        from myllm.metrics.meteor_data import missing_data
+
+        monkeypatch.setattr("myllm.metrics.score.missing_data", missing_data)
 
 
 @pytest.fixture(scope="session")

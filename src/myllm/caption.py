@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from myllm.config import END_OF_TEXT, CaptionsConfig, DecodeConfig
 from myllm.errors import CheckpointError, ConfigError, tokenizer_errors
+from myllm.files import Picture
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +26,7 @@ class Word:
 
     text: str
     tokens: slice
-    """The caption's tokens that the word is made of; `attention[word.tokens]` are their heat maps."""
+    """Indices of its tokens in the caption; `attention[word.tokens]` are their heat maps."""
     logprob: float | None
     """Sum of the log-probabilities of its generated tokens; None if all of them belong to a prefix."""
     confidence: float | None
@@ -37,11 +37,11 @@ def split_words(pieces: Sequence[bytes], logprobs: Sequence[float], prefix_lengt
     """Return the words of a caption in order, without calibrated confidence.
 
     pieces: the bytes of each token; a character may be split over several.
-    logprobs: of the tokens after the first `prefix_length`; further ones, such as the end token's, are ignored.
+    logprobs: one for each token after the first `prefix_length`; more, such as the end token's, are ignored.
 
     Blanks in tokens of their own belong to the next word. A token that ends one word and begins another is in both.
     """
-    token_at = [token for token, piece in enumerate(pieces) for _ in piece]  # of each byte
+    token_at = [token for token, piece in enumerate(pieces) for _ in piece]  # the token that holds each byte
     words, stop = list[Word](), 0
     for match in WORD.finditer(b"".join(pieces)):
         first, last = token_at[match.start()], token_at[match.end() - 1]
@@ -72,9 +72,9 @@ class Calibration:
     """Weight of its caption's score."""
     constant: float
     offsets: Mapping[str, float] = field(default_factory=dict)
-    """Added to the log-odds of a word, by its `normalize_word`; 0 for words that are not listed."""
+    """Normalized word (see `normalize_word`) -> number added to its log-odds; 0 for words that are not listed."""
     common_words: tuple[str, ...] = ()
-    """Words in the references of so many pictures that they say little about one: "a", "is", "the"."""
+    """Words that so many pictures' references use that they say little about a picture: "a", "is", "the"."""
     calibrated_on: Mapping[str, Any] = field(default_factory=dict)
     """The pictures and decoding options that it was fitted to."""
 
@@ -84,13 +84,13 @@ class Calibration:
         return bool(text) and text not in self.common_words
 
     def of_words(self, words: Sequence[Word], score: float) -> list[Word]:
-        """Return the words of a caption with this score with calibrated confidence."""
+        """Return the words of a caption with their calibrated confidence; score: the caption's."""
         return [replace(word, confidence=self._probability(word, score)) for word in words]
 
     def of_caption(self, words: Sequence[Word]) -> float:
         """Return a caption's confidence: the expected share of its informative words that references use.
 
-        words: with calibrated confidence. All words count if none is informative; without words it is 0.
+        words: as `of_words` returns them. If none is informative, all words count; without words, confidence is 0.
         """
         generated = [(word.confidence, self.is_informative(word)) for word in words if word.confidence is not None]
         informative = [confidence for confidence, is_informative in generated if is_informative]
@@ -106,8 +106,7 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """Return what checkpoints store; `from_json` reads it."""
-        plain = {"offsets": dict(self.offsets), "common_words": list(self.common_words)}
-        return {**asdict(self), **plain, "calibrated_on": dict(self.calibrated_on)}
+        return {**asdict(self), "common_words": list(self.common_words)}
 
     @classmethod
     def from_json(cls, values: Any) -> "Calibration":
@@ -150,19 +149,19 @@ class Caption:
     token_logprobs: list[float]
     """One log-probability for each generated token: the end token included, the prefix excluded."""
     ended_by: Literal["end", "stop", "length", "failed"]
-    """Why it ended: the end token, one of stop_strings, max_new_tokens, or rules that left nothing."""
+    """Why it ended: the end token, one of stop_strings, max_new_tokens, or rules that allowed no token."""
     missing: tuple[str, ...] = ()
     """Words of force_words that it does not contain."""
     alternatives: list[str] = field(default_factory=list)
     """Texts of the other beams or samples, best first."""
     error: str = ""
-    """Why the picture has no caption: the rules left nothing for it. Empty otherwise."""
+    """Why the picture has no caption: the rules allowed no token. Empty otherwise."""
     pieces: Sequence[bytes] = field(default=(), repr=False)
     """The bytes of each of `tokens`; a character may be split over several."""
     calibration: Calibration | None = field(default=None, repr=False)
     """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
     compute_attention: Callable[["Caption"], "Tensor"] | None = field(default=None, repr=False)
-    """What computes `attention`; None if the picture is not at hand."""
+    """Computes `attention`; None if the picture is not known."""
 
     @property
     def confidence(self) -> float:
@@ -186,7 +185,7 @@ class Caption:
         """Heat maps (T, H, W) in the picture's coordinates: where the model looked for each token; each sums to one.
 
         Computed at the first access, by the default method and size of `Captioner.attention_maps`. Raises ConfigError
-        if the picture is not at hand, and DataError if it cannot be read any more.
+        if the picture is not known, and DataError if it cannot be read any more.
         """
         if self.compute_attention is None:
             raise ConfigError("this caption has no picture; use Captioner.attention_maps(picture, caption)")
@@ -198,13 +197,13 @@ class Sample:
     """A validation picture with its caption and references."""
 
     name: str
-    image: Path
+    image: Picture
     caption: str
     references: Sequence[str]
 
 
 class CaptionerProtocol(Protocol):
-    """What captions pictures: a `Captioner`, or an `OnnxCaptioner` without torch."""
+    """Anything that captions pictures: a `Captioner`, or an `OnnxCaptioner`, which needs no torch."""
 
     decode: DecodeConfig
 
@@ -214,17 +213,17 @@ class CaptionerProtocol(Protocol):
         ...
 
     def preprocess(self, image: Any, /) -> Any:
-        """Return a picture as `caption_tensors` takes it, (3, H, W) float32. Raises DataError."""
+        """Return a picture as `caption_tensors` takes it, (3, H, W) float32. Raises DataError if it is unreadable."""
         ...
 
     def decode_options(self, **decode: Any) -> DecodeConfig:
-        """Return `decode` with some options replaced. Raises ConfigError."""
+        """Return the decoding defaults with some options replaced. Raises ConfigError if these do not fit together."""
         ...
 
     def caption_tensors(
         self, images: Sequence[Any], decode: DecodeConfig, /, *, seeds: Sequence[int] | None = None
     ) -> list[Caption]:
-        """Caption preprocessed images; seeds: a random seed for each, for `do_sample`."""
+        """Return a caption for each preprocessed image; seeds: a random seed for each, used with `do_sample`."""
         ...
 
     def blind_caption(self, decode: DecodeConfig, /) -> Caption | None:

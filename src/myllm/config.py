@@ -5,7 +5,7 @@ The docstring of a field is its help text on the command line.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from myllm.errors import ConfigError
@@ -20,9 +20,9 @@ RENAMED_OPTIONS = {
 }
 
 
-def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' for an error message, or '' if no known word is similar."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
@@ -41,7 +41,8 @@ class VisionConfig:
     crop_pct: Annotated[float | None, Range.POSITIVE] = None
     """Share of the picture's shorter side to keep, 1 for all of it; the backbone's default if not given."""
     geometry: dict[str, Any] = field(default_factory=dict)
-    """Arguments for timm that change the model's geometry, like {embed_dim: 192, depth: 6}; also norm_eps."""
+    """Arguments for timm that change the model's geometry, like {embed_dim: 192, depth: 6}. norm_eps sets the epsilon
+    of its LayerNorms."""
     frozen: bool = False
     """Do not train the backbone. Its features are computed once and kept on disk; an epoch trains only the decoder."""
 
@@ -70,7 +71,8 @@ class GPTConfig:
     gelu: Literal["tanh", "none"] = "tanh"
     """Approximation of GELU: tanh (as GPT-2) or none (exact)."""
     pretrained: bool | str = False
-    """GPT-2 weights: true for HF_GPT2_REPO (openai-community/gpt2 if unset), or a hub id or a folder."""
+    """GPT-2 weights to start from: a hub id, a folder, or true for the one in HF_GPT2_REPO (openai-community/gpt2 if
+    unset); false for random weights."""
 
     def __post_init__(self) -> None:
         check_options(self, "text.")
@@ -104,7 +106,7 @@ class PreprocessConfig:
     std: Annotated[tuple[float, float, float], Range.POSITIVE] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop_pct: Annotated[float, Range.POSITIVE] = 1.0
-    crop_mode: str = "center"
+    crop_mode: Literal["center", "border", "squash"] = "center"
 
     def __post_init__(self) -> None:
         check_options(self, "preprocess.")
@@ -121,7 +123,8 @@ class CaptionsConfig:
     lowercase: bool = True
     """Convert every caption to lower case."""
     vocab_size: Annotated[int, Range.POSITIVE] = 8000
-    """Maximum vocabulary of the tokenizer trained on the captions (with GPT-2's weights, its own tokenizer is used)."""
+    """Maximum vocabulary size of the tokenizer that is trained on the captions; not used with GPT-2's weights, which
+    come with a tokenizer."""
 
     def __post_init__(self) -> None:
         check_options(self, "captions.")
@@ -191,9 +194,10 @@ class DecodeConfig:
     stop_strings: tuple[str, ...] = ()
     """Stop after any of these strings."""
     contrastive_weight: Annotated[float, Range.WEIGHT] = 0.0
-    """Contrastive decoding: score = (1 + w) * log-probability - w * log-probability without the picture; 0 is off."""
+    """Contrastive decoding: score = (1 + w) * log-probability - w * log-probability for a grey picture; 0 is off."""
     num_return_sequences: Annotated[int | None, Range.BEAMS] = None
-    """Number of captions for each picture, best first; for beam search, the number of beams at most and by default."""
+    """Number of captions for each picture, best first. Beam search returns one for each beam by default, and cannot
+    return more; otherwise the default is 1."""
     rank_by: Literal["score", "consensus"] = "score"
     """Which of several captions is the best: the most likely (score), or the one most similar to the others by CIDEr-D
     (consensus)."""
@@ -203,10 +207,10 @@ class DecodeConfig:
     """Diverse beam search: subtracted from a token's log-probability for each beam of an earlier group that chose it in
     the same step."""
     length_penalty: Annotated[float, Range.MODERATE] = 1.0
-    """A beam's score is its log-probability divided by its length to this power; above 1 favours longer captions."""
+    """A beam's rank is its log-probability divided by its length to this power; higher powers favour longer ones."""
     early_stopping: bool | Literal["never"] = False
-    """When beam search stops: as soon as there are as many finished captions as beams (true), when no open beam can
-    beat them at its present length (false), or at any length (never)."""
+    """When beam search stops: once it has as many finished captions as beams (true), once no open beam can beat them at
+    its present length (false), or once none can beat them at any later length (never)."""
 
     def __post_init__(self) -> None:
         for name in ("bad_words", "only_words", "force_words", "stop_strings"):
@@ -222,12 +226,16 @@ class DecodeConfig:
         self._check_words()
         if self.do_sample and self.beams > 1:
             raise ConfigError(
-                f"decode.do_sample with decode.beams {self.beams}: sampling uses one beam; leave out one of them"
+                f"decode.do_sample with decode.beams {self.beams}: sampling uses one beam; leave out one of the two"
             )
         sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-        changed = [name for name in sampling if getattr(self, name) != getattr(DecodeConfig, name)]
+        changed = [name for name in self.changed() if name in sampling]
         if changed and not self.do_sample:
             raise ConfigError(f"decode.{' and decode.'.join(changed)} change nothing without decode.do_sample true")
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(DecodeConfig, name)}
 
     def _check_number_of_captions(self) -> None:
         count, groups = self.num_return_sequences, self.num_beam_groups
@@ -242,7 +250,7 @@ class DecodeConfig:
                 "decode.num_return_sequences with decode.do_sample"
             )
         if self.beams % groups:
-            raise ConfigError(f"decode.beams {self.beams} cannot be divided into decode.num_beam_groups {groups}")
+            raise ConfigError(f"decode.beams {self.beams} is not divisible by decode.num_beam_groups {groups}")
         if (groups > 1) != (self.diversity_penalty > 0):
             raise ConfigError(
                 f"decode.num_beam_groups {groups} and decode.diversity_penalty {self.diversity_penalty}: diverse beam "
@@ -278,8 +286,8 @@ class TrainConfig:
     """The run folder."""
     base: str | None = None
     """Captioner to start from, in any form that MyLLM opens. Its weights, geometry, tokenizer and preprocessing are
-    used, so vision, text and mode must agree with it if given, except text.dropout. Its decoding defaults are used
-    unless others are given."""
+    used. If vision, text or mode is given, too, it must be the same, except text.dropout. Its decoding defaults are
+    used unless others are given."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
@@ -347,7 +355,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if not self.stages or set(self.stages) - {"new", "text", "all"}:
-            raise ConfigError(f"stages {list(self.stages)}: each must be new, text or all, and there must be one")
+            raise ConfigError(f"stages {list(self.stages)}: expected one or more of new, text and all")
         if self.lora.rank and self.base is None:
             raise ConfigError(
                 f"lora.rank {self.lora.rank} without base: a run with adapters saves only the adapters, which need the "

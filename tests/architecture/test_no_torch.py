@@ -10,10 +10,11 @@ from myllm.apps.cli import VERBS
 
 
 def loaded_modules(*arguments: str) -> set[str]:
-    """Return the modules that Python imports: `-X importtime` ends each line with a module's name."""
+    """Run Python with these arguments and return the modules that it imports."""
     command = [sys.executable, "-X", "importtime", *arguments]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
+    # each line of `-X importtime` ends with the name of a module
     return {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
 
 
@@ -34,7 +35,7 @@ def test_the_search_imports_without_torch_and_onnx_runtime() -> None:
     assert loaded > set(modules) and not {"torch", "onnxruntime"} & loaded
 
 
-def test_exports_are_captioned_without_torch() -> None:
+def test_the_captioner_of_exports_imports_without_torch() -> None:
     assert "torch" not in loaded_modules("-c", "import myllm.inference.onnx_captioner")
 
 

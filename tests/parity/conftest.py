@@ -1,4 +1,4 @@
-"""transformers' GPT-2 with random weights, and their conversion to our layout."""
+"""GPT-2 models of transformers with random weights, and their state dicts in the layout of our GPT."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,8 +13,9 @@ def random_gpt2() -> Callable[..., nn.Module]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def make(n_embd: int, n_head: int, n_layer: int, seed: int = 0, **options: object) -> nn.Module:
-        facts = {"vocab_size": 59, "n_positions": 23, "layer_norm_epsilon": 3e-4, "eos_token_id": 58} | options
-        config = GPT2Config(n_embd=n_embd, n_head=n_head, n_layer=n_layer, bos_token_id=facts["eos_token_id"], **facts)
+        others = {"vocab_size": 59, "n_positions": 23, "layer_norm_epsilon": 3e-4, "eos_token_id": 58} | options
+        begin = others["eos_token_id"]
+        config = GPT2Config(n_embd=n_embd, n_head=n_head, n_layer=n_layer, bos_token_id=begin, **others)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = GPT2LMHeadModel(config).eval()

@@ -107,7 +107,7 @@ def both(random_gpt2, transposed):
 @torch.inference_mode()
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_greedy_tokens_are_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:
+def test_greedy_tokens_equal_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:
     pair = both(geometry, seed)
     tokens, _ = pair.generated(beams=1)
     assert tokens_of(pair.hypotheses()) == tokens
@@ -124,7 +124,7 @@ def test_captions_depend_on_the_pictures(both) -> None:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_beam_search_is_transformers(
+def test_beam_search_equals_transformers(
     both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
 ) -> None:
     pair = both(geometry, seed)
@@ -140,7 +140,7 @@ def test_beam_search_is_transformers(
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("beams", [2, 3, 5])
-def test_early_stopping_is_transformers(
+def test_early_stopping_equals_transformers(
     both, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
 ) -> None:
     pair = both(GEOMETRIES[seed], seed)
@@ -165,7 +165,7 @@ RULES = [
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: ",".join(rules))
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_rules_are_transformers(
+def test_rules_equal_transformers(
     both, geometry: tuple[int, int, int], beams: int, rules: dict[str, float]
 ) -> None:
     pair = both(geometry, seed=1)
@@ -179,7 +179,7 @@ def test_rules_are_transformers(
 @pytest.mark.parametrize("banned", [[[3]], [[2, 7], [5]], [[1, 1], [0, 4, 2], [8]]])
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_bad_words_are_transformers(
+def test_bad_words_equal_transformers(
     both, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
 ) -> None:
     pair = both(geometry, seed=1)
@@ -193,7 +193,7 @@ def test_bad_words_are_transformers(
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 4}, {"no_repeat_ngram_size": 2}, {"length_penalty": 2.0}])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_captions_with_a_prefix_are_transformers(both, beams: int, options: dict[str, Any]) -> None:
+def test_captions_with_a_prefix_equal_transformers(both, beams: int, options: dict[str, Any]) -> None:
     pair, prefix = both(GEOMETRIES[1], seed=2), [3, 7, 1]
     given = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
     tokens, ranks = pair.generated(beams, decoder_input_ids=given, **options)
@@ -213,7 +213,7 @@ def test_captions_with_a_prefix_are_transformers(both, beams: int, options: dict
         ("typical_p", "TypicalLogitsWarper", 0.6),
     ],
 )
-def test_sampling_rules_are_transformers(name: str, warper: str, value: float) -> None:
+def test_sampling_rules_equal_transformers(name: str, warper: str, value: float) -> None:
     import transformers
 
     scores = 2 * torch.randn(300, 40, generator=torch.Generator().manual_seed(0))

@@ -55,7 +55,7 @@ def logits(model: Any) -> Tensor:
 
 
 def with_random_b(model: Any) -> Any:
-    """Randomise B, as its zeros would hide every fault."""
+    """Fill the matrices B with random numbers, because their initial zeros would hide every fault."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -133,7 +133,7 @@ def test_lora_reads_an_adapter_of_transformers_transposed_gpt2(
     reference.save_pretrained(tmp_path / "adapter")
     expected = logits(reference)
     torch.testing.assert_close(our_logits(transformers_base, tmp_path / "adapter"), expected, atol=1e-4, rtol=0)
-    # the adapter names its captioner, so its folder opens without one
+    # the adapter's folder opens by itself, because it names its captioner
     torch.testing.assert_close(logits(load(tmp_path / "adapter").model), expected, atol=1e-4, rtol=0)
 
 

@@ -1,7 +1,7 @@
-"""Our METEOR against pycocoevalcap's, which runs the jar of Denkowski and Lavie in Java.
+"""Our METEOR compared with pycocoevalcap's, which runs the jar of Denkowski and Lavie in Java.
 
-Where Java is missing, what it gave some hard pictures stands in: tests/fixtures/meteor.tsv, a candidate, its references
-and the score of each picture, the corpus's on the last line.
+Without Java, only recorded scores of the jar for some hard pictures are compared. tests/fixtures/meteor.tsv has them: a
+line for each picture with a candidate, its references and the score, and the score of the corpus on the last line.
 """
 
 import csv
@@ -27,8 +27,8 @@ Words = list[str]
 Picture = tuple[Words, list[Words]]
 Jar = Callable[[list[Picture]], tuple[float, list[float]]]
 
-# Words and phrases that the four stages match with each other, in many ways at once.
-SAID = [
+# Words and phrases that METEOR's four stages match with each other, often in several ways.
+PHRASES = [
     ["a", "a", "the", "the", "an", "two", "its", "of", "on", "in", "and", "is", "are", "at", "with", ",", "'s"],
     ["dog", "dogs", "puppy", "man", "men", "man 's", "guy", "person", "people", "child", "children", "kids", "boys"],
     ["run", "runs", "running", "ran", "jumps over", "jumping over", "leaps over", "is seated on", "sits on", "rests"],
@@ -37,12 +37,12 @@ SAID = [
     ["as well as", "and also", "a number of", "several", "group of", "sofa", "couch", "t-shirt", "tee shirt", "u.s."],
     ["small", "little", "big", "large", "larger", "biggest", "happily", "happy", "happiness", "3.5", "1,000", "no. 5"],
 ]
-GLUE = ["", "", "", "", "'", "''", "``", "'s", "-", "--", ".", "...", ",", ", ", '"', "é", "&", "$", "’", "–", "5"]
+ATTACHED = ["", "", "", "", "'", "''", "``", "'s", "-", "--", ".", "...", ",", ", ", '"', "é", "&", "$", "’", "–", "5"]
 
 
 def phrased(chance: random.Random) -> Picture:
-    """Many ways to match, which the search has to choose between."""
-    rows = chance.sample(SAID[1:], chance.randint(1, 3)) + SAID[:1]
+    """Return captions that match in many ways, between which the search has to choose."""
+    rows = chance.sample(PHRASES[1:], chance.randint(1, 3)) + PHRASES[:1]
 
     def caption() -> Words:
         return [word for _ in range(chance.randint(1, 9)) for word in chance.choice(chance.choice(rows)).split()]
@@ -51,7 +51,7 @@ def phrased(chance: random.Random) -> Picture:
 
 
 def repeated(chance: random.Random) -> Picture:
-    """More paths than the search keeps."""
+    """Return captions that match in more ways than the search keeps."""
     words = chance.choice([["a", "b"], ["the", "dog", "a", "cat"], ["a", "man", "men", "person", "runs", "run"]])
 
     def caption() -> Words:
@@ -60,13 +60,14 @@ def repeated(chance: random.Random) -> Picture:
     return caption(), [caption() for _ in range(chance.randint(1, 3))]
 
 
-def glued(chance: random.Random) -> Picture:
-    """Words that the jar cuts or mends once more."""
-    words = [word for row in SAID for phrase in row for word in phrase.split()]
+def punctuated(chance: random.Random) -> Picture:
+    """Return words with characters attached, some of which the jar tokenizes again."""
+    words = [word for row in PHRASES for phrase in row for word in phrase.split()]
 
     def caption() -> Words:
         pieces = (
-            chance.choice(GLUE) + chance.choice(words) + chance.choice(GLUE) + chance.choice(GLUE) for _ in range(6)
+            chance.choice(ATTACHED) + chance.choice(words) + chance.choice(ATTACHED) + chance.choice(ATTACHED)
+            for _ in range(6)
         )
         text = chance.choice([" ", " ", ""]).join(pieces)
         return text.split() if chance.random() < 0.5 else ptb_tokenize(text)
@@ -76,7 +77,7 @@ def glued(chance: random.Random) -> Picture:
 
 
 def inflected(words: list[str]) -> Callable[[random.Random], Picture]:
-    """Words of WordNet, and what their stems and bases may be."""
+    """Return a function that draws words of WordNet, and references with other endings of these words."""
     endings = ["", "", "", "s", "es", "ed", "ing", "er", "est", "ly", "ful", "ies", "men", "'s"]
 
     def make(chance: random.Random) -> Picture:
@@ -89,12 +90,12 @@ def inflected(words: list[str]) -> Callable[[random.Random], Picture]:
 
 
 def paraphrased(pairs: list[tuple[Words, Words]]) -> Callable[[random.Random], Picture]:
-    """Phrases of the table, and their paraphrases in another order."""
+    """Return a function that draws phrases of the table, and references with their paraphrases in another order."""
 
     def make(chance: random.Random) -> Picture:
-        random_captions = [chance.choice([pair, pair[::-1]]) for pair in chance.choices(pairs, k=chance.randint(1, 5))]
-        candidate = [word for phrase, _ in random_captions for word in phrase]
-        reference = [word for _, phrase in chance.sample(random_captions, len(random_captions)) for word in phrase]
+        drawn = [chance.choice([pair, pair[::-1]]) for pair in chance.choices(pairs, k=chance.randint(1, 5))]
+        candidate = [word for phrase, _ in drawn for word in phrase]
+        reference = [word for _, phrase in chance.sample(drawn, len(drawn)) for word in phrase]
         return candidate, [reference, [word for word in reference if chance.random() < 0.8]]
 
     return make
@@ -107,8 +108,8 @@ def pictures(kind: Callable[[random.Random], Picture], count: int, seed: int) ->
 
 @pytest.fixture(scope="module")
 def jar(program: Callable[[str], str]) -> Iterator[Jar]:
-    """jar(pictures): what Java gives them together, and each."""
-    program("java")  # what the jar said of the pictures in meteor.tsv stands in for it
+    """jar(pictures): the score of the corpus and the score of each picture, computed in Java."""
+    program("java")  # skips the test if Java is missing
     scorer = wrapper.Meteor()
 
     def score(judged: list[Picture]) -> tuple[float, list[float]]:
@@ -130,9 +131,9 @@ def assert_equal(judged: list[Picture], expected: tuple[float, list[float]]) -> 
     figure = ours(judged)
     assert figure.corpus == pytest.approx(corpus, rel=0, abs=1e-12)
     differences = [
-        f"{' '.join(candidate)!r} for {[*map(' '.join, captions)]}: ours {ours}, the jar's {jar_scores}"
-        for (candidate, captions), ours, jar_scores in zip(judged, figure.per_image.tolist(), each, strict=True)
-        if abs(ours - jar_scores) > 1e-12
+        f"{' '.join(candidate)!r} for {[*map(' '.join, captions)]}: our score {score}, the jar's {jar_score}"
+        for (candidate, captions), score, jar_score in zip(judged, figure.per_image.tolist(), each, strict=True)
+        if abs(score - jar_score) > 1e-12
     ]
     assert differences == []
 
@@ -143,27 +144,27 @@ def recorded() -> tuple[list[Picture], tuple[float, list[float]]]:
     return judged, (float(corpus), [float(row[-1]) for row in rows])
 
 
-def test_recorded_pictures_score_as_by_the_jar() -> None:
-    """Stands in for the tests below where there is no Java."""
+def test_meteor_equals_the_recorded_scores_of_the_jar() -> None:
+    """The tests below need Java; this one does not."""
     judged, expected = recorded()
     assert len(judged) > 200
     assert_equal(judged, expected)
 
 
 @pytest.mark.slow
-def test_the_record_is_what_the_jar_gives(jar: Jar) -> None:
+def test_the_jar_gives_the_recorded_scores(jar: Jar) -> None:
     judged, expected = recorded()
     assert jar(judged) == expected
 
 
 @pytest.mark.slow
-def test_drawn_pictures_score_as_by_the_jar(jar: Jar) -> None:
-    judged = [picture for kind in (phrased, repeated, glued) for picture in pictures(kind, 500, seed=1)]
+def test_meteor_equals_the_jar_for_random_captions(jar: Jar) -> None:
+    judged = [picture for kind in (phrased, repeated, punctuated) for picture in pictures(kind, 500, seed=1)]
     assert_equal(judged, jar(judged))
 
 
 @pytest.mark.slow
-def test_words_of_wordnet_score_as_by_the_jar(jar: Jar) -> None:
+def test_meteor_equals_the_jar_for_words_of_wordnet(jar: Jar) -> None:
     with zipfile.ZipFile(FILES / wrapper.METEOR_JAR) as files:
         known = files.read("synonym/english.synsets").decode().split("\n")[:-1:2]
         irregular = files.read("synonym/english.exceptions").decode().split()
@@ -172,7 +173,7 @@ def test_words_of_wordnet_score_as_by_the_jar(jar: Jar) -> None:
 
 
 @pytest.mark.slow
-def test_phrases_of_the_table_score_as_by_the_jar(jar: Jar) -> None:
+def test_meteor_equals_the_jar_for_phrases_of_the_paraphrase_table(jar: Jar) -> None:
     with gzip.open(FILES / "data/paraphrase-en.gz", "rt", encoding="utf-8") as file:
         lines = itertools.islice(file, 0, 6_000_000)
         pairs = [
@@ -186,7 +187,7 @@ def test_phrases_of_the_table_score_as_by_the_jar(jar: Jar) -> None:
 
 @pytest.mark.slow
 @pytest.mark.needs_data
-def test_the_validation_split_of_flickr8k_scores_as_by_the_jar(jar: Jar, shared_data: Path) -> None:
+def test_meteor_equals_the_jar_on_the_validation_split_of_flickr8k(jar: Jar, shared_data: Path) -> None:
     names = set((shared_data / "splits/val.txt").read_text(encoding="utf-8").split())
     captions = defaultdict(list)
     with (shared_data / "results.csv").open(newline="", encoding="utf-8") as file:

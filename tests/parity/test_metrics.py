@@ -68,7 +68,7 @@ def test_drawn_captions_score_as_in_pycocoevalcap(corpus: Corpus) -> None:
         pytest.param([("a dog runs on grass", ["a dog runs on grass"])], id="one picture"),
     ],
 )
-def test_edges_score_as_in_pycocoevalcap(corpus: list[tuple[str, list[str]]]) -> None:
+def test_edge_cases_score_as_in_pycocoevalcap(corpus: list[tuple[str, list[str]]]) -> None:
     split = [(candidate.split(), [caption.split() for caption in captions]) for candidate, captions in corpus]
     assert_equal(ours(split), pycocoevalcap_figures(split))
 

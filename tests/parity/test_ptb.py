@@ -78,32 +78,32 @@ def recorded() -> tuple[list[str], list[Words]]:
     return [caption for caption, _ in rows], [words.split() for _, words in rows]
 
 
-def test_recorded_captions_are_split_as_by_stanford() -> None:
-    """Replaces the tests below without Java."""
+def test_ptb_tokenize_equals_the_recorded_words_of_stanford() -> None:
+    """The tests below need Java; this one does not."""
     captions, words = recorded()
     assert len(captions) > 500
     assert differences(captions, words) == []
 
 
-def test_the_record_is_what_stanford_says(stanford: Stanford) -> None:
+def test_stanford_gives_the_recorded_words(stanford: Stanford) -> None:
     captions, words = recorded()
     assert stanford(captions) == words
 
 
 @pytest.mark.slow
-def test_hard_captions_are_split_as_by_stanford(stanford: Stanford) -> None:
+def test_ptb_tokenize_equals_stanford_on_hard_captions(stanford: Stanford) -> None:
     captions = list(hard_captions())
     assert differences(captions, stanford(captions)) == []
 
 
-def test_of_glued_captions_one_in_a_hundred_may_differ(stanford: Stanford) -> None:
+def test_ptb_tokenize_differs_from_stanford_on_at_most_one_in_a_hundred_random_captions(stanford: Stanford) -> None:
     captions = list(glued_captions(8000))
     assert len(differences(captions, stanford(captions))) < 80
 
 
 @pytest.mark.slow
 @pytest.mark.needs_data
-def test_every_caption_of_flickr8k_is_split_as_by_stanford(stanford: Stanford, shared_data: Path) -> None:
+def test_ptb_tokenize_equals_stanford_on_every_caption_of_flickr8k(stanford: Stanford, shared_data: Path) -> None:
     with (shared_data / "results.csv").open(newline="", encoding="utf-8") as file:
         captions = [row[2].strip() for row in csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE)][1:]
     assert len(captions) == 35_000

@@ -54,7 +54,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(scenes: Path) -> Callable[..., int]:
-    """train(out, *options, data=scenes): the exit code of a tiny `myllm train`; later options win."""
+    """train(out, *options, data=scenes): the exit code of a tiny `myllm train`; later options override earlier ones."""
     from myllm.apps.cli import main
 
     def run(out: Path, *options: str, data: Path = scenes) -> int:
@@ -79,7 +79,7 @@ def pictures(scenes: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def original_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The finished original script on a tiny configuration, run outside the repository."""
+    """The process of the original script, which has ended: run with a tiny configuration, outside the repository."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     script = REPOSITORY / "MyLLM_Vit_gpt2_captioning/MyLLM_Vit_gpt2_captioning.py"
     options = ["--data", str(scenes), "--out", "run", *TINY, "--mode=layerwise", "--epochs=3"]
@@ -125,7 +125,7 @@ def jsonl() -> Callable[[Path], list[dict[str, object]]]:
 
 @pytest.fixture(scope="module")
 def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    """Headless Chromium, without requests of its own to other machines."""
+    """Headless Chromium that sends no requests of its own to other machines."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -90,7 +90,7 @@ def test_caption_reports_a_broken_picture_and_captions_the_others(
     assert [row["image"] for row in jsonl(tmp_path / "out.jsonl")] == [str(pictures[0]), str(pictures[1])]
     [error] = jsonl(tmp_path / "out.jsonl.errors.jsonl")
     assert error["image"] == str(broken) and "damaged picture" in str(error["error"])
-    assert str(broken) in capfd.readouterr().err
+    assert capfd.readouterr().err.count(str(broken)) == 1
 
 
 def test_caption_removes_the_errors_file_of_an_earlier_run(
@@ -239,7 +239,7 @@ def test_a_path_that_begins_with_dashes_follows_two_dashes(
     assert capfd.readouterr().out.startswith("--my-pic.png: ")
 
 
-def test_decode_given_together_is_as_given_one_by_one(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
+def test_decode_options_given_together_equal_single_ones(tiny_run: Path, pictures: list[Path], capfd: Capture) -> None:
     assert caption(tiny_run, *pictures, "--json", "--decode", "{beams: 3}") == 0
     together = capfd.readouterr().out
     assert caption(tiny_run, *pictures, "--json", "--decode.beams=3") == 0

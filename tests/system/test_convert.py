@@ -123,7 +123,7 @@ def test_import_of_an_onnx_folder_says_which_program_runs_it(hf_folder: Path, tm
     assert "`myllm caption` and `myllm evaluate` run it" in capfd.readouterr().err
 
 
-def test_import_reads_the_weights_beside_onnx_graphs(hf_folder: Path, tmp_path: Path) -> None:
+def test_import_reads_the_weights_next_to_onnx_graphs(hf_folder: Path, tmp_path: Path) -> None:
     (hf_folder / "onnx").mkdir()
     (hf_folder / "onnx/encoder_model.onnx").write_bytes(b"")
     assert main(["import", str(hf_folder), "--out", str(tmp_path / "x.pt"), "--quiet"]) == 0

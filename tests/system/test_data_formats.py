@@ -35,8 +35,8 @@ def as_coco(captions: dict[str, list[str]]) -> dict[str, Any]:
 
 def as_karpathy(captions: dict[str, list[str]]) -> dict[str, Any]:
     return {"images": [
-        {"filename": name, "split": "val", "sentences": [{"raw": text} for text in texts]}
-        for name, texts in captions.items()
+        {"filename": name, "imgid": number, "split": "val", "sentences": [{"raw": text} for text in texts]}
+        for number, (name, texts) in enumerate(captions.items())
     ]}
 
 
@@ -66,6 +66,17 @@ def test_evaluate_compare_and_score_read_the_same_references(
     assert json.loads(capfd.readouterr().out)["a"]["CIDEr-D"] == pytest.approx(expected["CIDEr-D"])
     assert main(["score", "--predictions", predictions, "--references", str(references), "--quiet", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["CIDEr-D"] == pytest.approx(expected["CIDEr-D"])
+
+
+def test_compare_and_score_match_captions_by_the_ids_of_the_references(
+    captions: dict[str, list[str]], references: Path, capfd: Capture
+) -> None:
+    path = references.parent / "results.json"
+    path.write_text(json.dumps([{"image_id": n, "caption": texts[0]} for n, texts in enumerate(captions.values())]))
+    assert main(["compare", str(path), str(path), "--data", str(references), "--quiet", "--json"]) == 0
+    compared = json.loads(capfd.readouterr().out)["a"]["BLEU-4"]
+    assert main(["score", "--predictions", str(path), "--references", str(references), "--quiet", "--json"]) == 0
+    assert compared == json.loads(capfd.readouterr().out)["BLEU-4"] == pytest.approx(1)
 
 
 def test_compare_reads_references_as_the_captioner_was_trained(

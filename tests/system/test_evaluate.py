@@ -33,10 +33,15 @@ def test_evaluate_json_has_the_figures_their_control_and_their_protocol(
 
 
 @pytest.mark.meteor
-def test_evaluate_on_val_repeats_the_figures_of_the_run(tiny_run: Path, scenes: Path, capfd: Capture) -> None:
-    assert evaluate(tiny_run, scenes, "--json") == 0
+def test_evaluate_on_val_repeats_the_figures_of_the_run(
+    train: Callable[..., int], scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    assert train(tmp_path / "run", "--epochs=1", "--quiet") == 0
+    capfd.readouterr()
+    assert evaluate(tmp_path / "run", scenes, "--json") == 0
     figures = json.loads(capfd.readouterr().out)
-    of_run = json.loads((tiny_run / "metrics.json").read_text())
+    of_run = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "METEOR" in of_run
     assert {name: figures[name] for name in of_run if name != "protocol"} == {
         name: value for name, value in of_run.items() if name != "protocol"
     }

@@ -50,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def requirements() -> list[str]:
-    """Those of the checkout that is tested, whatever was installed before."""
+    """The requirements of this checkout, even if another version is installed."""
     import tomllib
 
     return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])

@@ -250,4 +250,4 @@ def test_lora_on_an_adapter_is_refused_but_full_training_is_not(
     assert adapt(tmp_path / "run", *LORA, base=lora_run) == 1
     assert "is an adapter itself" in capfd.readouterr().err
     assert adapt(tmp_path / "run", "--max_steps=1", base=lora_run) == 0
-    assert Captioner.load(tmp_path / "run").provenance["base"] == str(lora_run)
+    assert Captioner.load(tmp_path / "run").checkpoint.provenance["base"] == str(lora_run)

@@ -75,8 +75,8 @@ def single(evaluation: Evaluation) -> Report:
     assert report.training is not None
     confidence = Section("Confidence is the share of words that are right.", report.training.plots)
     slices = [Slice("people", "three or more", 40, 0.31, -0.1, (0.25, 0.37))]
-    images = [record.image for record in evaluation.records]
-    leaks = leak_section(["2 pictures are in training too"], [(images[0], images[1]), (images[2], images[3])])
+    records = evaluation.records
+    leaks = leak_section(["2 pictures are in training too"], [(records[0], records[1]), (records[2], records[3])])
     return replace(report, slices=slices, leaks=leaks, confidence=confidence)
 
 

@@ -168,10 +168,11 @@ def test_score_csv_escapes_what_a_spreadsheet_would_run(files: dict[str, Path], 
     assert all(float(row["CIDEr-D"]) >= 0 for row in rows)
 
 
-def test_score_escapes_control_characters_on_the_terminal(files: dict[str, Path], capfd: Capture) -> None:
+@pytest.mark.parametrize("options", [("--per-image",), ("--per-image", "--csv")])
+def test_score_escapes_control_characters(files: dict[str, Path], capfd: Capture, options: tuple[str, ...]) -> None:
     captions = [{**PREDICTIONS[0], "caption": "a\x1b[31m dog"}, *PREDICTIONS[1:]]
     files["predictions"].write_text(json.dumps(captions))
-    assert score(files, "--per-image") == 0
+    assert score(files, *options) == 0
     output = capfd.readouterr().out
     assert r"a\x1b[31m dog" in output and "\x1b" not in output
 

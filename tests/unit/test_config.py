@@ -126,7 +126,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1e6, -math.inf, 10**23, "3", [1], True])
 @pytest.mark.parametrize(("config", "option"), NUMBERS)
-def test_config_names_a_number_that_is_no_number_or_out_of_range(config: Any, option: str, value: Any) -> None:
+def test_config_refuses_nan_and_numbers_out_of_range_by_name(config: Any, option: str, value: Any) -> None:
     if isinstance(getattr(config(), option), tuple):
         value = (value, value, value)
     with pytest.raises(ConfigError, match=rf"\b{option} is "):
@@ -156,7 +156,7 @@ def test_config_names_a_value_of_another_type_or_size(config: Any, option: str, 
 
 
 @pytest.mark.parametrize(("n_embd", "n_head", "suggested"), [(33, 2, 32), (100, 12, 96), (3, 4, 4)])
-def test_width_that_heads_do_not_divide_is_refused_with_one_that_they_do(
+def test_n_embd_not_divisible_by_n_head_is_refused_with_a_width_that_is(
     n_embd: int, n_head: int, suggested: int
 ) -> None:
     with pytest.raises(ConfigError, match=f"text.n_embd {n_embd} is not divisible .*; take n_embd {suggested} or"):
@@ -172,7 +172,7 @@ def test_decode_refuses_sampling_with_beams() -> None:
     ("options", "message"),
     [
         ({"beams": 4, "force_words": ("Dog",), "bad_words": ("cat", "dog")}, "both have 'dog'"),
-        ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "divided into decode.num_beam_groups 3"),
+        ({"beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "not divisible by decode.num_beam_groups 3"),
         ({"beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 and decode.diversity_penalty 0.0"),
         ({"beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "force_words": ("a",)}, "one group"),
         ({"beams": 4, "num_return_sequences": 5}, "num_return_sequences 5 with decode.beams 4"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from myllm.apps.console import Display
-from myllm.apps.opening import caption_split, load_split
+from myllm.apps.data_folder import caption_split, load_split
 from myllm.apps.options import AverageOptions
 from myllm.apps.run_folder import unused
 from myllm.checkpoints import formats, native

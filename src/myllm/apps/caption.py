@@ -11,7 +11,6 @@ from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
 from myllm.apps.printing import print_json, printable
-from myllm.apps.run_folder import write_jsonl
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import PICTURE_SUFFIXES
@@ -28,7 +27,7 @@ def caption(options: CaptionOptions) -> int:
     """Caption every picture of `options.paths`. The exit code is 1 if none of them can be captioned."""
     display = Display(options.quiet, json=True)
     pictures = list(find_pictures(options.paths))
-    out = Path(options.out) if options.out is not None else None
+    out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
     heatmaps = heatmap_files(Path(options.heatmaps), pictures, options.overwrite) if options.heatmaps else {}
@@ -44,7 +43,8 @@ def caption(options: CaptionOptions) -> int:
             for row in caption_files(captioner, batch, draw, batch_seeds):
                 if "error" in row:
                     errors.append(row)
-                    display.warn(f"{row['image']}: {row['error']}")
+                    named = "" if row["error"].startswith(row["image"]) else f"{row['image']}: "
+                    display.warn(f"{named}{row['error']}")
                 elif file is not None:
                     print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
                 elif options.json:
@@ -57,19 +57,20 @@ def caption(options: CaptionOptions) -> int:
         errors_file = Path(f"{out}.errors.jsonl")
         errors_file.unlink(missing_ok=True)  # of an earlier run
         if errors:
-            write_jsonl(errors_file, errors)
-    captioned = len(pictures) - len(errors)
+            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+            with atomic_write(errors_file) as binary_file:
+                binary_file.write(lines.encode(errors="backslashreplace"))
     if out is not None or errors:
-        where = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
-        failed = f", {len(errors):,} could not be captioned{where[1]}" if errors else ""
-        display.say(f"{quantity(captioned, 'picture')} captioned{where[0]}{failed}")
-    return 0 if captioned else 1
+        in_file, see_file = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
+        failed = f", {len(errors):,} could not be captioned{see_file}" if errors else ""
+        display.say(f"{quantity(done - len(errors), 'picture')} captioned{in_file}{failed}")
+    return 0 if done > len(errors) else 1
 
 
 def find_pictures(words: Sequence[str]) -> Iterator[Path]:
     """Yield the pictures in order: files as given, all pictures below folders, and the matches of globs.
 
-    Raises DataError for a word that gives none.
+    Raises DataError for a word that matches no picture.
     """
     for word in words:
         try:
@@ -130,10 +131,10 @@ def caption_files(
 
 
 def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, list[Path]]:
-    """Return the files for each picture's heat maps, as many as the picture is given times.
+    """Return the files for each picture's heat maps: as many as the number of times that the picture is given.
 
-    A file is named after its picture, with a number if several have that name. Raises ConfigError if one exists and may
-    not be overwritten.
+    A file is named after its picture, with a number if several have that name. Raises ConfigError if a file exists and
+    may not be overwritten.
     """
     files, names = dict[Path, list[Path]](), set[str]()
     for picture in pictures:
@@ -151,7 +152,7 @@ def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> di
 
 
 def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Path, list[Path]]) -> Draw:
-    """Return a function that writes the next file of a picture, given the picture and its caption.
+    """Return a function that writes the heat maps of a picture and its caption to the picture's next file.
 
     Raises ConfigError for an ONNX export.
     """

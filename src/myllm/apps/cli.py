@@ -12,7 +12,7 @@ from myllm.config import VERSION, nearest
 from myllm.errors import ConfigError, MyLLMError, install_command
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
-# the packages of the extra `train`; what a small installation can do needs none of them
+# the packages of the extra `train`; an installation without them cannot run every verb
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "tensorboardX", "matplotlib")
 
 
@@ -66,7 +66,7 @@ def split_group(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def run_verb(name: str, words: Sequence[str]) -> int:
-    """Parse a verb's words, run it and return its exit code. Raises ConfigError for wrong usage, else as the verb."""
+    """Parse a verb's words, run it and return its exit code. Raises ConfigError for wrong usage, and as the verb."""
     verb_options = parse_verb(name, words)
     module, _, function = VERBS[name].function.partition(":")
     with without_garbage_collection():
@@ -84,7 +84,7 @@ def parse_verb(name: str, words: Sequence[str], defaults: Mapping[str, Any] | No
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """Run and return the exit code; an error that a user can cause is one line on standard error."""
+    """Call `run` and return the exit code; an error that a user can cause is printed in one line on standard error."""
     try:
         return run()
     except MyLLMError as error:

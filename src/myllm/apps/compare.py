@@ -1,12 +1,13 @@
 """`myllm compare`: two captioners, or files of captions, on the same pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import Display
-from myllm.apps.opening import caption_split, load_split, open_captioner
+from myllm.apps.data_folder import caption_split, load_split
+from myllm.apps.opening import open_captioner
 from myllm.apps.options import CompareOptions
 from myllm.apps.printing import print_json
 from myllm.apps.run_folder import REPORT_FILE, current_time, output_folder, write_text
@@ -14,7 +15,7 @@ from myllm.caption import CaptionerProtocol
 from myllm.config import CaptionsConfig
 from myllm.data.predictions import match, read_predictions
 from myllm.data.records import Record, counted, quantity
-from myllm.data.sources import References, data_name
+from myllm.data.sources import References, data_name, read_references
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.compare import Comparison, compare
 from myllm.evaluation.evaluate import data_hash, describe_search
@@ -52,8 +53,14 @@ def compare_two(options: CompareOptions) -> int:
     config = next((captioner.captions for captioner in captioners if captioner is not None), CaptionsConfig())
     captions = options.captions_config(config)
     records = load_split(options.data, options.split, captions, display, limit=options.limit).records
+    # files of captions may call pictures by the ids that the references give them
+    ids = read_references(options.data, None, captions)[0].ids if None in captioners else {}
+    texts = {record.name: list(record.captions) for record in records}
+    ids = {key: name for key, name in ids.items() if name in texts}
+    references = References(texts, ids, data_name(options.data))
     sides = [
-        captions_of(path, captioner, records, options, display)
+        captions_of_file(path, references, options, display) if captioner is None
+        else captions_of_model(path, captioner, records, options, display)
         for path, captioner in zip(options.paths, captioners, strict=True)
     ]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
@@ -65,13 +72,9 @@ def compare_two(options: CompareOptions) -> int:
         (path, [side.captions[record.name] for record in common])
         for path, side in zip(options.paths, sides, strict=True)
     )
-    comparison = compare(a, b, common, options.split, options.metrics or None)
     data = {"dataset": data_name(options.data), "split": options.split, "data": data_hash(common)}
-    comparison = replace(
-        comparison,
-        a=comparison.a.with_protocol(**data, **sides[0].protocol),
-        b=comparison.b.with_protocol(**data, **sides[1].protocol),
-    )
+    protocols = [{**data, **side.protocol} for side in sides]
+    comparison = compare(a, b, common, options.split, options.metrics or None, protocols)
     if out is not None:
         write_results(comparison, sides, common, options, out)
     if options.json:
@@ -86,19 +89,21 @@ def is_caption_file(path: str) -> bool:
     return Path(path).is_file() and Path(path).suffix in CAPTION_SUFFIXES
 
 
-def captions_of(
-    path: str, captioner: CaptionerProtocol | None, records: Sequence[Record], options: CompareOptions, display: Display
+def captions_of_file(path: str, references: References, options: CompareOptions, display: Display) -> _Side:
+    """Return the captions that a file has for the pictures of the references."""
+    matched = match(read_predictions(Path(path)), references)
+    if matched.missing and not options.allow_missing:
+        missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
+        raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
+    if matched.unknown:
+        display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
+    return _Side(dict(zip(matched.names, matched.captions, strict=True)))
+
+
+def captions_of_model(
+    path: str, captioner: CaptionerProtocol, records: Sequence[Record], options: CompareOptions, display: Display
 ) -> _Side:
-    """Return the captions that a file has for the pictures if there is no captioner, or that the captioner makes."""
-    if captioner is None:
-        references = References({record.name: list(record.captions) for record in records}, {}, data_name(options.data))
-        matched = match(read_predictions(Path(path)), references)
-        if matched.missing and not options.allow_missing:
-            missing = counted(matched.missing, "picture has no caption", "pictures have no caption")
-            raise DataError(f"{path}: {missing}; add them, or compare those that both caption by --allow-missing")
-        if matched.unknown:
-            display.warn(f"{path}: left out {quantity(len(matched.unknown), 'caption')} of pictures outside the split")
-        return _Side(dict(zip(matched.names, matched.captions, strict=True)))
+    """Caption the pictures."""
     decode = captioner.decode_options(**options.decode_changes)
     split = caption_split(path, captioner, records, display, decode, options.batch_size)
     captions = {record.name: caption for record, caption in zip(split.records, split.captions, strict=True)}

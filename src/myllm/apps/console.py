@@ -60,7 +60,7 @@ class Display:
             yield move
 
     def is_log_due(self) -> bool:
-        """Return whether LOG_SECONDS have passed since it last returned True: the pace of a log that replaces a bar."""
+        """Return whether LOG_SECONDS have passed since it last returned True; without a bar, a line is logged then."""
         is_due = time.monotonic() - self.last_log > LOG_SECONDS
         if is_due:
             self.last_log = time.monotonic()
@@ -72,7 +72,7 @@ class Display:
 
 
 class TrainingDisplay:
-    """Shows loss, learning rate, gradient norm and speed beside `bar`, and after each epoch figures and samples."""
+    """Shows a bar with loss, learning rate, gradient norm and speed, and after each epoch its figures and samples."""
 
     def __init__(self, display: Display) -> None:
         self.display = display
@@ -87,7 +87,7 @@ class TrainingDisplay:
 
     def step(self, report: "StepReport") -> None:
         """Move the bar; loss and speed are smoothed, because they vary from batch to batch."""
-        # the figures of the step before, because reading the newest ones would make a GPU wait
+        # shows the figures of the previous step, because reading the newest ones would make a GPU wait
         finished, self.latest = self.latest or report, report
         self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
         rate = report.pictures_per_second

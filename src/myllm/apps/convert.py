@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from myllm.apps.console import Display
-from myllm.apps.opening import caption_split, load_split
+from myllm.apps.data_folder import caption_split, load_split
 from myllm.apps.options import ExportOptions, ImportOptions, PushOptions
 from myllm.apps.run_folder import unused
 from myllm.checkpoints import hub, native

@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 from myllm.apps.console import Display
+from myllm.apps.data_folder import report_findings
 from myllm.apps.data_options import ConvertOptions, InspectOptions, SplitOptions
-from myllm.apps.opening import report_findings
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
 from myllm.data.convert import convert

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from myllm.apps.console import Display
-from myllm.apps.opening import draw_with_progress
+from myllm.apps.data_folder import draw_with_progress
 from myllm.apps.options import DemoOptions
 from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
 from myllm.apps.train import INTERRUPTED, check_run_folder, remove_checkpoints, run_training
@@ -24,7 +24,7 @@ from myllm.training import run_state
 
 STAMP = "demo.json"
 REPORT = "report.json"
-JUDGED_SEED = 1_000_003
+JUDGED_SEED = 1_000_003  # added to --seed, so that the new scenes are not those of training
 
 
 def demo(options: DemoOptions) -> int:
@@ -129,7 +129,7 @@ def report_as_text(report: dict[str, dict[str, float]], options: DemoOptions) ->
             f"CIDEr-D {figures['CIDEr-D']:.2f}, with shuffled pictures {figures['CIDEr-D_shuffled']:.2f}"
             for name, figures in report.items()
         ),
-        JUDGEMENT, "Held-out pairs are colours of things that occur in no training picture.",
+        JUDGEMENT, "Held-out pairs of thing and colour occur in no training picture.",
     ])
 
 

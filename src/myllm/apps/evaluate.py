@@ -1,11 +1,11 @@
 """`myllm evaluate`: caption a split and score the captions."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display
-from myllm.apps.opening import load_split, open_captioner
+from myllm.apps.data_folder import load_split
+from myllm.apps.opening import open_captioner
 from myllm.apps.options import EvaluateOptions
 from myllm.apps.printing import print_json
 from myllm.caption import CaptionerProtocol
@@ -42,8 +42,7 @@ def evaluate_split(options: EvaluateOptions) -> int:
             run_folder.save_calibration(Path(options.model), evaluation)
         except DataError as error:
             display.warn(f"confidence is not calibrated: {error}")
-            judgement = evaluation.judgement.with_protocol(not_calibrated=str(error))
-            evaluation = replace(evaluation, judgement=judgement)
+            evaluation = evaluation.with_figures({}, not_calibrated=str(error))
     for fault in evaluation.broken:
         display.warn(f"left out: {fault}")
     for fault in evaluation.failed:

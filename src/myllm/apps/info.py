@@ -15,7 +15,6 @@ from myllm.checkpoints.build import TIED
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.formats import ADAPTER, NATIVE, find_format
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import DecodeConfig
 
 PARTS = {"encoder": "encoder.", "projection": "enc_to_dec_proj.", "decoder": "decoder."}
 GEOMETRY = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
@@ -46,7 +45,7 @@ def facts_of(source: str) -> dict[str, Any]:
         if form is ADAPTER:
             path = lora.locate(path) or path
     tensors: dict[str, Tensor] = {name: value for name, value in content["model"].items() if name not in TIED}
-    config, encoder, defaults = checkpoint.model.config, checkpoint.model.encoder, asdict(DecodeConfig())
+    config, encoder = checkpoint.model.config, checkpoint.model.encoder
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     facts = {
         "path": str(path), "kind": kind, "format_version": content["format_version"],
@@ -65,7 +64,7 @@ def facts_of(source: str) -> dict[str, Any]:
         }),
         "tokens": checkpoint.tokenizer.get_vocab_size(),
         "preprocess": asdict(checkpoint.preprocess),
-        "decode": {name: value for name, value in asdict(checkpoint.decode).items() if value != defaults[name]},
+        "decode": checkpoint.decode.changed(),
         "calibration": checkpoint.calibration and checkpoint.calibration.as_json(),
         "confidence": describe_calibration(checkpoint.calibration),
         "provenance": checkpoint.provenance,

@@ -14,7 +14,7 @@ DEFAULT_PRESET = "vit-gpt2"
 
 
 def positional(text: str, shown: str = "PATH...") -> Any:
-    """Field of the words after a verb that are not options; `text` is their help, `shown` stands for them in usage."""
+    """Return the field of the words after a verb that are not options: `text` is their help, `shown` their usage."""
     return field(default=(), metadata={"help": text, "shown": shown})
 
 
@@ -23,7 +23,7 @@ class VerbOptions:
     """Base of the options of every verb."""
 
     given_names: frozenset[str] = field(default=frozenset(), repr=False)
-    """Not an option: the names of the options that were given, like decode.beams; all others have their defaults."""
+    """Not an option, but the names of the options given, like decode.beams; all others have their defaults."""
 
     def __post_init__(self) -> None:
         check_options(self, "--")
@@ -68,7 +68,7 @@ class Captioning(OnDevice):
     precision: str = "auto"
     """Arithmetic: auto and fp32 are exact; bf16 is faster on GPUs; int8 is faster on CPUs and changes few captions."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Decoding options; those that are given override the model's own defaults."""
+    """Decoding options. Those not given have the values stored with the model, or else the defaults below."""
 
     @property
     def decode_changes(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class OneModel(Captioning):
     model: str = "captioner"
     """The captioner: captioner.pt, a run folder, a folder of safetensors, an ONNX export, or a hub id (user/name)."""
     adapter: str | None = None
-    """Folder of a low-rank adapter (LoRA) to use; it must have been trained on this model."""
+    """Folder of a low-rank adapter (LoRA) to use with this model, on which it must have been trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +150,14 @@ class DemoOptions(Drawing):
     out: str = "runs/demo"
     """Folder for the scenes and the run. The same command resumes a demo that was interrupted."""
     overwrite: bool = False
-    """Replace a demo with other options in --out."""
+    """Replace a demo in --out that was made with other options."""
     minutes: Annotated[float, Range.POSITIVE] = 7.5
     """Minutes of training; drawing and judging take about one more."""
     max_steps: Annotated[int | None, Range.POSITIVE] = None
     """Train for this many steps instead of --minutes; the result then does not depend on the machine's speed."""
     judged: Annotated[int, Range.POSITIVE] = 1_000
-    """Number of new scenes to judge the captioner on: as many with pairs seen in training as with held-out pairs."""
+    """New scenes to judge the captioner on: this many with pairs of thing and colour seen in training, and this many
+    with held-out pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +170,9 @@ class ScenesOptions(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions(OneModel, Replacing, AsJson):
-    """Caption pictures, all pictures in folders and their subfolders, and globs."""
+    """Caption picture files, globs, and all pictures in folders and their subfolders."""
 
-    paths: tuple[str, ...] = positional("Pictures, folders and globs to caption.")
+    paths: tuple[str, ...] = positional("Picture files, folders or globs.")
     out: str | None = None
     """Write the captions to this file as JSONL, and pictures that cannot be read to OUT.errors.jsonl."""
     heatmaps: str | None = None
@@ -270,7 +271,7 @@ class ImportOptions(NewFile):
 class ExportOptions(Stored, OnSplit):
     """Write a captioner in the format of another program."""
 
-    paths: tuple[str, ...] = positional("The captioner: captioner.pt, or the folder that contains it.")
+    paths: tuple[str, ...] = positional("The captioner: captioner.pt, a folder, or a hub id (user/name).")
     out: str
     """New folder to write."""
     to: Literal["hf", "safetensors", "gpt2", "onnx", "web"] = "hf"
@@ -286,18 +287,18 @@ class ExportOptions(Stored, OnSplit):
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions(Stored):
-    """Upload a captioner to a repository on a hub, with a model card. Needs the variable HF_TOKEN."""
+    """Upload a captioner to a repository on a hub, with a model card. Needs a token in the variable HF_TOKEN."""
 
-    paths: tuple[str, ...] = positional("The captioner, and the repository as user/name.")
+    paths: tuple[str, ...] = positional("Two words: the captioner, and the repository as user/name.")
     private: bool = False
     """Make the repository private if it does not exist yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions(NewFile, OnDevice, OnSplit):
-    """Average the weights of captioners of one architecture; often better than any checkpoint of their run."""
+    """Average the weights of captioners of one architecture; the average is often better than each of them."""
 
-    paths: tuple[str, ...] = positional("The captioners: captioner.pt, or folders that contain one.")
+    paths: tuple[str, ...] = positional("The captioners: captioner.pt files, folders, or hub ids (user/name).")
     weights: Annotated[tuple[float, ...], Range.AT_LEAST_0] = ()
     """One weight for each captioner, like [1, 2]; by default all are equal."""
     data: str | None = None

@@ -17,13 +17,15 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from myllm.apps.options import VerbOptions
 from myllm.config import RENAMED_OPTIONS, TrainConfig, nearest
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, reason
+from myllm.files import read_bytes
 from myllm.option_checks import describe_type
 from myllm.presets import PRESETS
 
 Options = TypeVar("Options", bound=VerbOptions)
+MAX_YAML_BYTES = 2**24
 NOT_OPTIONS = ("given_names", "paths")
-OF_THE_PARSER = ("help", "print_config")
+PARSER_OPTIONS = ("help", "print_config")
 REPEATED = ("data", "references")  # several times on one command line, they are several values
 
 
@@ -60,10 +62,10 @@ def parse(
         values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
         return kind(**values, given_names=frozenset(given))
     except ArgumentError as error:
-        key = re.search(r'key "([\w.]+)"', str(error))
+        match = re.search(r'key "([\w.]+)"', str(error))
         message = " ".join(str(error).split())
-        if key is not None and key[1] in given:
-            name, value, source = given[key[1]]
+        if match is not None and match[1] in given:
+            name, value, source = given[match[1]]
             message = f"{source}{name} is {value!r}; expected {describe_type(types[name])}"
         raise ConfigError(f"{message}. See `{program} --help`") from error
     except ConfigError as error:  # of a check of the values: "decode.beams is 0; it must be above 0"
@@ -72,7 +74,7 @@ def parse(
 
 
 def types_of_options(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the type of each option by its dotted name, like decode.beams; of a group, like decode, its dataclass."""
+    """Return the type of each option by its dotted name, like decode.beams; a group, like decode, is a dataclass."""
     types: dict[str, Any] = {}
     for name, option_type in get_type_hints(kind).items():
         if name not in NOT_OPTIONS:
@@ -93,10 +95,9 @@ def current_name(name: str, types: Mapping[str, Any], source: str = "") -> str:
         print(f"myllm: option {name} is now called {new}", file=sys.stderr)
         return new
     if name not in types:
-        if source:
-            raise ConfigError(f"{source}unknown option {name!r}{nearest(name, types)}")
-        known = [f"--{option}" for option in (*types, "config")]
-        raise ConfigError(f"unknown option --{name}{nearest(f'--{name}', known)}")
+        dashes, known = ("", types) if source else ("--", [*types, "config"])
+        hint = nearest(f"{dashes}{name}", [f"{dashes}{option}" for option in known])
+        raise ConfigError(f"{source}unknown option {repr(name) if source else f'--{name}'}{hint}")
     return name
 
 
@@ -112,7 +113,7 @@ def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[Giv
         if word == "--":
             paths += rest
             break
-        if word == "-h" or word.removeprefix("--").partition("=")[0] in OF_THE_PARSER:
+        if word == "-h" or word.removeprefix("--").partition("=")[0] in PARSER_OPTIONS:
             parser_words.append(word)
         elif not _is_option(word):
             paths.append(word)
@@ -160,7 +161,7 @@ def read_yaml(option: str, value: str, types: Mapping[str, Any]) -> list[GivenOp
     """
     is_file = option == "config" or os.path.isfile(value)  # Path.is_file fails for a long text
     try:
-        root = yaml.compose(Path(value).read_text(encoding="utf-8") if is_file else value)
+        root = yaml.compose(read_bytes(Path(value), MAX_YAML_BYTES).decode() if is_file else value)
         if root is None and is_file:
             return []
         prefix, file = "" if option == "config" else f"{option}.", value if is_file else f"--{option}"
@@ -168,7 +169,7 @@ def read_yaml(option: str, value: str, types: Mapping[str, Any]) -> list[GivenOp
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--{option} {value}: cannot be read ({error})") from error
+        raise ConfigError(f"--{option} {value}: cannot be read ({reason(error)})") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a node that contains itself
         raise ConfigError(f"--{option} {value}: not YAML: {' '.join(str(error).split())}") from error
 
@@ -193,15 +194,18 @@ def _options_of(node: yaml.Node | None, prefix: str, types: Mapping[str, Any], f
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Shows the defaults of options, but neither Python's types nor defaults that say nothing."""
+    """Shows the defaults of options as they are typed, but neither Python's types nor defaults that say nothing."""
 
     def _get_type_str(self, action: Action) -> None:
         return None
 
     def _get_help_string(self, action: Action) -> str:
-        says_nothing = action.default is False or action.default in (None, "", (), {})
-        text = super()._get_help_string(action)
-        return text.removesuffix(" (default: %(default)s)") if says_nothing else text
+        default, text = action.default, super()._get_help_string(action)
+        if default is False or default in (None, "", (), {}):
+            return text.removesuffix(" (default: %(default)s)")
+        if default is True or isinstance(default, tuple):
+            return text.replace("%(default)s", "true" if default is True else ",".join(default))
+        return text
 
 
 def _parser(program: str, kind: type) -> ArgumentParser:
@@ -213,7 +217,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
-    parser.add_argument("--config", action="config", help="YAML file of options; options given next to it override it.")
+    parser.add_argument("--config", action="config", help="YAML file of options; the command line overrides it.")
     parser.add_class_arguments(kind, skip=set(NOT_OPTIONS))
     # in help, required options come first, and those that verbs share come last
     declared = [name for part in kind.__mro__ for name in vars(part).get("__annotations__", ())]
@@ -229,7 +233,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
         elif get_origin(types.get(action.dest)) is tuple:
             action.metavar = "ITEM,..."
         elif is_dataclass(types.get(action.dest)):
-            action.help = "YAML file with options of this group, or their text, like '{name: value}'."
+            action.help = "YAML file with options of this group, or the YAML itself, like '{name: value}'."
     return parser
 
 

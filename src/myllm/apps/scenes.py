@@ -1,10 +1,10 @@
-"""`myllm scenes`: drawn pictures with captions, as data to train on."""
+"""`myllm scenes`: draw pictures with captions to train on."""
 
 import shlex
 from pathlib import Path
 
 from myllm.apps.console import Display
-from myllm.apps.opening import draw_with_progress
+from myllm.apps.data_folder import draw_with_progress
 from myllm.apps.options import ScenesOptions
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from myllm.apps.console import Display
-from myllm.apps.opening import report_findings
+from myllm.apps.data_folder import report_findings
 from myllm.apps.options import ScoreOptions
 from myllm.apps.printing import print_json, printable
 from myllm.data.predictions import Matched, match, read_predictions
@@ -22,7 +22,7 @@ from myllm.errors import DataError
 from myllm.evaluation.clipscore import clip_scores
 from myllm.evaluation.judge import Judgement, defined, judge_captions
 
-# memory of a caption and five references that differ, while they are scored, as measured
+# measured memory for scoring one caption with five different references
 BYTES_PER_PICTURE = 26_000
 MEMORY_REPORTED_FROM = 100_000
 # a spreadsheet takes a cell that begins like this for a formula
@@ -97,7 +97,10 @@ def warn_of_captions(matched: Matched, display: Display) -> None:
 
 
 def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
-    """Print a row for each figure, or for each picture; text that a spreadsheet would run gets a leading quote."""
+    """Print a row for each figure, or for each picture.
+
+    Text that a spreadsheet would run gets a leading quote; characters that control a terminal are escaped.
+    """
     rows: list[dict[str, Any]] = rows_of(judgement, matched) if per_image else [
         {"figure": name, "value": defined(figure.corpus), "low": defined(low), "high": defined(high)}
         for (name, figure), (low, high) in zip(judgement.figures.items(), judgement.intervals.values(), strict=True)
@@ -105,10 +108,11 @@ def print_csv(judgement: Judgement, matched: Matched, per_image: bool) -> None:
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({
-            name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
-            for name, value in row.items()
-        })
+        writer.writerow({name: _cell(value) if isinstance(value, str) else value for name, value in row.items()})
+
+
+def _cell(text: str) -> str:
+    return "'" * text.startswith(FORMULA_BEGINS) + printable(text, keep="\t\n\r")
 
 
 def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:

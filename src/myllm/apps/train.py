@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
-from myllm.apps.opening import report_findings
+from myllm.apps.data_folder import report_findings
 from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample

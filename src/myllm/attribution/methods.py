@@ -18,8 +18,8 @@ from myllm.model.vision_gpt2 import VisionGPT2
 
 OCCLUSION_BATCH = 32
 Method = Callable[[VisionGPT2, Tensor, Tensor], Tensor]
-"""(model, image (1, 3, H, W), tokens (T + 1,) with the begin token first) -> (L, T, S): how much each of L decoder
-blocks looked at each of S image tokens for each of the T tokens; L is 1 for methods that do not separate blocks."""
+"""Maps model, image (1, 3, H, W) and tokens (T + 1,), the begin token first, to (L, T, S): how much each of L decoder
+blocks looked at each of S image tokens for each of T tokens. L is 1 for methods that do not separate blocks."""
 
 
 def attribution_maps(
@@ -60,7 +60,7 @@ def normalize_maps(maps: Tensor) -> Tensor:
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Context in which the weights (N, n_head, T, S) of each attention that this thread computes are kept, in order."""
+    """Context that keeps the weights (N, n_head, T, S) of each attention that its thread computes, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ def rollout(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
     """Return (L, S, S): how much of each image position is in each image token that a decoder block reads.
 
-    Rows sum to one. At each encoder block a token keeps half of itself and takes half from what it attends to.
-    Backbones other than plain vision transformers, such as convolutional ones, get the identity.
+    Rows sum to one. Each encoder block mixes half of a token with half of what it attends to. For backbones other than
+    plain vision transformers, such as convolutional ones, this is the identity.
     """
     encoder, depth = model.encoder, len(model.decoder.blocks)
     identity = torch.eye(encoder.n_tokens, device=image.device)
@@ -144,18 +144,18 @@ def norm(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 def gradient(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
     """Attention times its gradient of the token's log-probability, the positive part, mean over heads.
 
-    Weights the attention of each block as Chefer et al. (2021) do.
+    That is how Chefer et al. (2021) weight the attention of each block.
     """
     # keys that require gradients give the attention weights gradients, even if the model is frozen
     kv = ImageKV(tuple((key.requires_grad_(), value) for key, value in model.encode(image).layers))
+    maps = []
     with torch.enable_grad():
         logprobs, weights = logprobs_and_attention(model, kv, tokens)
-        gradients = [torch.autograd.grad(logprob, weights, retain_graph=True) for logprob in logprobs[0]]
-    maps = [
-        [(weight * slope)[0, :, index].relu().mean(0) for index, slope in enumerate(slopes)]
-        for weight, slopes in zip(weights, zip(*gradients, strict=True), strict=True)
-    ]
-    return torch.stack([torch.stack(block_maps) for block_maps in maps]).detach()
+        for index, logprob in enumerate(logprobs[0]):
+            slopes = torch.autograd.grad(logprob, weights, retain_graph=True)
+            products = [weight * slope for weight, slope in zip(weights, slopes, strict=True)]
+            maps.append(torch.stack([product[0, :, index].relu().mean(0).detach() for product in products]))
+    return torch.stack(maps, dim=1)
 
 
 def hires_cam(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Receptive fields: how far the part of the picture that an image token sees lies from its grid cell."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +20,30 @@ def receptive_field_shift(encoder: ImageEncoder) -> tuple[float, float]:
     return shift_along(strides, 1, width), shift_along(strides, 0, height)
 
 
-@dataclass(frozen=True)
-class Stride:
-    """One use of a convolution or pooling layer; each field has an entry for rows and one for columns."""
+class Stride(NamedTuple):
+    """One use of a convolution or pooling layer, along one axis."""
 
-    input_size: tuple[int, ...]
-    output_size: tuple[int, ...]
-    reach: tuple[int, ...]
-    """(kernel size - 1) * dilation."""
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    input_size: int
+    output_size: int
+    kernel: int
+    dilation: int
+    stride: int
+    padding: int
 
 
-def watch_strides(network: nn.Module) -> list[Stride]:
-    """Hook `network`, which should be a throw-away copy. Returns a list that its next call fills, in order."""
-    strides: list[Stride] = []
+def watch_strides(network: nn.Module) -> list[tuple[Stride, ...]]:
+    """Hook `network`, which should be a throw-away copy, and return a list that its next call fills.
+
+    The list has an entry for each layer, in the order in which they run: its stride along rows, and along columns.
+    """
+    strides: list[tuple[Stride, ...]] = []
 
     def pair(value: Any) -> tuple[int, int]:
         return (0, 0) if isinstance(value, str) else value if isinstance(value, tuple) else (value, value)
 
     def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kernel, dilation = pair(layer.kernel_size), pair(getattr(layer, "dilation", 1))
-        reach = tuple((size - 1) * step for size, step in zip(kernel, dilation, strict=True))
-        sizes = tuple(inputs[0].shape[-2:]), tuple(output.shape[-2:])
-        strides.append(Stride(*sizes, reach, pair(layer.stride), pair(layer.padding)))
+        settings = layer.kernel_size, getattr(layer, "dilation", 1), layer.stride, layer.padding
+        strides.append(tuple(map(Stride, inputs[0].shape[-2:], output.shape[-2:], *map(pair, settings))))
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
@@ -52,21 +51,21 @@ def watch_strides(network: nn.Module) -> list[Stride]:
     return strides
 
 
-def shift_along(strides: Sequence[Stride], axis: int, size: int) -> float:
-    """Return the shift in pixels along an axis (0 rows, 1 columns) of a picture that is `size` pixels long there.
+def shift_along(strides: Sequence[Sequence[Stride]], axis: int, size: int) -> float:
+    """Return the shift in pixels along an axis (0 rows, 1 columns) on which the picture has `size` pixels.
+
+    strides: as `watch_strides` returns them.
 
     The centres of receptive fields are computed as in Araujo et al. 2019
-    (https://distill.pub/2019/computing-receptive-fields): a 3x3 layer of stride 2 that is padded on both sides looks
-    half a pixel to the left of its cell, one padded only on the right half a pixel to the right, and the pixels of
-    later layers are larger. Of parallel branches, the first counts.
+    (https://distill.pub/2019/computing-receptive-fields). For example, a 3x3 layer of stride 2 looks half a pixel to
+    the left of its cell if it is padded on both sides, and half a pixel to the right if only on the right. A pixel of
+    a later layer is several of the picture's. Of parallel branches, the first counts.
     """
     centre, jump = 0.0, 1
     for layer in strides:
-        before, after, stride, reach = (
-            values[axis] for values in (layer.input_size, layer.output_size, layer.stride, layer.reach)
-        )
+        before, after, kernel, dilation, stride, padding = layer[axis]
         if before == size and after < before:
-            padding = layer.padding[axis]
+            reach = (kernel - 1) * dilation
             # timm pads some layers by other means, as TensorFlow does
             if (before + 2 * padding - reach - 1) // stride + 1 != after:
                 padding = max((after - 1) * stride + reach + 1 - before, 0) // 2

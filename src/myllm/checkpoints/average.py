@@ -1,4 +1,4 @@
-"""Mean of captioners' weights: that of a run's checkpoints is often better than each (Izmailov et al. 2018)."""
+"""Mean of captioners' weights; that of a run's checkpoints often captions better than each (Izmailov et al. 2018)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,15 +12,14 @@ from myllm.errors import CheckpointError, ConfigError
 
 
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
-    """Return a captioner with the mean weights; its other parts are the first captioner's, whose model is changed.
+    """Return the first captioner with the mean weights in its model, and without calibration, which no longer holds.
 
-    The result has no calibration, as confidence was calibrated for other weights.
     names: the captioners' files, for messages. weights: one number for each captioner, scaled to a sum of 1; equal by
     default. Raises ConfigError if there are fewer than two captioners or the weights do not fit, and CheckpointError,
     naming both files, if captioners differ in geometry or tokens.
     """
     if len(checkpoints) < 2:
-        raise ConfigError(f"a mean of {len(checkpoints)} captioner; give two or more")
+        raise ConfigError(f"a mean needs two or more captioners; got {len(checkpoints)}")
     weights = list(weights) or [1.0] * len(checkpoints)
     if len(weights) != len(checkpoints) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ConfigError(f"weights {weights} for {len(checkpoints)} captioners; give one of at least 0 for each")
@@ -42,7 +41,5 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Return the weighted mean, computed in float64; for counters, such as batch norm's, the first value."""
     if not values[0].is_floating_point():
         return values[0]
-    mean = torch.zeros_like(values[0], dtype=torch.float64)
-    for share, value in zip(shares, values, strict=True):
-        mean += share * value.double()
-    return mean.to(values[0].dtype)
+    mean = sum(share * value.double() for share, value in zip(shares, values, strict=True))
+    return torch.as_tensor(mean, dtype=values[0].dtype)

@@ -13,13 +13,13 @@ from myllm.errors import CheckpointError
 from myllm.model.backbones import create_backbone
 from myllm.model.vision_gpt2 import VisionGPT2
 
-# Names of tied tensors, and the names under which formats store the one tensor.
+# Tied tensors: the name that files may leave out, and the name under which they hold the tensor.
 TIED = {"decoder.lm_head.weight": "decoder.transformer.wte.weight"}
 BACKBONE = "encoder.backbone."
 FACTORIES = (
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.linspace, torch.arange, torch.eye,
 )
-# A model also makes masks, position grids and one empty image: elements and tensors allowed for these.
+# Allowed in addition, because a model also makes masks, position grids and one empty image.
 EXTRA_ELEMENTS, EXTRA_TENSORS = 8_000_000, 2_000
 
 

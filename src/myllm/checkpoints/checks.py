@@ -13,7 +13,7 @@ from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, install_command
 
 Options = TypeVar("Options")
-# prefix of the options of each class, as on the command line
+# prefix of each class's options on the command line
 GROUPS: Mapping[type, str] = {
     config.CaptionerConfig: "", config.VisionConfig: "vision.", config.GPTConfig: "text.",
     config.PreprocessConfig: "preprocess.", config.CaptionsConfig: "captions.", config.DecodeConfig: "decode.",
@@ -70,7 +70,7 @@ def check_preprocess(preprocess: PreprocessConfig, encoder_size: tuple[int, ...]
     resized = max(encoder_size) / preprocess.crop_pct
     if resized > MAX_RESIZED_SIDE:
         raise CheckpointError(f"preprocess resizes to {resized:,.0f} pixels a side; at most {MAX_RESIZED_SIDE:,}")
-    Preprocess(preprocess)(Image.new("RGB", (8, 8)))  # fails for an unknown interpolation or crop mode
+    Preprocess(preprocess)(Image.new("RGB", (8, 8)))  # fails for an unknown interpolation
 
 
 def check_size(metadata: object) -> None:
@@ -91,10 +91,10 @@ def check_size(metadata: object) -> None:
 
 
 def check_tokenizer(tokenizer: Tokenizer, rows: int, table: str = "the embedding") -> None:
-    """Raise CheckpointError if the tokenizer has tokens for which `table`, of so many rows, has none."""
+    """Raise CheckpointError if a token of the tokenizer has no row in `table`, which has `rows` of them."""
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
         raise CheckpointError(
-            f"the tokenizer has tokens up to number {highest}, {table} {rows} rows; they belong to different models: "
-            "put the tokenizer that the weights were trained with next to them"
+            f"the tokenizer has tokens up to number {highest}, but {table} has {rows} rows; they belong to different "
+            "models: put the tokenizer that the weights were trained with next to them"
         )

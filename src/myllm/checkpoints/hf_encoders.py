@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from myllm.config import VisionConfig
 from myllm.errors import CheckpointError, ConfigError
+from myllm.model.backbones import create_backbone
 from myllm.model.vision import ImageEncoder
 from myllm.option_checks import describe_type, has_type
 
 QKV = ("query", "key", "value")
-# Modules of a block in transformers to those in timm: of both kinds of blocks, of ViT, and of Swin.
+# Modules of a block, transformers' names to timm's: those that ViT and Swin share, ViT's, and Swin's.
 _BLOCK = {
     "layernorm_before": "norm1", "layernorm_after": "norm2", "attention.output.dense": "attn.proj",
     "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
@@ -88,7 +89,7 @@ def with_defaults(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def vision_config(values: Mapping[str, Any]) -> VisionConfig:
-    """Return timm's model of the same family and geometry. values: as `with_defaults` returns them."""
+    """Return timm's model for transformers' configuration of an encoder, as `with_defaults` returns it."""
     family = values["model_type"]
     geometry = {"patch_size": square(values["patch_size"], "patch_size"), "norm_eps": values["layer_norm_eps"]}
     if family == "swin":
@@ -128,12 +129,19 @@ def to_timm(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
 
 def from_timm(encoder: ImageEncoder, timm_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return transformers' configuration and tensors of an encoder. Raises ConfigError if transformers lacks a part."""
-    names, state = {timm: hf for hf, timm in NAMES.items()}, dict[str, Tensor]()
     config = _encoder_config(encoder, timm_name)
+    with torch.device("meta"):
+        plain = create_backbone(vision_config(config))
+    shapes, plain_shapes = (
+        {name: value.shape for name, value in module.state_dict().items()} for module in (encoder.backbone, plain)
+    )
+    if differing := sorted(dict(shapes.items() ^ plain_shapes.items())):
+        family = config["model_type"]
+        raise _not_exportable(timm_name, f"its tensor {differing[0]} is not in a plain {family}, missing, or misshapen")
+    names, state = {timm: hf for hf, timm in NAMES.items()}, dict[str, Tensor]()
     for name, value in _split_queries(encoder.backbone.state_dict()).items():
         hf_name = _renamed(_shift_stage(name, -1), names)
-        if hf_name is None:
-            raise _not_exportable(timm_name, f"it has no tensor such as {name}")
+        assert hf_name is not None
         state[hf_name] = value
     if config["model_type"] in ("vit", "deit"):  # unused by captions, but transformers warns if it is missing
         state |= {"pooler.dense.weight": torch.eye(encoder.width), "pooler.dense.bias": torch.zeros(encoder.width)}
@@ -165,8 +173,6 @@ def _encoder_config(encoder: ImageEncoder, timm_name: str) -> dict[str, Any]:
             "window_size": first.window_size[0], "mlp_ratio": first.mlp.fc1.out_features / width, "qkv_bias": qkv_bias,
             "hidden_size": encoder.width, "drop_path_rate": 0.0,
         }
-    if not isinstance(backbone.norm, nn.LayerNorm) and family != "beit":
-        raise _not_exportable(timm_name, "it does not normalise its last tokens")
     config |= {
         "hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": first.attn.num_heads,
         "intermediate_size": first.mlp.fc1.out_features, "qkv_bias": qkv_bias,
@@ -190,7 +196,7 @@ def _not_exportable(timm_name: str, problem: str) -> ConfigError:
 
 
 def square(value: Any, name: str) -> int:
-    """Return the side of a square, given as a number, as (height, width) or by these names, in pixels.
+    """Return the side in pixels of a square that a file gives as a number, as [height, width] or by these names.
 
     Raises ConfigError for anything else.
     """

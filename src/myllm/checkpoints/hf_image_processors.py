@@ -14,7 +14,7 @@ from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 
 FILE_NAME = "preprocessor_config.json"
-# numbers that image processors write
+# image processors write an interpolation as a number
 RESAMPLES = {int(resample): name for name, resample in INTERPOLATIONS.items()}
 # The processors that resize, crop and normalise as `Preprocess` can, with their defaults in transformers.
 _PLAIN = {
@@ -39,11 +39,11 @@ FAMILY_PROCESSORS = {"vit": "ViT", "deit": "DeiT", "beit": "Beit", "swin": "ViT"
 
 
 def read_preprocess(folder: Path, encoder: PreprocessConfig, family: str) -> tuple[PreprocessConfig, list[str]]:
-    """Return what a folder's image processor does, and notes on differences.
+    """Return our preprocessing for a folder's image processor, and notes on differences.
 
     encoder: the encoder's own preprocessing, which gives the image size. family: the encoder's model_type.
-    Without preprocessor_config.json pictures are prepared as by ViTImageProcessor.
-    Raises CheckpointError for a processor that does something else than resize, crop and normalise.
+    If there is no preprocessor_config.json, pictures are prepared as by ViTImageProcessor.
+    Raises CheckpointError for a processor that does more than resize, crop and normalise.
     """
     path = folder / FILE_NAME
     values = read_json(path) if path.is_file() else {"size": encoder.image_size[0], "image_processor_type": "ViT"}
@@ -60,6 +60,8 @@ def _preprocess(
     kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(written_type or FAMILY_PROCESSORS[family]))
     if kind not in PROCESSORS:
         raise ConfigError(f"image_processor_type is {written_type}; supported are {', '.join(PROCESSORS)}")
+    if values.get("do_pad"):
+        raise ConfigError("do_pad is true; supported is false")
     values, notes = {**PROCESSORS[kind], **values}, []
     size, mode = values["size"], "squash"
     if isinstance(size, int) and "shortest_edge" in PROCESSORS[kind]["size"]:
@@ -71,7 +73,7 @@ def _preprocess(
     side = square(values["crop_size"], "crop_size") if values["do_center_crop"] else resized
     if not values["do_resize"]:
         if values["do_center_crop"]:
-            raise ConfigError("do_resize is false with do_center_crop; supported is true")
+            raise ConfigError("do_resize is false and do_center_crop is true; expected do_resize true")
         side = resized = encoder.image_size[0]
         notes.append("do_resize is false: transformers refuses pictures of other sizes, myllm resizes them")
     if side != encoder.image_size[0]:

@@ -128,6 +128,10 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
             f"mode {model.config.mode}: in Hugging Face format every decoder block reads the encoder's last output. "
             "Train with --mode last, or export to safetensors"
         )
+    if checkpoint.preprocess.crop_mode == "border":
+        raise ConfigError(
+            "preprocess.crop_mode border: no image processor of transformers adds a border; export to safetensors"
+        )
     encoder_config, encoder = from_timm(model.encoder, model.config.vision.name)
     decoder = {
         name: value for name, value in model.state_dict().items()
@@ -150,7 +154,7 @@ def config_files(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str
         "decoder_start_token_id": end, "eos_token_id": end, "pad_token_id": end, "tie_word_embeddings": False,
         "encoder": dict(encoder), "decoder": decoder,
     }
-    return {
-        "config": config, "generation_config": generation_config(checkpoint.decode, end),
-        "preprocessor_config": processor_config(checkpoint.preprocess),
-    }
+    files = {"config": config, "generation_config": generation_config(checkpoint.decode, end)}
+    if checkpoint.preprocess.crop_mode != "border":  # which no image processor of transformers does
+        files["preprocessor_config"] = processor_config(checkpoint.preprocess)
+    return files

@@ -1,9 +1,7 @@
 """Download captioners from a hub, and upload them, by huggingface_hub with its cache, HF_TOKEN and HF_ENDPOINT."""
 
-import hashlib
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,20 +27,21 @@ def is_id(source: str) -> bool:
 def download(source: str) -> Path:
     """Return a folder with the captioner of user/name or user/name@revision, from the cache if it is there.
 
-    Interrupted downloads resume; finished files are checked against the hub's hash.
+    Interrupted downloads resume; finished files are checked against the hub's hashes.
     Raises CheckpointError, which says what to do.
     """
     repo, _, revision = source.partition("@")
     start = time.time()
     try:
         folder = _download(repo, revision or None)
+        is_new = any(path.is_file() and path.stat().st_mtime >= start for path in folder.iterdir())
+        damaged = HfApi().verify_repo_checksums(repo, revision=revision or None).mismatches if is_new else []
     except Exception as error:  # the network's errors have no other common base
         raise CheckpointError(f"{source}: no such file or folder; as a hub id, {_describe(error)}") from error
-    for path in folder.iterdir():
-        blob = path.resolve()
-        if blob.is_file() and blob.stat().st_mtime >= start and not _is_whole(blob):
-            blob.unlink()
-            raise CheckpointError(f"{source}: {path.name} arrived damaged and has been deleted; run this again")
+    for mismatch in damaged:
+        (folder / mismatch["path"]).resolve().unlink()
+    if damaged:
+        raise CheckpointError(f"{source}: {damaged[0]['path']} arrived damaged and has been deleted; run this again")
     return folder
 
 
@@ -66,41 +65,21 @@ def upload(checkpoint: Checkpoint, repo: str, private: bool = False, dtype: torc
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """Return the cache folder with a repository's weights, in one format, and the files that belong to them."""
-    try:
-        names = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
-    except errors.HfHubHTTPError:
-        raise
-    except Exception as error:  # as above
-        return _from_cache(repo, revision, error)
-    weights = next((pattern for pattern in WEIGHTS if any(Path(name).match(pattern) for name in names)), None)
-    if weights is None:
-        raise ValueError(f"it holds no captioner: none of {', '.join(WEIGHTS)} is among its {len(names)} files")
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *OTHER_FILES]))
+    """Return the cache folder with a repository's weights, in one format, and the files that belong to them.
 
-
-def _from_cache(repo: str, revision: str | None, hub_error: Exception) -> Path:
-    """Return the repository's folder in the cache. Raises FileNotFoundError with the hub's error if it is not there."""
+    If the hub cannot be reached, the files are those that the cache has.
+    """
     for weights in WEIGHTS:
-        with suppress(errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError):
-            files = [weights, *OTHER_FILES]
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=True))
-            if any(folder.glob(weights)):
-                return folder
-    raise FileNotFoundError(reason(hub_error))
-
-
-def _is_whole(blob: Path) -> bool:
-    """Return whether a file of the cache has the hash that is its name: sha256, or git's sha1 for small files."""
-    digests = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % blob.stat().st_size)}
-    if not re.fullmatch("[0-9a-f]+", blob.name) or len(blob.name) not in digests:
-        return True
-    with blob.open("rb") as file:
-        return hashlib.file_digest(file, lambda: digests[len(blob.name)]).hexdigest() == blob.name
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[weights, *OTHER_FILES]))
+        if any(folder.glob(weights)):
+            return folder
+    raise ValueError(f"it holds no captioner: none of its files is one of {', '.join(WEIGHTS)}")
 
 
 def _describe(error: Exception) -> str:
     """Return what went wrong on the hub and what to do."""
+    if isinstance(error, errors.LocalEntryNotFoundError):  # the hub failed, and then the cache lacked a file
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, errors.GatedRepoError):
         return "it is gated: accept its terms on its page, and set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):

@@ -1,7 +1,7 @@
 """Low-rank adapters in PEFT's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-What PEFT has no field for (hash of the base's weights, decoding defaults, provenance) is in the header of the tensors,
-because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
+PEFT has no fields for the hash of the base's weights, decoding defaults and provenance. They are in the header of the
+tensors, because PEFT warns of unknown options in its configuration, and because one file is replaced as a whole.
 """
 
 import json
@@ -32,7 +32,7 @@ FOLDER = "adapter"
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 METADATA_KEY = "myllm"
-NO_HASH = "the adapter does not record which weights it was trained on; with others than those, captions are worse"
+NO_HASH = "the adapter does not record which weights it was trained on; with other weights, captions are worse"
 # Supported values in PEFT's configuration; the first is PEFT's default.
 SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),

@@ -35,7 +35,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with all that captioning needs, and a record of how it was made."""
+    """A model with everything that captioning needs, and a record of how it was made."""
 
     model: VisionGPT2
     tokenizer: Tokenizer
@@ -61,9 +61,9 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -
 
 
 def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write model.safetensors, config.json, tokenizer.json and README.md, a model card; dtype as in `save`.
+    """Write model.safetensors, config.json, tokenizer.json and a model card, README.md; dtype as in `save`.
 
-    The folder appears under its name once it is complete. Raises ConfigError if `folder` exists.
+    The folder gets its name only when it is complete. Raises ConfigError if `folder` exists.
     """
     tensors = _tensors_to_store(checkpoint.model, dtype)
     with atomic_folder(folder) as out:
@@ -93,9 +93,9 @@ def write_calibration(calibration: Calibration, path: Path) -> Path:
 def load(path: Path) -> Checkpoint:
     """Open a captioner.pt, the run folder that holds one, or a folder that `save_folder` wrote.
 
-    float32 tensors are mapped, not read into memory: replace such a file by another, never write into it.
-    Raises CheckpointError for a file that is missing, damaged, of a newer format or another program's, that asks to run
-    code, or whose parts do not fit together.
+    float32 tensors are mapped, not read into memory, so never write into an open file: replace it.
+    Raises CheckpointError if the file is missing or damaged, has a newer format, is from another program, would run
+    code when loaded, or has parts that do not fit together.
     """
     location = locate(path)
     content = read(location)
@@ -146,7 +146,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     home = folder.resolve()
-    # in Hugging Face's cache, a folder of links to blobs
+    # a folder in Hugging Face's cache holds links to files in `blobs`
     homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
     for file in (folder / TENSORS_NAME, folder / CONFIG_NAME, folder / TOKENIZER_NAME):
         if not file.is_file():
@@ -167,7 +167,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _assemble(content: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint that the parts of a file make, once they are checked."""
+    """Check the parts of a file and return their checkpoint."""
     checks.check_size([value for name, value in content.items() if name not in FILE_PARTS])
     provenance, calibration = content["provenance"], content.get(CALIBRATION)
     if not isinstance(provenance, dict):

@@ -5,7 +5,7 @@ Such a file has only tensors and their names: the geometry is read from their sh
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from myllm.checkpoints import native
-from myllm.checkpoints.build import is_finite
+from myllm.checkpoints.build import build_model
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, GPTConfig, PreprocessConfig, VisionConfig
 from myllm.data.tokenizer import gpt2_tokenizer, no_tokenizer
@@ -26,7 +26,7 @@ from myllm.model.weight_files import read_tensors
 
 HEAD_WIDTH = 64
 VIT_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-# Our names in a decoder block to those of both formats; several if our matrix joins several of theirs.
+# Modules of a decoder block: our names, and those of both formats; several if our matrix joins several of theirs.
 BLOCK = {
     "ln_1": "ln_1", "ln_cross_attn": "ln_2", "ln_2": "ln_3", "crossattention.q_attn": "cross_attn.q",
     "crossattention.c_attn": "cross_attn.k cross_attn.v", "crossattention.c_proj": "cross_attn.c_proj",
@@ -67,14 +67,14 @@ LAYOUTS = {
         ("weight", "bias"), "none",
     ),
 }
-# A format's tensor names include some with each of these prefixes.
+# In a file of each program, some tensor names begin with each of these prefixes.
 PREFIXES = {name: ("patch_embed.", f"{layout.blocks}.") for name, layout in LAYOUTS.items()} | {
     "ClipCap": ("clip_project.", "gpt."),
     "nanoVLM": ("vision_encoder.", "decoder.", "MP."),
 }
 SUPPORTED = f"state dicts that can be opened are those of {' and '.join(LAYOUTS)}"
 CAUSAL_MASK = re.compile(r"(trf_blocks|transformer\.h)\.\d+\.attn\.mask")
-# A model made without these biases lacks them in every block.
+# Biases that a model can be made without; then every block lacks them.
 OPTIONAL_BIAS = re.compile(r"\.(attn\.qkv|attn\.W_query|attn\.W_key|attn\.W_value)\.bias$")
 
 
@@ -137,14 +137,15 @@ def _build(tensors: Mapping[str, Tensor]) -> tuple[str, VisionGPT2]:
     sources = _sources(layout, depth)
     tensors = _completed(tensors, layout, dict.fromkeys(name for parts in sources.values() for name in parts))
     try:
-        model = VisionGPT2(_config(tensors, layout, depth))
+        config = _config(tensors, layout, depth)
+        with torch.device("meta"):  # shapes without numbers
+            declared = VisionGPT2(config).state_dict()
     except ConfigError as error:
         raise CheckpointError(f"no captioner has such shapes ({error})") from error
-    _copy_tensors(model, tensors, sources)
-    return kind, model.eval()
+    return kind, build_model(config, _joined(tensors, sources, declared))
 
 
-def _sources(layout: Layout, depth: int) -> dict[str, Collection[str]]:
+def _sources(layout: Layout, depth: int) -> dict[str, Sequence[str]]:
     """Return, for each of our tensors, the file's tensors that are concatenated to it."""
     modules = {"encoder.backbone.patch_embed.proj": "patch_embed.proj", "decoder.transformer.ln_f": layout.final_norm}
     for number in range(depth):
@@ -152,7 +153,7 @@ def _sources(layout: Layout, depth: int) -> dict[str, Collection[str]]:
         for name, parts in layout.block.items():
             in_file = " ".join(f"{layout.blocks}.{number}.{part}" for part in parts.split())
             modules[f"decoder.transformer.h.{number}.{name}"] = in_file
-    sources: dict[str, Collection[str]] = {f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")}
+    sources: dict[str, Sequence[str]] = {f"encoder.backbone.{name}": (name,) for name in ("cls_token", "pos_embed")}
     sources |= {"decoder.transformer.wte.weight": (layout.embedding,), "decoder.lm_head.weight": (layout.head,)}
     sources["decoder.transformer.wpe.weight"] = (layout.positions,)
     for name, parts in modules.items():
@@ -223,26 +224,23 @@ def _config(tensors: Mapping[str, Tensor], layout: Layout, depth: int) -> Captio
     return CaptionerConfig(vision, text, "layerwise")
 
 
-@torch.no_grad()
-def _copy_tensors(model: VisionGPT2, tensors: Mapping[str, Tensor], sources: Mapping[str, Collection[str]]) -> None:
-    """Copy the file's tensors into the model one by one, so that no second model is in memory.
-
-    The ViT's last norm stays as initialised: files do not hold it, because mode layerwise does not use it.
-    Raises CheckpointError for tensors of another shape, NaN or infinite.
-    """
-    state = model.state_dict()
-    expected = {part: (state[name].shape[0] // len(parts), *state[name].shape[1:])
+def _joined(
+    tensors: Mapping[str, Tensor], sources: Mapping[str, Sequence[str]], declared: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the file's tensors as ours. Raises CheckpointError, naming one, if shapes are not those of `declared`."""
+    expected = {part: (declared[name].shape[0] // len(parts), *declared[name].shape[1:])
                 for name, parts in sources.items() for part in parts}
     if wrong := [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]:
         raise CheckpointError(
             f"{wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}; expected {expected[wrong[0]]}, as the "
             f"other tensors imply ({len(wrong)} tensors do not fit in all)"
         )
-    for name in expected:
-        if not is_finite(tensors[name]):
-            raise CheckpointError(f"{name} holds NaN or infinite values; take another checkpoint")
+    # files lack the ViT's last norm, because mode layerwise does not use it
+    norm, width = "encoder.backbone.norm", declared["encoder.backbone.norm.weight"].shape
+    state = {f"{norm}.weight": torch.ones(width), f"{norm}.bias": torch.zeros(width)}
     for name, parts in sources.items():
-        state[name].copy_(torch.cat([tensors[part] for part in parts]))
+        state[name] = torch.cat([tensors[part] for part in parts]) if len(parts) > 1 else tensors[parts[0]]
+    return state
 
 
 def _tokenizer(vocab_size: int, path: Path) -> Tokenizer:

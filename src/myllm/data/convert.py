@@ -14,12 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from myllm.config import CaptionsConfig
-from myllm.data.images import MAX_BYTES, PICTURE_SUFFIXES
+from myllm.data.images import MAX_BYTES, PICTURE_SUFFIXES, suffix_of_content
 from myllm.data.records import Record
 from myllm.data.sources import read_records
 from myllm.data.split_lists import list_text
+from myllm.data.tables import import_pyarrow
 from myllm.errors import DataError
-from myllm.files import atomic_folder, read_data
+from myllm.files import atomic_folder, picture_size, read_picture
 from myllm.progress import Progress, no_progress
 
 IMAGES = "images"
@@ -89,14 +90,16 @@ def portable_records(records: Sequence[Record], needs_suffix: bool) -> tuple[lis
 
 
 def picture_suffix(record: Record) -> str:
-    """Return the suffix that a picture's name lacks: that of its file, or nothing."""
+    """Return the suffix that a picture's name lacks: that of its file, or of its format; nothing if it lacks none."""
     own, of_file = (PurePosixPath(str(path)).suffix for path in (record.name, record.image))
-    return "" if own.lower() in PICTURE_SUFFIXES else of_file
+    if own.lower() in PICTURE_SUFFIXES:
+        return ""
+    return of_file if of_file.lower() in PICTURE_SUFFIXES else suffix_of_content(record.image)
 
 
 def picture_bytes(record: Record) -> bytes:
     """Return the content of a picture's file. Raises DataError if it cannot be read."""
-    return read_data(record.image, MAX_BYTES)
+    return read_picture(record.image, MAX_BYTES)
 
 
 def write_csv(records: Sequence[Record], folder: Path, progress: Progress) -> None:
@@ -138,7 +141,8 @@ def write_webdataset(
 ) -> None:
     """Write tar files of each split, in which a picture is followed by its captions in a .txt, a caption on each line.
 
-    The same records give the same bytes: members have no owner and no date.
+    The same records give the same bytes: members have no owner and no date. Splits are in the names of the files; if
+    they are not called train, val or test, there are also lists.
     """
     done, sidecars = 0, dict(zip([record.name for record in records], sidecar_names(records), strict=True))
     for split, shards in shards_by_split(records, shard_bytes).items():
@@ -149,7 +153,8 @@ def write_webdataset(
                     _add_member(tar, sidecars[record.name], caption_lines(record).encode())
                     done += 1
                     progress("writing pictures", done, len(records))
-    write_split_lists(records, folder)
+    if not by_split(records).keys() <= {None, "train", "val", "test"}:
+        write_split_lists(records, folder)
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -162,9 +167,7 @@ def write_parquet(
     records: Sequence[Record], folder: Path, progress: Progress, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write tables of each split with the columns image, captions and split, as Hugging Face datasets reads them."""
-    import pyarrow as pa  # of the extra `datasets`
-    from pyarrow import parquet
-
+    pa = import_pyarrow(folder)
     features = {
         "image": {"_type": "Image"},
         "captions": {"_type": "List", "feature": {"_type": "Value", "dtype": "string"}},
@@ -179,7 +182,7 @@ def write_parquet(
     for split, shards in shards_by_split(records, shard_bytes).items():
         for number, shard in enumerate(shards):
             path = folder / f"{split or 'data'}-{number:05d}-of-{len(shards):05d}.parquet"
-            with parquet.ParquetWriter(path, schema) as writer:
+            with pa.parquet.ParquetWriter(path, schema) as writer:
                 for start in range(0, len(shard), PICTURES_IN_ROW_GROUP):
                     rows = [_parquet_row(record) for record in shard[start : start + PICTURES_IN_ROW_GROUP]]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
@@ -218,8 +221,17 @@ def caption_lines(record: Record) -> str:
 
 
 def write_split_lists(records: Sequence[Record], folder: Path) -> None:
-    """Write a list of the names of each split into splits/; nothing if the records have no splits."""
-    for split, members in by_split(records).items():
+    """Write a list of the names of each split into splits/; nothing if the records have no splits.
+
+    Raises DataError if some records have none, but would get one from the lists of the others.
+    """
+    splits = by_split(records)
+    if None in splits and splits.keys() & {"train", "val"}:
+        raise DataError(
+            f"picture {splits[None][0].name} is in no split, but others are; lists cannot say this: choose --to csv, "
+            "jsonl or parquet, or divide the data with `myllm data split`"
+        )
+    for split, members in splits.items():
         if split is not None:
             text = list_text(split, members)
             (folder / "splits").mkdir(exist_ok=True)
@@ -245,7 +257,7 @@ def _shards(records: Sequence[Record], shard_bytes: int) -> Iterator[list[Record
     shard, size = list[Record](), 0
     for record in records:
         shard.append(record)
-        size += record.image.stat().st_size
+        size += picture_size(record.image)
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0

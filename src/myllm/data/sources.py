@@ -7,14 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from myllm.config import CaptionsConfig
-from myllm.data.folder_formats import walk
-from myllm.data.formats import find_captions
+from myllm.data.formats import Format, find_captions
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.names import NameIndex
 from myllm.data.records import Findings, Record
-from myllm.data.rows import checked_caption, checked_name
+from myllm.data.rows import CaptionFile, checked_caption, checked_name
 from myllm.data.splits import named_splits, one_split, precedence, split_records
+from myllm.data.stored import glob, open_archive, walk
 from myllm.errors import DataError
+from myllm.files import Picture, StoredImage
 
 PICTURE_FOLDERS = (
     "flickr30k_images", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
@@ -31,8 +32,10 @@ class _Picture:
     captions: list[str] = field(default_factory=list)
     split: str | None = None
     identity: str | None = None
-    image: Path | None = None
+    image: Picture | None = None
     """Where its bytes are, if the format says."""
+    file: CaptionFile | None = None
+    """The file that says where."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,7 @@ def read_records(
         images = _locate(root, paths, pictures, findings)
         if not images:
             raise DataError(_all_missing(root, paths, pictures))
-        own = {name: picture.split for name, picture in pictures.items() if name in images}
-        splits = named_splits(list(own), own, root, findings) if use_lists else own
-        records += [
-            Record(source + name, images[name], tuple(pictures[name].captions), split, source)
-            for name, split in splits.items()
-        ]
+        records += _records(root, source, pictures, images, findings, use_lists)
     return records, findings
 
 
@@ -85,30 +83,38 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
 
     The pictures need not be there, except to split them by hash. Raises DataError or ConfigError.
     """
-    findings, texts, ids = Findings(), dict[str, list[str]](), dict[str, str]()
     captions, shown = replace(captions, lowercase=False), " and ".join(map(str, data_paths(data)))
-    splits: dict[str, list[Record]] = {}
+    findings, records, are_there = Findings(), list[Record](), True
+    texts, ids = dict[str, list[str]](), dict[str, str]()
     for root, paths, source in _roots(data):
         pictures = _read_pictures(paths, captions, findings)
         texts |= {source + name: picture.captions for name, picture in pictures.items()}
         ids |= {picture.identity: source + name for name, picture in pictures.items() if picture.identity is not None}
         if split is not None:
             images = _locate(root, paths, pictures, Findings())
-            names = list(images or pictures)
-            own = {name: pictures[name].split for name in names}
-            nowhere = root / "missing"
-            records = [
-                Record(source + name, images.get(name, nowhere), tuple(pictures[name].captions), part, source)
-                for name, part in named_splits(names, own, root, findings).items()
-            ]
-            if not images and not findings.splits:
-                raise DataError(f"{shown}: has no splits; leave out --split {split}")
-            for part, members in (split_records(records, findings) if images else _by_split(records)).items():
-                splits.setdefault(part, []).extend(members)
+            are_there = are_there and bool(images)
+            nowhere: dict[str, Picture] = dict.fromkeys(pictures, root / "missing")
+            records += _records(root, source, pictures, images or nowhere, findings)
     if split is not None:
+        if not are_there and not findings.splits:
+            raise DataError(f"{shown}: has no splits; leave out --split {split}")
+        splits = split_records(records, findings) if are_there else _by_split(records)
         kept = {record.name for record in one_split(splits, split, shown)}
         texts = {name: captions for name, captions in texts.items() if name in kept}
     return References(texts, {key: name for key, name in ids.items() if name in texts}, shown), findings
+
+
+def _records(
+    root: Path, source: str, pictures: Mapping[str, _Picture], images: Mapping[str, Picture], findings: Findings,
+    use_lists: bool = True,
+) -> list[Record]:
+    """Return the records of the pictures that have an image, with their splits."""
+    own = {name: pictures[name].split for name in images}
+    splits = named_splits(list(images), own, root, findings) if use_lists else own
+    return [
+        Record(source + name, images[name], tuple(pictures[name].captions), split, source)
+        for name, split in splits.items()
+    ]
 
 
 def _by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -144,21 +150,25 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
     """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
     pictures: dict[str, _Picture] = {}
     files = [found for path in paths for found in find_captions(path, captions)]
+    findings.formats += _described(files)
+    clashes = set[str]()
     for form, file in files:
-        findings.formats.append(f"{form.name}: {file.path}")
         names: dict[Any, str] = {}
         for row in form.read(file, captions, findings):
             name = names.get(row.image) if isinstance(row.image, str) else None
             if name is None:
                 name = checked_name(file.path, row.position, row.image)
                 names[row.image] = name
+            if isinstance(row.picture, StoredImage):
+                name = _told_apart(name, row.picture, file, pictures, clashes)
             caption = checked_caption(file.path, row.position, name, row.caption)
             if not caption:
                 findings.empty_captions.append(f"{f'{file.name}, ' * (len(files) > 1)}{row.position}: {name}")
                 continue
             picture = pictures.setdefault(name, _Picture())
             picture.captions.append(caption.lower() if captions.lowercase else caption)
-            picture.image = row.picture or picture.image
+            if row.picture is not None:
+                picture.image, picture.file = row.picture, file
             if row.identity is not None:
                 picture.identity = checked_name(file.path, row.position, row.identity)
             if row.split is not None and row.split != picture.split:
@@ -173,10 +183,42 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
     return pictures
 
 
+def _described(files: Sequence[tuple[Format, CaptionFile]]) -> list[str]:
+    """Return what is read, in a line for each file, or for all parts of a data set."""
+    lines = {f"{form.name}: {file.path}": form for form, file in files}
+    parts = [line for line, form in lines.items() if form.is_in_parts]
+    more = f" and {len(parts) - 1:,} more" if len(parts) > 1 else ""
+    return [line for line in lines if line not in parts] + [line + more for line in parts[:1]]
+
+
+def _told_apart(
+    name: str, image: StoredImage, file: CaptionFile, pictures: dict[str, _Picture], clashes: set[str]
+) -> str:
+    """Return the name of a picture in an archive or a table: two of them may have pictures of one name.
+
+    These get their file's name in front; the first one is renamed when the second is found. Raises DataError if they
+    are in one file.
+    """
+    other = pictures.get(name)
+    if name not in clashes and other is not None and isinstance(other.image, StoredImage) and other.image != image:
+        is_equal = other.image.size == image.size
+        if other.file is file and not is_equal:
+            raise DataError(f"{image} is a second picture called {name}; give each picture a name of its own")
+        is_equal = is_equal and (other.file is file or other.image.read() == image.read())
+        if other.file is not None and not is_equal:
+            clashes.add(name)
+            pictures[_name_with_file(name, other.file)] = pictures.pop(name)
+    return _name_with_file(name, file) if name in clashes else name
+
+
+def _name_with_file(name: str, file: CaptionFile) -> str:
+    return f"{PurePosixPath(file.name).with_suffix('')}/{name}"
+
+
 def _locate(
     root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture], findings: Findings
-) -> dict[str, Path]:
-    """Return the file of each picture that is there. Raises DataError if a name fits pictures of two folders.
+) -> dict[str, Picture]:
+    """Return where each picture is that is there. Raises DataError if a name fits pictures of two folders.
 
     Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
     may be missing.
@@ -191,15 +233,17 @@ def _locate(
     for name in missing():
         places = [files[name] for files in listed.values() if name in files]
         if len(places) > 1:
+            both = " and ".join(str(place).removeprefix(f"{root}/") for place in places[:2])
             raise DataError(
-                f"{root}: two pictures are called {name}: {places[0].relative_to(root)} and "
-                f"{places[1].relative_to(root)}; write their folders in the captions file"
+                f"{root}: two pictures are called {name}: {both}; write their folders in the captions file"
             )
         places += [folder / name for folder in folders if not places and (folder / name).is_file()]
         if places:
             found[name] = places[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
+    if missing():  # Kaggle's captions.txt beside Images.zip
+        listed |= {path: _archived(path) for path in (*glob(root, "*.zip"), *glob(root, "*.tar"))}
     for files in listed.values():
         index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
         for name in missing():
@@ -211,8 +255,8 @@ def _locate(
     findings.missing_pictures += missing()
     used = set(found.values())
     findings.unused_pictures += sorted(
-        name for files in listed.values() for name, path in files.items()
-        if path not in used and path.suffix.lower() in PICTURE_SUFFIXES
+        name for files in listed.values() for name, picture in files.items()
+        if picture not in used and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
     )
     return {name: found[name] for name in pictures if name in found}
 
@@ -225,7 +269,13 @@ def _folders(root: Path, paths: Sequence[Path]) -> list[Path]:
     return [*folders, root, Path()]
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _archived(path: Path) -> dict[str, Picture]:
+    """Return the files of an archive by their path in it, and in its picture folder."""
+    members: dict[str, Picture] = dict(open_archive(path).members)
+    return members | {inner: member for name, member in members.items() if (inner := name.partition("/")[2])}
+
+
+def _files(folder: Path) -> dict[str, Picture]:
     """Return all files below a folder by their relative path in NFC."""
     return {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in walk(folder)}
 

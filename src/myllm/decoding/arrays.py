@@ -1,7 +1,7 @@
 """Array functions that numpy and torch name differently, so that the search runs the same lines on either.
 
-Scores stay in the library and on the device that the model computed them with. What the search decides by itself is
-small and held in numpy: `to_numpy` brings candidates over, `to_device_of` takes tokens back.
+Scores stay in the library and on the device that computed them. What the search decides is small and held in numpy:
+`to_numpy` copies candidates to the host, `to_device_of` copies tokens back.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-# numbers that numpy adds up at a time: temporary arrays stay in the processor's cache
+# numbers that logsumexp reads at a time in numpy, so that temporary arrays stay in the processor's cache
 BLOCK = 2**16
 # log-probability of what cannot happen
 IMPOSSIBLE = float("-inf")
@@ -47,7 +47,7 @@ def replace(scores: Array, tokens: Array, values: Array) -> Array:
 
 
 def forbid(scores: Array, tokens: Ints, where: Bools | None = None) -> Array:
-    """Copy of scores (B, G, vocab_size) with tokens (B, G, K) impossible, or only those `where` (B, G, K) is true."""
+    """Copy of scores (B, G, vocab_size) with tokens (B, G, K) impossible: all, or those where `where` is true."""
     xp = array_namespace(scores)
     image, caption, column = (np.ones(tokens.shape, bool) if where is None else where).nonzero()
     forbidden = [to_device_of(index, scores) for index in (image, caption, tokens[image, caption, column])]
@@ -56,7 +56,7 @@ def forbid(scores: Array, tokens: Ints, where: Bools | None = None) -> Array:
     return changed
 
 
-@np.errstate(invalid="ignore")  # of infinite scores, which the engine reports
+@np.errstate(invalid="ignore")  # infinite scores give NaN, which the engine reports
 def logsumexp(scores: Array) -> Array:
     """Logarithm of the sum of the exponentials over the last axis, which is kept: (..., N) -> (..., 1)."""
     if hasattr(scores, "logsumexp"):  # torch's
@@ -92,7 +92,7 @@ def largest(scores: Array, count: int) -> tuple[Array, Array]:
     if height < 4:
         candidates = _partition(scores, count)
     else:
-        # scores folded into columns: the largest are in the columns whose maxima are largest, or in what is left over
+        # fold the scores into columns: the largest are in the columns with the largest maxima, or among those left over
         width, rows = size // height, scores.shape[:-1]
         columns = _partition(scores[..., : height * width].reshape(*rows, height, width).max(axis=-2), count)
         inside = (columns[..., None] + width * np.arange(height)).reshape(*rows, -1)

@@ -1,7 +1,7 @@
 """Beam search: keep the likeliest unfinished captions, and set finished ones aside until the search is over.
 
-Order and stopping are those of transformers. Groups of beams may be made to differ (Vijayakumar et al. 2018), and
-beams be divided by how many required words they contain (Post and Vilar 2018).
+Order and stopping are those of transformers. Groups of beams can be made to differ (Vijayakumar et al. 2018), and
+beams can be divided by how many required words they contain (Post and Vilar 2018).
 """
 
 from collections import Counter, defaultdict
@@ -55,7 +55,7 @@ class Beams:
         self.request, self.config = request, request.config
         self.captions, self.groups = self.config.beams, self.config.num_beam_groups
         self.width = self.captions // self.groups
-        # (B, beams) scores of the open beams. All beams of a group begin alike, so only its first may continue
+        # (B, beams) scores of the open beams. The beams of a group are equal at first, so only one of them may continue
         self.totals = np.full((request.batch, self.captions), IMPOSSIBLE, np.float32)
         self.totals[:, :: self.width] = 0.0
         self.searches = [[_GroupSearch() for _ in range(self.groups)] for _ in range(request.batch)]
@@ -76,16 +76,13 @@ class Beams:
             row for row, image in enumerate(history.images.tolist())
             if not all(search.is_over for search in self.searches[image])
         ]
-        # impossible beams replace those that a group has lost
+        # a group with fewer open beams than its width is filled up with impossible ones
         pairs = [pair for row in rows for pair in zip(kept[row], self.spare, strict=True)]
         beams = [beam for group, spare in pairs for beam in (group + spare)[: self.width]]
-        totals, origin, tokens, logprobs = list(zip(*beams, strict=True)) or [()] * 4
-        shape = len(rows), self.captions
-        self.totals = np.array(totals, np.float32).reshape(shape)
-        return Choice(
-            np.array(rows, np.int64), np.array(origin, np.int64).reshape(shape),
-            np.array(tokens, np.int64).reshape(shape), np.array(logprobs, np.float32).reshape(shape),
-        )
+        fields = np.array(beams, np.float64).reshape(len(rows), self.captions, 4)  # those of `_Candidate`
+        self.totals, logprobs = (fields[..., index].astype(np.float32) for index in (0, 3))
+        origin, tokens = (fields[..., index].astype(np.int64) for index in (1, 2))
+        return Choice(np.array(rows, np.int64), origin, tokens, logprobs)
 
     def results(self) -> list[list[Hypothesis]]:
         """Return the finished captions of all groups of each image, best first."""
@@ -109,15 +106,15 @@ class Beams:
     def _candidates(
         self, history: History, following: NextTokens, earlier: Sequence[Sequence[list[_Candidate]]], first: int
     ) -> list[list[_Candidate]]:
-        """Return the best continuations of a group's beams for each image, best first.
+        """Return the best continuations of a group's beams for each image, best first: two for each beam.
 
-        following: of the beams of the group; earlier: how earlier groups of each image continue; first: number of its
-        first beam. There are twice as many as beams: if every beam ends now, as many open ones remain.
+        following: scores of the group's beams; earlier: how earlier groups of each image continue; first: index of the
+        group's first beam. Twice as many are returned as there are beams, so that enough remain if all beams end now.
         """
         scores = self._penalize(following.scores, earlier)
         vocab_size = scores.shape[-1]
         count = min(2 * self.width, self.width * vocab_size)
-        # the best of all beams are among the best of each, which are found without adding up the whole vocabulary
+        # the best of the group are among the best of each beam, so the totals of the whole vocabulary are not needed
         best, tokens = largest(scores, min(count, vocab_size))
         width = tokens.shape[-1]
         if self.required is not None:
@@ -139,7 +136,7 @@ class Beams:
         return results
 
     def _leading_tokens(self, history: History) -> Ints:
-        """(B, beams, K) tokens that lead to required words, filled up with the end token."""
+        """Return the tokens that lead to required words, filled up with the end token: (B, beams, K)."""
         assert self.required is not None
         rows = [[self.required.progress(tuple(tokens[1:]))[1] for tokens in image] for image in history.tokens.tolist()]
         longest = max(len(leading) for image in rows for leading in image)
@@ -150,8 +147,9 @@ class Beams:
     def _by_banks(self, history: Ints, beams: Ints, columns: Ints, totals: Floats, tokens: Ints) -> tuple[Ints, Ints]:
         """Return the beams and columns of an image's best candidates, taking one of each bank in turn.
 
-        A bank holds the candidates that contain the same number of tokens of required words, so that they compete with
-        each other only. history: (width, T); beams, columns: the best of `totals` (width, K); tokens: (width, K).
+        The candidates of a bank contain the same number of tokens of required words, and compete only with each other.
+
+        history: (width, T); beams, columns: indices of the best of `totals` (width, K); tokens: (width, K).
         """
         assert self.required is not None
         captions = [tuple(row[1:]) for row in history.tolist()]
@@ -174,7 +172,7 @@ class Beams:
     def _advance(
         self, search: _GroupSearch, candidates: Sequence[_Candidate], history: History, row: int
     ) -> list[_Candidate]:
-        """Set aside what ends among the best candidates, and return those that continue: at most as many as beams."""
+        """Set aside the best candidates that end, and return those that continue, at most as many as beams."""
         if search.is_over:
             return []
         length, kept = history.chosen + 1, list[_Candidate]()
@@ -206,11 +204,11 @@ class Beams:
         return Hypothesis(tokens, logprobs, ended_by, rank, missing)
 
     def _is_over(self, search: _GroupSearch, best_open: float, length: int) -> bool:
-        """Whether a search ends; `best_open` is the sum of log-probabilities of its best open beam.
+        """Return whether a search ends, as in transformers.
 
-        Once as many captions as beams have ended: at once if early_stopping is true; if it is false, when the best open
-        beam at its present length ranks behind them all; if it is never, when it would even at the longest length,
-        which a positive length penalty favours. As in transformers.
+        A search needs as many finished captions as beams. Then it ends as in transformers. If early_stopping is true,
+        it ends at once. If it is false, it ends when the best open beam, at its present length, ranks behind all of
+        them; if it is "never", when it would also do so at the longest length, which a positive length_penalty favours.
         """
         if best_open == IMPOSSIBLE:
             return True

@@ -3,6 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -27,12 +28,15 @@ MAX_CACHED_MASKS = 512
 Tokens = tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The text of each token. Equal only to itself, so that constraints are cached with it."""
+    """The text of each token. Equal only to itself, so that `prepare` can keep constraints for it."""
 
-    def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]], end: int) -> None:
-        """tokens: bytes of each token, empty for the end token; encode: text to its usual tokens."""
-        self.tokens, self.encode, self.end = tokens, encode, end
+    tokens: Sequence[bytes]
+    """Bytes of each token; empty for the end token."""
+    encode: Callable[[str], list[int]]
+    """From a text to its usual tokens."""
+    end: int
 
     @cached_property
     def guided(self) -> "LLTokenizer":
@@ -51,19 +55,19 @@ class Constraint(Protocol):
     """A rule about words that decides which tokens may come next."""
 
     def allowed_after(self, tokens: Sequence[int]) -> Bools:
-        """(tokens of the vocabulary,) bool: which tokens may follow a caption that consists of `tokens`."""
+        """Return whether each token of the vocabulary may follow a caption that consists of `tokens`: (N,) bool."""
         ...
 
 
 class Banned:
     """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even if the word goes on.
 
-    An automaton of Aho and Corasick (1975) over normalized bytes: a state is the longest end of the text with which
-    one of the phrases begins. It reads all tokens of the vocabulary at once, byte by byte.
+    An automaton of Aho and Corasick (1975) over normalized bytes: a state stands for the longest end of the text that
+    is the beginning of a phrase. It reads all tokens of the vocabulary at once, byte by byte.
     """
 
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
-        # casings are listed because characters beyond ASCII have none as bytes
+        # casings are listed, because the bytes of characters beyond ASCII cannot be converted to lower case
         forms = {form for phrase in phrases for form in _casings(phrase)}
         self._next, self._is_match = _automaton({_words(form.encode()) for form in forms})
         self._dead = len(self._next) - 1
@@ -107,7 +111,8 @@ class Pattern:
         """Raises ConfigError for an invalid regular expression."""
         from llguidance import LLMatcher, regex_to_lark
 
-        grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'  # tokens in any spelling
+        # no_forcing: the text may be cut into tokens in any way
+        grammar = f'%llguidance {{"no_forcing": true}}\nstart: /{regex_to_lark(pattern)}/'
         self.size = len(vocabulary.tokens)
         self.matcher = LLMatcher(vocabulary.guided, grammar, log_level=0)
         if self.matcher.is_error():
@@ -143,12 +148,12 @@ class Required:
         self.progress = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._progress)
 
     def _missing(self, tokens: Tokens) -> tuple[str, ...]:
-        """The phrases that a caption of these tokens does not contain."""
+        """Return the phrases that a caption of these tokens does not contain."""
         text = _words(self.vocabulary.text(tokens)) + b" "
         return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in text)
 
     def _progress(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
-        """How many tokens of phrases a caption contains, an unfinished phrase included, and the tokens that add one."""
+        """Return how many tokens of phrases, finished or not, a caption contains, and the tokens that add one."""
         missing, finished, begun, leading = self.missing(tokens), 0, 0, set[int]()
         for phrase, later, initial in zip(self.phrases, self.spellings, self.initial_spellings, strict=True):
             if phrase not in missing:
@@ -170,9 +175,9 @@ def prepare(kind: Callable[[Any, Vocabulary], T], value: Hashable, vocabulary: V
 
 
 def _automaton(phrases: set[bytes]) -> tuple[NDArray[np.int32], Bools]:
-    """Next state by (state, normalized byte), and whether a state ends with a phrase: the last state, a dead end, does.
+    """Return the next state for each (state, normalized byte), and whether the text of each state ends with a phrase.
 
-    A phrase is followed by a blank inside a token: dead. Runs of blanks count as one.
+    The last state is a dead end: a phrase was followed by a blank inside a token. Runs of blanks count as one.
     """
     children: list[dict[int, int]] = [{}]
     is_match = [False]

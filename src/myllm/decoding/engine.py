@@ -1,7 +1,7 @@
 """The search loop: from a model's scores of next tokens to captions, one token at a time.
 
-It knows a `Stepper` only, nothing of our model, its tokenizer or pictures. Rules (`rules.py`) decide which tokens are
-possible, a `SearchStrategy` (`sampling.py`, `beam.py`) which of them are chosen. Finished captions leave the batch.
+It uses a `Stepper`, and knows neither our model nor its tokenizer nor pictures. Rules (`rules.py`) decide which tokens
+are possible, a `SearchStrategy` (`sampling.py`, `beam.py`) which of them are chosen. Finished captions leave the batch.
 """
 
 import math
@@ -19,7 +19,7 @@ from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import apply_rules
 from myllm.errors import MyLLMError
 
-# Li et al. 2023: contrast never chooses a token that the model finds this much less likely than the likeliest
+# contrast never chooses a token that has less than this share of the likeliest token's probability (Li et al. 2023)
 PLAUSIBLE = 0.1
 Ending = Literal["end", "stop", "length", "failed"]
 
@@ -40,21 +40,21 @@ class Stepper(Protocol):
         ...
 
     def reorder(self, state: Any, rows: Ints) -> Any:
-        """Return the state in which caption (i, j) continues what was caption rows[i, j].
+        """Return the state in which caption (i, j) is a copy of caption rows[i, j] of `state`.
 
-        rows: (B', G') numbers of the B * G captions of `state`; all G' of a row are of one image. Images that are left
-        out have finished. `state` itself is not used again.
+        rows: (B', G') indices among the B * G captions of `state`; all G' of a row are of one image. Images that are
+        left out have finished. `state` itself is not used again.
         """
         ...
 
     def release(self, state: Any) -> None:
-        """Take back what a state holds, once its search has ended or was given up."""
-        ...
+        """Free what a state holds, once its search has ended or was given up; by default, nothing."""
+        return
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Images to caption, and how."""
+    """Images to caption, and the options to caption them with."""
 
     stepper: Stepper
     images: Any
@@ -74,7 +74,7 @@ class SearchRequest:
     """A random seed for each image; needed by `do_sample`."""
 
     def ended_by(self, history: History, row: int, caption: int, token: int) -> Ending:
-        """What ends a caption of `history` that continues with `token`; "length" if nothing but its length does."""
+        """Return what ends a caption of `history` after `token`; "length" if the token and stop strings do not."""
         if token == self.end:
             return "end"
         if not self.config.stop_strings or self.vocabulary is None:
@@ -92,9 +92,9 @@ class Hypothesis:
     tokens: list[int]
     """Prefix and chosen tokens."""
     logprobs: list[float] = field(default_factory=list)
-    """The model's log-probability of each chosen token, before the rules; of the end token too if it was chosen."""
+    """The model's log-probability of each chosen token, before the rules; the end token, if chosen, is included."""
     ended_by: Ending = "length"
-    """The end token, a stop string, max_new_tokens, or rules that left nothing."""
+    """The end token, a stop string, max_new_tokens, or rules that allowed no token."""
     rank: float = 0.0
     """Order in beam search: log-probability, after the rules, / length ** length_penalty."""
     missing: tuple[str, ...] = ()
@@ -119,14 +119,14 @@ class NextTokens:
     scores: Array
     """(B, G, vocab_size): logits or log-probabilities after the rules."""
     score_offset: Array
-    """(B, G, 1): what beam search has left to subtract from the scores of its few candidates."""
+    """(B, G, 1): what to subtract from `scores` to get log-probabilities; beam search does that for its candidates."""
 
     def logprobs(self, tokens: Array) -> Array:
-        """The model's log-probabilities of tokens (B, G, K)."""
+        """Return the model's log-probabilities of tokens (B, G, K)."""
         return pick(self.logits, tokens) - self.normalizer
 
     def of(self, captions: slice) -> "NextTokens":
-        """Those of some of each image's captions."""
+        """Return the scores of some of each image's captions."""
         arrays = self.logits, self.normalizer, self.scores, self.score_offset
         return NextTokens(*(array[:, captions] for array in arrays))
 
@@ -135,9 +135,9 @@ class SearchStrategy(Protocol):
     """Decides which captions of an image are kept, and with which tokens they continue."""
 
     captions: int
-    """Captions of each image that are searched at a time."""
+    """Number of captions of each image that are searched at the same time."""
     ranks_logprobs: ClassVar[bool]
-    """Whether log-probabilities are summed, so that rules change these, as in transformers' beam search, or logits."""
+    """Whether captions are ranked by log-probabilities; rules then change these, not logits, as in transformers."""
 
     def choose(self, history: History, following: NextTokens) -> Choice:
         """Return how the captions of `history` continue, and keep those that have ended."""
@@ -155,7 +155,7 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
     """
     stepper, config = request.stepper, request.config
     history = History.begin(request.batch, strategy.captions, request.end, request.prefix, request.vocabulary)
-    # the captions of an image begin alike, so the first step computes one of them
+    # the captions of an image are the same at the beginning, so the first step computes one of them
     newest, rows = history.tokens[:, :1], history.images[:, None]
     states = [stepper.start(request.images)]
     try:
@@ -166,10 +166,11 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
             for index, state in enumerate(states):
                 states[index] = stepper.reorder(state, rows)
                 scores, states[index] = stepper.step(newest, states[index])
+                assert scores.shape[:2] == newest.shape[:2]  # `next_tokens` would broadcast one caption's scores
                 logits.append(scores)
             following = next_tokens(logits, history, config, strategy.ranks_logprobs)
             choice = strategy.choose(history, following)
-            # read after the choice, so that a GPU is waited for once
+            # read after the choice, so that the program waits for a GPU only once
             if not np.isfinite(to_numpy(following.normalizer)).all():
                 raise MyLLMError(
                     f"the model's logits for token {history.chosen + 1} are NaN or all minus infinity; its weights are "
@@ -189,8 +190,8 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
 def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig, ranks_logprobs: bool) -> NextTokens:
     """Return the scores of the captions' next tokens.
 
-    logits: (B, G, vocab_size) of the captions, or (B, 1, vocab_size) if they are all alike; with `contrastive_weight`,
-    those of the captions of grey pictures follow.
+    logits: (B, G, vocab_size) of the captions; in the first step (B, 1, vocab_size), as all of an image are alike.
+    With `contrastive_weight`, those of the captions of grey pictures follow.
     """
     xp = array_namespace(logits[0])
     shape = (*history.tokens.shape[:2], logits[0].shape[-1])
@@ -206,10 +207,12 @@ def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig,
 
 
 def contrast(logprobs: Array, blind: Array, weight: float) -> Array:
-    """Log-probabilities of what only the picture explains: (1 + weight) * logprobs - weight * blind, normalized.
+    """Return log-probabilities that favour what only the picture explains, by contrastive decoding.
 
-    logprobs, blind: (..., vocab_size) log-probabilities with the picture and with a grey one. Contrastive decoding (Li
-    et al. 2023) in the form of Leng et al. 2024; implausible tokens become impossible.
+    They are (1 + weight) * logprobs - weight * blind, normalized.
+
+    logprobs, blind: (..., vocab_size) log-probabilities with the picture and with a grey one. This is the form of Leng
+    et al. 2024 of contrastive decoding (Li et al. 2023); implausible tokens become IMPOSSIBLE.
     """
     xp = array_namespace(logprobs)
     scores = log_softmax((1 + weight) * logprobs - weight * blind)

@@ -1,4 +1,4 @@
-"""What the captions of a search consist of so far, and how they continue."""
+"""The unfinished captions of a search, and the choice of how they continue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from myllm.decoding.constraints import Vocabulary
 
 @dataclass(frozen=True)
 class Choice:
-    """How captions of a `History` continue; no rows if the search is over."""
+    """How the captions of a `History` continue; it has no rows if the search is over."""
 
     rows: Ints
-    """(B',) the images of the history that stay."""
+    """(B',) indices of the images of the history whose search continues."""
     origin: Ints
-    """(B', G') which caption of its image each one continues."""
+    """(B', G') index of the caption of the same image that each new caption extends."""
     tokens: Ints
-    """(B', G') the token that each one continues with."""
+    """(B', G') the token that is appended."""
     logprobs: Floats
     """(B', G') the model's log-probability of that token."""
 
@@ -28,13 +28,13 @@ class History:
     """The unfinished captions of a search: G captions of each of B images."""
 
     images: Ints
-    """(B,) numbers of the images among those of the request."""
+    """(B,) index of each image in the request."""
     tokens: Ints
     """(B, G, T): the begin token, the prefix, then the chosen tokens."""
     logprobs: Floats
     """(B, G, chosen): the model's log-probability of each chosen token."""
     end: int
-    """The token that begins and ends a caption."""
+    """Id of the token that begins and ends a caption."""
     vocabulary: Vocabulary | None = None
     """The text of each token; needed by rules about words."""
 
@@ -42,17 +42,17 @@ class History:
     def begin(
         cls, images: int, captions: int, end: int, prefix: Sequence[int] = (), vocabulary: Vocabulary | None = None
     ) -> "History":
-        """Return captions that hold the begin token and the prefix, `captions` of each of so many images."""
+        """Return `captions` captions for each of `images` images; each holds the begin token and the prefix."""
         tokens = np.tile(np.array([end, *prefix], np.int64), (images, captions, 1))
         return cls(np.arange(images), tokens, np.empty((images, captions, 0), np.float32), end, vocabulary)
 
     @property
     def chosen(self) -> int:
-        """Number of tokens chosen for each caption: without the begin token and the prefix."""
+        """Number of tokens chosen for each caption; the begin token and the prefix are not counted."""
         return self.logprobs.shape[-1]
 
     def text(self, row: int, caption: int) -> bytes:
-        """What was chosen for one caption, as text."""
+        """Return the text of the tokens chosen for one caption, as UTF-8 bytes."""
         assert self.vocabulary is not None
         first = self.tokens.shape[-1] - self.chosen
         return self.vocabulary.text(self.tokens[row, caption, first:].tolist())

@@ -1,10 +1,10 @@
-"""Rules that change the scores of next tokens, and the tables that name them.
+"""Rules that change the scores of the next token, and the tables that list them.
 
-A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size) float32 are the logits of the
-captions in `history`; in beam search, their log-probabilities if repetition_penalty is set, which depends on the sign.
-value is that of the option of the rule's name in `DecodeConfig`. A token that may not come next gets IMPOSSIBLE. A new
-rule is a function here, its line in a table below, and its option. Each does what the processor of the same option in
-transformers does.
+A rule is a function (scores, history, value) -> scores. scores (B, G, vocab_size), float32, are the logits of the
+captions in `history`. In beam search they are log-probabilities if repetition_penalty is set, because that rule depends
+on the sign. value is the `DecodeConfig` option with the rule's name. A forbidden token gets the score IMPOSSIBLE. Each
+rule computes what transformers computes for the option of this name. A new rule needs a function here, an entry in a
+table below, and an option in `DecodeConfig`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,14 +20,14 @@ from myllm.decoding.history import History
 
 
 def repetition_penalty(scores: Array, history: History, value: float) -> Array:
-    """Divide positive scores of tokens used before by `value`, multiply negative ones by it (Keskar et al. 2019)."""
+    """For tokens already used, divide positive scores by `value` and multiply negative ones (Keskar et al. 2019)."""
     tokens = to_device_of(history.tokens, scores)
     used = pick(scores, tokens)
     return replace(scores, tokens, array_namespace(scores).where(used < 0, used * value, used / value))
 
 
 def no_repeat_ngram_size(scores: Array, history: History, value: int) -> Array:
-    """Forbid that a sequence of `value` tokens comes twice in a caption (Paulus et al. 2017)."""
+    """Forbid tokens that would repeat a sequence of `value` tokens in a caption (Paulus et al. 2017)."""
     length = history.tokens.shape[-1]
     if length < value:
         return scores
@@ -47,17 +47,17 @@ def bad_words(scores: Array, history: History, value: tuple[str, ...]) -> Array:
 
 
 def only_words(scores: Array, history: History, value: tuple[str, ...]) -> Array:
-    """Forbid all other words than these."""
+    """Forbid all words except these."""
     return _constrain(scores, history, only_these, value)
 
 
 def regex(scores: Array, history: History, value: str) -> Array:
-    """Forbid captions that do not match as a whole (Willard and Louf 2023)."""
+    """Forbid captions that do not match the expression from beginning to end (Willard and Louf 2023)."""
     return _constrain(scores, history, Pattern, value)
 
 
 def force_words(scores: Array, history: History, value: tuple[str, ...]) -> Array:
-    """Forbid the end before the caption contains all of these words; beam search leads to them."""
+    """Forbid the end before the caption contains all of these words; beam search looks for captions that do."""
     assert history.vocabulary is not None
     required = prepare(Required, value, history.vocabulary)
     is_early = [[bool(required.missing(tuple(tokens[1:]))) for tokens in image] for image in history.tokens.tolist()]
@@ -82,7 +82,7 @@ def top_p(scores: Array, history: History, value: float) -> Array:
     xp = array_namespace(scores)
     order = xp.argsort(scores, axis=-1, descending=True)
     probabilities = pick(softmax(scores), order)
-    # a token stays if those before it do not reach `value`, so the likeliest always does
+    # a token stays if the tokens before it do not reach `value`, so the likeliest token always stays
     before = xp.cumulative_sum(probabilities, axis=-1) - probabilities
     return _keep(scores, replace(before < value, order, before < value))
 
@@ -94,7 +94,10 @@ def min_p(scores: Array, history: History, value: float) -> Array:
 
 
 def typical_p(scores: Array, history: History, value: float) -> Array:
-    """Keep the tokens whose surprise is nearest to the expected one, until they reach `value` (Meister et al. 2023)."""
+    """Keep the tokens whose surprise is nearest to the entropy, until their probabilities reach `value` together.
+
+    Surprise is minus log-probability (Meister et al. 2023).
+    """
     xp = array_namespace(scores)
     logprobs = log_softmax(scores)
     probabilities = xp.exp(logprobs)
@@ -108,29 +111,29 @@ def typical_p(scores: Array, history: History, value: float) -> Array:
 
 
 Rule = Callable[[Array, History, Any], Array]
-# in the order of transformers, on which results depend
+# in the order in which transformers applies them, because the result depends on it
 _ALWAYS = (repetition_penalty, no_repeat_ngram_size, min_new_tokens, bad_words, only_words, force_words, regex)
 ALWAYS: Mapping[str, Rule] = {rule.__name__: rule for rule in _ALWAYS}
 SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, top_k, top_p, min_p, typical_p)}
 
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
-    """Values of the rules whose option is set, by name, in the order in which they apply."""
+    """Return the values of the rules whose option is set, by name, in the order in which they are applied."""
     names = {**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS
     return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
 
 
 def apply_rules(scores: Array, history: History, config: DecodeConfig) -> Array:
-    """(B, G, vocab_size) scores after every rule whose option is set."""
+    """Return the scores (B, G, vocab_size) after all rules whose option is set."""
     for name, value in active_rules(config).items():
         scores = (ALWAYS.get(name) or SAMPLING[name])(scores, history, value)
     return scores
 
 
 def no_token_message(config: DecodeConfig, chosen: int) -> str:
-    """Error message for a caption of `chosen` tokens that can neither continue nor end."""
+    """Return the error message for a caption of `chosen` tokens that can neither continue nor end."""
     rules = ", ".join(f"{name} {value!r}" for name, value in active_rules(config).items())
-    return f"decode: {rules} leave nothing that may come as token {chosen + 1}; loosen one of them"
+    return f"decode: {rules}: no token is allowed at position {chosen + 1}; loosen a rule"
 
 
 def _end(history: History) -> Any:
@@ -145,7 +148,7 @@ def _constrain(scores: Array, history: History, kind: Callable[[Any, Vocabulary]
     assert history.vocabulary is not None
     constraint = prepare(kind, value, history.vocabulary)
     masks = [constraint.allowed_after(tokens[1:]) for image in history.tokens.tolist() for tokens in image]
-    # captions in the same state of an automaton share a mask, which goes to the scores' device once
+    # captions in the same state of an automaton share a mask; each mask is copied to the scores' device once
     distinct = {id(mask): mask for mask in masks}
     rows = {identity: row for row, identity in enumerate(distinct)}
     allowed = np.zeros((len(distinct), scores.shape[-1]), bool)

@@ -10,6 +10,7 @@ from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import no_token_message
 
+# in place of a finished caption's number, while other captions of its image are still open
 FINISHED = -1
 
 
@@ -21,12 +22,12 @@ class GreedyOrSampling:
     def __init__(self, request: SearchRequest) -> None:
         self.request, config = request, request.config
         self.captions = config.num_return_sequences or 1
-        # (B, G) which sample of its image each open caption is
+        # (B, G) the number of each caption among those of its image
         self.samples = np.tile(np.arange(self.captions), (request.batch, 1))
         self.hypotheses = [
             [Hypothesis(list(request.prefix)) for _ in range(self.captions)] for _ in range(request.batch)
         ]
-        # image by image, so that what one draws does not depend on the others
+        # drawn for each image by its own seed, so that they do not depend on the other images
         shape = self.captions, config.max_new_tokens
         self.uniforms = np.stack([draw_uniforms(seed, shape) for seed in request.seeds]) if config.do_sample else None
 
@@ -54,7 +55,7 @@ class GreedyOrSampling:
                     hypothesis.tokens.append(token)
             is_open[row, caption] = hypothesis.ended_by == "length"
         rows = np.flatnonzero(is_open.any(1))
-        # open captions first; images with fewer of them carry finished ones along
+        # open captions come first; an image that has fewer of them than others keeps finished ones, to fill its row
         width = int(is_open.sum(1).max())
         origin = np.argsort(~is_open[rows], axis=1, kind="stable")[:, :width]
         self.samples = np.take_along_axis(np.where(is_open, self.samples, FINISHED)[rows], origin, 1)

@@ -12,7 +12,7 @@ from myllm.metrics.cider import CiderD
 def generate(request: SearchRequest) -> list[list[Hypothesis]]:
     """Return the captions of each image, best first: those of all beams, or num_return_sequences.
 
-    An image for which the rules leave nothing has a single hypothesis with `error`. Raises as `run_search`.
+    An image for which the rules allow no token has a single hypothesis with `error`. Raises as `run_search`.
     """
     config = request.config
     strategy: SearchStrategy = Beams(request) if config.beams > 1 else GreedyOrSampling(request)

@@ -6,19 +6,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
+from myllm.data.records import quantity
 from myllm.errors import DataError
+from myllm.metrics.result import Floats
 
-Floats = NDArray[np.float64]
 COMMON_SHARE = 1 / 3
 """A word in the references of a greater share of pictures is common; other words are informative."""
 MIN_WORDS = 100
 """Informative words needed for a calibration."""
 FOLDS = 5
 BINS = 10
+RIDGE = 0.01
 DRAWS = 2_000
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
@@ -45,9 +47,9 @@ class ConfidenceReport:
     coverage: tuple[float, ...]
     """Mean metric of the most confident captions, for each of `SHARES`."""
     is_cross_fitted: bool
-    """Whether each fifth of the pictures was judged by a calibration of the other four."""
+    """Whether each fifth of the pictures was judged with a calibration learned from the other four."""
     gain: tuple[float, float] | None = None
-    """From `gain_interval`; None if there is only one caption."""
+    """95 % interval of `half` minus the mean of all captions (`gain_interval`); None if there is only one caption."""
     half_by_score: float | None = None
     """Mean metric of the half with the higher `score`, the plain mean log-probability."""
 
@@ -121,7 +123,7 @@ def calibrate(
     informative = sum(bool(word) and word not in common for word, *_ in words)
     if informative < MIN_WORDS:
         raise DataError(
-            f"{len(captions)} captions have {informative} words that distinguish pictures; "
+            f"{quantity(len(captions), 'caption')} with {quantity(informative, 'word')} that distinguish pictures; "
             f"at least {MIN_WORDS} are needed to learn from: use more pictures"
         )
     vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)
@@ -133,15 +135,13 @@ def calibrate(
     return Calibration(logprob, score, constant, word_offsets, tuple(common), on or {})
 
 
-def fit_log_odds(
-    inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_], ridge: float = 0.01
-) -> tuple[Floats, Floats]:
+def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
-    word that occurs once has hardly any. Targets are not quite 0 and 1 (Platt 1999, section 2.2). Newton's method; the
-    rows of the Hessian that belong to words have few entries and are eliminated first.
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so
+    that of a word that occurs once stays close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
+    uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
@@ -151,16 +151,16 @@ def fit_log_odds(
     def loss(weights: Floats, offsets: Floats) -> float:
         odds = x @ weights + offsets[word]
         fit = float((np.logaddexp(0, odds) - targets * odds).sum())
-        return fit + float(ridge * weights @ weights + offsets @ offsets) / 2
+        return fit + float(RIDGE * weights @ weights + offsets @ offsets) / 2
 
     for _ in range(100):
         chances = np.exp(-np.logaddexp(0, -(x @ weights + offsets[word])))
         error, weight = chances - targets, (chances * (1 - chances))[:, None]
-        slope, word_slope = x.T @ error + ridge * weights, np.bincount(word, error) + offsets
+        slope, word_slope = x.T @ error + RIDGE * weights, np.bincount(word, error) + offsets
         shared = np.zeros((len(offsets), 3))
         np.add.at(shared, word, weight * x)
         curvature = np.bincount(word, weight[:, 0]) + 1
-        left = x.T @ (weight * x) + ridge * np.eye(3) - shared.T @ (shared / curvature[:, None])
+        left = x.T @ (weight * x) + RIDGE * np.eye(3) - shared.T @ (shared / curvature[:, None])
         step = np.linalg.solve(left, slope - shared.T @ (word_slope / curvature))
         word_step, size = (word_slope - shared @ step) / curvature, 1.0
         if max(np.abs(step).max(), np.abs(word_step).max()) < 1e-7:
@@ -183,13 +183,14 @@ def cross_fitted(captions: Sequence[Caption], references: Sequence[Sequence[str]
 
 
 def measure_confidence(
-    captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: Sequence[float] | Floats,
+    captions: Sequence[Caption], references: Sequence[Sequence[str]], figures: ArrayLike,
     on: Mapping[str, Any] | None = None,
 ) -> ConfidenceReport:
     """Compare the captions' confidence with the references, and with a metric's value of each caption (`figures`).
 
-    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, all are
-    judged by calibrations of the other pictures: `cross_fitted`. Raises DataError if there are too few words for that.
+    on: the judged data, from `described`. If any caption has no calibration, or one learned on these data, each caption
+    is judged with a calibration learned from other pictures (`cross_fitted`). Raises DataError if there are too few
+    words for that.
     """
     calibrations = [caption.calibration for caption in captions]
     is_cross_fitted = any(c is None or _may_overlap(c.calibrated_on, on or {}) for c in calibrations)
@@ -218,14 +219,12 @@ def measure_confidence(
     )
 
 
-def gain_interval(
-    confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats, draws: int = DRAWS
-) -> tuple[float, float]:
+def gain_interval(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, float]:
     """Return the 95 % interval of the mean of the more confident half minus the mean of all, by the bootstrap."""
     sure, values = np.asarray(confidence, dtype=np.float64), np.asarray(figures, dtype=np.float64)
     generator = np.random.default_rng(0)
-    gains = np.empty(draws)
-    for draw in range(draws):
+    gains = np.empty(DRAWS)
+    for draw in range(DRAWS):
         chosen = generator.integers(0, len(sure), len(sure))
         order = chosen[np.argsort(-sure[chosen], kind="stable")]
         gains[draw] = values[order[: -(-len(order) // 2)]].mean() - values[chosen].mean()
@@ -233,9 +232,7 @@ def gain_interval(
     return float(low), float(high)
 
 
-def reliability(
-    confidence: Sequence[float] | Floats, right: Sequence[float] | Floats, bins: int = BINS
-) -> tuple[Bin, ...]:
+def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> tuple[Bin, ...]:
     """Return cases sorted by confidence in bins of equally many."""
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
@@ -249,7 +246,7 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(part.count * abs(part.confidence - part.right) for part in bins) / max(1, total)
 
 
-def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float] | Floats) -> tuple[float, ...]:
+def risk_coverage(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, ...]:
     """Return the mean of `figures` of the most confident 10, 20 ... 100 % (`SHARES`), rounded up to whole captions."""
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
     means = np.asarray(figures, dtype=np.float64)[order].cumsum() / np.arange(1, len(order) + 1)
@@ -257,7 +254,7 @@ def risk_coverage(confidence: Sequence[float] | Floats, figures: Sequence[float]
 
 
 def _may_overlap(calibrated_on: Mapping[str, Any], judged_on: Mapping[str, Any]) -> bool:
-    """Whether a picture may be in both: the same pictures, or any of the same split of the same data."""
+    """Whether both may contain the same picture: if the hashes are equal, or the names of data and split."""
     return any(
         all(name in calibrated_on and calibrated_on[name] == judged_on.get(name) for name in names)
         for names in (("hash",), ("data", "split"))

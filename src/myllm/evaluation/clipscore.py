@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from myllm.batched import batched
 from myllm.data.images import load_image
 from myllm.errors import ConfigError, reason
+from myllm.files import Picture
 from myllm.metrics.result import Floats, MetricResult, mean_of
 from myllm.progress import Progress, no_progress
 
@@ -37,7 +37,7 @@ class Clip:
 
 
 def clip_scores(
-    name: str, pictures: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]],
+    name: str, pictures: Sequence[Picture], captions: Sequence[str], references: Sequence[Sequence[str]],
     device: "torch.device | str" = "cpu", progress: Progress = no_progress
 ) -> dict[str, MetricResult]:
     """Return CLIPScore and RefCLIPScore of one caption, and at least one reference, of each picture.
@@ -52,7 +52,6 @@ def clip_scores(
     clip = load_clip(name, device)
     picture_cosines: list[Floats] = []
     reference_cosines: list[Floats] = []
-    done = 0
     for rows in batched(zip(pictures, captions, references, strict=True), BATCH_SIZE):
         picture_vectors = _unit(clip.embed_pictures([load_image(path) for path, _, _ in rows]))
         caption_vectors = _embed(clip, [caption for _, caption, _ in rows])
@@ -60,8 +59,7 @@ def clip_scores(
         groups = np.split(reference_vectors, np.cumsum([len(group) for _, _, group in rows])[:-1])
         picture_cosines += list((picture_vectors * caption_vectors).sum(axis=1))
         reference_cosines += [(group @ vector).max() for group, vector in zip(groups, caption_vectors, strict=True)]
-        done += len(rows)
-        progress("scoring with CLIP", done, len(pictures))
+        progress("scoring with CLIP", len(picture_cosines), len(pictures))
     score = WEIGHT * np.maximum(picture_cosines, 0)
     similarity = np.maximum(reference_cosines, 0)
     total = np.maximum(score + similarity, np.finfo(np.float64).tiny)  # avoids 0 / 0
@@ -69,7 +67,7 @@ def clip_scores(
 
 
 def load_clip(name: str, device: "torch.device | str" = "cpu") -> Clip:
-    """Load a CLIP by a name as in `clip_scores`. Raises ConfigError with the remedy."""
+    """Load a CLIP by a name as in `clip_scores`. Raises ConfigError with the fix."""
     library, _, source = name.partition(":")
     if library not in LIBRARIES or not source:
         raise ConfigError(

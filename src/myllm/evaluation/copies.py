@@ -1,12 +1,12 @@
-"""Find pictures that are copies of others by their looks: resaved, resized, relit, grey, mirrored, turned or cropped.
+"""Find pictures that look like copies of others: resaved, resized, relit, grey, mirrored, turned or cropped.
 
-Small pictures of the details propose candidates; each is aligned, and must then agree in every part and in colour.
+Candidates are the pictures whose fine details correlate most, at a small size. A candidate is aligned with the picture;
+it is a copy if the two then agree in all parts and in colour.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, reduce
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,32 +14,36 @@ from numpy.typing import NDArray
 
 from myllm.batched import batched
 from myllm.data.images import load_thumbnail
+from myllm.files import Picture
 from myllm.progress import Progress, no_progress
 
 Array = NDArray[np.float32]
-Window = tuple[float, float, float]  # share of a side that is left, and where it lies in x and y, each 0 to 1
+# A crop: the share of each side that is kept, and its position in x and y, from 0 (left, top) to 1 (right, bottom).
+Window = tuple[float, float, float]
 
 
 class Limits(NamedTuple):
-    """What a copy must reach once it is aligned."""
+    """Limits that a copy must keep after alignment."""
 
     min_correlation: float
     max_block_error: float  # error of a block relative to its contrast
-    block_share: float  # share of the blocks that must be below that
+    block_share: float  # share of the blocks that must keep max_block_error
     max_colour_error: float  # relative to the colours of the picture
 
 
 # All limits were measured by benchmarks/leaks.py.
 LIMITS, LIMITS_OF_SIMPLE = Limits(0.9, 0.6, 0.9, 0.4), Limits(0.98, 0.35, 1.0, 0.15)
-BLANK, MIN_BUSY = 3.0, 0.43  # if fewer blocks than this share have more contrast (grey levels), a picture is simple
+BLANK = 3.0  # grey levels; a block with less contrast is blank
+MIN_BUSY = 0.43  # a picture is simple if a smaller share of its blocks is not blank
 SIDE, CHROMA_SIDE = 48, 12  # of a thumbnail
-CANDIDATES, CANDIDATE_SIDE, BATCH = 8, 10, 16
-ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # the second is a correlation of details
+CANDIDATES, CANDIDATE_SIDE = 8, 10  # number of training pictures compared in full with each picture
+BATCH = 16  # pictures whose candidates are found at once
+ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # MIN_ALIGNED is a correlation of details
 FINE_SIDE, BLOCK = 40, 8
-NOISE = 6.0  # grey levels of a block that compression may change
+NOISE = 6.0  # grey levels by which compression may change a block
 MIN_DETAIL = 1.0  # grey levels; clear sky and blank pages have less, and all look alike
-MIN_COLOUR = 4.0  # of the colour differences; grey pictures have less
-MIN_LIGHT, MAX_LIGHT = 0.7, 1.4  # change of contrast
+MIN_COLOUR = 4.0  # root mean square of Cb and Cr around their centre; grey pictures have less
+MIN_LIGHT, MAX_LIGHT = 0.7, 1.4  # factor by which contrast may change
 
 
 def _windows(*zooms: float) -> tuple[Window, ...]:
@@ -51,12 +55,12 @@ CROPS = _windows(0.87)
 WINDOWS = _windows(0.95, 0.9, 0.85)
 
 
-# The mean of nine pixels, as a matrix.
+# A matrix that replaces each value by the mean of the nine around it.
 _BLUR = np.eye(SIDE, dtype=np.float32)[np.add.outer(np.arange(SIDE), np.arange(-4, 5)).clip(0, SIDE - 1)].mean(axis=1)
 
 
 class Thumbnail(NamedTuple):
-    """A picture as it is compared."""
+    """A small version of a picture, for comparison with others."""
 
     luma: NDArray[np.uint8]
     """(SIDE, SIDE)"""
@@ -64,23 +68,23 @@ class Thumbnail(NamedTuple):
     """(2, CHROMA_SIDE, CHROMA_SIDE)"""
 
     def orientations(self) -> "list[Thumbnail]":
-        """Return it mirrored or not, turned by each number of quarters."""
+        """Return the picture in its 8 orientations: as it is and mirrored, each in four rotations."""
         return [
             Thumbnail(*(np.rot90(plane[..., ::step], turns, axes=(-2, -1)) for plane in self))
             for step, turns in product((1, -1), range(4))
         ]
 
 
-def thumbnail(path: Path) -> Thumbnail:
-    """Read a picture. Raises DataError as `load_image`."""
-    ycbcr = load_thumbnail(path, SIDE, "YCbCr").transpose(2, 0, 1)
+def thumbnail(picture: Picture) -> Thumbnail:
+    """Return the thumbnail of a picture. Raises DataError as `load_image` does."""
+    ycbcr = load_thumbnail(picture, SIDE, "YCbCr").transpose(2, 0, 1)
     step = SIDE // CHROMA_SIDE
     chroma = ycbcr[1:].reshape(2, CHROMA_SIDE, step, CHROMA_SIDE, step).mean(axis=(2, 4)).round().astype(np.uint8)
     return Thumbnail(ycbcr[0].copy(), chroma)
 
 
 def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnail]) -> Iterator[tuple[int, int]]:
-    """Yield the keys of each judged picture that is a copy of a training picture, and of that picture."""
+    """Yield (judged key, training key) for each judged picture that is a copy of a training picture."""
     if not judged or not training:
         return
     keys, pictures, known = list(training), list(training.values()), _crops(training.values())
@@ -135,15 +139,15 @@ def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thu
 
 
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:
-    """Whether one picture is the other, or what cropping leaves of it; both are upright.
+    """Whether one picture is a copy or a crop of the other; both must be in the same orientation.
 
-    Many mostly blank pictures, such as a shape on white, differ only in the size, position and colour of what they
-    show, so these have to agree: they are not aligned.
+    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of what they
+    show. They are compared without alignment, because all of that has to agree.
     """
     blocks = picture.luma.reshape(SIDE // 4, 4, SIDE // 4, 4)
     is_simple = (blocks.std(axis=(1, 3)) > BLANK).mean() < MIN_BUSY
     limits, windows = (LIMITS_OF_SIMPLE, WHOLE) if is_simple else (LIMITS, WINDOWS)
-    ours, theirs = (details(side.luma, windows, ALIGNED_SIDE) for side in (picture, other))
+    ours, theirs = (details(view.luma, windows, ALIGNED_SIDE) for view in (picture, other))
     part, whole, correlations = picture, other, theirs @ ours[0]
     if (inside_picture := ours @ theirs[0]).max() > correlations.max():
         part, whole, correlations = other, picture, inside_picture
@@ -178,7 +182,7 @@ def _neighbours(window: Window) -> tuple[Window, ...]:
 
 
 def _block_error(target: Array, match: Array, relit: Array, share: float) -> float:
-    """Return a high quantile, over blocks, of their error relative to their contrast."""
+    """Return the quantile `share`, over blocks, of the error relative to the contrast."""
     planes = np.stack([target - relit.clip(0, 255), target, match])
     blocks = np.lib.stride_tricks.sliding_window_view(planes, (BLOCK, BLOCK), axis=(1, 2))
     blocks = blocks[:, :: BLOCK // 2, :: BLOCK // 2]
@@ -187,7 +191,7 @@ def _block_error(target: Array, match: Array, relit: Array, share: float) -> flo
 
 
 def _is_same_colour(part: NDArray[np.uint8], match: Array, limits: Limits) -> bool:
-    """Whether colours agree up to a change of light."""
+    """Whether the colours agree, except for a change of light."""
     a, b = part.astype(np.float32) - 128, match - 128
     if limits is LIMITS and min(_rms(a), _rms(b)) < MIN_COLOUR:  # a grey copy has no colours to compare
         return True
@@ -202,7 +206,7 @@ def _rms(values: Array) -> float:
 def details(luma: NDArray[np.uint8], windows: tuple[Window, ...], side: int) -> Array:
     """Return what blurring removes from windows of a picture: (windows, side**2), each of norm 1 or 0.
 
-    Skies and slopes of light, which many pictures share, are not among it.
+    Plain skies and gradual changes of light, which many pictures have in common, are removed.
     """
     return _normalized(resampled(luma - _BLUR @ luma @ _BLUR.T, windows, side), MIN_DETAIL * side)
 

@@ -10,7 +10,7 @@ from typing import Any
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.config import DecodeConfig
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.data.scenes import Thing
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError
@@ -19,7 +19,6 @@ from myllm.evaluation.judge import MAIN, Judgement, defined, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
 from myllm.evaluation.scenes import score_scene_captions
 from myllm.evaluation.slices import Slice, slice_pictures, worst_first
-from myllm.metrics.bootstrap import intervals
 from myllm.metrics.diversity import self_cider
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
@@ -58,7 +57,7 @@ class Evaluation:
 
     @property
     def failed(self) -> list[str]:
-        """Pictures for which the decoding rules left nothing, with the reason; their captions count as empty."""
+        """Pictures for which the decoding rules allowed no token, with the reason; their captions count as empty."""
         return failures(self.records, self.captions)
 
     @cached_property
@@ -103,7 +102,7 @@ class Evaluation:
         if self.leaks is None:
             return []
         without = [
-            f"Without these {kind}: {MAIN} {figures[MAIN]:.3f} of {figures['pictures']:,} pictures."
+            f"Without these {kind}: {MAIN} {figures[MAIN]:.3f} of {quantity(int(figures['pictures'] or 0), 'picture')}."
             for kind, figures in self.without_leaks(self.leaks).items()
         ]
         return [*self.leaks.lines(), *without]
@@ -132,7 +131,6 @@ def caption_records(
     Raises DataError if none of the pictures can be read.
     """
     captioned = CaptionedSplit([], [], [])
-    done = 0
     for batch in batched(records, batch_size):
         readable = []
         for record in batch:
@@ -145,15 +143,14 @@ def caption_records(
             # Without attention, which would keep each picture in memory.
             captioned.captions.extend(replace(caption, compute_attention=None) for caption in captions)
             captioned.records.extend(record for record, _ in readable)
-        done += len(batch)
-        progress(activity, done, len(records))
+        progress(activity, len(captioned.records) + len(captioned.broken), len(records))
     if not captioned.records:
-        raise DataError(f"none of the {len(records)} pictures can be read; {captioned.broken[0]}")
+        raise DataError(f"none of {quantity(len(records), 'picture')} can be read; {captioned.broken[0]}")
     return captioned
 
 
 def failures(records: Sequence[Record], captions: Sequence[Caption]) -> list[str]:
-    """Return the name of each picture for which the decoding rules left nothing, with the reason."""
+    """Return the name of each picture for which the decoding rules allowed no token, with the reason."""
     pairs = zip(records, captions, strict=True)
     return [f"{record.name}: {caption.error}" for record, caption in pairs if caption.error]
 
@@ -197,7 +194,7 @@ def evaluate(
         judgement = judgement.with_figures({"self-CIDEr": self_cider(groups, references)})
     captions, trust = _with_confidence(captioned, judgement)
     slices = slice_pictures(records, training_captions, data.things or None)
-    worst, _ = worst_first(slices, judgement.figures[MAIN], lambda part: intervals({MAIN: part}, draws=2_000)[MAIN])
+    worst = worst_first(slices, judgement.figures[MAIN])
     is_drawn = all(record.name in data.things for record in records)  # pictures added to drawn scenes are not
     truth = score_scene_captions(texts, [data.things[record.name] for record in records]) if is_drawn else {}
     return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)

@@ -19,10 +19,10 @@ _reported: set[str] = set()
 
 
 def set_fonts(figure: Figure) -> None:
-    """Give each text beyond Latin letters fonts of this machine that have its characters.
+    """Give each text that is not Latin fonts of this machine that have its characters.
 
-    Such texts are set upright, because the slanted face of a font often lacks them. If no font has a character, a
-    warning that names it is logged, once in a process.
+    Such texts are set upright, because the slanted face of a font often lacks these characters. If no font has a
+    character, a warning that names it is logged, once in a process.
     """
     texts = [text for text in figure.findobj(Text) if max(text.get_text(), default="") > LAST_LATIN]
     characters = {character for text in texts for character in text.get_text() if not character.isspace()}
@@ -47,7 +47,7 @@ def _family_by_character() -> dict[str, str]:
     listed = {font.fname for font in font_manager.fontManager.ttflist}
     for path in sorted(font_manager.findSystemFonts()):
         if path not in listed:
-            # damaged, or of fixed sizes only, as many emoji are
+            # a font may be damaged, or have fixed sizes only, like many emoji fonts
             with suppress(OSError, RuntimeError, NotImplementedError):
                 font_manager.fontManager.addfont(path)
     fonts = {

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from PIL import Image
 from myllm.data.images import load_image
 from myllm.data.records import Record
 from myllm.errors import DataError
+from myllm.files import Picture
 
 PICTURES_PER_ORDER = 12
 """Number of pictures that the gallery contains of each order."""
@@ -121,23 +121,22 @@ class GalleryPicture:
     """The picture's position in each order, by the order's key."""
 
 
-def gallery_orders(captions: GalleryCaptions, seed: int = 0) -> list[Order]:
+def gallery_orders(captions: GalleryCaptions) -> list[Order]:
     """Return the orders for one captioner. The first is random, so that nobody has chosen what a reader sees first."""
     keys = {"best": ("Best", -np.asarray(captions.cider_d)), "worst": ("Worst", np.asarray(captions.cider_d))}
     if captions.confidence is not None:
         confidence = np.asarray(captions.confidence)
         keys |= {"confident": ("Most confident", -confidence), "unconfident": ("Least confident", confidence)}
-    return _orders(keys, seed)
+    return _orders(keys)
 
 
-def comparison_orders(a: GalleryCaptions, b: GalleryCaptions, seed: int = 0) -> list[Order]:
+def comparison_orders(a: GalleryCaptions, b: GalleryCaptions) -> list[Order]:
     """Return the orders for two captioners: a random one, where either is better, and where both are good or poor."""
     of_a, of_b = np.asarray(a.cider_d), np.asarray(b.cider_d)
-    keys = {
+    return _orders({
         "b_better": ("B better", of_a - of_b), "a_better": ("A better", of_b - of_a),
         "best": ("Both good", -(of_a + of_b)), "worst": ("Both poor", of_a + of_b),
-    }
-    return _orders(keys, seed)
+    })
 
 
 def build_gallery(
@@ -162,13 +161,13 @@ def build_gallery(
     ]
 
 
-def make_thumbnail(path: Path, max_bytes: int, side: int = THUMBNAIL_SIDE) -> Thumbnail | None:
+def make_thumbnail(picture: Picture, max_bytes: int, side: int = THUMBNAIL_SIDE) -> Thumbnail | None:
     """Return a picture in at most `side` pixels a side, with a JPEG quality that keeps it within `max_bytes`.
 
     The lowest quality is used even if the result is larger. None if the picture can't be read.
     """
     try:
-        image = load_image(path)
+        image = load_image(picture)
     except DataError:
         return None
     image.thumbnail((side, side))
@@ -194,10 +193,10 @@ def describe_position(word_map: Floats) -> str:
     return f"{extent} {LOCATIONS[row][column]}"
 
 
-def _orders(keys: dict[str, tuple[str, Floats]], seed: int) -> list[Order]:
+def _orders(keys: dict[str, tuple[str, Floats]]) -> list[Order]:
     """Return a random order, then one for each key, given its label and (N,) values; the lowest value comes first."""
     orders = [Order(key, label, np.argsort(values, kind="stable").tolist()) for key, (label, values) in keys.items()]
-    shuffled = np.random.default_rng(seed).permutation(len(orders[0].indices)).tolist()
+    shuffled = np.random.default_rng(0).permutation(len(orders[0].indices)).tolist()
     return [Order("random", "Random", shuffled), *orders]
 
 

@@ -31,7 +31,7 @@ def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
     strength = np.asarray(resized).clip(0, 1)[..., None]
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
     coloured = colormaps[COLOUR_MAP](strength[..., 0])[..., :3]
-    # neither black nor white, so that the heat shows on both
+    # without full black and white, on which the heat would not show
     mixed = (0.2 + 0.6 * grey) * (1 - strength) + coloured * (0.55 + 0.45 * grey) * strength
     return Image.fromarray((255 * mixed).round().astype(np.uint8))
 

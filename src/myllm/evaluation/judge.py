@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from myllm.data.records import quantity
 from myllm.metrics import score
 from myllm.metrics.bootstrap import MIN_RELIABLE, draws_for, intervals
 from myllm.metrics.diversity import Diversity, measure_diversity
@@ -86,21 +87,22 @@ class Judgement:
         head = f"{'':<31} {'':>5}  {'95 % interval':<16}"
         lines = [head + "  people (these captions)" * bool(self.people)]
         for name, figure in self.figures.items():
-            if name == "CIDEr" and MAIN in self.figures:  # the same value under another name
+            if name == "CIDEr":  # CIDEr-D under another name
                 continue
             low, high = self.intervals[name]
             label, value = f"{_LABELS.get(name, name):<31}", figure.corpus
             if math.isnan(value):
                 lines.append(f"{label} {'-':>5}  {_reason(figure)}")
                 continue
-            people = "  {:.3f} ({:.3f})".format(*self.people[name]) if name in self.people else ""
-            counted = f"  of {figure.denominator:,} {figure.unit}" if figure.unit else ""
+            people = "  {} ({})".format(*map(_number, self.people[name])) if name in self.people else ""
+            counted = "" if figure.denominator is None else f"  of {quantity(figure.denominator, figure.unit)}"
             lines.append(f"{label} {value:5.3f}  {low:.3f} to {high:.3f}{people}{counted}")
         diversity = self.diversity
         lines.append(
             f"distinct captions {diversity.distinct_share:.1%}"
             + (f", not in training {diversity.unseen_share:.1%}" if diversity.unseen_share is not None else "")
-            + f", mean length {diversity.mean_length:.1f} words, vocabulary {diversity.vocabulary_size:,} words"
+            + f", mean length {diversity.mean_length:.1f} words, "
+            f"vocabulary {quantity(diversity.vocabulary_size, 'word')}"
         )
         shown = self.figures.keys() | UNSUPPORTED_METRICS
         absent = [f"{name} is absent: {why}" for name, why in self.protocol["absent"].items() if name not in shown]
@@ -132,7 +134,7 @@ def judge_captions(
     for name, figure in scored.items():
         figures |= {name: figure} | (controls if name == MAIN else {})
     by_people = [name for name in score.PEOPLE if wanted is None or name in score.select_metrics(wanted)]
-    people = score.people_agree(words, reference_words, by_people)
+    people = score.human_agreement(words, reference_words, by_people)
     protocol = {
         **score.protocol_of(references),
         **({} if metrics is None else {"metrics": list(metrics)}),
@@ -157,12 +159,21 @@ def _undefined(figures: Mapping[str, MetricResult]) -> dict[str, str]:
 
 
 def _reason(figure: MetricResult) -> str:
-    return f"the captions name no {figure.unit} of the English word lists" if figure.unit else "no value"
+    if not figure.unit:
+        return "no value"
+    # CHAIRs counts captions, but has no value because none of them names a thing
+    nouns = "things" if figure.unit == "caption" else f"{figure.unit}s"
+    return f"the captions name no {nouns} of the English word lists"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _cautions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
     count = len(captions)
-    few = f"{count} picture{'s are' if count > 1 else ' is'} few: below {MIN_RELIABLE} the intervals are too narrow."
+    verb = "is" if count == 1 else "are"
+    few = f"{quantity(count, 'picture')} {verb} few: below {MIN_RELIABLE} the intervals are too narrow."
     has_no_blanks = score.has_words_without_blanks([*captions, *(group[0] for group in references)])
     cautions = {
         "CIDEr-D of one picture is 0 by definition: its weights compare pictures with each other.": count == 1,

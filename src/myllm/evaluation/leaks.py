@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.data.records import Record
+from myllm.data.records import Record, quantity
 from myllm.evaluation.copies import find_copies
 from myllm.evaluation.copy_groups import read_pictures
 from myllm.metrics.ptb import ptb_tokenize
@@ -40,9 +40,9 @@ class Leaks:
     pairs: tuple[PicturePair, ...]
     """Copies, in the order of the judged pictures."""
     repeated: tuple[tuple[str, str, str], ...]
-    """Names of a judged and a training picture, and a caption of the first that has the words of one of the second."""
+    """(judged picture, training picture, caption): names, and a caption that both have, word for word."""
     broken: tuple[str, ...]
-    """Names of pictures on either side that could not be read, and so were not compared."""
+    """Names of judged and training pictures that could not be read and so were not compared."""
     pictures: Mask
     """(N,): the picture is in the training data."""
     captions: Mask
@@ -67,17 +67,17 @@ class Leaks:
         """Return sentences, with the first `shown` names of each kind."""
         if not self.training:
             return ["The training pictures are not known, so leaks cannot be looked for."]
-        total, count, broken = f"{len(self.pictures):,}", len(self.pairs), len(self.broken)
-        first = f"None of {total} pictures is a copy of one of the {self.training:,} in the training data."
+        total, count, broken = quantity(len(self.pictures), "picture"), len(self.pairs), len(self.broken)
+        first = f"None of {total} is a copy of one of the {self.training:,} in the training data."
         if count:
             equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
             alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
             named = "; ".join(filter(None, (equal, alike)))
             verb = "is" if count == 1 else "are"
-            first = f"{count:,} of {total} pictures {verb} in the training data, too ({named})."
+            first = f"{count:,} of {total} {verb} in the training data, too ({named})."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
         named = f" ({_listed(examples, shown)})" if examples else ""
-        shared = f"word for word: {int(self.captions.sum()):,} of {total}{named}."
+        shared = f"word for word: {int(self.captions.sum()):,} of {len(self.captions):,}{named}."
         lines = [f"{first} {NOT_DETECTED}", f"Pictures that share a caption with the training data, {shared}"]
         if broken:
             verb = "was" if broken == 1 else "were"
@@ -118,7 +118,7 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:
     """Return, by index of a judged picture, the training picture that shares a caption's words, and the caption."""
-    # The first picture and the first caption count, so that they are written last.
+    # Both loops run backwards, so that the first picture and the first caption overwrite later ones.
     known = {tuple(ptb_tokenize(c)): record.name for record in reversed(training) for c in record.captions}
     known.pop((), None)  # captions of punctuation only
     return {

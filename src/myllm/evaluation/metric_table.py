@@ -20,7 +20,7 @@ METRICS = {
     "METEOR": ("METEOR", ".3f", "words shared with a reference; word forms, synonyms and word order count"),
     "CIDEr-D": ("CIDEr-D", ".3f", "phrases shared with the references, from 0 to 10; rare phrases count more"),
     "CIDEr-D_shuffled": ("CIDEr-D, shuffled pictures", ".3f", "control: each caption scored on another picture"),
-    "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption written without a picture, scored on all"),
+    "CIDEr-D_blind": ("CIDEr-D, no picture", ".3f", "control: the caption without a picture, scored on all pictures"),
     "grounding_gap": ("Grounding gap", ".3f", "CIDEr-D minus CIDEr-D with shuffled pictures"),
     "CHAIRi": ("CHAIRi", ".1%", "lower is better: share of the named things that no reference names"),
     "CHAIRs": ("CHAIRs", ".1%", "lower is better: share of captions with a thing that no reference names"),
@@ -37,14 +37,16 @@ METRICS = {
     "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
     "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
     "complete": ("Complete", ".1%", "captions that name all that the picture shows, and nothing else"),
-    "placed": ("Placed", ".1%", "share of the captions with left, right, above or below that say it correctly"),
+    "placed": ("Placed", ".1%", "share of true ones among the captions that say left, right, above or below"),
 }
 """Label, number format and meaning of each metric; a metric that is not listed is shown under its own name."""
 
 PROTOCOL = {
-    "intervals": "Intervals", "blind": "Caption without a picture", "model": "Hash of the weights",
-    "data": "Hash of the data", "clip": "CLIP",
+    "split": "Split", "pictures": "Pictures", "references": "References", "tokenizer": "Tokenizer",
+    "CIDEr-D frequencies": "CIDEr-D’s word frequencies", "decode": "Decoding", "intervals": "Intervals",
+    "blind": "Caption without a picture", "model": "Hash of the weights", "data": "Hash of the data", "clip": "CLIP",
 }
+"""Label of each entry that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -69,41 +71,37 @@ def headline(judgement: Judgement) -> list[tuple[str, Cell]]:
         MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
         "grounding_gap": "grounding gap",
     }
-    figures, intervals = judgement.figures, judgement.intervals
-    return [
-        (label, _cell(figures[name].corpus, intervals[name], ".2f"))
-        for name, label in labels.items() if name in figures
-    ]
+    present = {name: label for name, label in labels.items() if name in judgement.figures}
+    return [(label, _metric_cell(judgement, name, ".2f")) for name, label in present.items()]
 
 
 def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
     """Return CIDEr-D of both captioners and the difference, with labels and intervals."""
     difference = comparison.differences[MAIN]
     chance = "" if difference.p is None else ": may be chance" if difference.p >= CHANCE else ": more than chance"
-    of_a, of_b = (side.judgement.intervals[MAIN] for side in (comparison.a, comparison.b))
-    return [
-        (f"{MAIN} of A", _cell(difference.a, of_a, ".2f")),
-        (f"{MAIN} of B", _cell(difference.b, of_b, ".2f")),
-        (f"B − A{chance}", _cell(difference.difference, difference.interval, "+.2f")),
-    ]
+    a, b = (_metric_cell(side.judgement, MAIN, ".2f") for side in (comparison.a, comparison.b))
+    gain = _cell(difference.difference, difference.interval, "+.2f")
+    return [(f"{MAIN} of A", a), (f"{MAIN} of B", b), (f"B − A{chance}", gain)]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known."""
-    judgement, people = evaluation.judgement, evaluation.judgement.people
+    judgement, people, values = evaluation.judgement, evaluation.judgement.people, evaluation.figures
     rows = []
-    for name, label, form, meaning in _described({**judgement.figures, **evaluation.figures}):
+    for name, label, form, meaning in _described({**judgement.figures, **values}):
         is_judged = name in judgement.figures
-        cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(evaluation.figures[name], form))]
-        if people:
-            person, captions = (_number(score, form) for score in people[name]) if name in people else ("", "")
-            cells.append(Cell(person, person and f"captioner {captions}"))
+        cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(values[name], form))]
+        if name in people:
+            person, captions = ("-" if math.isnan(score) else format(score, form) for score in people[name])
+            cells.append(Cell(person, f"captioner {captions}"))
+        elif people:
+            cells.append(Cell(""))
         rows.append((label, meaning, cells))
     return Table(["Value, 95 % interval", *["People"] * bool(people)], rows)
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return all metrics of two captioners: the difference, each value, and which of them is higher how often."""
+    """Return all metrics of two captioners: the difference, both values, and how often each of them is higher."""
     rows = []
     for name, label, form, meaning in _described(comparison.differences):
         difference = comparison.differences[name]
@@ -116,18 +114,15 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     """Return how the metrics were measured, by label."""
-    lines = {
-        "Split": str(protocol["split"]),
-        "Pictures": f"{protocol['pictures']:,}",
-        "References": f"{protocol['references']:,}",
-        "Tokenizer": str(protocol["tokenizer"]),
-        "CIDEr-D’s word frequencies": str(protocol["CIDEr-D frequencies"]),
+    texts = {
+        name: format(value, "," if isinstance(value, int) else "") for name, value in protocol.items()
+        if name in PROTOCOL and name != "decode" and value is not None
     }
     if "decode" in protocol:
         changed = changed_options(protocol["decode"]).items()
         options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
-        lines["Decoding"] = ", ".join([describe_search(protocol["decode"]), *options])
-    return lines | {label: str(protocol[name]) for name, label in PROTOCOL.items() if protocol.get(name) is not None}
+        texts["decode"] = ", ".join([describe_search(protocol["decode"]), *options])
+    return {label: texts[name] for name, label in PROTOCOL.items() if name in texts}
 
 
 def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
@@ -136,17 +131,13 @@ def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
 
 
 def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
-    """Return a metric with its interval; a share also says of how many, and is "-" if there are none."""
+    """Return a metric with its interval. A share also says of how many things; without any, it is "-"."""
     metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])
-    total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit.removesuffix('s'))}"
+    total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit)}"
     return _cell(metric.corpus, judgement.intervals[name], form, total)
 
 
 def _cell(value: float, interval: tuple[float, float], form: str, note: str = "") -> Cell:
     return Cell(format(value, form), f"{interval[0]:{form}} to {interval[1]:{form}}{note}")
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)

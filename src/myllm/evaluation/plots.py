@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from unicodedata import east_asian_width
 
 from matplotlib import rc_context
@@ -48,6 +48,7 @@ Row = dict[str, float | str]
 WordsByAuthor = Mapping[str, Sequence[Words]]
 """Tokenized captions by the name of who wrote them; the references come last."""
 Data = TypeVar("Data")
+Corner = Literal["best", "upper left", "upper right", "lower right"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def plot_svg(kind: PlotKind[Data], data: Data) -> str:
     """Return a plot as an SVG element that takes its colours from the page's CSS variables (--ink, --line ...)."""
     figure = Figure(figsize=(4.8, kind.page_height), layout="constrained")
     kind.draw(figure.subplots(), data)
-    svg = render(figure, ".svg", transparent=True).decode()
+    svg = render(figure, ".svg", kind.title, transparent=True).decode()
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
     # every plot has groups named axes_1 and so on, but an id may occur only once on a page
@@ -134,14 +135,15 @@ def frequent_words(words: WordsByAuthor) -> dict[str, list[float]]:
     return {word: shares[word] for word in sorted(most_frequent, key=lambda word: (-shares[word][-1], word))}
 
 
-def render(figure: Figure, suffix: str, **options: Any) -> bytes:
+def render(figure: Figure, suffix: str, salt: str = "myllm", **options: Any) -> bytes:
     """Return a figure as the content of a .png or .svg file, drawn with fonts that have its characters.
 
     Text in an SVG stays text. The file names neither a date nor a program, so that equal figures are equal files.
+    salt: goes into the ids of an SVG; SVGs on one page need different ones.
     """
     buffer = BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if suffix == ".svg" else None
-    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # set_fonts reports them, once
         set_fonts(figure)
         figure.savefig(buffer, format=suffix[1:], metadata=metadata, **options)
@@ -167,12 +169,11 @@ def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> Non
         axes.yaxis.set_minor_formatter(LogFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
-    axes.legend(frameon=False, loc="upper right", labelcolor=FAINT)
-    _finish(axes, "epoch", unit)
+    _finish(axes, "epoch", unit, "upper right")
 
 
 def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
-    """Draw how often words and captions are right by how confident the captioner was; the diagonal is the ideal."""
+    """Draw the share of words and captions that are right against their confidence; the diagonal is the ideal."""
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
     for label, bins, colour, marker in (("words", report.words, VAL, "o"), ("captions", report.captions, MARK, "s")):
         confidence, right = [part.confidence for part in bins], [part.right for part in bins]
@@ -180,8 +181,7 @@ def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
             confidence, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label, clip_on=False
         )
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False, loc="upper left", labelcolor=FAINT)
-    _finish(axes, "confidence", "share found in the references")
+    _finish(axes, "confidence", "share found in the references", "upper left")
 
 
 def _draw_coverage(axes: Axes, report: ConfidenceReport) -> None:
@@ -209,7 +209,6 @@ def _draw_lengths(axes: Axes, words: WordsByAuthor) -> None:
     axes.xaxis.set_major_locator(MultipleLocator(5))
     if MAX_LENGTH in used:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}+" if value >= MAX_LENGTH else f"{value:.0f}")
-    axes.legend(frameon=False, labelcolor=FAINT)
     _finish(axes, "words", "captions, %")
 
 
@@ -227,8 +226,7 @@ def _draw_words(axes: Axes, words: WordsByAuthor) -> None:
     labels = [word if len(word) <= 18 else f"{word[:17]}…" for word in shares]
     axes.set_yticks(rows, labels, parse_math=False)  # "$" would begin a formula
     axes.set(ylim=(len(shares) - 0.4, -0.6), xlim=(0, None))
-    axes.legend(frameon=False, labelcolor=FAINT, loc="lower right")
-    _finish(axes, "captions that contain the word, %", "")
+    _finish(axes, "captions that contain the word, %", "", "lower right")
     axes.grid(axis="x", color=LINE, linewidth=0.8)
 
 
@@ -253,8 +251,10 @@ def _series_styles(words: WordsByAuthor) -> list[tuple[str, str, str, str]]:
     return [(name, *style) for name, style in zip(words, styles, strict=True)]
 
 
-def _finish(axes: Axes, x: str, y: str) -> None:
-    """Label the axes and give them the style of all plots."""
+def _finish(axes: Axes, x: str, y: str, legend: Corner = "best") -> None:
+    """Label the axes, explain lines that have labels, and give the plot the style of all plots."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc=legend, labelcolor=FAINT)
     axes.set_xlabel(x, color=FAINT)
     axes.set_ylabel(y, color=FAINT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)

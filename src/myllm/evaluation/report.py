@@ -12,7 +12,7 @@ from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from myllm.data.records import quantity
+from myllm.data.records import Record, quantity
 from myllm.evaluation import gallery, metric_table, plots
 from myllm.evaluation.calibration import ConfidenceReport
 from myllm.evaluation.compare import Comparison
@@ -83,6 +83,8 @@ class Report:
     """Why some metrics mean less than they seem to."""
     broken: Sequence[str] = ()
     """Pictures that could not be read, with the reason."""
+    failed: Sequence[str] = ()
+    """Pictures for which the decoding rules left nothing, with the reason."""
     training: Section | None = None
     confidence: Section | None = None
     slices: Sequence[Slice] = ()
@@ -124,10 +126,11 @@ def evaluation_report(
         orders=orders,
         words=words_section(evaluation.words),
         broken=evaluation.broken,
+        failed=evaluation.failed,
         training=training_section(history) if history else None,
         slices=evaluation.slices,
         leaks=None if leaks is None else leak_section(
-            evaluation.describe_leaks(), [(pair.judged.image, pair.training.image) for pair in leaks.pairs]
+            evaluation.describe_leaks(), [(pair.judged, pair.training) for pair in leaks.pairs]
         ),
         confidence=None if evaluation.trust is None else confidence_section(evaluation.trust),
     )
@@ -174,7 +177,7 @@ def training_section(history: Sequence[Row]) -> Section:
 
 
 def confidence_section(report: ConfidenceReport) -> Section:
-    """Return what the captions' confidence is worth."""
+    """Return how reliable the captions' confidence is."""
     learned = "a calibration learned on the other pictures"
     calibration = learned if report.is_cross_fitted else "the captioner’s own calibration"
     text = (
@@ -204,10 +207,10 @@ def words_section(words: WordsByAuthor) -> Section:
     return _section(text, plots.WORD_PLOTS, words, descriptions)
 
 
-def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Path, Path]] = ()) -> LeakSection:
+def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Record, Record]] = ()) -> LeakSection:
     """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
     return LeakSection(sentences, [
-        [(path.name, gallery.make_thumbnail(path, PAIR_BYTES, PAIR_SIDE)) for path in pair]
+        [(record.name, gallery.make_thumbnail(record.image, PAIR_BYTES, PAIR_SIDE)) for record in pair]
         for pair in pairs[:MAX_PAIRS]
     ], len(pairs))
 

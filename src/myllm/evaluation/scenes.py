@@ -18,8 +18,8 @@ _RELATIONS = {"left of": (0, True), "right of": (0, False), "above": (1, True), 
 _RELATED = re.compile(rf"(.+) ({'|'.join(_RELATIONS)}) (.+)")
 
 JUDGEMENT = (
-    "true: every thing and colour named is in the picture; complete: all are named, no other, rightly counted; "
-    "placed: of captions that say left, right, above or below, those that are right."
+    "true: every thing and colour named is in the picture; complete: all things are named with the right numbers, and "
+    "no others; placed: share of the captions with left, right, above or below that say it correctly."
 )
 
 

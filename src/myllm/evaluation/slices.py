@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, median
@@ -14,14 +14,16 @@ from myllm.data.images import load_thumbnail
 from myllm.data.records import Record
 from myllm.data.scenes import Thing
 from myllm.errors import DataError
+from myllm.metrics.bootstrap import intervals
+from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import MetricResult
 
 Mask = NDArray[np.bool_]
 Slices = dict[str, dict[str, Mask]]
-Words = Sequence[str]
 
 MIN_PICTURES = 30
+DRAWS = 2_000
 COUNTS = ("none", "one", "two", "three or more")
 
 # Words for people that are common in English captions, without their plurals.
@@ -102,21 +104,15 @@ def slice_pictures(
     return {kind: masks for kind, masks in non_empty.items() if len(masks) > 1}
 
 
-def worst_first(
-    slices: Slices, figure: MetricResult, interval: Callable[[MetricResult], tuple[float, float]],
-    min_pictures: int = MIN_PICTURES
-) -> tuple[list[Slice], int]:
-    """Return the slices by their value, lowest first, and how many are left out because of too few pictures.
-
-    interval: maps the metric of some pictures to the bounds of its value, as a bootstrap does.
-    """
-    masks = [(kind, label, mask) for kind, labels in slices.items() for label, mask in labels.items()]
+def worst_first(slices: Slices, figure: MetricResult, min_pictures: int = MIN_PICTURES) -> list[Slice]:
+    """Return the slices of at least `min_pictures` pictures by their value, lowest first."""
     rows = []
-    for kind, label, mask in masks:
-        if (count := int(mask.sum())) >= max(1, min_pictures):
+    for kind, label, mask in ((kind, *entry) for kind, masks in slices.items() for entry in masks.items()):
+        if (count := int(mask.sum())) >= min_pictures:
             part = MetricResult(figure.per_image[mask], figure.sums[mask], figure.of_sums)
-            rows.append(Slice(kind, label, count, part.corpus, part.corpus - figure.corpus, interval(part)))
-    return sorted(rows, key=lambda row: row.value), len(masks) - len(rows)
+            interval = intervals({label: part}, DRAWS)[label]
+            rows.append(Slice(kind, label, count, part.corpus, part.corpus - figure.corpus, interval))
+    return sorted(rows, key=lambda row: row.value)
 
 
 def count_people(words: Words) -> int:

@@ -7,7 +7,6 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,7 +37,7 @@ PAGE_OPTIONS = {
 def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress) -> None:
     """Write the page, the model as `onnx_export.to_folder` writes it (model/), and ONNX Runtime Web (runtime/).
 
-    Raises ConfigError as `onnx_export.to_folder` does, and otherwise as `fetch_runtime` does.
+    Raises what `onnx_export.to_folder` and `fetch_runtime` raise.
     """
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
@@ -49,8 +48,7 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progre
 
 def ignored_options(decode: DecodeConfig) -> list[str]:
     """Return the decoding options that are set but that the page does not know, each with its value."""
-    values = {name: value for name, value in asdict(decode).items() if name not in PAGE_OPTIONS}
-    return [f"{name} {value!r}" for name, value in values.items() if value != getattr(DecodeConfig, name)]
+    return [f"{name} {value!r}" for name, value in decode.changed().items() if name not in PAGE_OPTIONS]
 
 
 def runtime_folder() -> Path:

@@ -17,9 +17,12 @@ from tokenizers import Tokenizer
 from myllm.batched import batched
 from myllm.caption import Calibration, Caption
 from myllm.config import DecodeConfig
+from myllm.data.records import quantity
 from myllm.decoding.engine import SearchRequest
 from myllm.errors import ConfigError
+from myllm.files import Picture, StoredImage
 from myllm.inference.generate import generate_captions, make_vocabulary, stream_text
+from myllm.option_checks import has_type
 
 T = TypeVar("T")
 # the name of an adapter, None for no adapter; ... for the one that `Captioner.use_adapter` chose
@@ -55,7 +58,7 @@ class VariantProtocol(Protocol):
 Pixels = TypeVar("Pixels")  # a preprocessed picture
 Generator = TypeVar("Generator")  # a source of random seeds
 Variant = TypeVar("Variant", bound=VariantProtocol)
-PictureOf: TypeAlias = Path | str | bytes | Image.Image | Pixels
+PictureOf: TypeAlias = Picture | str | bytes | Image.Image | Pixels
 
 
 class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
@@ -63,7 +66,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        # weights that came without a tokenizer can still compute logits, so this waits for the first caption
+        # made for the first caption, because weights without a tokenizer can be opened to compute logits
         self._vocabulary = Once(partial(make_vocabulary, tokenizer))
 
     def caption(
@@ -74,7 +77,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         generator: source of the seeds of `do_sample`.
 
         Raises DataError if the picture cannot be read, ConfigError for an unknown or wrong option and for rules that
-        leave nothing for the picture.
+        allow no token.
         """
         [caption] = self.caption_batch([image], generator=generator, adapter=adapter, **decode)
         if caption.error:
@@ -86,21 +89,26 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         batch_size: int = 32, generator: Generator | None = None, adapter: AdapterName = ..., **decode: Any,
     ) -> list[Caption]:
         """Caption pictures, `batch_size` at once. Returns a caption for each, equal to the result of `caption`, with
-        `error` if the rules leave nothing for its picture.
+        `error` if the rules allow no token.
 
         each: further decoding options, one mapping for each picture; they take precedence over `decode`.
 
         Captions of a `Captioner` keep a reference to their picture, for `caption.attention`: to a path, bytes, or an
         item of a list, but not to decoded pictures from an iterator, as these would fill the memory.
 
-        Raises as `caption` does, and ConfigError if `each` and `images` differ in length.
+        Raises as `caption` does, and ConfigError if `each` and `images` differ in length or `batch_size` is not a whole
+        number above 0.
         """
+        if not has_type(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"caption_batch: batch_size is {batch_size!r:.100}; expected a whole number above 0")
         variant = self._variant(adapter)
         options: Iterator[DecodeConfig] = repeat(_replace_options(variant, decode))
         if each is not None:
             images = list(images)
             if len(each) != len(images):
-                raise ConfigError(f"caption_batch: each has options for {len(each)} pictures; there are {len(images)}")
+                raise ConfigError(
+                    f"caption_batch: each has options for {quantity(len(each), 'picture')}; there are {len(images)}"
+                )
             options = iter([_replace_options(variant, {**decode, **changes}) for changes in each])
         is_kept = isinstance(images, Sequence) or hasattr(images, "shape")
         captions = list[Caption]()
@@ -108,7 +116,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
             pixels, seeds = [self.preprocess(picture) for picture in batch], self._draw_seeds(len(batch), generator)
             results = self.caption_tensors(pixels, list(islice(options, len(batch))), seeds, variant.adapter)
             for picture, caption in zip(batch, results, strict=True):
-                if is_kept or isinstance(picture, Path | str | bytes):
+                if is_kept or isinstance(picture, Path | StoredImage | str | bytes):
                     caption.compute_attention = self._attention_of(picture, variant)
             captions += results
         return captions

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from myllm.attribution.maps import MAX_SIDE, PreparedImage, prepare_image, project_to_image
 from myllm.attribution.methods import DEFAULT_METHOD, PIXEL_METHODS, attribution_maps
 from myllm.attribution.receptive_field import receptive_field_shift
-from myllm.caption import Calibration, Caption, encode_text
+from myllm.caption import Caption, encode_text
 from myllm.checkpoints import formats, lora, native
 from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.data.images import Preprocess, load_image
@@ -26,7 +25,7 @@ from myllm.errors import ConfigError
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, Once, PictureOf
 from myllm.inference.generate import generate_captions
 from myllm.inference.torch_steppers import make_search
-from myllm.inference.variants import Variant, Variants
+from myllm.inference.variants import Variant, make_variant
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
@@ -37,8 +36,8 @@ Picture = PictureOf[Tensor]
 class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     """A model with its tokenizer and preprocessing, ready to caption. Threads may share it.
 
-    adapter, in its methods: the name of one of the adapters that it was loaded with, None for no adapter; by default
-    the one that `use_adapter` chose.
+    Where a method has the argument `adapter`, it is the name of a loaded adapter, or None for no adapter. By default it
+    is the adapter that `use_adapter` chose.
     """
 
     def __init__(
@@ -51,8 +50,12 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         self.adapters, self.device, self.precision = adapters or {}, device, precision
         self._preprocess = Preprocess(checkpoint.preprocess)
         self._shift = Once(partial(receptive_field_shift, checkpoint.model.encoder))
-        self._variants = Variants(checkpoint, self.adapters, device, precision)
-        self._in_use = self._variants.get(None)
+        # each is made when it is first used
+        self._variants = {
+            name: Once(partial(make_variant, name, checkpoint, self.adapters, device, precision))
+            for name in (None, *self.adapters)
+        }
+        self._in_use = self._variant(None)
         # a GPU computes one thing at a time, and other threads must not use it while a step is recorded
         self._gpu = Lock() if device.type == "cuda" else nullcontext()
 
@@ -90,23 +93,13 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return self.checkpoint.model
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights came from."""
-        return self.checkpoint.provenance
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
-        return self.checkpoint.calibration
-
-    @property
     def captions(self) -> CaptionsConfig:
         """How captions were read in training."""
         return self.checkpoint.captions
 
     @property
     def decode(self) -> DecodeConfig:
-        """Decoding defaults of later calls without `adapter`; may be set."""
+        """Decoding defaults of later calls that name no adapter; can be assigned."""
         return self.checkpoint.decode
 
     @decode.setter
@@ -114,17 +107,22 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         self._in_use = replace(self._in_use, checkpoint=replace(self.checkpoint, decode=decode))
 
     def use_adapter(self, name: str | None) -> None:
-        """Choose the adapter, with its decoding defaults, of later calls without `adapter`; None for no adapter.
+        """Use an adapter and its decoding defaults in later calls that name no adapter; None is no adapter.
 
-        Calls that other threads have begun keep theirs. Raises ConfigError for an unknown name.
+        Calls that have already begun in other threads are not changed. Raises ConfigError for an unknown name.
         """
-        self._in_use = self._variants.get(name)
+        self._in_use = self._variant(name)
 
     def _variant(self, adapter: AdapterName) -> Variant:
-        return self._in_use if isinstance(adapter, EllipsisType) else self._variants.get(adapter)
+        if isinstance(adapter, EllipsisType):
+            return self._in_use
+        if adapter not in self._variants:
+            known = ", ".join(self.adapters) or "none, as none were given to Captioner.load"
+            raise ConfigError(f"adapter {adapter!r} is unknown; known are {known}")
+        return self._variants[adapter]()
 
     def preprocess(self, image: Picture) -> Tensor:
-        """As `BaseCaptioner.preprocess`."""
+        """Return a picture as the model's input; see `BaseCaptioner.preprocess`."""
         return self._prepare(image).tensor
 
     def _prepare(self, image: Picture) -> PreparedImage:
@@ -160,7 +158,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return partial(self.attention_maps, picture, adapter=variant.adapter)
 
     def blind_caption(self, decode: DecodeConfig) -> Caption:
-        """Return the caption for image tokens that are all zeros: what the language model says without a picture."""
+        """Return the caption for image tokens that are all zeros: what the decoder writes without a picture."""
         variant = self._in_use
         model = variant.checkpoint.model
         image = torch.zeros(1, 3, *self._preprocess.size, device=self.device)
@@ -170,7 +168,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
             return generate_captions(self._request(variant, zeros, [0], decode, [0]), self.tokenizer)[0]
 
     def weights_hash(self) -> str:
-        """Return a hash of the weights, an adapter in use included."""
+        """Return a hash of the weights; those of an adapter in use are included."""
         return weights_hash(self.model)
 
     def attention_maps(

@@ -19,7 +19,7 @@ from myllm.errors import ConfigError
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """The tokenizer in the form that the search uses."""
+    """Return the tokenizer in the form that the search uses."""
     return Vocabulary(token_bytes(tokenizer), partial(encode_text, tokenizer), end_token(tokenizer))
 
 
@@ -40,7 +40,7 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
 
 
 def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
-    """Return the best caption of each image with its alternatives; one with `error` if the rules left nothing."""
+    """Return the best caption of each image with its alternatives; one with `error` if the rules allowed no token."""
     assert request.vocabulary is not None
     return [_to_caption(hypotheses, tokenizer, request.vocabulary) for hypotheses in generate(request)]
 
@@ -48,10 +48,10 @@ def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Capt
 def stream_text(
     request: SearchRequest, tokenizer: Tokenizer, context: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> Iterator[str]:
-    """Yield the caption of a single image in pieces as they are found, each of whole characters.
+    """Yield the caption of a single image in pieces as they are generated, each of whole characters.
 
-    context: what each step is computed in; between the pieces, the caller's code runs outside of it.
-    Raises ConfigError if the rules leave nothing.
+    context: context manager for each step; between the pieces, the caller's code runs outside of it.
+    Raises ConfigError if the rules allow no token.
     """
     strategy, text, continues = GreedyOrSampling(request), "", True
     assert request.vocabulary is not None
@@ -89,7 +89,7 @@ def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabula
     whole = vocabulary.text(best.tokens)
     left = len(whole) - incomplete_bytes(whole)
     pieces = []
-    for token in best.tokens:  # without the incomplete character, as the text
+    for token in best.tokens:  # like the text, without the incomplete character
         pieces.append(vocabulary.text([token])[:left])
         left -= len(pieces[-1])
     return Caption(

@@ -1,10 +1,4 @@
-"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy.
-
-from myllm.inference.onnx_captioner import OnnxCaptioner
-
-captioner = OnnxCaptioner.load("exported")
-print(captioner.caption("dog.jpg", beams=4).text)
-"""
+"""Captions without torch: exports of `myllm export --to onnx`, on ONNX Runtime, tokenizers, Pillow and numpy."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +15,7 @@ from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclas
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess, load_image
 from myllm.decoding.arrays import Floats, Ints
-from myllm.decoding.engine import SearchRequest
+from myllm.decoding.engine import SearchRequest, Stepper
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
@@ -57,7 +51,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "OnnxCaptioner":
-        """Open a folder that `myllm export --to onnx` wrote. threads: ONNX Runtime's own choice by default.
+        """Open a folder that `myllm export --to onnx` wrote. threads: by default, ONNX Runtime chooses their number.
 
         Raises CheckpointError if a file is missing or damaged, or needs an operator that ONNX Runtime lacks.
         """
@@ -79,7 +73,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return opened
 
     def preprocess(self, image: PictureOf[Floats]) -> Floats:
-        """As `BaseCaptioner.preprocess`."""
+        """Return a picture as the encoder's input; see `BaseCaptioner.preprocess`."""
         if isinstance(image, np.ndarray):
             expected = (3, *self._preprocess.size)
             if image.shape != expected:
@@ -88,7 +82,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
         return self._preprocess(load_image(image))
 
     def blind_caption(self, decode: DecodeConfig) -> None:
-        """None: the exported encoder returns keys and values, not the image tokens that would have to be zero."""
+        """Return None: the exported encoder returns keys and values, so its image tokens cannot be set to zero."""
         return None
 
     def weights_hash(self) -> str:
@@ -135,7 +129,7 @@ class _ExportState:
     """(B * G, n_head, P, head_dim) keys and values of each block, by the names of the decoder's inputs."""
 
 
-class ExportStepper:
+class ExportStepper(Stepper):
     """The decoder of an export, step by step."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -159,9 +153,6 @@ class ExportStepper:
         images = state.images if len(rows) == len(state.images) else state.images[rows[:, 0] // captions]
         return _ExportState(images, {name: array[rows.ravel()] for name, array in state.past.items()})
 
-    def release(self, state: _ExportState) -> None:
-        """Nothing is kept."""
-
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[Any]:
     try:
@@ -176,8 +167,8 @@ def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: 
 def _session(folder: Path, name: str, threads: int | None) -> onnxruntime.InferenceSession:
     files = sorted((folder / "onnx").glob(f"{name}*.onnx"))
     if len(files) != 1:
-        found = f"{len(files)} files, {', '.join(file.name for file in files)}" if files else "no file"
-        raise CheckpointError(f"{folder / 'onnx'}: {found} of the name {name}*.onnx; expected one: export it again")
+        count = f"{len(files)} files, {', '.join(file.name for file in files)}" if files else "no file"
+        raise CheckpointError(f"{folder / 'onnx'}: {count} of the name {name}*.onnx; expected one: export it again")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised; warnings would be printed between the captions
     if threads:

@@ -1,7 +1,7 @@
 """The decoder on ONNX Runtime: a decoding step as one graph over the model's own weights, in fp32 or int8.
 
-The graph is built in memory when the model is loaded, and ONNX Runtime reads the weights from torch's tensors: there is
-no file to write, to keep up to date with the checkpoint, or to find damaged.
+The graph is built in memory when the model is loaded, and ONNX Runtime reads the weights from torch's tensors. So there
+is no file that could be damaged, or older than the checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from torch import nn
 
 from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
+from myllm.decoding.engine import Stepper
 from myllm.export.onnx_graph import BLOCK_SIZE, MICROSOFT_DOMAIN, Graph, make_model, quantize_by_block
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
@@ -27,9 +28,11 @@ Precision = Literal["fp32", "int8"]
 class _StepGraph(Graph):
     """One step of `GPT` over its own caches.
 
-    Q is the number of newest positions of all captions of an image, n that of the slots of its past, S that of its
-    tokens; there are Q * B rows. Inputs: tokens (Q, B), positions (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for
-    each block the keys and values of the past (n, B, n_head, head_dim) and of the image (B, n_head, S, head_dim).
+    Q is the number of new positions of an image, over all its captions; n the number of slots of its past, and S that
+    of its image tokens. Activations have Q * B rows.
+
+    Inputs: tokens (Q, B), positions (Q, 1), mask (B, 1, Q, n + Q), rows (N,), and for each block the keys and values of
+    the past (n, B, n_head, head_dim) and of the image (B, n_head, S, head_dim).
     Outputs: logits (N, vocab_size) of the requested rows, and each block's new keys and values (Q * B, n_embd).
 
     Slots are the first axis of the past, so that it grows in place: a step writes its keys behind those that it reads.
@@ -56,7 +59,7 @@ class _StepGraph(Graph):
         bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
         numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
         weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        # level 4: the other factor is rounded to 8 bits too, by blocks of its row, so that captions stay independent
+        # level 4: activations are rounded to 8 bits too, in blocks of a row, so that captions stay independent
         return self.add(
             "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
             bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
@@ -102,8 +105,8 @@ def _parts(config: GPTConfig) -> list[str]:
     return [f"{part}.{layer}" for layer in range(config.n_layer) for part in ("key", "value")]
 
 
-def _described(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Inputs and outputs of a step, by name, type and shape."""
+def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Return the names, types and shapes of a step's inputs, and of its outputs."""
     make, int64, real = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     heads, head_dim = config.n_head, config.n_embd // config.n_head
     inputs = [make("tokens", int64, ["Q", "B"]), make("positions", int64, ["Q", 1]), make("rows", int64, ["N"])]
@@ -120,7 +123,7 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # else its threads keep the cores busy for a while after a step, and torch's wait for them
+    # otherwise its threads keep the cores busy for a while after a step, and torch's threads wait for them
     options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
@@ -128,13 +131,13 @@ def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
             constants.append(numpy_helper.from_array(array, name))
             continue
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        # ONNX asks for a file's name, but the file is never opened: the session gets the memory itself
+        # ONNX asks for a file's name, but no file is opened: the session gets the memory itself
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="memory")
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         constants.append(tensor)
     options.add_external_initializers(list(shared), list(shared.values()))
-    proto = make_model(graph, *_described(graph.config), constants)
+    proto = make_model(graph, *_inputs_and_outputs(graph.config), constants)
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -152,14 +155,14 @@ class StepState:
     """Tokens of each caption."""
 
 
-class OnnxStepper:
+class OnnxStepper(Stepper):
     """`VisionGPT2` step by step, computed by ONNX Runtime on the CPU.
 
-    Beams move no cache: the slots of a caption stay where they were written, and the mask says whose past they are.
+    Beam search does not copy the cache: slots stay where they were written, and the mask says which captions see them.
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights, and what they multiply. threads: torch's number by default."""
+        """precision: int8 rounds the decoder's weights and what they multiply. threads: torch's number by default."""
         self.decoder, self.config = model.decoder, model.config.text
         self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
 
@@ -175,7 +178,7 @@ class OnnxStepper:
         needed, length = used + captions * newest, state.length + newest
         self.decoder.check_fits(length)
         past = _with_room(state.past, used, needed)
-        mask = _extend(state.mask, newest)
+        mask = _mask_with_newest(state.mask, newest)
         positions = np.tile(np.arange(state.length, length), captions)[:, None]
         # row (caption, position, image) of the last position of each image's captions
         rows = (np.arange(captions) * newest + newest - 1) * batch + np.arange(batch)[:, None]
@@ -206,16 +209,13 @@ class OnnxStepper:
             state = replace(state, image=kept, past=state.past.take(images, axis=2))
         return _without_dead_slots(state)
 
-    def release(self, state: StepState) -> None:
-        """Nothing is kept."""
-
 
 def _bind(bind: Any, name: str, shape: tuple[int, ...], address: int, dtype: Any = np.float32) -> None:
     bind(name, "cpu", 0, dtype, shape, address)
 
 
 def _with_room(past: Floats, used: int, needed: int) -> Floats:
-    """The cache with room for `needed` slots, its first `used` unchanged; room doubles, so that copies are few."""
+    """Return the cache with room for `needed` slots, the first `used` unchanged; it doubles, so that copies are few."""
     if needed <= past.shape[1]:
         return past
     larger = np.empty((past.shape[0], max(needed, 2 * past.shape[1], 16), *past.shape[2:]), np.float32)
@@ -223,8 +223,8 @@ def _with_room(past: Floats, used: int, needed: int) -> Floats:
     return larger
 
 
-def _extend(mask: Floats, newest: int) -> Floats:
-    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees itself only."""
+def _mask_with_newest(mask: Floats, newest: int) -> Floats:
+    """(B, G, n) of the past -> (B, G * newest, n + G * newest) of each newest position: a caption sees only itself."""
     batch, captions, _ = mask.shape
     caption, position = np.divmod(np.arange(captions * newest), newest)
     is_visible = (caption[:, None] == caption) & (position[:, None] >= position)
@@ -234,9 +234,9 @@ def _extend(mask: Floats, newest: int) -> Floats:
 
 
 def _without_dead_slots(state: StepState) -> StepState:
-    """The same past without the slots that no caption continues, once these are the greater part.
+    """Return the same state without the slots that no caption sees any more, if they are more than half of all.
 
-    Images keep as many slots as the one that needs most; those beyond an image's own stay hidden from it.
+    Every image keeps as many slots as the one that needs most; the mask hides those that it does not need.
     """
     alive = (state.mask == 0).any(axis=1)
     kept = int(alive.sum(axis=-1).max())

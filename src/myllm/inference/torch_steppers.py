@@ -46,7 +46,7 @@ def make_search(
     return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds)
 
 
-class ModelStepper:
+class ModelStepper(Stepper):
     """`VisionGPT2` step by step, from the keys and values of images."""
 
     def __init__(self, model: VisionGPT2, n_positions: int) -> None:
@@ -70,11 +70,8 @@ class ModelStepper:
         cache.select(captions.flatten())
         return image, cache
 
-    def release(self, state: State) -> None:
-        """Nothing is kept."""
 
-
-class RecordedStepper:
+class RecordedStepper(Stepper):
     """`VisionGPT2` on a GPU: each step is recorded once (a CUDA graph) and replayed, its kernels started as one.
 
     A recording is valid for its shapes and addresses. So captions are held in buffers for 1, 2, 4, ... images; the
@@ -190,7 +187,7 @@ def _power_of_two(least: int) -> int:
 
 def _record_on_gpu(job: Job, buffers: _Buffers) -> Job:
     """Return a function that replays `job` over the same memory; `job` itself, with a warning, if recording fails."""
-    # without the cache: weights that autocast has cast would be freed with it, though the recording reads them
+    # autocast's cache is off, because weights in it would be freed with it while the recording still reads them
     keeps_casts = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     torch.clear_autocast_cache()

@@ -1,4 +1,4 @@
-"""A captioner's variants, one for each of its adapters: made when first used, whichever thread asks."""
+"""A captioner with one of its adapters: its weights, its options, and what computes its decoding steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,6 @@ from myllm.caption import Calibration
 from myllm.checkpoints import lora
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
-from myllm.errors import ConfigError
 from myllm.inference.base_captioner import Once
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.inference.torch_steppers import RecordedStepper
@@ -43,33 +42,22 @@ class Variant:
         return self.checkpoint.model.config.text.n_positions
 
 
-class Variants:
-    """The variants of a captioner by adapter name; they share all weights that their adapters do not change."""
+def make_variant(
+    name: str | None, base: Checkpoint, adapters: Mapping[str, lora.Adapter], device: torch.device, precision: str
+) -> Variant:
+    """Return the captioner `base` with the adapter of that name; it shares all weights that the adapter leaves as they
+    are. The stepper is made when it is first needed.
+    """
+    checkpoint = base
+    if name is not None:
+        model = with_adapters(base.model, adapters[name].layers)
+        checkpoint = replace(lora.with_options(adapters[name], base), model=model)
+    return Variant(name, checkpoint, Once(partial(_make_stepper, checkpoint.model, device, precision)))
 
-    def __init__(
-        self, base: Checkpoint, adapters: Mapping[str, lora.Adapter], device: torch.device, precision: str
-    ) -> None:
-        self.base, self.adapters, self.device, self.precision = base, adapters, device, precision
-        self._variants = {name: Once(partial(self._make, name)) for name in (None, *adapters)}
 
-    def get(self, name: str | None) -> Variant:
-        """Return the variant with that adapter, None for no adapter. Raises ConfigError for an unknown name."""
-        if name not in self._variants:
-            known = ", ".join(self.adapters) or "none, as none were given to Captioner.load"
-            raise ConfigError(f"adapter {name!r} is unknown; known are {known}")
-        return self._variants[name]()
-
-    def _make(self, name: str | None) -> Variant:
-        checkpoint = self.base
-        if name is not None:
-            adapter = self.adapters[name]
-            model = with_adapters(checkpoint.model, adapter.layers)
-            checkpoint = replace(lora.with_options(adapter, checkpoint), model=model)
-        return Variant(name, checkpoint, Once(partial(self._make_stepper, checkpoint.model)))
-
-    def _make_stepper(self, model: VisionGPT2) -> OnnxStepper | RecordedStepper | None:
-        if self.device.type == "cuda":
-            return RecordedStepper(model)
-        if self.precision in ("fp32", "int8"):
-            return OnnxStepper(model, "int8" if self.precision == "int8" else "fp32")
-        return None
+def _make_stepper(model: VisionGPT2, device: torch.device, precision: str) -> OnnxStepper | RecordedStepper | None:
+    if device.type == "cuda":
+        return RecordedStepper(model)
+    if precision in ("fp32", "int8"):
+        return OnnxStepper(model, "int8" if precision == "int8" else "fp32")
+    return None

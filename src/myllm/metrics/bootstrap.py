@@ -18,7 +18,7 @@ MIN_TESTED = 10
 MIN_RELIABLE = 100
 """Pictures; with fewer, intervals are too narrow (docs/metrics.md has the figures)."""
 TIE_BELOW = 0.001
-"""Two values of a picture that are both below this are a tie."""
+"""Two values of a picture, or of all pictures, that are both closer to 0 than this are a tie."""
 _MAX_IN_MEMORY, _MAX_DRAWN = 2_000_000, 500_000_000  # pictures drawn per block, and in total
 _MIN_DRAWS = 500
 _MAX_ENUMERATED = 13  # pictures; 2**13 ways to swap them are fewer than DRAWS
@@ -84,7 +84,7 @@ class Difference:
 
     @property
     def p_text(self) -> str:
-        """The p-value for people; "-" if there is none."""
+        """The p-value as text; "-" if there is none."""
         return "-" if self.p is None else f"{self.p:.4f}"
 
 
@@ -93,7 +93,7 @@ def differences(
 ) -> dict[str, Difference]:
     """Compare B with A by each metric that both have, on the same N pictures in the same order.
 
-    A share of nothing on either side, such as of numbers in captions without numbers, is left out.
+    A metric that is NaN on either side is left out, such as the share of wrong numbers if no caption has a number.
     """
     names = [name for name in a if name in b and not np.isnan(a[name].corpus + b[name].corpus)]
     if not names:
@@ -109,7 +109,7 @@ def differences(
 
 
 def _count_wins(a: Floats, b: Floats) -> tuple[int, int, int]:
-    tied = np.isclose(a, b, rtol=1e-9, atol=1e-12) | (np.maximum(a, b) < TIE_BELOW)
+    tied = np.isclose(a, b, rtol=1e-9, atol=1e-12) | (np.maximum(np.abs(a), np.abs(b)) < TIE_BELOW)
     a_wins, b_wins = int((~tied & (a > b)).sum()), int((~tied & (b > a)).sum())
     return a_wins, b_wins, len(a) - a_wins - b_wins
 
@@ -121,8 +121,8 @@ def _permutation_test(
 
     Approximate randomization (Noreen 1989; Riezler and Maxwell 2005, https://aclanthology.org/W05-0908): if A and B are
     equally good, swapping their captions on any of the pictures makes no difference. p is the share of swaps whose
-    difference is at least as large as the observed one; for few pictures all 2^N swaps are tried. For a mean over
-    pictures this is the sign-flip test.
+    difference is at least as large as the observed one; for few pictures all 2^N swaps are tried. For a metric that is
+    a mean over pictures this is the sign-flip test.
     """
     pictures = len(a[0].per_image)
     if pictures < MIN_TESTED:
@@ -132,7 +132,8 @@ def _permutation_test(
     # Random swaps count the observed difference as one of them, so p is never 0.
     extreme, number = np.full(len(a), 0 if is_exact else 1), swaps + (0 if is_exact else 1)
     pairs = list(zip(a, b, strict=True))
-    observed = [abs(ours.corpus - theirs.corpus) for ours, theirs in pairs]
+    values = np.array([(ours.corpus, theirs.corpus) for ours, theirs in pairs])
+    observed = np.where(np.abs(values).max(axis=1) < TIE_BELOW, 0, np.abs(np.diff(values)[:, 0]))
     halves = [(ours.sums + theirs.sums).sum(axis=0) / 2 for ours, theirs in pairs]
     gains = np.concatenate([(ours.sums - theirs.sums) / 2 for ours, theirs in pairs], axis=1)
     starts = np.cumsum([len(half) for half in halves])[:-1]

@@ -3,7 +3,6 @@
 All captions of a call are processed as arrays: an n-gram is a 64-bit key, and equal n-grams are found by sorting.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, count
@@ -39,7 +38,9 @@ class CiderD:
     """
 
     def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        self._log_pictures = math.log(len(references))
+        # np.log, as for the frequencies below: math.log may differ from it in the last digit, and an n-gram that all
+        # pictures have would then weigh a little more than nothing
+        self._log_pictures = np.log(len(references))
         words = chain.from_iterable(chain.from_iterable(references))
         # From 1: with a word 0, the n-grams (word 0, word x) and (word x) would have the same key.
         self._word_ids = {word: number for number, word in enumerate(dict.fromkeys(words), 1)}
@@ -87,6 +88,14 @@ class CiderD:
         similarity = cosine * np.exp(-(surplus**2) / (2 * _SIGMA**2))
         total = np.bincount(vectors.caption[entry], weights=similarity, minlength=len(candidates))
         return [10 * value / (_MAX_N * len(group)) for value, group in zip(total.tolist(), references, strict=True)]
+
+    def cosines(self, captions: Sequence[Words]) -> Floats:
+        """Return the CIDEr, 0 to 1, of each two captions (N, N): cosines without clipping or penalty for length."""
+        vectors = self._vectors(captions)
+        keys, column = np.unique(vectors.key, return_inverse=True)
+        units = np.zeros((len(captions), len(keys)))
+        units[vectors.caption, column] = vectors.weight / vectors.norm
+        return np.asarray(units @ units.T / _MAX_N)
 
     def _vectors(self, captions: Sequence[Words]) -> _Vectors:
         caption, order, key = self._ngrams(captions)

@@ -2,18 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from myllm.errors import DataError
-from myllm.metrics.ngrams import Ngram, Words, ngrams
+from myllm.metrics.cider import CiderD
+from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import Floats, MetricResult, mean_of
-
-_ORDERS = 4  # of n-grams in CIDEr
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Diversity:
     distinct_share: float
     """Distinct captions over captions."""
     repeated_share: float
-    """Captions that another picture has too, over captions."""
+    """Captions that come more than once, over captions."""
     unseen_share: float | None
     """Captions that are not training captions, over captions; None if no training captions were given."""
     distinct_1: float
@@ -76,7 +74,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 
     groups: at least two captions of each picture, such as samples or alternatives.
     corpus: captions of each picture that give the document frequencies, such as references; by default `groups`. With
-        a corpus of one picture all n-grams weigh 0, and the result is 0, as for CIDEr.
+        a corpus of one picture all n-grams weigh 0, and so the result is 0, as that of CIDEr is.
 
     K_ij is the CIDEr of caption i compared with caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors),
     with eigenvalues l_1 >= ... >= l_m. The value is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 if all captions are the same,
@@ -89,29 +87,12 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
                 "each picture: sample more than one, or use beam search, which gives alternatives"
             )
     tokenized = [[ptb_tokenize(caption) for caption in group] for group in groups]
-    known = [[ptb_tokenize(caption) for caption in group] for group in corpus] or tokenized
-    frequencies = Counter[Ngram]()
-    for captions in known:
-        frequencies.update({ngram for words in captions for ngram in ngrams(words, _ORDERS)})
-    return mean_of([_spread(_kernel(captions, frequencies, len(known))) for captions in tokenized])
-
-
-def _kernel(captions: Sequence[Words], frequencies: Mapping[Ngram, int], pictures: int) -> Floats:
-    """Return the cosine of each two captions' TF-IDF vectors, averaged over n-gram orders: (m, m)."""
-    counts = [Counter(ngrams(words, _ORDERS)) for words in captions]
-    columns = {ngram: column for column, ngram in enumerate(dict.fromkeys(chain(*counts)))}
-    weights = np.zeros((_ORDERS, len(captions), len(columns)))
-    for row, count in enumerate(counts):
-        for ngram, times in count.items():
-            weight = math.log(pictures / max(1, frequencies.get(ngram, 0)))
-            weights[len(ngram) - 1, row, columns[ngram]] = times * weight
-    norms = np.linalg.norm(weights, axis=2, keepdims=True)
-    weights /= np.where(norms == 0, 1, norms)
-    return np.asarray((weights @ weights.transpose(0, 2, 1)).mean(axis=0))
+    cider = CiderD([[ptb_tokenize(caption) for caption in group] for group in corpus] or tokenized)
+    return mean_of([_spread(cider.cosines(captions)) for captions in tokenized])
 
 
 def _spread(kernel: Floats) -> float:
-    """Return -log_m of the share of the largest singular value; 0 if no n-gram of the captions has a weight."""
+    """Return self-CIDEr of a picture from the CIDEr of each two captions; 0 if no n-gram has a weight."""
     roots = np.sqrt(np.clip(np.linalg.eigvalsh(kernel), 0, None))  # rounding can make a zero slightly negative
     total = float(roots.sum())
     return -math.log(float(roots[-1]) / total) / math.log(len(kernel)) if total else 0.0

@@ -1,13 +1,14 @@
-"""Things, colours and numbers that a caption names and no reference does, after CHAIR (Rohrbach et al. 2018).
+"""Things, colours and numbers that a caption names but no reference names, after CHAIR (Rohrbach et al. 2018).
 
-CHAIR (https://aclanthology.org/D18-1437) knows the 80 classes of COCO and reads from its masks which of them a picture
-shows. Here only the references say so, for the English words of `things.txt` and `colours.txt`.
+CHAIR (https://aclanthology.org/D18-1437) knows the 80 classes of COCO, and finds those that a picture shows in COCO's
+masks and references. Here they are found in the references only, for the English words of `things.txt` and
+`colours.txt`.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from myllm.metrics.lexicon import Mention, colour_mentions, colours, things
 from myllm.metrics.ngrams import Words
@@ -16,45 +17,37 @@ from myllm.metrics.result import MetricResult, share_of
 # "one" is a pronoun more often than a number: "one dog chases another".
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _NUMBERS |= {str(number): number for number in range(2, 11)}
-# Words of a reference that give a number, in addition to number words.
+# Words of a reference that imply a number without being one.
 _NUMBER_HINTS = {"couple": 2, "pair": 2, "both": 2, "twins": 2, "duo": 2, "trio": 3}
 _NO_COUNT_AFTER = {"number", "#", "age", "no."}
 _NO_COUNT_BEFORE = {"year", "years", "wheel", "wheeler", "story", "piece", "way", "feet", "foot", "point", "mile"}
+_NO_COUNT_BEFORE |= {"pairs"}  # "two pairs of shoes" are four
 
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
 
 
-@dataclass(frozen=True)
-class NamedThings:
-    """How many things, places, colours and numbers a caption names, and those that no reference names."""
+class Named(NamedTuple):
+    """What a caption names of one kind."""
 
-    things: int
-    places: int
-    colours: int
-    numbers: int
-    invented_things: tuple[str, ...]
-    """In the caption's words, as are the next three."""
-    invented_places: tuple[str, ...]
-    invented_colours: tuple[str, ...]
-    invented_numbers: tuple[str, ...]
+    total: int
+    invented: tuple[str, ...]
+    """Those that no reference names, in the caption's words."""
 
 
-def compare_names(words: Words, references: Sequence[Words]) -> NamedThings:
-    """Compare what a tokenized caption names with what its references name."""
+def compare_names(words: Words, references: Sequence[Words]) -> dict[str, Named]:
+    """Compare the things, places, colours and numbers that a tokenized caption names with those of its references."""
     mentions = things().mentions(words)
-    place_mentions = list(filter(_is_place, mentions))
-    thing_mentions = [mention for mention in mentions if mention not in place_mentions]
-    mentioned_colours, numbers = colour_mentions(words), _numbers_in(words, mentions)
-    possible_things, possible_colours = things().supported(references), colours().supported(references)
-    possible_numbers = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
-    return NamedThings(
-        things=len(thing_mentions), places=len(place_mentions), colours=len(mentioned_colours), numbers=len(numbers),
-        invented_things=_unsupported(words, thing_mentions, possible_things),
-        invented_places=_unsupported(words, place_mentions, possible_things),
-        invented_colours=_unsupported(words, mentioned_colours, possible_colours),
-        invented_numbers=tuple(words[index] for index, number in numbers.items() if number not in possible_numbers),
-    )
+    places = list(filter(_is_place, mentions))
+    numbers, supported = _numbers_in(words, mentions), things().supported(references)
+    possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
+    invented_numbers = tuple(words[index] for index, number in numbers.items() if number not in possible)
+    return {
+        "things": _named(words, [mention for mention in mentions if mention not in places], supported),
+        "places": _named(words, places, supported),
+        "colours": _named(words, colour_mentions(words), colours().supported(references)),
+        "numbers": Named(len(numbers), invented_numbers),
+    }
 
 
 def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
@@ -62,18 +55,21 @@ def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Wor
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.
-    places_wrong:   the share of CHAIRi, for grounds, waters, plants, rooms and buildings.
+    places_wrong:   as CHAIRi, for places: grounds, waters, plants, rooms and buildings.
     colours_wrong:  colours named that no reference names, over colours named.
-    counts_wrong:   numbers named that no reference names or shows ("a man and a boy" are two people), over numbers.
+    counts_wrong:   numbers named that no reference names or implies ("a man and a boy": two people), over numbers.
     """
     rows = [compare_names(words, captions) for words, captions in zip(candidates, references, strict=True)]
-    counts_captions = any(row.things for row in rows)  # captions in another language name no English things
+    invented = {
+        kind: share_of([(len(row[kind].invented), row[kind].total) for row in rows], kind.removesuffix("s"))
+        for kind in ("things", "places", "colours", "numbers")
+    }
+    # NaN, not 0, for captions in another language: they name no English things
+    counts_captions = any(row["things"].total for row in rows)
+    captions = share_of([(bool(row["things"].invented), counts_captions) for row in rows], "caption")
     return {
-        "CHAIRi": share_of([(len(row.invented_things), row.things) for row in rows], "things"),
-        "CHAIRs": share_of([(bool(row.invented_things), counts_captions) for row in rows], "captions"),
-        "places_wrong": share_of([(len(row.invented_places), row.places) for row in rows], "places"),
-        "colours_wrong": share_of([(len(row.invented_colours), row.colours) for row in rows], "colours"),
-        "counts_wrong": share_of([(len(row.invented_numbers), row.numbers) for row in rows], "numbers"),
+        "CHAIRi": invented["things"], "CHAIRs": captions, "places_wrong": invented["places"],
+        "colours_wrong": invented["colours"], "counts_wrong": invented["numbers"],
     }
 
 
@@ -81,12 +77,13 @@ def _is_place(mention: Mention) -> bool:
     return any("place" in things().broader[name] for name in mention.classes)
 
 
-def _unsupported(words: Words, mentions: Sequence[Mention], possible: set[str]) -> tuple[str, ...]:
-    return tuple(" ".join(words[m.start : m.stop]) for m in mentions if possible.isdisjoint(m.classes))
+def _named(words: Words, mentions: Sequence[Mention], supported: set[str]) -> Named:
+    invented = (" ".join(words[m.start : m.stop]) for m in mentions if supported.isdisjoint(m.classes))
+    return Named(len(mentions), tuple(invented))
 
 
 def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:
-    """Return index and value of each number that counts something; "a pair of shoes" does not."""
+    """Return index -> value of each number that counts something; the pair in "a pair of shoes" does not."""
     numbers = {}
     for index, word in enumerate(words):
         after = words[index + 1] if index + 1 < len(words) else ""
@@ -101,7 +98,7 @@ def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:
 
 
 def _possible_numbers(words: Words) -> set[int]:
-    """Return the numbers that a reference names or that its things add up to: "a man and two girls" are 3 people."""
+    """Return the numbers that a reference names or implies: "a man and two girls" implies three people."""
     mentions = things().mentions(words)
     numbers = _numbers_in(words, mentions)
     totals, uncounted, stop = Counter[str](), set[str](), 0

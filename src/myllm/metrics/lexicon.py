@@ -135,11 +135,11 @@ class Lexicon:
 
 
 def colour_mentions(words: Words) -> list[Mention]:
-    """Return the colours that a caption names; "an orange on a plate" is not one."""
+    """Return the colours that a caption names; "an orange on a plate" and "orange juice" are none."""
     return [
         Mention(form.classes, start, stop, False)
         for form, start, stop in colours().find(words)
-        if stop - start > 1 or words[start] not in things().forms or _is_colour(words, start, stop)
+        if form.classes and (stop - start > 1 or words[start] not in things().forms or _is_colour(words, start, stop))
     ]
 
 

@@ -20,8 +20,8 @@ _BETA, _GAMMA = 0.2, 0.6  # exponent and maximum of the fragmentation penalty
 _DELTA = 0.75  # weight of a content word; a function word has 1 - _DELTA
 _WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the same word, its stem, a synonym, a paraphrase
 
-# Columns of the sums over pictures: four lengths, four counts of matched words for each stage, the chunks.
-# The four: content words of the candidate and of the reference, function words of the candidate and of the reference.
+# Columns of the sums over pictures: four lengths, four counts of matched words for each stage, the chunks. Each
+# four are content words of candidate and reference, then function words of candidate and reference.
 _CHUNKS = 4 * (1 + len(STAGES))
 
 
@@ -32,13 +32,13 @@ def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -
     paraphrases takes about 3 seconds, for any number of captions. Raises DataError if `missing_data` gives a reason.
     """
     english = English()
-    spoken = [normalize(" ".join(words), english.abbreviations) for words in candidates]
-    written = [[normalize(" ".join(words), english.abbreviations) for words in captions] for captions in references]
-    n_phrases = LONGEST_PHRASE * sum(map(len, chain(spoken, *written)))
-    all_phrases = (phrase for words in chain(spoken, *written) for _, _, phrase in phrases(words))
+    normalized = [normalize(" ".join(words), english.abbreviations) for words in candidates]
+    groups = [[normalize(" ".join(words), english.abbreviations) for words in captions] for captions in references]
+    n_phrases = LONGEST_PHRASE * sum(map(len, chain(normalized, *groups)))
+    all_phrases = (phrase for words in chain(normalized, *groups) for _, _, phrase in phrases(words))
     paraphrases = read_paraphrases(all_phrases, n_phrases)
-    sums = np.zeros((len(spoken), _CHUNKS + 1))
-    for picture, (words, captions) in enumerate(zip(spoken, written, strict=True)):
+    sums = np.zeros((len(normalized), _CHUNKS + 1))
+    for picture, (words, captions) in enumerate(zip(normalized, groups, strict=True)):
         tallies = [_tally(words, caption, align(words, caption, english, paraphrases), english) for caption in captions]
         sums[picture] = tallies[int(_of_sums(np.array(tallies)).argmax())]  # the first of equally good ones
     return {"METEOR": MetricResult(_of_sums(sums), sums, _of_sums)}
@@ -78,7 +78,7 @@ def _of_sums(sums: Floats) -> Floats:
 def _weighted(counts: Floats, side: int) -> Floats:
     """Return the words of the candidate (side 0) or the reference (1), weighted by stage and kind of word.
 
-    counts: (..., stages, 4). They are added in the jar's order, so that references that tie there tie here.
+    counts: (..., stages, 4). They are added in the jar's order, so that references that tie in the jar tie here, too.
     """
     total = np.zeros(counts.shape[:-2])
     for column, weight in ((side, _DELTA), (side + 2, 1 - _DELTA)):

@@ -1,8 +1,8 @@
 """METEOR's alignment of the words of a candidate with those of a reference (Denkowski and Lavie 2014).
 
-What the paper leaves open, such as ties, is done as in its jar, oddities included. The jar's search counts half of the
-words that match without being the same, rounded down: 0 for a stem, synonym or paraphrase of a single word. If two such
-matches compete, as "dogs" and "dog" match by stem and by synonym, one is taken only if it continues a chunk.
+What the paper leaves open, such as ties, is done as in its jar, oddities included. Of words that match but differ, its
+search counts half the number, rounded down: 0 for a stem, synonym or paraphrase of a single word. If two such matches
+compete, as those of "dogs" with "dog" by stem and by synonym, one is taken only if it continues a chunk.
 """
 
 from collections import defaultdict
@@ -35,7 +35,7 @@ class Match(NamedTuple):
     words: int
     """Bit mask of the words it covers: the reference's from bit 0 on, then the candidate's."""
     gain: int
-    """Added to a path's rank: minus the words on both sides, of which half, rounded down, count if they differ."""
+    """Added to a path's rank: minus the number of words on both sides; if they differ, half of it, rounded down."""
 
 
 _Chosen = tuple[Match, "_Chosen"] | None  # linked list: the last match, and those before it
@@ -48,7 +48,7 @@ class _Path(NamedTuple):
     words: int
     """Bit mask of the words that its matches cover, as in Match."""
     resume: int
-    """Index in the reference behind its last match."""
+    """Index in the reference after its last match."""
     chunk_end: int
     """Index in the candidate that would continue the chunk; -1 outside of a chunk."""
     chosen: _Chosen

@@ -33,7 +33,7 @@ _ENDINGS = (
 
 
 def missing_data() -> str | None:
-    """Return why METEOR cannot be computed here, with the remedy; None if it can."""
+    """Return why METEOR cannot be computed here, with the fix; None if it can."""
     folder = _folder()
     missing = [name for name in (_JAR, _PARAPHRASES) if folder is None or not (folder / name).is_file()]
     if missing:
@@ -89,10 +89,10 @@ class English:
 
 
 def read_paraphrases(phrases: Iterable[str], count: int) -> dict[str, list[str]]:
-    """Return the paraphrases of each phrase that are among the phrases themselves, in the table's order.
+    """Return, for each phrase, its paraphrases that are among `phrases`, too, in the table's order.
 
-    The result may contain a few other pairs of the table, because only marks at the phrases' hashes are kept: a set of
-    phrases would be the largest part of METEOR's memory. The table has five million pairs, 272 MB of text.
+    The table has five million pairs, 272 MB of text. To save memory, only hashes of the phrases are kept, not the
+    phrases. So the result may contain a few other pairs of the table, whose hashes are the same.
 
     count: about how many phrases there are.
     """

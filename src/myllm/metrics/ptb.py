@@ -171,8 +171,8 @@ def ptb_tokenize(caption: str) -> Words:
     "dog's" -> dog 's, "don't" -> do n't, "cannot" -> can not; "t-shirt", "and/or", "3.5" and "U.S." are one word each.
     Quotes, dashes, full stops and commas are dropped; brackets become "-lrb-" and "-rrb-".
 
-    Two differences are intended. A line break inside a caption (\\v, \\f, \\r, U+2028, U+2029) is a blank; there, it
-    shifts the words of every later caption by one. And no rule reads the beginning of the next caption.
+    Two differences are intended. A line break inside a caption (\\v, \\f, \\r, U+2028, U+2029) is a blank, where
+    pycocoevalcap shifts the words of every later caption by one. And no rule reads the beginning of the next caption.
 
     Known other differences: none on the captions of Flickr8k; 3 in 1,000 captions made of odd pieces without blanks
     (such as emoji in addresses); "AT&amp;T"; compounds with full stops, and addresses before "@", of over 100

@@ -20,7 +20,7 @@ class MetricResult:
     of_sums: Callable[[Floats], Floats]
     """Maps sums over any pictures, (..., S), to their common value, (...)."""
     unit: str = ""
-    """What a share counts, such as "colours"; empty for metrics that are not shares. `sums[:, 1]` counts them."""
+    """What a share counts, such as "colour"; empty for metrics that are not shares. `sums[:, 1]` counts them."""
 
     @property
     def corpus(self) -> float:
@@ -29,7 +29,7 @@ class MetricResult:
 
     @property
     def denominator(self) -> int | None:
-        """How many `unit` there are in all pictures; None for metrics that are not shares."""
+        """Number of `unit`s in all pictures; None for metrics that are not shares."""
         return int(self.sums[:, 1].sum()) if self.unit else None
 
     def of(self, pictures: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> float:
@@ -44,7 +44,7 @@ def mean_of(per_image: Sequence[float] | Floats) -> MetricResult:
 
 
 def share_of(pairs: Sequence[tuple[int, int]], unit: str) -> MetricResult:
-    """Return a metric that is the share of `unit` with some property.
+    """Return a metric that is the share of `unit`s with some property.
 
     pairs: for each picture, how many have the property, and how many there are.
     """

@@ -41,9 +41,9 @@ METRICS: dict[str, Metric] = {
 }
 TOKENIZER = "PTB 3.4.1"
 PEOPLE = ("BLEU", "ROUGE-L", "CIDEr", "hallucination")
-"""Metrics for comparing people's captions with each other; METEOR would take minutes."""
+"""Metrics by which people's captions are compared with each other; METEOR would take minutes."""
 MAX_PICTURES = 5_000
-"""Maximum number of pictures for comparing people, which takes ten times as long as scoring captions."""
+"""Maximum number of pictures for which people are compared; that takes ten times as long as scoring captions."""
 
 # Scripts without blanks between words: Thai to Myanmar, Khmer, Japanese, Chinese.
 _WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
@@ -69,7 +69,7 @@ class Scores:
 
 
 def absent() -> dict[str, str]:
-    """Return the metrics that cannot be computed here, each with the reason and the remedy."""
+    """Return the metrics that cannot be computed here, each with the reason and the fix."""
     return {} if (reason := missing_data()) is None else {"METEOR": reason}
 
 
@@ -129,7 +129,7 @@ def protocol_of(references: Sequence[Sequence[object]]) -> dict[str, str | int]:
     return {"tokenizer": TOKENIZER, "pictures": len(references), "references": sum(map(len, references))}
 
 
-def people_agree(
+def human_agreement(
     captions: Sequence[Words], references: Sequence[Sequence[Words]], metrics: Sequence[str] = PEOPLE
 ) -> dict[str, tuple[float, float]]:
     """Score people's captions and `captions` in the same way; return (people, captions) by metric.
@@ -158,7 +158,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def shuffled(captions: Sequence[Item], seed: int = 0) -> list[Item]:
-    """Return the captions in another order, each at another picture, as if the captioner saw the wrong pictures."""
+    """Return the captions in another order, none with its own picture, as if the captioner had seen the wrong ones."""
     order = list(range(len(captions)))
     random.Random(seed).shuffle(order)
     # A cycle through all of them leaves none where it was.

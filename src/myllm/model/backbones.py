@@ -43,7 +43,8 @@ def vit_mini_conv8_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         "class_token": False, "global_pool": "avg", "fc_norm": False,
     }
     model: Any = build_model_with_cfg(VisionTransformer, "vit_mini_conv8_64", pretrained, **(arguments | kwargs))
-    # random position embeddings are too small, next to the stem's output, to learn "left of"; at scale 1 they drown it
+    # random position embeddings are too small, compared with the stem's output, to learn "left of"; sines of scale 1
+    # would be too large
     positions = build_sincos2d_pos_embed(model.patch_embed.grid_size, dim=model.embed_dim, temperature=10.0)
     model.pos_embed.data.copy_(0.3 * positions)
     return model
@@ -52,7 +53,7 @@ def vit_mini_conv8_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def create_backbone(config: VisionConfig) -> Any:
     """Return the timm model with the weights that `config` asks for.
 
-    Raises ConfigError for an unknown backbone, size or geometry; CheckpointError for missing or unfitting weights.
+    Raises ConfigError for an unknown backbone, size or geometry; CheckpointError if weights are missing or do not fit.
     """
     sources = sorted(config.geometry.keys() & SOURCES)
     if sources:
@@ -104,11 +105,10 @@ def _load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"vision.weights {error}") from error
     expected = backbone.state_dict()
-    if not expected.keys() <= tensors.keys():
+    if missing := sorted(expected.keys() - tensors.keys()):
         in_order = dict(zip(expected, tensors.values(), strict=False))
         # the weight and bias of a classifier may come last
         is_same_length = len(expected) <= len(tensors) <= len(expected) + 2
-        missing = sorted(expected.keys() - tensors.keys())
         if not is_same_length or any(expected[key].shape != value.shape for key, value in in_order.items()):
             raise CheckpointError(
                 f"vision.weights {path}: not weights of {name}: {len(missing)} of its {len(expected)} tensors are "

@@ -1,7 +1,7 @@
-"""Published GPT-2 weights: finding them, their geometry, and their tensors in the names and layout of our GPT."""
+"""Find published GPT-2 weights, check their geometry, and convert their tensors to the names and layout of our GPT."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from myllm.files import read_json
 from myllm.model.weight_files import read_tensors
 
 GEOMETRY = ("n_positions", "n_layer", "n_head", "n_embd")
+# Options that pretrained weights determine; training takes vocab_size from the tokenizer.
+FITTED = (*GEOMETRY, "layer_norm_epsilon", "gelu")
 # transformers' Conv1D keeps these as (in, out); torch's Linear keeps (out, in)
 CONV1D_WEIGHTS = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
@@ -23,11 +25,11 @@ CONV1D_WEIGHTS = (".c_attn.weight", ".q_attn.weight", ".c_proj.weight", ".c_fc.w
 def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a GPT-2 folder in Hugging Face's layout as a state dict of our GPT.
 
-    expected: that GPT's state dict, for its names and shapes. Raises CheckpointError if a tensor is missing or has
-    another shape.
+    expected: a state dict of our GPT, which gives the names and shapes. Raises CheckpointError if a tensor is missing
+    or has another shape.
     """
     tensors = {
-        name if name.startswith("transformer.") else f"transformer.{name}": value
+        f"transformer.{name.removeprefix('transformer.')}": value
         for name, value in transpose_conv1d(read_tensors(folder)).items()
     }
     state = {}
@@ -40,15 +42,16 @@ def read_gpt2_state(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, T
     return state
 
 
-def check_same_geometry(config: GPTConfig, pretrained: GPTConfig) -> None:
-    """Raise ConfigError if the decoder's geometry differs from that of the pretrained GPT-2."""
-    for name in ("vocab_size", *GEOMETRY, "gelu"):
-        if getattr(config, name) != getattr(pretrained, name):
-            raise ConfigError(_geometry_message(name, getattr(config, name), getattr(pretrained, name)))
-
-
-def _geometry_message(name: str, value: object, pretrained: object) -> str:
-    return f"text.{name} is {value}, but the pretrained GPT-2 has {pretrained}; set --text.{name} {pretrained}"
+def check_same_geometry(
+    config: GPTConfig, pretrained: GPTConfig, names: Sequence[str] = ("vocab_size", *FITTED)
+) -> None:
+    """Raise ConfigError if the decoder's options `names` differ from those of the pretrained GPT-2."""
+    for name in names:
+        value, expected = getattr(config, name), getattr(pretrained, name)
+        if value != expected:
+            raise ConfigError(
+                f"text.{name} is {value}, but the pretrained GPT-2 has {expected}; set --text.{name} {expected}"
+            )
 
 
 def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
@@ -58,12 +61,10 @@ def fit_to_pretrained(config: GPTConfig) -> GPTConfig:
     """
     if not config.pretrained:
         return config
-    default, pretrained = GPTConfig(), gpt2_config(gpt2_folder(config.pretrained))
-    geometry = {name: getattr(pretrained, name) for name in (*GEOMETRY, "layer_norm_epsilon", "gelu")}
-    for name, value in geometry.items():
-        if getattr(config, name) not in (value, getattr(default, name)):
-            raise ConfigError(_geometry_message(name, getattr(config, name), value))
-    return replace(config, **geometry)
+    pretrained = gpt2_config(gpt2_folder(config.pretrained))
+    changed = [name for name in FITTED if getattr(config, name) != getattr(GPTConfig, name)]
+    check_same_geometry(config, pretrained, changed)
+    return replace(config, **{name: getattr(pretrained, name) for name in FITTED})
 
 
 def named_gpt2() -> str | None:
@@ -72,9 +73,9 @@ def named_gpt2() -> str | None:
 
 
 def gpt2_folder(source: str | bool) -> Path:
-    """Return the local folder of a GPT-2: `source` if it is one, else the files of that hub id, cached or downloaded.
+    """Return the local folder of a GPT-2. `source` is a folder, or a hub id whose files are downloaded or cached.
 
-    Raises CheckpointError if there is neither a folder nor a cache nor a network.
+    If `source` is True, it is taken from HF_GPT2_REPO. Raises CheckpointError if the files cannot be had.
     """
     repo = source if isinstance(source, str) else named_gpt2() or "openai-community/gpt2"
     if Path(repo).is_dir():
@@ -104,26 +105,25 @@ def gpt2_config(folder: Path) -> GPTConfig:
     return gpt_config(read_json(path), path)
 
 
-def gpt_config(facts: Mapping[str, Any], path: Path) -> GPTConfig:
-    """Return our configuration of a GPT-2 for transformers' configuration `facts`, read from `path`.
+def gpt_config(values: Mapping[str, Any], path: Path) -> GPTConfig:
+    """Return our configuration of a GPT-2 for transformers' configuration `values`, read from `path`.
 
     Raises CheckpointError if it is incomplete, or describes a model that our GPT computes differently.
     """
-    width = facts.get("n_embd", 0)
+    width = values.get("n_embd", 0)
     expected = {
         "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
         "n_inner": (None, 4 * width if isinstance(width, int) else 0),
     }
     for name, allowed in expected.items():
-        if facts.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(f"{path}: {name} is {facts[name]!r}; expected {allowed[0]!r}")
+        if values.get(name, allowed[0]) not in allowed:
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}; expected {allowed[0]!r}")
     try:
         return GPTConfig(
-            vocab_size=facts["vocab_size"], n_positions=facts["n_positions"], n_layer=facts["n_layer"],
-            n_head=facts["n_head"], n_embd=facts["n_embd"], dropout=facts.get("resid_pdrop", 0.1),
-            layer_norm_epsilon=facts.get("layer_norm_epsilon", 1e-5),
-            gelu="none" if facts.get("activation_function") == "gelu" else "tanh",
+            **{name: values[name] for name in ("vocab_size", *GEOMETRY)}, dropout=values.get("resid_pdrop", 0.1),
+            layer_norm_epsilon=values.get("layer_norm_epsilon", 1e-5),
+            gelu="none" if values.get("activation_function") == "gelu" else "tanh",
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the configuration of a GPT-2 ({error})") from error

@@ -34,7 +34,7 @@ def test_an_unknown_verb_of_a_group_is_wrong_usage(capsys: Capture) -> None:
     assert "unknown verb 'data splits'" in (message := capsys.readouterr().err) and "data split?" in message
 
 
-def test_version_is_the_packages(capsys: Capture) -> None:
+def test_version_is_that_of_the_package(capsys: Capture) -> None:
     import myllm
 
     assert main(["--version"]) == 0
@@ -63,6 +63,7 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it.",
         "Resume the run in --out from its last.pt.",
         "Replace existing results in --out.",
+        "(default: c_attn,q_attn,c_proj,c_fc)",
     ):
         assert text in output
 

@@ -166,6 +166,14 @@ def test_a_yaml_fault_is_reported_with_file_and_line(yaml_file: Path, content: s
         train("--config", str(yaml_file))
 
 
+@pytest.mark.parametrize("option", ["--config", "--decode"])
+def test_a_yaml_file_is_not_read_beyond_a_limit(yaml_file: Path, option: str) -> None:
+    with yaml_file.open("wb") as file:
+        file.truncate(2**35)  # sparse: it takes no room on the disk
+    with pytest.raises(ConfigError, match=r"a.yaml: cannot be read .*larger than the limit of"):
+        train(option, str(yaml_file))
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [
@@ -224,7 +232,7 @@ def test_a_renamed_decoding_option_works_by_its_old_name(words: list[str]) -> No
     assert caption("a.png", *words).decode_changes == {"contrastive_weight": 1.0}
 
 
-def test_a_name_that_another_verb_gave_up_keeps_its_meaning() -> None:
+def test_an_old_name_keeps_its_meaning_in_a_verb_that_still_has_it() -> None:
     assert parse("myllm evaluate", EvaluateOptions, ["--data=x", "--clip=transformers:x"]).clip == "transformers:x"
 
 

@@ -35,3 +35,8 @@ print(gc.get_freeze_count() > 0)
 """
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == str(is_frozen)
+
+
+def test_caption_starts_without_what_judges_captions() -> None:
+    program = "import sys, myllm.apps.caption; sys.exit('myllm.metrics.score' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -19,7 +19,7 @@ def word(text: str, logprob: float | None = -1.0, tokens: slice = slice(0, 1)) -
     return Word(text, tokens, logprob, None)
 
 
-def test_removal_order_takes_equal_parts_highest_values_first() -> None:
+def test_removal_order_removes_equal_parts_of_the_picture_highest_values_first() -> None:
     heat = torch.rand(64, 64, generator=torch.Generator().manual_seed(1))
     deleted, inserted = removal_order(IMAGE, heat)
     assert torch.equal(deleted[0], IMAGE) and deleted[-1].abs().max() == 0

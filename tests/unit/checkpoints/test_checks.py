@@ -44,6 +44,7 @@ from myllm.inference.onnx_captioner import OnnxCaptioner
         (PreprocessConfig, {"image_size": [20_000, 20_000]}, "preprocess.image_size is .* at most 4096"),
         (PreprocessConfig, {"std": [0.5, 0.0, 0.5]}, "preprocess.std is .*; it must be above 0"),
         (PreprocessConfig, {"mean": [float("inf"), 0.0, 0.5]}, "preprocess.mean is .*; it must be between -10 and 10"),
+        (PreprocessConfig, {"crop_mode": "x"}, "preprocess.crop_mode is 'x'; expected one of center, border, squash"),
         (CaptionsConfig, {"lowercase": None}, "captions.lowercase is None; expected true or false"),
         (CaptionerConfig, {"text": {"n_head": 4.0}}, "text.n_head is 4.0; expected a whole number"),
         (CaptionerConfig, {"text": {"gelu": "swish"}}, "text.gelu is 'swish'; expected one of tanh, none"),

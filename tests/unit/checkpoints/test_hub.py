@@ -1,4 +1,4 @@
-"""Captioners of a hub: a local server stands for it, which also refuses, interrupts and damages downloads."""
+"""Captioners on a hub: a local server acts as the hub; it can also refuse, interrupt and damage downloads."""
 
 import base64
 import hashlib
@@ -36,21 +36,21 @@ except MyLLMError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that downloads and uploads need; `mood` holds the faults that it has."""
+    """The part of the hub's protocol that downloads and uploads need; `state` has its faults and what was created."""
 
     folder: Path
     requests: list[str]
-    mood: dict[str, Any]
+    state: dict[str, Any]
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.requests.append(f"{self.command} {path}")
         files = {file.name: file for file in self.folder.iterdir()}
         name = path.rpartition("/")[2]
-        if self.mood.get("token") and self.headers.get("Authorization") != f"Bearer {self.mood['token']}":
+        if self.state.get("token") and self.headers.get("Authorization") != f"Bearer {self.state['token']}":
             return self.refuse(401, "RepoNotFound")
-        if self.mood.get("status"):
-            return self.refuse(self.mood["status"], self.mood.get("code", ""))
+        if self.state.get("status"):
+            return self.refuse(self.state["status"], self.state.get("code", ""))
         listed = {"id": REPO, "siblings": [{"rfilename": file} for file in files]}
         if re.fullmatch(rf"/api/models/{REPO}(/revision/[\w.]+)?", path):
             revision = path.partition("/revision/")[2] or "main"
@@ -71,11 +71,11 @@ class Hub(BaseHTTPRequestHandler):
         """Create a repository, check its card, ask for large files, and take the others with the commit."""
         path, body = self.path.split("?")[0], self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.requests.append(f"POST {path}")
-        if self.headers.get("Authorization") != f"Bearer {self.mood.get('token')}":
-            return self.refuse(self.mood.get("status", 401), "")
+        if self.headers.get("Authorization") != f"Bearer {self.state.get('token')}":
+            return self.refuse(self.state.get("status", 401), "")
         address = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
         if path == "/api/repos/create":
-            self.mood["created"] = json.loads(body)
+            self.state["created"] = json.loads(body)
             return self.answer(json.dumps({"url": f"{address}/{REPO}"}))
         if path == "/api/validate-yaml":
             return self.answer(json.dumps({"errors": [], "warnings": []}))
@@ -117,7 +117,7 @@ class Hub(BaseHTTPRequestHandler):
         is_weights = isinstance(content, bytes) and len(body) > 20_000
         if self.command == "GET" and is_weights and (byte_range := self.headers.get("Range")):
             start = int(byte_range.removeprefix("bytes=").split("-")[0])
-        if is_weights and self.mood.get("damaged"):
+        if is_weights and self.state.get("damaged"):
             body = body[:-9] + b"\0" * 9
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
@@ -130,8 +130,8 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             sent = body[start:]
-            if is_weights and self.mood.get("breaks", 0) > 0:
-                self.mood["breaks"] -= 1
+            if is_weights and self.state.get("breaks", 0) > 0:
+                self.state["breaks"] -= 1
                 sent = sent[: len(sent) // 2]
                 self.close_connection = True
             self.wfile.write(sent)
@@ -149,7 +149,7 @@ def server(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[ThreadingHTT
     (tmp_path / "there").mkdir()
     native.save(tiny_checkpoint, tmp_path / "there/captioner.pt")
     (tmp_path / "there/pytorch_model.bin").write_bytes(b"an older form that nobody asked for")
-    handler = type("OurHub", (Hub,), {"folder": tmp_path / "there", "requests": [], "mood": {}})
+    handler = type("OurHub", (Hub,), {"folder": tmp_path / "there", "requests": [], "state": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as hub_server:
         Thread(target=hub_server.serve_forever, daemon=True).start()
         yield hub_server
@@ -179,8 +179,8 @@ def expected_output(tiny_checkpoint: Checkpoint) -> str:
     return str(float(tiny_checkpoint.model.decoder.lm_head.weight.detach().double().sum()))
 
 
-def set_faults(server: ThreadingHTTPServer, **mood: Any) -> None:
-    server.RequestHandlerClass.mood.update(mood)  # type: ignore[attr-defined]
+def set_faults(server: ThreadingHTTPServer, **faults: Any) -> None:
+    server.RequestHandlerClass.state.update(faults)  # type: ignore[attr-defined]
 
 
 def test_hub_download_takes_one_format_and_then_works_offline(
@@ -192,6 +192,8 @@ def test_hub_download_takes_one_format_and_then_works_offline(
     assert not any("pytorch_model.bin" in request for request in requests)
     assert loaded(server, tmp_path, HF_HUB_OFFLINE="1") == expected_output
     assert loaded(server, tmp_path, f"{REPO}@v1") == expected_output
+    set_faults(server, status=500)
+    assert loaded(server, tmp_path) == expected_output
 
 
 def test_hub_adapter_is_downloaded_and_merged_into_its_base(
@@ -228,7 +230,7 @@ def test_pushed_captioner_is_pulled_unchanged(
     push = ["-m", "myllm", "push", "mine.pt", REPO, "--private"]
     assert "the hub requires a login: set HF_TOKEN" in printed(server, tmp_path, push)
     assert printed(server, tmp_path, push, HF_TOKEN=TOKEN).endswith(f"{REPO}/commit/{COMMIT}")
-    created = server.RequestHandlerClass.mood["created"]  # type: ignore[attr-defined]
+    created = server.RequestHandlerClass.state["created"]  # type: ignore[attr-defined]
     assert created == {"name": "captioner", "organization": "someone", "visibility": "private"}
     there = {path.name for path in (tmp_path / "there").iterdir()}
     assert there == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
@@ -243,7 +245,7 @@ def test_pushed_captioner_is_pulled_unchanged(
         (["mine.pt"], "expected a captioner and a repository"),
     ],
 )
-def test_push_names_what_stands_in_its_way(
+def test_push_names_the_obstacle(
     server: ThreadingHTTPServer, tiny_checkpoint: Checkpoint, tmp_path: Path, words: list[str], message: str
 ) -> None:
     native.save(tiny_checkpoint, tmp_path / "mine.pt")
@@ -273,7 +275,7 @@ def test_hub_download_that_is_damaged_is_deleted(
 
 
 @pytest.mark.parametrize(
-    ("mood", "source", "message"),
+    ("faults", "source", "message"),
     [
         ({"status": 403, "code": "GatedRepo"}, REPO, "it is gated"),
         ({"status": 404, "code": "RepoNotFound"}, REPO, "the hub does not know it, or it is private"),
@@ -284,9 +286,9 @@ def test_hub_download_that_is_damaged_is_deleted(
     ],
 )
 def test_hub_refusals_are_explained_in_one_line(
-    server: ThreadingHTTPServer, tmp_path: Path, mood: dict[str, Any], source: str, message: str
+    server: ThreadingHTTPServer, tmp_path: Path, faults: dict[str, Any], source: str, message: str
 ) -> None:
-    set_faults(server, **mood)
+    set_faults(server, **faults)
     output = loaded(server, tmp_path, source)
     assert output.startswith(f"CheckpointError: {source}: no such file or folder; as a hub id, ")
     assert message in output and "\n" not in output

@@ -289,14 +289,14 @@ def test_use_adapter_switches_weights_and_restores_them_exactly(base: Path, tmp_
     for name in ("birds", "dogs", "birds"):
         captioner.use_adapter(name)
         torch.testing.assert_close(logits(captioner), expected[name], atol=1e-5, rtol=1e-5)
-        assert captioner.decode == OPTIONS["decode"] and captioner.provenance["data"] == {"folder": "birds"}
+        assert captioner.decode == OPTIONS["decode"] and captioner.checkpoint.provenance["data"] == {"folder": "birds"}
         merged = Captioner(load(tmp_path / name), torch.device("cpu"))
         captions = captioner.caption_batch(IMAGES)
         assert tokens_of(captions) == tokens_of(merged.caption_batch(IMAGES)) != tokens_of(base_captions)
     captioner.use_adapter(None)
     assert torch.equal(logits(captioner), base_logits)
     assert tokens_of(captioner.caption_batch(IMAGES)) == tokens_of(base_captions)
-    assert (captioner.decode, captioner.provenance) == (load(base).decode, load(base).provenance)
+    assert (captioner.decode, captioner.checkpoint.provenance) == (load(base).decode, load(base).provenance)
 
 
 def test_unknown_adapter_error_lists_the_known_ones(base: Path, adapter: Path) -> None:

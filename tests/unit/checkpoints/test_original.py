@@ -30,7 +30,7 @@ def tokenizer_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("script", "kind"), NAMES.items())
-def test_find_kind_tells_state_dicts_by_tensor_names(bare_state: BareState, script: str, kind: str) -> None:
+def test_find_kind_distinguishes_state_dicts_by_tensor_names(bare_state: BareState, script: str, kind: str) -> None:
     assert find_kind(bare_state(script)) == kind
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.config import CaptionsConfig
+from myllm.data.formats import FORMATS as TABLE
 from myllm.data.sources import read_records, read_references
 from myllm.errors import DataError
 
@@ -158,7 +159,7 @@ def test_flickr8ks_lists_are_its_splits_with_and_without_suffix(tmp_path: Path) 
     folder = make_folder(tmp_path, {
         "Flickr8k.token.txt": "1.jpg#0\ta dog\n2.jpg#0\ta cat\n3.jpg#0\ta bird\n", "Flickr_8k.testImages.txt": "3\n",
         "Flickr_8k.trainImages.txt": "1.jpg\n", "Flickr_8k.devImages.txt": "2.jpg\n",
-    }, "1.jpg 2.jpg 3.jpg")
+    }, "1.jpg 2.jpg 3.jpg", into="Flicker8k_Dataset")
     records, _ = read_records(folder, CaptionsConfig())
     assert [record.split for record in records] == ["train", "val", "test"]
 
@@ -237,3 +238,9 @@ def test_a_file_beside_pictures_that_is_no_caption_is_refused(tmp_path: Path) ->
     make_folder(tmp_path, {"1.json": {"width": 4}})
     with pytest.raises(DataError, match=r"1.json: has width; expected a caption"):
         read_records(tmp_path, CaptionsConfig())
+
+
+def test_the_table_of_the_documents_and_the_cases_above_have_every_format() -> None:
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text(encoding="utf-8")
+    assert {form.name for form in TABLE} == {form for form, *_ in FORMATS}
+    assert [form.name for form in TABLE if f"\n| {form.name}" not in page] == []

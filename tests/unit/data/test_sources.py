@@ -7,7 +7,7 @@ import pytest
 
 from myllm.config import CaptionsConfig
 from myllm.data.sources import read_records, read_references
-from myllm.data.splits import split_records
+from myllm.data.splits import check_both_sides, split_records
 from myllm.errors import ConfigError, DataError
 
 CAPTIONS = CaptionsConfig()
@@ -135,7 +135,8 @@ def test_a_list_of_absent_validation_pictures_does_not_validate_on_others(tmp_pa
     write_list(tmp_path, "val", "gone.jpg")
     write_list(tmp_path, "test", "1.jpg")
     splits = split_records(*read_records(tmp_path, CAPTIONS))
-    assert {name: len(records) for name, records in splits.items()} == {"train": 49, "val": 0, "test": 1}
+    with pytest.raises(DataError, match="no picture to validate on: of 50 pictures, 49 in train, 0 in val, 1 in test"):
+        check_both_sides(splits)
 
 
 def test_references_need_no_pictures_and_keep_their_case(tmp_path: Path) -> None:

@@ -187,18 +187,18 @@ def test_force_words_that_would_come_anyway_change_nothing(toy: Bigrams) -> None
     assert sentence_of(forced[0][0]) == sentence_of(plain[0][0]) == (0, END)
 
 
-def test_a_beam_for_which_the_rules_leave_nothing_is_dropped() -> None:
+def test_a_beam_for_which_the_rules_allow_no_token_is_dropped() -> None:
     toy = Bigrams(3, 0.0)  # all words are equally likely, so both beginnings are kept
     [hypotheses] = toy.search(beams=3, regex="( x| y y y y)", min_new_tokens=3, max_new_tokens=6)
     assert list(map(sentence_of, hypotheses)) == [(1, 1, 1, 1, END)]
 
 
-def test_an_image_for_which_the_rules_leave_nothing_names_them() -> None:
+def test_an_image_for_which_the_rules_allow_no_token_names_them() -> None:
     [[hypothesis]] = Bigrams(3, 1.0).search(beams=2, no_repeat_ngram_size=1, min_new_tokens=5, max_new_tokens=6)
     assert hypothesis.ended_by == "failed"
-    assert "no_repeat_ngram_size 1, min_new_tokens 5 leave nothing that may come as token 5" in hypothesis.error
+    assert "no_repeat_ngram_size 1, min_new_tokens 5: no token is allowed at position 5" in hypothesis.error
 
 
-def test_consensus_of_the_single_caption_that_the_rules_leave_is_that_caption() -> None:
+def test_consensus_of_the_single_caption_that_the_rules_allow_is_that_caption() -> None:
     [hypotheses] = Bigrams(3, 1.0).search(beams=3, regex=" x y", rank_by="consensus", max_new_tokens=6)
     assert list(map(sentence_of, hypotheses)) == [(0, 1, END)]

@@ -12,7 +12,7 @@ CAPTIONS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_siz
 
 
 @given(captions=CAPTIONS)
-def test_consensus_puts_first_what_is_most_like_the_others(captions: list[list[int]]) -> None:
+def test_consensus_ranks_the_caption_most_similar_to_the_others_first(captions: list[list[int]]) -> None:
     words = [[f"w{token}" for token in tokens] for tokens in captions]
     metric = CiderD([words, []])
     likeness = [

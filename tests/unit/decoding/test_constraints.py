@@ -40,7 +40,7 @@ def contains(tokens: list[int], phrase: str) -> bool:
 
 
 @given(tokens=TEXTS)
-def test_bad_words_are_reached_by_no_spelling(tokens: list[int]) -> None:
+def test_bad_words_are_banned_in_every_spelling(tokens: list[int]) -> None:
     starts = [tokens[: index + 1] for index in range(len(tokens))]
     is_clean = not any(contains(start, phrase) for start in starts for phrase in ("cat", "hot dog"))
     assert is_reachable(BANNED, tokens) == is_clean
@@ -61,13 +61,13 @@ def test_bad_words_are_banned_in_capitals_beyond_ascii() -> None:
 
 
 @given(tokens=TEXTS)
-def test_only_words_reach_an_end_with_these_words(tokens: list[int]) -> None:
+def test_only_words_allow_captions_of_these_words_to_end(tokens: list[int]) -> None:
     matches = re.fullmatch(rb"[ .]*((a|[cC]ats|dog)([ .]+(a|[cC]ats|dog))*[ .]*)?", WORDS.text(tokens))
     assert (is_reachable(ONLY, tokens) and END in allowed(ONLY, tokens)) == (matches is not None)
 
 
 @given(tokens=TEXTS)
-def test_regex_is_matched_as_a_whole_by_what_ends(tokens: list[int]) -> None:
+def test_regex_is_matched_by_every_caption_that_ends(tokens: list[int]) -> None:
     matches = re.fullmatch("a( cat| d(og)?)*(é)?".encode(), WORDS.text(tokens))
     assert (is_reachable(PATTERN, tokens) and END in allowed(PATTERN, tokens)) == (matches is not None)
 

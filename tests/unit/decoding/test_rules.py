@@ -88,7 +88,9 @@ def test_min_p_keeps_tokens_nearly_as_likely_as_the_likeliest(probabilities: lis
 
 
 @given(probabilities=PROBABILITIES, typical_p=st.floats(0.01, 0.99))
-def test_typical_p_keeps_the_tokens_of_most_expected_surprise(probabilities: list[float], typical_p: float) -> None:
+def test_typical_p_keeps_the_tokens_with_surprise_nearest_to_the_entropy(
+    probabilities: list[float], typical_p: float
+) -> None:
     entropy = -sum(chance * math.log(chance) for chance in probabilities)
     order = sorted(range(len(probabilities)), key=lambda token: abs(-math.log(probabilities[token]) - entropy))
     reached = list(itertools.accumulate(probabilities[token] for token in order))
@@ -99,7 +101,7 @@ def test_typical_p_keeps_the_tokens_of_most_expected_surprise(probabilities: lis
 
 
 @given(tokens=st.lists(st.integers(0, 3), max_size=12), size=st.integers(1, 4))
-def test_no_repeat_ngram_size_lets_no_ngram_come_twice(tokens: list[int], size: int) -> None:
+def test_no_repeat_ngram_size_allows_no_ngram_twice(tokens: list[int], size: int) -> None:
     tokens = [END, *tokens]
     before = {tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)}
     expected = {token for token in range(6) if (*tokens[len(tokens) - size + 1 :], token) not in before}
@@ -138,7 +140,7 @@ def test_a_rule_returns_other_scores_and_leaves_its_argument_alone(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["bad_words", "only_words", "force_words", "regex"])
-def test_rows_of_the_embedding_without_a_token_never_come_where_words_are_asked_for(name: str) -> None:
+def test_options_about_words_forbid_rows_of_the_embedding_without_a_token(name: str) -> None:
     scores = scores_after([0.0] * 8, [END, 1, 2], with_rule(name))
     assert (scores[5:] == IMPOSSIBLE).all() and (scores[:5] > IMPOSSIBLE).any()
 
@@ -181,8 +183,8 @@ def test_rules_that_are_not_set_change_nothing() -> None:
     assert apply_rules(scores, history([END]), DecodeConfig()) is scores
 
 
-def test_rules_that_leave_nothing_name_themselves() -> None:
+def test_rules_that_allow_no_token_are_named() -> None:
     config = DecodeConfig(no_repeat_ngram_size=1, min_new_tokens=9)
     assert not allowed([0.2] * 5, [END, 0, 1, 2, 3], do_sample=False, no_repeat_ngram_size=1, min_new_tokens=9)
     message = no_token_message(config, 4)
-    assert "no_repeat_ngram_size 1, min_new_tokens 9 leave nothing that may come as token 5" in message
+    assert "no_repeat_ngram_size 1, min_new_tokens 9: no token is allowed at position 5" in message

@@ -236,7 +236,7 @@ def test_the_first_step_computes_one_caption_for_each_image(options: dict[str, A
 
 
 @given(toy=toys(images=3), beams=st.integers(2, 4), length_penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]))
-def test_early_stopping_never_misses_nothing_that_true_finds(toy: Toy, beams: int, length_penalty: float) -> None:
+def test_early_stopping_never_finds_captions_as_good_as_true(toy: Toy, beams: int, length_penalty: float) -> None:
     decode = {"beams": beams, "max_new_tokens": 6, "length_penalty": length_penalty}
     early, never = (toy.search(**decode, early_stopping=value) for value in (True, "never"))
     for first, second in zip(early, never, strict=True):
@@ -291,21 +291,21 @@ def test_a_caption_ends_with_the_first_stop_string(toy: Toy, beams: int) -> None
             assert (hypothesis.ended_by == "stop") == any(stop in text for stop in ("ba", "b b"))
 
 
-def test_rules_that_leave_nothing_are_named_with_the_token() -> None:
+def test_rules_that_allow_no_token_are_named_with_the_position() -> None:
     toy = Toy(np.zeros((2, VOCAB, VOCAB, VOCAB), np.float32))
     for [hypothesis] in toy.search(no_repeat_ngram_size=1, min_new_tokens=6, max_new_tokens=7):
         assert hypothesis.ended_by == "failed"
-        assert "no_repeat_ngram_size 1, min_new_tokens 6 leave nothing that may come as token 5" in hypothesis.error
+        assert "no_repeat_ngram_size 1, min_new_tokens 6: no token is allowed at position 5" in hypothesis.error
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
-def test_rules_that_leave_nothing_for_one_image_fail_only_that_one(options: dict[str, Any]) -> None:
+def test_rules_that_allow_no_token_for_one_image_fail_only_that_image(options: dict[str, Any]) -> None:
     table = random_table(3, seed=1)
     table[1, ..., :3] = -math.inf  # image 1 knows only the blank and the end; the pattern wants a letter first
     decode = {**options, "regex": "[ab]+", "max_new_tokens": 6}
     results = Toy(table).search(**decode)
     assert [bool(hypotheses[0].error) for hypotheses in results] == [False, True, False]
-    assert "regex '[ab]+' leave nothing that may come as token 1" in results[1][0].error
+    assert "regex '[ab]+': no token is allowed at position 1" in results[1][0].error
     alone = [Toy(table[[image]]).search(seeds=[image], **decode)[0] for image in (0, 2)]
     assert [sentence_of(results[image][0]) for image in (0, 2)] == [sentence_of(hypotheses[0]) for hypotheses in alone]
 

@@ -141,7 +141,7 @@ def test_offset_is_lowest_for_a_word_that_is_never_right() -> None:
 
 
 def test_too_few_words_to_learn_from_are_an_error() -> None:
-    with pytest.raises(DataError, match="40 captions have 80 words .* at least 100 are needed"):
+    with pytest.raises(DataError, match="40 captions with 80 words .* at least 100 are needed"):
         calibrate(*world(40))
 
 

@@ -131,7 +131,7 @@ def test_a_clip_of_open_clip_gives_the_papers_formula(tiny_open_clip: Path, pict
     assert found["RefCLIPScore"].per_image == pytest.approx(means, abs=1e-5)
 
 
-def test_a_caption_that_is_a_reference_is_as_like_it_as_can_be(tiny_clip: Path, pictures: list[Path]) -> None:
+def test_a_caption_equal_to_a_reference_has_the_greatest_similarity(tiny_clip: Path, pictures: list[Path]) -> None:
     found = clip_scores(f"transformers:{tiny_clip}", pictures, CAPTIONS, [[caption] for caption in CAPTIONS])
     score = found["CLIPScore"].per_image
     assert found["RefCLIPScore"].per_image == pytest.approx(2 * score / (score + 1), abs=1e-6)
@@ -153,18 +153,18 @@ def test_long_captions_are_cut(tiny_clip: Path, pictures: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "clip", "ViT-B-32", "transformers:", "keras:x", "open_clip"])
-def test_a_name_of_another_form_is_told_the_form(name: str) -> None:
+def test_load_clip_refuses_a_malformed_name_with_the_expected_form(name: str) -> None:
     with pytest.raises(ConfigError, match="expected transformers:FOLDER_OR_ID or open_clip:ARCHITECTURE/TAG_OR_FILE"):
         clip_scores(name, [], [], [])
 
 
-def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip.*-m pip install open_clip_torch"):
         clip_scores("open_clip:ViT-B-32/openai", [], [], [])
 
 
-def test_missing_weights_are_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_with_the_fix(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     with pytest.raises(ConfigError, match="give a local folder or file, or run once with network access"):
         clip_scores(f"transformers:{tmp_path}/none", [], [], [])
@@ -191,7 +191,7 @@ def test_a_picture_that_cannot_be_read_is_named(tiny_clip: Path, tmp_path: Path)
         clip_scores(f"transformers:{tiny_clip}", [tmp_path / "gone.jpg"], ["a dog"], [["a dog"]])
 
 
-def test_score_adds_them_where_a_clip_is_named(
+def test_score_adds_clip_scores_if_a_clip_is_named(
     tiny_clip: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said = [{"image": path.name, "caption": caption} for path, caption in zip(pictures, CAPTIONS, strict=True)]

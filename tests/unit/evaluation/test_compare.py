@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def test_sentence_names_the_better_captioner_on_either_side() -> None:
     assert exchanged.sentence().startswith("B's CIDEr-D is")
     for side in (comparison, exchanged):
         assert "higher on 16 of the pictures" in side.sentence()
+        low, high = map(float, re.findall(r"95 % interval (\S+) to (\S+),", side.sentence())[0])
+        assert 0 < low < abs(side.differences["CIDEr-D"].difference) < high
 
 
 def test_equal_captions_are_never_called_different() -> None:
@@ -55,7 +58,8 @@ def test_fewer_than_a_hundred_pictures_are_cautioned() -> None:
     assert few(20).sentence().endswith("With fewer than 100 pictures, repeat this on more.")
 
 
-def test_with_protocol_returns_a_changed_copy() -> None:
-    comparison = few(2)
-    assert comparison.a.with_protocol(model="x").judgement.protocol["model"] == "x"
-    assert "model" not in comparison.a.judgement.protocol
+def test_compare_notes_how_each_side_was_made_and_what_both_share() -> None:
+    protocols = {"data": "ab", "model": "x"}, {"data": "ab", "model": "y"}
+    comparison = compare(("good", TEXTS), ("bad", WORSE), RECORDS, "val", QUICK, protocols)
+    assert [side.judgement.protocol["model"] for side in (comparison.a, comparison.b)] == ["x", "y"]
+    assert comparison.protocol["data"] == "ab" and "model" not in comparison.protocol

@@ -19,7 +19,7 @@ LANGUAGES = {"Chinese": "一只狗在跑", "Thai": "สุนัขวิ่ง"
 
 @pytest.fixture
 def only_bundled_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine without fonts except those that matplotlib brings, on which nothing has been reported yet."""
+    """A machine that has only the fonts of matplotlib, on which no missing character has been reported yet."""
     bundled = [font for font in font_manager.fontManager.ttflist if "mpl-data" in font.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
@@ -30,7 +30,7 @@ def only_bundled_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def make_font(path: Path, characters: str) -> None:
-    """Write a font in which each character is a rectangle, one wider than the other."""
+    """Write a font in which each character is a rectangle, wider than that of the character before."""
     builder = FontBuilder(1000, isTTF=True)
     names = {ord(character): f"glyph{index}" for index, character in enumerate(characters)}
     glyphs = {}

@@ -17,7 +17,7 @@ PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
 
 def make_heat(height: int, width: int, row: int, column: int) -> torch.Tensor:
     heat = torch.zeros(height, width)
-    heat[row, column] = 0.02  # maps sum to one, so even a maximum may be small
+    heat[row, column] = 0.02  # maps sum to one, so that even a maximum can be small
     return heat
 
 

@@ -51,17 +51,31 @@ def test_lines_show_each_figure_once_with_people() -> None:
     assert "people" in lines[0] and "people" not in judge_captions(CAPTIONS, [[text] for text in CAPTIONS]).lines()[0]
 
 
-def test_shares_show_their_denominator_and_those_of_nothing_the_reason() -> None:
+def test_shares_show_their_denominator_or_why_there_is_none() -> None:
     judgement = judge_captions(CAPTIONS, REFERENCES)
     lines = {line.split()[0]: line for line in judgement.lines()}
-    assert lines["counts_wrong"].endswith("of 1 numbers") and judgement.as_json()["denominators"]["counts_wrong"] == 1
+    assert lines["counts_wrong"].endswith("of 1 number") and judgement.as_json()["denominators"]["counts_wrong"] == 1
     arabic = judge_captions(["كلب يجري", "رجل"], [["كلب"], ["رجل"]])
     lines = {line.split()[0]: line for line in arabic.lines()}
-    assert "  -  the captions name no things of the English word lists" in lines["CHAIRi"]
+    for name in ("CHAIRi", "CHAIRs"):
+        assert "  -  the captions name no things of the English word lists" in lines[name]
     entries = json.loads(json.dumps(arabic.as_json(), allow_nan=False))
     assert entries["CHAIRi"] is None and entries["intervals"]["CHAIRs"] == [None, None]
     assert entries["undefined"].keys() == {"CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong"}
+    assert entries["undefined"]["CHAIRs"] == entries["undefined"]["CHAIRi"]  # "name no things", not "name no captions"
     assert math.isnan(arabic.per_image["CHAIRi"][0])
+
+
+def test_a_share_of_nothing_in_the_captions_of_people_is_a_dash() -> None:
+    judgement = judge_captions(["a red dog", "a cat"], [["a dog runs", "a dog"], ["a cat", "a cat sits"]])
+    line = next(line for line in judgement.lines() if line.startswith("colours_wrong"))
+    assert line.endswith("  - (1.000)  of 1 colour")
+
+
+def test_one_picture_and_one_word_are_not_said_in_the_plural() -> None:
+    lines = judge_captions(["dog"], [["dog"]]).lines()
+    assert any(line.endswith("vocabulary 1 word") for line in lines)
+    assert any(line.startswith("1 picture is few") for line in lines)
 
 
 def test_few_pictures_and_text_without_blanks_are_cautioned() -> None:

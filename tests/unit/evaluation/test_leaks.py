@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from myllm.data.records import Record
 from myllm.data.scenes import draw_scene
@@ -112,28 +112,7 @@ def shape(seed: int, is_centred: bool = False) -> Image.Image:
     return image
 
 
-def digit(seed: int) -> Image.Image:
-    """A white digit on black, moved and turned a little."""
-    rng = random.Random(seed)
-    image = Image.new("L", (112, 112))
-    font = ImageFont.load_default(rng.uniform(60, 90))
-    ImageDraw.Draw(image).text((30 + rng.uniform(-8, 8), rng.uniform(0, 16)), str(rng.randrange(10)), 255, font)
-    return image.rotate(rng.uniform(-15, 15))
-
-
-def chart(seed: int) -> Image.Image:
-    """Eight bars of random heights over the same axes."""
-    rng = random.Random(seed)
-    image = Image.new("RGB", (320, 240), "white")
-    draw = ImageDraw.Draw(image)
-    draw.line((40, 10, 40, 210, 310, 210), fill="black")
-    for bar in range(8):
-        draw.text((54 + bar * 32, 214), "ABCDEFGH"[bar], fill="black")
-        draw.rectangle((50 + bar * 32, 210 - rng.uniform(5, 190), 72 + bar * 32, 209), fill=(40, 90, 190))
-    return image
-
-
-@pytest.mark.parametrize("draw", [shape, lambda seed: shape(seed, is_centred=True), digit, chart])
+@pytest.mark.parametrize("draw", [shape, lambda seed: shape(seed, is_centred=True)])
 def test_simple_pictures_are_taken_for_copies_less_than_once_in_a_hundred(
     draw: Callable[[int], Image.Image], tmp_path: Path
 ) -> None:
@@ -214,6 +193,13 @@ def test_lines_name_copies_and_state_the_limits() -> None:
         "None of 1,000 pictures is a copy of one of the 6,000 in the training data. " + NOT_DETECTED,
         "Pictures that share a caption with the training data, word for word: 1 of 1,000 ('a dog' of a and b).",
     ]
+
+
+def test_lines_of_one_picture_speak_of_one_picture() -> None:
+    mask = np.array([True])
+    pair = PicturePair(Record("a", Path("a"), ()), Record("b", Path("b"), ()), True)
+    assert Leaks(5, (pair,), (), (), mask, mask).lines()[0].startswith("1 of 1 picture is in the training data")
+    assert Leaks(5, (), (), (), ~mask, ~mask).lines()[0].startswith("None of 1 picture is a copy")
 
 
 def test_pairs_give_both_pictures_in_the_order_of_the_judged_ones(training: list[Record], tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_save_plots_writes_loss_and_perplexity(tmp_path: Path) -> None:
         assert {"epoch", "best", "training 1.40" if name == "loss.png" else "training 4.05"} <= set(texts_of(svg))
 
 
+def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        save_plots(CURVES, make_history(3.0, 2.0), tmp_path / folder)
+    for file in ("loss.svg", "loss.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
 def test_curves_mark_the_best_epoch(tmp_path: Path) -> None:
     best_first, best_last = tmp_path / "first", tmp_path / "last"
     save_plots(CURVES, make_history(1.0, 2.0, 3.0), best_first)

@@ -132,12 +132,13 @@ def test_report_escapes_every_text(tmp_path: Path, picture: Path, text: str) -> 
     name = text.replace("/", "")
     existing, missing = picture.rename(tmp_path / name), tmp_path / "missing" / name
     pictures = [existing, missing]
+    pair = Record(name, existing, ()), Record(name, missing, ())
 
     def page_of(text: str) -> Page:
         return make_page(
             tmp_path, make_evaluation(pictures, [text, text], [text], [text]), text, {text: text},
             lambda index: [WordMap(text, np.eye(3))] * (index == 0), slices=[make_slice(text, text)],
-            leaks=leak_section([text], [(existing, missing)]),
+            leaks=leak_section([text], [pair]),
             confidence=Section(text, [Plot(text, "<svg></svg>", text)]),
         )
 
@@ -256,7 +257,8 @@ def test_report_of_many_large_pictures_stays_under_five_megabytes(tmp_path: Path
     evaluation.judgement.figures["CIDEr-D"] = mean_of(rng.random(300))
     for caption, confidence in zip(evaluation.captions, rng.random(300), strict=True):
         caption.score = float(np.log(confidence))
-    pairs = [(tmp_path / "noise.png", tmp_path / "noise.png")] * 100
+    noise = Record("noise.png", tmp_path / "noise.png", ())
+    pairs = [(noise, noise)] * 100
     page = make_page(
         tmp_path, evaluation, word_maps=lambda _: [WordMap("word", rng.random((600, 600)))] * 30,
         leaks=leak_section(["100 pictures are in training"], pairs),
@@ -438,7 +440,7 @@ def test_report_counts_have_the_right_grammatical_number(tmp_path: Path, picture
     evaluation.judgement.figures.update(judge_captions(captions, [references]).figures)
     page = make_page(
         tmp_path, evaluation, slices=[make_slice("people", "none", 1)], pictures=1234,
-        leaks=leak_section(["none"], [(picture, picture)]),
+        leaks=leak_section(["none"], [(evaluation.records[0], evaluation.records[0])]),
     )
     text = " ".join(text for _, text in page.texts)
     assert re.findall(r"(?<![\d.,])1 (?:picture|caption|thing|place|colour|number|pair)s\b", text) == []
@@ -452,18 +454,29 @@ def test_report_says_why_a_metric_was_not_computed(tmp_path: Path, picture: Path
     assert lines == ["METEOR was not computed: its data is missing."]
 
 
+def test_report_lists_pictures_without_a_caption(tmp_path: Path, picture: Path) -> None:
+    evaluation = make_evaluation([picture] * 2, ["a caption", ""], broken=["gone.png: no file"])
+    sentences = ["could not be read", "left no caption"]
+    texts = make_page(tmp_path, evaluation).text("p")
+    assert [any(sentence in text for text in texts) for sentence in sentences] == [True, False]
+    evaluation.captions[1].error = "the rules ban <b>"
+    page = make_page(tmp_path, evaluation)
+    assert all(any(sentence in text for text in page.text("p")) for sentence in sentences)
+    assert {"gone.png: no file", "picture.png: the rules ban <b>"} <= set(page.text("li"))
+
+
 def test_leaked_pairs_are_shown_as_pictures(tmp_path: Path) -> None:
     for folder in ("val", "train"):
         (tmp_path / folder).mkdir()
     judged, training = tmp_path / "val/judged.png", tmp_path / "train/copy.png"
     Image.linear_gradient("L").resize((90, 90)).convert("RGB").save(judged)
     training.write_bytes(judged.read_bytes())
-    page = make_page(
-        tmp_path, make_evaluation([judged], ["a caption"]), leaks=leak_section(["1 picture"], [(judged, training)] * 20)
-    )
+    pair = Record("b/judged.png", judged, ()), Record("a/copy.png", training, ())
+    evaluation = make_evaluation([judged], ["a caption"])
+    page = make_page(tmp_path, evaluation, leaks=leak_section(["1 picture"], [pair] * 20))
     images = [decode_image(image) for image in page.all("img")][: 2 * MAX_PAIRS]
     assert all(image.tobytes() == Image.open(judged).tobytes() for image in images)
-    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["judged.png", "copy.png"] * MAX_PAIRS
+    assert page.text("figcaption")[: 2 * MAX_PAIRS] == ["b/judged.png", "a/copy.png"] * MAX_PAIRS
     assert any("the first 12 of 20 pairs" in text for text in page.text("p"))
 
 

@@ -18,7 +18,7 @@ def test_named_groups_are_read_with_count_colour_and_kind() -> None:
     assert named_groups("nothing here") == []
 
 
-def test_find_named_gives_the_noun_and_what_it_can_mean() -> None:
+def test_find_named_returns_each_noun_with_the_things_it_can_mean() -> None:
     ((span, things),) = find_named("a red ball and a green star", [BALL, CUBE])
     assert "a red ball and a green star"[slice(*span)] == "ball" and things == [BALL]
 
@@ -33,11 +33,11 @@ def test_find_named_gives_the_noun_and_what_it_can_mean() -> None:
         ("a red ball", None),
     ],
 )
-def test_relations_are_compared_with_positions(caption: str, right: bool | None) -> None:
+def test_judge_scene_caption_checks_relations_against_positions(caption: str, right: bool | None) -> None:
     assert judge_scene_caption(caption, [BALL, CUBE]).placed is right
 
 
-def test_score_scene_captions_gives_shares_of_captions() -> None:
+def test_score_scene_captions_returns_shares_of_captions() -> None:
     captions = ["a red ball", "two red balls", "a blue ball", ""]
     assert score_scene_captions(captions, [[BALL]] * 4) == {
         "true": 0.5, "complete": 0.25, "invented": 0, "miscoloured": 0.25, "miscounted": 0.25

@@ -53,7 +53,7 @@ BACKBONES = {
 
 @cache
 def random_encoder(name: str) -> tuple[VisionGPT2, onnx.ModelProto]:
-    """A model and its fp32 encoder graph, which takes seconds to trace."""
+    """Return a model and its fp32 encoder graph; cached, because tracing takes seconds."""
     model = random_model(name, BACKBONES[name])
     return model, onnx_export.encoder_graph(model, "fp32")
 
@@ -113,7 +113,7 @@ def test_quantized_decoder_graph_is_small_and_nearly_exact(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantize_matrix_is_off_by_half_a_scale_at_most(bits: int) -> None:
+def test_quantize_matrix_rounds_by_at_most_half_a_scale(bits: int) -> None:
     weight = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))
     numbers, scales = onnx_export.quantize_matrix(weight, bits)
     assert numbers.shape == (70, 5) and scales.shape == (3, 5)
@@ -121,7 +121,7 @@ def test_quantize_matrix_is_off_by_half_a_scale_at_most(bits: int) -> None:
     assert (np.abs(numbers.astype(np.float32) * steps - weight.numpy()) <= 0.5001 * steps).all()
 
 
-def test_quantized_decoder_graph_reads_an_embedding_whose_width_is_not_a_multiple_of_the_block_size() -> None:
+def test_quantized_decoder_graph_accepts_a_width_that_is_not_a_multiple_of_the_block_size() -> None:
     model = random_model("vit_mini_conv8_64", n_embd=40)
     decoders = [session(onnx_export.decoder_graph(model, precision)) for precision in ("fp32", "int8")]
     hidden = keys_and_values(model, torch.randn(2, 3, 64, 64))
@@ -158,7 +158,7 @@ def test_to_folder_names_an_operator_that_onnx_lacks(
     assert not (tmp_path / "out").exists()
 
 
-def test_graphs_refuse_more_weights_than_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_refuse_more_weights_than_one_file_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
     for make_graph in (onnx_export.decoder_graph, onnx_export.encoder_graph):
         with pytest.raises(ConfigError, match="do not fit into one ONNX file"):
@@ -167,7 +167,7 @@ def test_graphs_refuse_more_weights_than_a_file_holds(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_onnx_runtime_multiplies_with_quantized_weights_directly(precision: Precision, tmp_path: Path) -> None:
-    """In a decoding step it dequantizes nothing but the embeddings of the newest tokens."""
+    """In a decoding step, only the embeddings of the newest tokens are dequantized."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     proto = onnx_export.decoder_graph(random_model("vit_mini_conv8_64"), precision)

@@ -7,7 +7,7 @@ from myllm.export.onnx_graph import BLOCK_SIZE, quantize_by_block
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantize_by_block_is_off_by_half_a_scale_at_most(bits: int) -> None:
+def test_quantize_by_block_rounds_by_at_most_half_a_scale(bits: int) -> None:
     weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
     numbers, scales = quantize_by_block(weight, bits)
     assert numbers.shape == (5, 3, BLOCK_SIZE) and scales.shape == (5, 3)

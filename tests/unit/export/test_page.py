@@ -118,10 +118,10 @@ def test_ignored_options_names_what_the_page_does_not_know() -> None:
     assert web.ignored_options(decode) == ["do_sample True", "bad_words ('dog',)"]
 
 
-def test_page_search_fails_when_the_rules_leave_no_token(run_page: RunPage) -> None:
+def test_page_search_fails_if_the_rules_allow_no_token(run_page: RunPage) -> None:
     configs = [DecodeConfig(beams=beams, no_repeat_ngram_size=1, min_new_tokens=6) for beams in (1, 2)]
     errors = in_page(run_page, [(Toy(3, 1.0), (), config) for config in configs])
-    assert errors == ["the decoding options leave no token that may come next; loosen one of them"] * 2
+    assert errors == ["the decoding options allow no further token; loosen one of them"] * 2
 
 
 def test_page_search_fails_when_the_logits_are_nan_or_impossible(run_page: RunPage) -> None:

@@ -279,6 +279,12 @@ def test_caption_batch_refuses_options_for_fewer_or_more_pictures(
         captioner.caption_batch(container(PICTURES), each=[{}] * count)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0])
+def test_caption_batch_refuses_batches_without_pictures(captioner: Captioner, batch_size: Any) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; expected a whole number above 0"):
+        captioner.caption_batch(PICTURES, batch_size=batch_size)
+
+
 def test_caption_refuses_a_length_beyond_the_context(captioner: Captioner) -> None:
     with pytest.raises(ConfigError, match=r"max_new_tokens 500 is more than the model's context of 24 tokens"):
         captioner.caption(PICTURES[0], max_new_tokens=500)

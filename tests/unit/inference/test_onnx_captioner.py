@@ -95,7 +95,7 @@ def test_every_decoding_option_is_compared_between_export_and_captioner() -> Non
     assert {name for options in SEARCHES for name in options} == {field.name for field in fields(DecodeConfig)}
 
 
-def test_export_captions_a_picture_alike_alone_and_among_others(both: Exported) -> None:
+def test_export_gives_a_picture_the_same_caption_alone_and_in_a_batch(both: Exported) -> None:
     together = both[1].caption_batch(PICTURES, beams=3, batch_size=3)
     assert [both[1].caption(picture, beams=3).text for picture in PICTURES] == [caption.text for caption in together]
 
@@ -137,24 +137,24 @@ def test_export_names_an_unknown_option(both: Exported) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_rules_that_leave_nothing_for_a_picture_are_an_error_of_that_picture(both: Exported, index: int) -> None:
+def test_rules_that_allow_no_token_for_a_picture_are_an_error_of_that_picture(both: Exported, index: int) -> None:
     each = [{}, {"min_new_tokens": 7, "no_repeat_ngram_size": 1, "only_words": ("a",)}, {}, {}]
     captions = both[index].caption_batch(PICTURES, each=each)
     assert [bool(caption.error) for caption in captions] == [False, True, False, False]
     assert (captions[1].text, captions[1].confidence, captions[1].ended_by) == ("", 0.0, "failed")
-    with pytest.raises(ConfigError, match="only_words .* leave nothing that may come as token"):
+    with pytest.raises(ConfigError, match="only_words .*: no token is allowed at position"):
         both[index].caption(PICTURES[1], **each[1])
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_caption_files_writes_an_error_row_for_a_picture_for_which_the_rules_leave_nothing(
+def test_caption_files_writes_an_error_row_for_a_picture_for_which_the_rules_allow_no_token(
     both: Exported, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PICTURES[0].save(tmp_path / "a.png")
     decode = both[index].decode_options(min_new_tokens=7, no_repeat_ngram_size=1, only_words=("a",))
     monkeypatch.setattr(both[index], "decode", decode)
     [row] = caption_files(both[index], [tmp_path / "a.png"])
-    assert row.keys() == {"image", "error"} and "leave nothing that may come as token" in row["error"]
+    assert row.keys() == {"image", "error"} and "no token is allowed at position" in row["error"]
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,4 +1,4 @@
-"""Steppers in torch: the recorded one against the plain one, and its buffers."""
+"""Steppers in torch: the recorded one compared with the plain one, and its buffers."""
 
 from collections.abc import Callable
 from itertools import zip_longest
@@ -56,8 +56,8 @@ def test_recorded_stepper_gives_two_searches_at_a_time_their_own_buffers(model: 
     strategies = [Beams(request) for request in requests]
     for _ in zip_longest(*map(run_search, requests, strategies)):
         pass
-    found = [beams[0].tokens for strategy in strategies for beams in strategy.results()]
-    assert found == [captions(ModelStepper(model, 40), image[None], decode)[0] for image in IMAGES[:4]]
+    tokens = [beams[0].tokens for strategy in strategies for beams in strategy.results()]
+    assert tokens == [captions(ModelStepper(model, 40), image[None], decode)[0] for image in IMAGES[:4]]
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def test_recorded_stepper_uses_buffers_again(model: VisionGPT2) -> None:
     recorded, decode = RecordedStepper(model), DecodeConfig(max_new_tokens=10, min_new_tokens=10)
     for _ in range(4):
         captions(recorded, IMAGES, decode)
-    # for 4, 8 and 16 positions, the first 3 of which were read at once
+    # buffers for 4, 8 and 16 positions; the first step reads 3 positions
     assert [(len(free), sorted(free[0].steps)) for free in recorded.free.values()] == [
         (1, [3]), (1, [4, 5, 6, 7]), (1, [8, 9, 10, 11]),
     ]

@@ -93,6 +93,17 @@ def test_values_below_a_thousandth_are_ties() -> None:
     assert differences({"x": a}, {"x": b})["x"].wins == (1, 1, 2)
 
 
+def test_values_below_0_are_not_ties() -> None:
+    a, b = mean_of([-0.5, -0.1, 0.3]), mean_of([-0.2, -0.3, -0.1])  # as the grounding gap may be
+    assert differences({"x": a}, {"x": b})["x"].wins == (2, 1, 0)
+
+
+@pytest.mark.parametrize("pictures", [12, 50])
+def test_metrics_that_are_both_below_a_thousandth_do_not_differ(pictures: int) -> None:
+    a, b = mean_of(np.full(pictures, 1e-16)), mean_of(np.full(pictures, 9e-4))
+    assert differences({"BLEU-4": a}, {"BLEU-4": b})["BLEU-4"].p == 1
+
+
 def test_a_share_of_nothing_is_not_compared() -> None:
     nothing, half = share_of([(0, 0)] * 4, "numbers"), share_of([(1, 2)] * 4, "numbers")
     assert differences({"x": nothing}, {"x": half}) == {}

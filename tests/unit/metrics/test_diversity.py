@@ -28,11 +28,11 @@ def test_captions_that_differ_only_in_case_and_punctuation_are_equal() -> None:
     assert measure_diversity(["A dog.", "a dog"]).distinct_captions == 1
 
 
-def test_a_caption_that_two_pictures_have_is_repeated_at_both() -> None:
+def test_a_caption_of_two_pictures_counts_as_repeated_for_both() -> None:
     assert measure_diversity(["a dog", "A dog .", "a cat", "a cow"]).repeated_share == 2 / 4
 
 
-def test_captions_are_unseen_where_no_training_caption_has_their_words() -> None:
+def test_captions_are_unseen_if_no_training_caption_has_the_same_words() -> None:
     captions = ["A dog runs.", "a cat", "a cat", "a cow"]
     assert measure_diversity(captions, training=["a dog runs", "a cow eats"]).unseen_share == 3 / 4
     assert measure_diversity(captions, training=set(captions)).unseen_share == 0
@@ -76,7 +76,7 @@ GROUPS = [
 
 
 def spread_by_singular_values(group: list[str], corpus: list[list[str]]) -> float:
-    """Self-CIDEr without its kernel: singular values of the captions' unit TF-IDF vectors, one block an order."""
+    """Return self-CIDEr by another way: from singular values of the captions' TF-IDF vectors, normalized by order."""
 
     def grams(caption: str, n: int) -> list[str]:
         words = caption.split()
@@ -110,7 +110,7 @@ def test_self_cider_can_take_its_frequencies_from_references() -> None:
     assert self_cider(GROUPS, references).per_image == pytest.approx(expected)
 
 
-def test_self_cider_is_0_for_one_sentence_and_1_where_nothing_is_shared() -> None:
+def test_self_cider_is_0_for_equal_captions_and_1_if_nothing_is_shared() -> None:
     same, different = ["a dog runs on grass"] * 4, ["red boats sail far away", "one two three four", "we all sing loud"]
     assert self_cider([same, different]).per_image == pytest.approx([0, 1], abs=1e-6)
 

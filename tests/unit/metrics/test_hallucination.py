@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.scenes import judge_scene_caption, named_groups
-from myllm.metrics.hallucination import NamedThings, compare_names, hallucination
+from myllm.metrics.hallucination import Named, compare_names, hallucination
 
 REFERENCES = [
     "a man and a boy play with a red frisbee",
@@ -17,7 +17,7 @@ REFERENCES = [
 ]
 
 
-def compare(caption: str, references: Sequence[str] = REFERENCES) -> NamedThings:
+def compare(caption: str, references: Sequence[str] = REFERENCES) -> dict[str, Named]:
     return compare_names(caption.split(), [reference.split() for reference in references])
 
 
@@ -33,13 +33,12 @@ def compare(caption: str, references: Sequence[str] = REFERENCES) -> NamedThings
     ],
 )
 def test_things_that_no_reference_names_are_invented(caption: str, invented: tuple[str, ...]) -> None:
-    assert compare(caption).invented_things == invented
+    assert compare(caption)["things"].invented == invented
 
 
 def test_places_are_counted_separately() -> None:
     result = compare("a man in a park on the beach with a ball")
-    assert (result.things, result.places) == (2, 2)
-    assert (result.invented_things, result.invented_places) == (("ball",), ("beach",))
+    assert (result["things"], result["places"]) == ((2, ("ball",)), (2, ("beach",)))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_places_are_counted_separately() -> None:
 def test_broader_narrower_and_implied_words_are_not_invented(
     caption: str, reference: str, invented: tuple[str, ...]
 ) -> None:
-    assert compare(caption, [reference]).invented_things == invented
+    assert compare(caption, [reference])["things"].invented == invented
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_broader_narrower_and_implied_words_are_not_invented(
     ],
 )
 def test_colours_that_no_reference_names_are_invented(caption: str, reference: str, invented: tuple[str, ...]) -> None:
-    assert compare(caption, [reference]).invented_colours == invented
+    assert compare(caption, [reference])["colours"].invented == invented
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_colours_that_no_reference_names_are_invented(caption: str, reference: s
 def test_numbers_that_no_reference_names_or_shows_are_invented(
     caption: str, reference: str, invented: tuple[str, ...]
 ) -> None:
-    assert compare(caption, [reference]).invented_numbers == invented
+    assert compare(caption, [reference])["numbers"].invented == invented
 
 
 def test_figures_are_shares_of_what_is_named() -> None:
@@ -136,10 +135,10 @@ def test_inventions_by_references_equal_those_by_what_was_drawn() -> None:
         caption = other.captions[0].removesuffix(f" on {other.ground}")
         words = caption.split()
         result = compare_names(words, [reference.split() for reference in scene.captions])
-        assert bool(result.invented_things) == judge_scene_caption(caption, scene.things).invented
+        assert bool(result["things"].invented) == judge_scene_caption(caption, scene.things).invented
         drawn = {thing.colour for thing in scene.things}
-        assert bool(result.invented_colours) == any(colour not in drawn for _, colour, _ in named_groups(caption))
-        verdicts.add((bool(result.invented_things), bool(result.invented_colours)))
+        assert bool(result["colours"].invented) == any(colour not in drawn for _, colour, _ in named_groups(caption))
+        verdicts.add((bool(result["things"].invented), bool(result["colours"].invented)))
     assert len(verdicts) == 4
 
 
@@ -170,17 +169,21 @@ def test_shares_of_nothing_have_no_value() -> None:
         ("a dog in front of the camera takes a toy", "a picture of a dog with a ball"),
         ("a seal on a rock", "a sea lion on the rocks"),
         ("a polar bear cub", "two bears"),
+        ("a glass of orange juice", "a drink on a table"),
+        ("green beans on a plate", "vegetables on a dish"),
+        ("an orange cat", "a ginger cat"),
+        ("a microwave oven", "a microwave"),
+        ("two pairs of shoes", "four shoes"),
     ],
 )
 def test_other_words_for_the_same_thing_are_not_invented(caption: str, reference: str) -> None:
-    names = compare(caption, [reference])
-    assert (names.invented_things, names.invented_places, names.invented_colours, names.invented_numbers) == ((),) * 4
+    assert [kind for kind, named in compare(caption, [reference]).items() if named.invented] == []
 
 
 @pytest.mark.parametrize(
     ("caption", "colours"),
     [("an orange and white shirt", 2), ("a boy in orange", 1), ("an orange jacket", 1), ("an orange on a plate", 0),
-     ("an orange", 0), ("two oranges", 0)],
+     ("an orange", 0), ("two oranges", 0), ("orange juice", 0), ("an orange cone", 1)],
 )
 def test_orange_is_a_colour_or_a_fruit(caption: str, colours: int) -> None:
-    assert compare(caption, ["a man"]).colours == colours
+    assert compare(caption, ["a man"])["colours"].total == colours

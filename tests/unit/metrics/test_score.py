@@ -14,7 +14,7 @@ from myllm.metrics.score import (
     absent,
     evenly_spaced,
     has_words_without_blanks,
-    people_agree,
+    human_agreement,
     score_captions,
     shuffled,
     tokenized,
@@ -56,10 +56,10 @@ def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert score_captions(["a dog"], [["a cat"]]).corpus["words"] == 2
 
 
-def test_a_metric_without_its_data_is_absent_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "pip install 'myllm[meteor]'")
+def test_a_metric_without_its_data_is_absent_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("myllm.metrics.score.missing_data", lambda: "pip install pycocoevalcap")
     assert "METEOR" not in score_captions(["a dog"], [["a cat"]]).corpus
-    assert absent() == {"METEOR": "pip install 'myllm[meteor]'"}
+    assert absent() == {"METEOR": "pip install pycocoevalcap"}
 
 
 @pytest.mark.parametrize(
@@ -100,45 +100,45 @@ def test_fractions_stay_within_0_and_1_and_cider_within_0_and_10(corpus: Corpus)
         assert all(0 <= score <= (10 if name.startswith("CIDEr") else 1) * (1 + 1e-9) for score in each)
 
 
-def test_people_who_say_the_same_agree_fully_and_a_wrong_caption_does_not() -> None:
+def test_human_agreement_is_perfect_for_equal_references_and_lower_for_a_wrong_caption() -> None:
     references = [tokenized([text] * 3) for text in ("a red dog runs", "two cats sleep here")]
-    agreed = people_agree(tokenized(["a red dog runs", "a red dog runs"]), references)
+    agreed = human_agreement(tokenized(["a red dog runs", "a red dog runs"]), references)
     assert agreed["CIDEr-D"] == pytest.approx((10, 5))
     assert agreed["ROUGE-L"] == pytest.approx((1, 0.5))
 
 
-def test_people_are_compared_with_the_other_references_only() -> None:
-    # each of three references against the other two: BLEU-1 by hand 1/2, 1/2 and 0 of two words
-    agreed = people_agree([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
+def test_human_agreement_scores_a_reference_only_with_the_others() -> None:
+    # BLEU-1 by hand, each reference scored with the other two: one of two words matches, one of two, none
+    agreed = human_agreement([["a", "b"]], [[["a", "x"], ["a", "y"], ["p", "q"]]], ("BLEU",))
     people, caption = agreed["BLEU-1"]
     assert people == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert caption == pytest.approx(1 / 2)
 
 
-def test_pictures_with_one_reference_have_no_agreement_of_people() -> None:
-    assert people_agree([["a"]], [[["a"]]]) == {}
+def test_human_agreement_is_empty_if_pictures_have_one_reference() -> None:
+    assert human_agreement([["a"]], [[["a"]]]) == {}
 
 
 @given(st.integers(2, 50), st.integers(0, 9))
-def test_a_shuffle_leaves_no_caption_at_its_picture(count: int, seed: int) -> None:
+def test_shuffled_leaves_no_caption_with_its_picture(count: int, seed: int) -> None:
     moved = shuffled(list(range(count)), seed)
     assert sorted(moved) == list(range(count))
     assert all(source != index for index, source in enumerate(moved))
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_evenly_spaced_indices_reach_over_everything(total: int, count: int) -> None:
+def test_evenly_spaced_indices_cover_the_whole_range(total: int, count: int) -> None:
     chosen = evenly_spaced(total, count)
     assert len(chosen) == min(total, count) and chosen[0] == 0
     steps = np.diff([*chosen, total])
     assert steps.min() >= 1 and steps.max() - steps.min() <= 1
 
 
-def test_people_of_many_pictures_are_compared_on_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_human_agreement_uses_evenly_spaced_pictures_if_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("myllm.metrics.score.MAX_PICTURES", 5)
-    # In 8 pictures people agree only in the last 3; the first 5 would say that they never do.
+    # people agree only about the last 3 of 8 pictures, so the first 5 would give 0
     references = [[["a"], ["b"]]] * 5 + [[["c"], ["c"]]] * 3
-    people, _ = people_agree([["x"]] * 8, references, ("ROUGE-L",))["ROUGE-L"]
+    people, _ = human_agreement([["x"]] * 8, references, ("ROUGE-L",))["ROUGE-L"]
     assert people == pytest.approx(1 / 5)  # pictures 0, 1, 3, 4 and 6
 
 

@@ -82,7 +82,7 @@ def test_gpt_starts_with_nearly_uniform_probabilities(tokens: torch.Tensor) -> N
     assert probabilities.min() > 0.5 / 17 and probabilities.max() < 2 / 17
 
 
-def test_gpt_config_refuses_a_width_that_heads_do_not_divide() -> None:
+def test_gpt_config_refuses_a_width_not_divisible_by_the_number_of_heads() -> None:
     with pytest.raises(ConfigError, match="n_embd 30 is not divisible by text.n_head 4; take n_embd 28"):
         GPTConfig(n_embd=30, n_head=4)
 

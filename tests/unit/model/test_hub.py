@@ -145,7 +145,7 @@ def test_from_pretrained_downloads_a_hub_id_once(
     assert load_in_subprocess(tmp_path, HF_GPT2_REPO=REPO, HF_HUB_OFFLINE="1") == expected(gpt2)
 
 
-def test_from_pretrained_prefers_argument_to_variable_to_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_takes_the_argument_before_the_variable_before_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     repos: list[str] = []
 
     def download(repo: str, **_: object) -> str:

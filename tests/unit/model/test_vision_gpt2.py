@@ -46,7 +46,7 @@ def test_vision_gpt2_groups_equal_separate_calls(model: VisionGPT2) -> None:
             assert_close(together[image, caption], alone[0, 0])
 
 
-def test_vision_gpt2_steps_one_by_one_equal_forward(model: VisionGPT2) -> None:
+def test_vision_gpt2_parts_called_in_turn_equal_forward(model: VisionGPT2) -> None:
     features = model.encoder(IMAGES)
     assert_close(model.decode(TOKENS, model.image_kv(model.image_tokens(features))), model(IMAGES, TOKENS))
 
@@ -129,7 +129,7 @@ def test_vision_gpt2_has_a_projection_only_between_different_widths(tiny_model: 
     assert "enc_to_dec_proj" in {name.split(".")[0] for name, _ in tiny_model().named_parameters()}
 
 
-def test_vision_gpt2_decodes_over_a_convolutional_feature_map(tiny_model: Callable[..., VisionGPT2]) -> None:
+def test_vision_gpt2_decodes_from_a_convolutional_feature_map(tiny_model: Callable[..., VisionGPT2]) -> None:
     config = tiny_model().config
     vision = replace(config.vision, name="test_efficientnet", image_size=64)
     model = VisionGPT2(replace(config, vision=vision)).eval()

@@ -64,7 +64,7 @@ class Beams {
     const { beams, max_new_tokens } = this.config;
     const length = history[0].logprobs.length + 1;
     const kept = [];
-    // twice as many candidates as beams: if every beam ends now, as many open ones remain
+    // twice as many candidates as beams, so that enough remain if all beams end now
     bestCandidates(scores, history, 2 * beams).forEach((candidate, position) => {
       candidate.logprob = logprobs[candidate.origin][candidate.token];
       if (kept.length === beams) return;
@@ -156,5 +156,5 @@ function logSoftmax(logits) {
 }
 
 function noTokenError() {
-  return new Error('the decoding options leave no token that may come next; loosen one of them');
+  return new Error('the decoding options allow no further token; loosen one of them');
 }
