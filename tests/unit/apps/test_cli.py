@@ -31,7 +31,7 @@ def test_help_of_a_group_lists_its_verbs_only(capsys: Capture) -> None:
 
 def test_an_unknown_verb_of_a_group_is_wrong_usage(capsys: Capture) -> None:
     assert main(["data", "splits"]) == 2
-    assert "unknown verb 'data splits'" in (message := capsys.readouterr().err) and "data split?" in message
+    assert "unknown verb 'data splits'" in (message := capsys.readouterr().err) and "did you mean data split" in message
 
 
 def test_version_is_that_of_the_package(capsys: Capture) -> None:
