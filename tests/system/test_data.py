@@ -62,6 +62,15 @@ def test_data_inspect_reports_what_was_planted_and_draws_a_sheet(data: Path, cap
         assert image.format == "PNG" and image.width > 1500
 
 
+def test_data_inspect_without_a_readable_picture_has_no_sheet(data: Path, capsys: Capture) -> None:
+    for path in (data / "flickr30k_images").iterdir():
+        path.write_bytes(b"\x89PNG" + path.name.encode())
+    words = ["data", "inspect", str(data), "--fast"]
+    assert main([*words, "--sheet", str(data.parent / "sheet.png")]) == 1
+    assert "no picture can be read" in capsys.readouterr().err
+    assert main(words) == 0 and "60 pictures that cannot be read" in capsys.readouterr().out
+
+
 def test_data_inspect_does_not_overwrite_a_sheet(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"mine")
@@ -176,6 +185,14 @@ def test_data_split_replaces_lists_only_if_told_to(data: Path, capsys: Capture) 
     splits = lists(data / "splits")
     assert splits.keys() == {"train", "val", "test"} and sum(map(len, splits.values())) == 60
     assert [path.name for path in data.iterdir() if path.name.startswith(".")] == []
+
+
+def test_data_split_says_that_it_replaces_the_splits_that_data_has(data: Path, capsys: Capture) -> None:
+    (data / "Flickr_8k.trainImages.txt").write_text("train_000000.png\n")
+    assert main(["data", "split", str(data), "--fast", "--quiet"]) == 0
+    assert "the data has splits of its own, which the lists replace" in capsys.readouterr().out
+    records, _ = read_records(data, AS_WRITTEN)
+    assert {record.split for record in records} == {"train", "val", "test"} and len(records) == 60
 
 
 def test_data_split_does_not_remove_other_files(data: Path, capsys: Capture) -> None:

@@ -15,9 +15,9 @@ from myllm.data.convert import convert
 from myllm.data.records import Record, counted, quantity
 from myllm.data.sources import data_paths, read_records
 from myllm.data.split_lists import check_no_lists, divide, write_lists
-from myllm.data.splits import name_hash, split_records
+from myllm.data.splits import name_hash, split_lists, split_records
 from myllm.data.tokenizer import encode_captions, gpt2_tokenizer, train_tokenizer
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.evaluation.copy_groups import Copies, find_copy_groups, group_copies
 from myllm.evaluation.inspection import inspect_records
 
@@ -79,6 +79,8 @@ def draw_sheet(splits: Mapping[str, Sequence[Record]], copies: Copies, path: Pat
 
     split_of = {record.name: name for name, members in splits.items() for record in members}
     readable = [record for members in splits.values() for record in members if record.name not in copies.broken]
+    if not readable:
+        raise DataError(f"no picture can be read, so --sheet {path} cannot be drawn; leave it out to see the reasons")
     chosen = sorted(readable, key=lambda record: name_hash(seed, record.name))[:SAMPLES]
     pairs = copies.pairs[:PAIRS]
     if pairs and len(chosen) % 2:
@@ -128,12 +130,13 @@ def split_data(options: SplitOptions) -> int:
     if len(options.paths) > 1:
         raise ConfigError(f"unexpected {options.paths[1]!r}; give one DATA, and split others on their own")
     data = Path(options.paths[0])
-    folder = Path(options.out) if options.out else (data if data.is_dir() else data.parent) / "splits"
+    root = data if data.is_dir() else data.parent
+    folder = Path(options.out) if options.out else root / "splits"
     check_no_lists(folder, options.overwrite)
     display = Display(options.quiet)
     records, findings = read_records(data, options.captions, use_lists=False)
     report_findings(findings, display)
-    if findings.splits or any(record.split for record in records):
+    if split_lists(root) or any(record.split for record in records):
         display.warn("the data has splits of its own, which the lists replace")
     with display.progress() as progress:
         copies = find_copy_groups(records, 0 if options.fast else None, progress)
