@@ -47,12 +47,14 @@ def find_copy_groups(records: Sequence[Record], looks: int | None, progress: Pro
         if isinstance(result, str):
             broken[record.name] = result
         else:
-            by_digest[result[0]].append(record)
-            thumbnails.setdefault(result[0], result[1])
-    firsts = [group[0] for group in by_digest.values()][:looks]
-    pairs = find_pairs(list(thumbnails.values())[: len(firsts)], progress)
+            digest, small = result
+            by_digest[digest].append(record)
+            if looks is None or len(thumbnails) < looks:
+                thumbnails.setdefault(digest, small)
+    firsts = [group[0] for group in by_digest.values()]  # in the order of `thumbnails`
+    pairs = find_pairs(list(thumbnails.values()), progress)
     alike = tuple((firsts[index], firsts[other]) for index, other in pairs)
-    return Copies(tuple(tuple(group) for group in by_digest.values() if len(group) > 1), alike, len(firsts), broken)
+    return Copies(tuple(tuple(group) for group in by_digest.values() if len(group) > 1), alike, len(thumbnails), broken)
 
 
 def group_copies(records: Iterable[Record], pairs: Iterable[Pair]) -> list[list[Record]]:

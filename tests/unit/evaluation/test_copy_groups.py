@@ -63,6 +63,13 @@ def test_copies_by_bytes_only_if_no_looks_are_compared(records: list[Record]) ->
     }
 
 
+def test_looks_of_the_first_pictures_only_are_compared_if_there_is_a_limit(records: list[Record]) -> None:
+    copies = find_copy_groups(records, 20)
+    known = {record.name for record in records[:25]}  # some have equal bytes
+    assert copies.compared == 20 and {record.name for pair in copies.alike for record in pair} <= known
+    assert len(copies.equal) == 2
+
+
 def test_broken_pictures_are_named_with_the_reason(records: list[Record]) -> None:
     broken = find_copy_groups(records, 0).broken
     assert list(broken) == ["broken.png"] and "damaged picture" in broken["broken.png"]
