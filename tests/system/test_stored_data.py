@@ -37,7 +37,7 @@ def write_shards(folder: Path, samples: Samples) -> Path:
         chosen = [(name, *sample[1:]) for name, sample in samples.items() if sample[0] == split]
         for shard in range(2):
             with tarfile.open(folder / f"{split}-{shard:06d}.tar", "w") as archive:
-                for name, captions, picture in chosen[shard::2]:
+                for name, captions, picture in chosen[shard * len(chosen) // 2 : (shard + 1) * len(chosen) // 2]:
                     for member, content in (
                         (name, picture), (f"{Path(name).stem}.txt", "\n".join(captions).encode())
                     ):
@@ -106,8 +106,9 @@ def test_training_judging_and_comparing_give_the_figures_of_the_folder(
     assert losses(tmp_path / "run") == losses(folder_run)
     judge = ["evaluate", f"--model={folder_run}"]
     stored, plain = figures([*judge, f"--out={tmp_path / 'judged'}"], data), figures(judge, scenes)
-    for name in ("CIDEr-D", "BLEU-4", "ROUGE-L", "CIDEr-D_shuffled", "leaks"):
+    for name in ("CIDEr-D", "BLEU-4", "ROUGE-L", "CIDEr-D_shuffled"):
         assert stored[name] == pytest.approx(plain[name]), name
+    assert stored["leaks"] == plain["leaks"]
     assert stored["protocol"]["data"] == plain["protocol"]["data"]
     assert (tmp_path / "judged/report.html").read_text().count("data:image/") >= stored["protocol"]["pictures"]
     versus = figures(["compare", str(tmp_path / "run"), str(folder_run)], data)
