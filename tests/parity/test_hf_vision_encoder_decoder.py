@@ -412,7 +412,7 @@ def test_encoder_defaults_are_those_of_transformers() -> None:
         ({"size": 32, "image_mean": None}, "preprocess.mean is None; expected a list of 3, each a number"),
         ({"size": 32, "image_mean": ["a"]}, r"preprocess.mean is \('a',\); expected a list of 3, each a number"),
         ({"size": 32, "image_std": [0.5, 0.5, 0.0]}, "preprocess.std is .*; it must be above 0"),
-        ({"size": 32, "do_resize": False, "do_center_crop": True}, "do_resize is false with do_center_crop"),
+        ({"size": 32, "do_resize": False, "do_center_crop": True}, "do_resize is false and do_center_crop is true"),
         ({"size": 32, "do_pad": True, "pad_size": {"height": 40, "width": 40}}, "do_pad is true; supported is false"),
         ({"size": 32, "image_processor_type": "ConvNextImageProcessor"}, "image_processor_type is ConvNext"),
     ],
@@ -558,7 +558,7 @@ def test_generation_options_that_are_dropped_are_noted(
 
 def test_generation_options_without_effect_are_accepted(made: Made, tmp_path: Path) -> None:
     neutral = {"suppress_tokens": None, "bad_words_ids": [], "guidance_scale": 1.0, "penalty_alpha": 0.0,
-               "renormalize_logits": False, "eta_cutoff": 0.3, "use_cache": False, "max_time": 60.0}
+               "renormalize_logits": False, "eta_cutoff": 0.3, "use_cache": False}
     checkpoint = hf.from_folder(with_generation(made("vit")[1], tmp_path / "in", IDS | neutral))
     assert "notes" not in checkpoint.provenance
 
@@ -566,7 +566,8 @@ def test_generation_options_without_effect_are_accepted(made: Made, tmp_path: Pa
 def test_every_generation_option_of_transformers_is_known() -> None:
     import transformers
 
-    assert set(transformers.GenerationConfig().to_dict()) <= hf_generation.KNOWN
+    # max_time is named in a warning: captions do not end by the clock
+    assert set(transformers.GenerationConfig().to_dict()) - {"max_time"} <= hf_generation.KNOWN
 
 
 def test_decoding_options_go_to_hugging_face_format_and_back(made: Made, tmp_path: Path) -> None:

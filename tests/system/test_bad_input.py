@@ -115,7 +115,7 @@ OPTIONS = [
     (["--epochs=0"], r"epochs is 0", r"it must be above 0"),
     (["--epoch=2"], r"unknown option --epoch", r"did you mean --epochs"),
     (["--preset=photo"], r"preset", r"photos"),
-    (["--stages=[everything]"], r"stages \['everything'\]", r"each must be new, text or all"),
+    (["--stages=[everything]"], r"stages \['everything'\]", r"expected one or more of new, text and all"),
     (["--precision=fp16"], r"precision fp16", r"take fp32 or bf16"),
     (["--config=nowhere.yaml"], r"--config nowhere.yaml: cannot be read", r"No such file"),
 ]

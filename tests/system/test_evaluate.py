@@ -138,7 +138,7 @@ def test_evaluate_names_an_empty_split(tiny_run: Path, scenes: Path, tmp_path: P
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     (data / "splits/mine.txt").touch()
     assert evaluate(tiny_run, data, "--split=mine") == 1
-    assert f"--split 'mine': {data} has no picture in it" in capfd.readouterr().err
+    assert f"{data}/splits/mine.txt: names no picture" in capfd.readouterr().err
 
 
 def test_evaluate_and_compare_take_metrics(tiny_run: Path, scenes: Path, capfd: Capture) -> None:

@@ -138,7 +138,8 @@ def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
             )
         folder = path if path.is_dir() else path.parent
         root = next((root for root in roots if root.samefile(folder)), folder)
-        roots.setdefault(root, []).append(path)
+        if path not in roots.setdefault(root, []):
+            roots[root].append(path)
     parts = [root.resolve().parts for root in roots]
     # the fewest last parts of the paths that tell the folders apart
     count = next((count for count in range(1, 100) if len({ends[-count:] for ends in parts}) == len(parts)), 1)
@@ -223,9 +224,9 @@ def _locate(
     Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
     may be missing.
     """
-    folders = _folders(root, paths)
+    picture_folders, others = _folders(root, paths)
     found = {name: picture.image for name, picture in pictures.items() if picture.image is not None}
-    listed = {folder: _files(folder) for folder in folders[:-2]}
+    listed = {folder: _files(folder) for folder in picture_folders}
 
     def missing() -> list[str]:
         return [name for name in pictures if name not in found]
@@ -233,18 +234,17 @@ def _locate(
     for name in missing():
         places = [files[name] for files in listed.values() if name in files]
         if len(places) > 1:
-            both = " and ".join(str(place).removeprefix(f"{root}/") for place in places[:2])
             raise DataError(
-                f"{root}: two pictures are called {name}: {both}; write their folders in the captions file"
+                f"two pictures are called {name}: {places[0]} and {places[1]}; write their folders in the captions file"
             )
-        places += [folder / name for folder in folders if not places and (folder / name).is_file()]
+        places += [folder / name for folder in others if not places and (folder / name).is_file()]
         if places:
             found[name] = places[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
     if missing():  # Kaggle's captions.txt beside Images.zip
         listed |= {path: _archived(path) for path in (*glob(root, "*.zip"), *glob(root, "*.tar"))}
-    for files in listed.values():
+    for files in listed.values() if missing() else ():
         index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
         for name in missing():
             has_suffix = PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
@@ -254,19 +254,22 @@ def _locate(
         listed.pop(root, None)  # which also has what is in the picture folders, and other pictures
     findings.missing_pictures += missing()
     used = set(found.values())
-    findings.unused_pictures += sorted(
-        name for files in listed.values() for name, picture in files.items()
+    unused = {
+        picture: name for files in listed.values() for name, picture in files.items()
         if picture not in used and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
-    )
+    }
+    findings.unused_pictures += sorted(unused.values())
     return {name: found[name] for name in pictures if name in found}
 
 
-def _folders(root: Path, paths: Sequence[Path]) -> list[Path]:
-    """Return the folders that pictures' names may be relative to: picture folders, the data folder, and this folder."""
+def _folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the picture folders, and the other folders, that the names of pictures may be relative to."""
     folders = [root / name for name in PICTURE_FOLDERS if (root / name).is_dir()]
-    if not folders and root not in paths:  # annotations/captions_val2014.json, with the pictures in val2014/
+    if root in paths:
+        return folders, [root]
+    if not folders:  # annotations/captions_val2014.json, with the pictures in val2014/
         folders = [root.parent / name for name in PICTURE_FOLDERS if (root.parent / name).is_dir()]
-    return [*folders, root, Path()]
+    return folders, [root, Path()]  # captions of `myllm caption` name pictures from where it ran
 
 
 def _archived(path: Path) -> dict[str, Picture]:
@@ -281,7 +284,8 @@ def _files(folder: Path) -> dict[str, Picture]:
 
 
 def _all_missing(root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture]) -> str:
-    places = " and ".join(map(str, _folders(root, paths)[:-1]))
+    picture_folders, _ = _folders(root, paths)
+    places = " and ".join(map(str, [*picture_folders, root]))
     return (
         f"{root}: all {len(pictures):,} captioned pictures are missing; looked in {places} for "
         f"{next(iter(pictures))!r} and the others; put the pictures there under the names of the captions file"

@@ -218,8 +218,9 @@ def _caption_columns(
     caption = find_columns(names, captions)[1]
     numbered = [column for column in names if NUMBERED_CAPTION.fullmatch(column)] if caption is None else [caption]
     if not numbered or captions.caption_column not in (None, *OLD_DEFAULTS, *names) or picture is name is None:
-        # raises the error that names the missing column
-        columns(file, "the table", ["image" if column in (picture, name) else column for column in names], captions)
+        if picture is not None or name is not None:
+            names, captions = ["image", *names], replace(captions, image_column=None)
+        columns(file, "the table", names, captions)  # raises the error that names the missing column
     return numbered
 
 

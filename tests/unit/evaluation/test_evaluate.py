@@ -89,7 +89,7 @@ def test_pictures_for_which_the_rules_allow_no_token_are_named_and_count_as_empt
 def test_only_broken_pictures_are_an_error(captioner: Captioner, records: list[Record]) -> None:
     for record in records:
         record.image.unlink()
-    with pytest.raises(DataError, match=r"none of the 6 pictures can be read; .*0.png"):
+    with pytest.raises(DataError, match=r"none of 6 pictures can be read; .*0.png"):
         figures(captioner, records)
 
 

@@ -232,7 +232,7 @@ def with_an_unknown_operator(folder: Path) -> None:
         (edit(lambda facts: facts.pop("given")), "do not fit together"),
         (edit(lambda facts: facts["preprocess"].update(interpolation="psychic")), "psychic"),
         (edit(lambda facts: facts["preprocess"].update(image_size=[32, 64])), r"image_size is \(32, 64\), the encoder"),
-        (with_more_words, "tokens up to number 100000, the decoder"),
+        (with_more_words, "tokens up to number 100000, but the decoder"),
         (with_an_unknown_operator, "upgrade onnxruntime, or export with --precision fp32"),
     ],
 )
