@@ -152,7 +152,7 @@ def test_a_picture_of_an_arrow_file_that_is_gone_gives_an_error(tmp_path: Path, 
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.parquet", {"image": PICTURES, "caption": ["a", "b"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"x.parquet: tables are read by pyarrow; install it: .*pip install pyarrow"):
+    with pytest.raises(ConfigError, match=r"x.parquet: tables need pyarrow; install it: .*pip install pyarrow"):
         read(path)
 
 
