@@ -195,6 +195,11 @@ def test_data_split_says_that_it_replaces_the_splits_that_data_has(data: Path, c
     assert {record.split for record in records} == {"train", "val", "test"} and len(records) == 60
 
 
+def test_data_split_of_data_of_a_hub_needs_a_folder_for_the_lists(capsys: Capture) -> None:
+    assert main(["data", "split", "user/name"]) == 2
+    assert "user/name is data of a hub; give --out for the lists" in capsys.readouterr().err
+
+
 def test_data_split_does_not_remove_other_files(data: Path, capsys: Capture) -> None:
     assert main(["data", "split", str(data), "--fast", "--overwrite", "--out", str(data)]) == 2
     assert "which is not a list of a split" in capsys.readouterr().err

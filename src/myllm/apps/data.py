@@ -20,6 +20,7 @@ from myllm.data.tokenizer import encode_captions, gpt2_tokenizer, train_tokenize
 from myllm.errors import ConfigError, DataError
 from myllm.evaluation.copy_groups import Copies, find_copy_groups, group_copies
 from myllm.evaluation.inspection import inspect_records
+from myllm.hub import is_id
 
 MAX_COMPARED = 20_000
 """`inspect` compares the looks of at most this many pictures, which takes about ten minutes."""
@@ -130,6 +131,8 @@ def split_data(options: SplitOptions) -> int:
     if len(options.paths) > 1:
         raise ConfigError(f"unexpected {options.paths[1]!r}; give one DATA, and split others on their own")
     data = Path(options.paths[0])
+    if options.out is None and not data.exists() and is_id(str(data)):
+        raise ConfigError(f"{data} is data of a hub; give --out for the lists, or make it a folder by data convert")
     root = data if data.is_dir() else data.parent
     folder = Path(options.out) if options.out else root / "splits"
     check_no_lists(folder, options.overwrite)

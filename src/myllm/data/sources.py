@@ -16,6 +16,7 @@ from myllm.data.splits import named_splits, one_split, precedence, split_records
 from myllm.data.stored import glob, open_archive, walk
 from myllm.errors import DataError
 from myllm.files import Picture, StoredImage
+from myllm.hub import describe, is_id
 
 PICTURE_FOLDERS = (
     "flickr30k_images", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
@@ -130,21 +131,40 @@ def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
     The folder of a file is the one that it is in, so that two files of one folder share the pictures.
     """
     roots: dict[Path, list[Path]] = {}
+    names_of: dict[Path, tuple[str, ...]] = {}
     for path in data_paths(data):
+        given = path
         if not path.exists():
-            raise DataError(
-                f"{path}: no such folder or file; give a folder with captions and pictures, or a file of captions, as "
-                "--data, or draw a folder with 'myllm scenes --out data --count 2000'"
-            )
+            if not is_id(str(path)):
+                raise DataError(
+                    f"{path}: no such folder or file; give a folder with captions and pictures, or a file of captions, "
+                    "as --data, or draw a folder with 'myllm scenes --out data --count 2000'"
+                )
+            path = _download(str(path))
         folder = path if path.is_dir() else path.parent
         root = next((root for root in roots if root.samefile(folder)), folder)
         if path not in roots.setdefault(root, []):
             roots[root].append(path)
-    parts = [root.resolve().parts for root in roots]
+        names_of.setdefault(root, (given if given != path else root.resolve()).parts)
+    parts = list(names_of.values())
     # the fewest last parts of the paths that tell the folders apart
     count = next((count for count in range(1, 100) if len({ends[-count:] for ends in parts}) == len(parts)), 1)
     names = ["/".join(ends[-count:]) + "/" if len(roots) > 1 else "" for ends in parts]
     return [(root, paths, name) for (root, paths), name in zip(roots.items(), names, strict=True)]
+
+
+def _download(source: str) -> Path:
+    """Return the folder with the data of the repository user/name or user/name@revision, from the cache if it is there.
+
+    Interrupted downloads resume. Raises DataError, which says what to do.
+    """
+    from huggingface_hub import snapshot_download  # takes a while to import
+
+    repo, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision or None))
+    except Exception as error:  # the network's errors have no other common base
+        raise DataError(f"{source}: no such folder or file; as data of a hub, {describe(error)}") from error
 
 
 def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Findings) -> dict[str, _Picture]:
