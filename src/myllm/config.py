@@ -280,8 +280,8 @@ class TrainConfig:
     """Everything that a training run depends on."""
 
     data: tuple[str, ...] | str = "data"
-    """Folder with captions and pictures, or a file of captions; the format is recognised. Several, each with --data,
-    are mixed."""
+    """Folder with captions and pictures, file of captions, tar or zip archive, or repository of a hub (user/name); the
+    format is recognised. Several, each with --data, are mixed."""
     out: str = "captioner"
     """The run folder."""
     base: str | None = None

@@ -9,7 +9,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import methodcaller
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from myllm.data.splits import name_hash
 from myllm.data.tokenizer import encode_captions, end_token
 from myllm.device import default_workers
 from myllm.errors import DataError
+from myllm.files import Picture
 from myllm.progress import Progress, no_progress
 
 MEMORY_BYTES = 2**30
@@ -105,7 +105,7 @@ def fit_memory(pictures: int, preprocess: Preprocess, memory_bytes: int = MEMORY
 
 def check_pictures(
     records: Sequence[Record], preprocess: Preprocess, findings: Findings,
-    progress: Progress = no_progress, known: Container[Path] = (), memory_bytes: int = MEMORY_BYTES,
+    progress: Progress = no_progress, known: Container[Picture] = (), memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[list[Record], Tensor | None]:
     """Return the records with readable pictures, and their pixels (N, 3, H, W) uint8 if these fit into memory.
 
@@ -124,7 +124,7 @@ def check_pictures(
     unread = [record for record in records if record.image not in known]
     fits = len(unread) == len(records) and fit_memory(len(records), preprocess, memory_bytes)
     pixels = torch.empty(len(records), 3, height, width, dtype=torch.uint8) if fits else None
-    broken: set[Path] = set()
+    broken: set[Picture] = set()
     with ThreadPoolExecutor(1 + default_workers()) as pool:  # Pillow releases the GIL while it decodes
         for number, (record, result) in enumerate(zip(unread, pool.map(decode, unread), strict=True)):
             if isinstance(result, str):

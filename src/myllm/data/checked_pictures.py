@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import __version__ as pillow_version
 
+from myllm.files import Picture
+
 
 class CheckedPictures:
     """A file with a line for each good picture: a hash of its path, size and time of change.
@@ -20,11 +22,11 @@ class CheckedPictures:
         with suppress(OSError, UnicodeDecodeError):  # then all pictures are checked
             self._lines = set(path.read_text(encoding="ascii").split())
 
-    def known(self, pictures: Iterable[Path]) -> set[Path]:
+    def known(self, pictures: Iterable[Picture]) -> set[Picture]:
         """Return the pictures that were good and have not changed since."""
         return {picture for picture in pictures if _line(picture) in self._lines}
 
-    def add(self, pictures: Iterable[Path]) -> None:
+    def add(self, pictures: Iterable[Picture]) -> None:
         """Remember good pictures. If the file cannot be written, they are checked again next time."""
         new = {line for picture in pictures if (line := _line(picture))} - self._lines
         self._lines |= new
@@ -34,8 +36,10 @@ class CheckedPictures:
                 file.writelines(f"\n{line}" for line in sorted(new))
 
 
-def _line(picture: Path) -> str:
-    """Return the picture's hash, or '' if its file cannot be found."""
+def _line(picture: Picture) -> str:
+    """Return the picture's hash, or '' if its file cannot be found, or it is in an archive or a table."""
+    if not isinstance(picture, Path):
+        return ""
     try:
         status = picture.stat()
     except OSError:

@@ -27,7 +27,7 @@ from myllm.batched import batched
 from myllm.data.records import Findings
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError, MyLLMError
-from myllm.files import atomic_write, wait_for_lock
+from myllm.files import Picture, atomic_write, wait_for_lock
 from myllm.progress import Progress, no_progress
 
 # Batches between two writes of the index: what an interruption can cost.
@@ -98,8 +98,8 @@ class FeatureCache:
         self._index = self.folder / "index.json"
 
     def features(
-        self, pictures: Sequence[Path], images: Callable[[Sequence[int]], Tensor], encode: Encode, findings: Findings,
-        batch_size: int = 16, progress: Progress = no_progress,
+        self, pictures: Sequence[Picture], images: Callable[[Sequence[int]], Tensor], encode: Encode,
+        findings: Findings, batch_size: int = 16, progress: Progress = no_progress,
     ) -> Features:
         """Return the features of all `pictures`; those that are not on disk are computed.
 
@@ -117,10 +117,10 @@ class FeatureCache:
         rows = tuple(_Row(digest, *index.rows[digest]) for digest in digests)
         return Features(self._bin, tuple(index.shape), self.dtype, rows)
 
-    def known(self, pictures: Sequence[Path]) -> set[Path]:
+    def known(self, pictures: Sequence[Picture]) -> set[Picture]:
         """Return the pictures that have a row, so that they need no decoding; checksums are not verified."""
         rows = self._read_index(Findings()).rows
-        known = set[Path]()
+        known = set[Picture]()
         for path in pictures if rows else ():
             with suppress(DataError):  # `check_pictures` reports it
                 known |= {path} if picture_digest(path) in rows else set()

@@ -8,7 +8,6 @@ import io
 import math
 import threading
 import warnings
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from myllm.config import PreprocessConfig
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_data
+from myllm.files import Picture, read_picture
 
 # A compressed file of a few kilobytes could otherwise decode to gigabytes.
 MAX_PIXELS = 80_000_000
@@ -46,7 +45,7 @@ INTERPOLATIONS = {
 }
 
 
-def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
+def load_image(source: Picture | str | bytes | Image.Image) -> Image.Image:
     """Return an upright RGB picture: transparency on white, grey scaled to 8 bits, the first frame of an animation.
 
     Raises DataError with the file and the reason if it is missing, empty, not a picture, truncated or too large.
@@ -57,14 +56,19 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     return _decode(_open(source, name), name)
 
 
-def load_thumbnail(path: Path, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
+def suffix_of_content(picture: Picture) -> str:
+    """Return the usual suffix of a picture's format, like .jpg. Raises DataError as `load_image` does."""
+    return FORMATS[str(_open(picture, str(picture)).format)].split()[0]
+
+
+def load_thumbnail(picture: Picture, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
     """Return the upright picture squashed to a square: (side, side) uint8 of luma, or (side, side, 3) of YCbCr.
 
     A JPEG is decoded at a reduced size. Raises DataError as `load_image` does.
     """
-    image = _open(path, str(path))
+    image = _open(picture, str(picture))
     image.draft("L" if mode == "L" else "RGB", (side, side))
-    upright = _decode(image, str(path)).convert(mode)
+    upright = _decode(image, str(picture)).convert(mode)
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -149,9 +153,9 @@ class Preprocess:
         return whole.crop((left, top, left + width, top + height))
 
 
-def _open(source: Path | str | bytes, name: str) -> Image.Image:
+def _open(source: Picture | str | bytes, name: str) -> Image.Image:
     """Return a picture whose pixels are not decoded yet."""
-    content = source if isinstance(source, bytes) else read_data(source, MAX_BYTES)
+    content = source if isinstance(source, bytes) else read_picture(source, MAX_BYTES)
     if not content:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
