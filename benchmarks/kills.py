@@ -32,6 +32,7 @@ TINY = [
     "--captions_per_image=3", "--decode.max_new_tokens=6", "--lr=0.01", "--augment=false", "--devices=cpu",
     "--workers=0", "--save_minutes=0.005",
 ]
+ERRORS = Path(tempfile.gettempdir()) / f"myllm-kills-{os.getpid()}.txt"
 FORK = multiprocessing.get_context("fork")
 
 
@@ -67,7 +68,7 @@ def start(words: Sequence[str], processes: int) -> list[multiprocessing.context.
                 MASTER_PORT=port,
             )
         torch.set_num_threads(1)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with ERRORS.open("w") as errors, contextlib.redirect_stdout(errors), contextlib.redirect_stderr(errors):
             code = main(words)
         os._exit(code)
 
@@ -82,7 +83,8 @@ def finish(words: Sequence[str], processes: int) -> None:
     for process in start(words, processes):
         process.join()
         if process.exitcode != 0:
-            raise RuntimeError(f"myllm {' '.join(words)} ended with {process.exitcode}")
+            message = ERRORS.read_text(errors="replace")[-500:]
+            raise RuntimeError(f"myllm {' '.join(words)} ended with {process.exitcode}: {message}")
 
 
 def kill_once(words: Sequence[str], case: Case, seconds: float) -> bool:
@@ -165,6 +167,7 @@ def run(kills: int, seed: int, cases: Sequence[Case]) -> int:
             compared = len(tensors(folder / str(number) / "reference"))
             print(f"| {case.name} | {case.processes} | {done} | {damaged} | {compared} | {differing} |", flush=True)
             total += differing
+    ERRORS.unlink(missing_ok=True)
     return total
 
 
