@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import tarfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -164,6 +165,15 @@ def test_webdataset_has_shards_of_each_split_with_the_same_bytes_each_time(tmp_p
         assert tar.getnames() == ["a/0.png", "a/0.txt", "a/1.png", "a/1.txt"]
         members = [tar.extractfile(name) for name in ("a/0.png", "a/0.txt")]
         assert [member and member.read() for member in members] == [b"a/0.png" * 100, "a dog\n犬\n".encode()]
+
+
+def test_parquet_without_pyarrow_names_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="out.*: tables need pyarrow; install it: .*pip install pyarrow"):
+        convert(source(tmp_path / "data", ROWS), "parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_parquet_has_the_pictures_captions_and_splits(tmp_path: Path) -> None:
