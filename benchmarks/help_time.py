@@ -27,7 +27,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
 
     commands = {"python -c pass": [sys.executable, "-c", "pass"]}
-    for verb in ([], *([name] for name in VERBS)):
+    for verb in ([], *(name.split() for name in VERBS)):
         commands[" ".join(["myllm", *verb, "--help"])] = [sys.executable, "-m", "myllm", *verb, "--help"]
     for command in commands.values():
         seconds(command)  # fills the file cache and writes the bytecode

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from myllm.config import END_OF_TEXT, CaptionsConfig, DecodeConfig
 from myllm.errors import CheckpointError, ConfigError, tokenizer_errors
+from myllm.files import Picture
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -197,7 +197,7 @@ class Sample:
     """A validation picture with its caption and references."""
 
     name: str
-    image: Path
+    image: Picture
     caption: str
     references: Sequence[str]
 

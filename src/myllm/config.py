@@ -280,8 +280,8 @@ class TrainConfig:
     """Everything that a training run depends on."""
 
     data: tuple[str, ...] | str = "data"
-    """Folder with captions and pictures, or a file of captions; the format is recognised. Several, each with --data,
-    are mixed."""
+    """Folder with captions and pictures, file of captions, tar or zip archive, or repository of a hub (user/name); the
+    format is recognised. Several, each with --data, are mixed."""
     out: str = "captioner"
     """The run folder."""
     base: str | None = None
@@ -334,7 +334,8 @@ class TrainConfig:
     word_presence_weight: Annotated[float, Range.AT_LEAST_0] = 0.0
     """Weight of an auxiliary loss: predict from the image tokens which frequent words the captions contain."""
     augment: bool = True
-    """Flip, shift, lighten and darken training pictures if their captions stay true; no effect with vision.frozen."""
+    """Flip, shift, lighten and darken training pictures if their captions stay true: captions that are not known to be
+    English rule out flips and shifts of hue. No effect with vision.frozen."""
     patience: Annotated[int | None, Range.POSITIVE] = None
     """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
@@ -349,8 +350,9 @@ class TrainConfig:
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     save_minutes: Annotated[float, Range.POSITIVE] = 10.0
     """Save the run for --resume after this many minutes of an epoch, besides after each epoch."""
-    workers: Annotated[int, Range.AT_LEAST_0] = 1
-    """Processes that decode pictures during training if the pictures do not all fit into memory."""
+    workers: Annotated[int | None, Range.AT_LEAST_0] = None
+    """Processes that decode and augment pictures during training. If not given: the cores of each training process
+    without one, 1 to 8. The result does not depend on it."""
     half_features: bool = False
     """Store the cached features of a frozen backbone in half precision."""
 

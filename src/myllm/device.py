@@ -1,5 +1,6 @@
-"""Device and precision selection. torch is imported when a function needs it."""
+"""Device and precision selection, and the number of loader processes. torch is imported when a function needs it."""
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,16 @@ def choose_precision(name: str, device: "torch.device") -> str:
     # Emulated bf16 (T4, V100) counts as supported by default, and is slower than fp32.
     is_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if is_bf16 else "fp32"
+
+
+def default_workers() -> int:
+    """Return how many processes should load pictures: a core for each that training leaves free, at least 1, at most 8.
+
+    Processes that torchrun started on this machine share its cores.
+    """
+    # Python 3.13 has os.process_cpu_count
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 1), 8)
 
 
 def autocast(precision: str, device: "torch.device") -> Any:

@@ -1,4 +1,4 @@
-"""Atomic file and folder writes, bounded reads, locks, JSON files, and the cache folder."""
+"""Atomic file and folder writes, bounded reads, pictures in files or elsewhere, locks, JSON, and the cache folder."""
 
 import errno
 import json
@@ -7,16 +7,36 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from myllm.errors import CheckpointError, ConfigError, DataError, MyLLMError, reason
 
 LOCK_FILE = "in-use.lock"
 _held_locks: set[IO[str]] = set()
 MAX_JSON_BYTES = 2**28
+
+
+class StoredImage(ABC):
+    """A picture that is not a file of its own, but in an archive or a table.
+
+    It can be compared, hashed, pickled and read in any process; `str` names it in messages.
+    """
+
+    __slots__ = ()
+    size: int
+    """Number of bytes."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return its bytes. Raises DataError."""
+
+
+Picture: TypeAlias = Path | StoredImage
+"""Where a picture's bytes are."""
 
 
 @contextmanager
@@ -126,6 +146,32 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path` until the block ends; if another process holds it, call `on_wait` and wait for it.
+
+    The lock is released when the process ends, even if it is killed; its file stays. On systems without fcntl
+    (Windows) nothing is locked. Raises MyLLMError if the disk refuses.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        with suppress(ImportError), _disk_errors(path):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        _held_locks.add(file)
+        try:
+            yield
+        finally:
+            _held_locks.discard(file)
+
+
 def _close_locks() -> None:
     """Close a forked process's copies: one that outlives a killed parent would hold its lock."""
     for file in _held_locks:
@@ -158,6 +204,20 @@ def read_data(path: Path | str, max_bytes: int) -> bytes:
         return read_bytes(Path(path), max_bytes)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_picture(picture: Picture | str, max_bytes: int) -> bytes:
+    """Return a picture's bytes. Raises DataError if they cannot be read, or are more than `max_bytes`."""
+    if not isinstance(picture, StoredImage):
+        return read_data(picture, max_bytes)
+    if picture.size > max_bytes:
+        raise DataError(f"{picture}: refused, its {picture.size:,} bytes are above the limit of {max_bytes:,}")
+    return picture.read()
+
+
+def picture_size(picture: Picture) -> int:
+    """Return the number of bytes of a picture. Raises OSError if its file is not there."""
+    return picture.size if isinstance(picture, StoredImage) else picture.stat().st_size
 
 
 def read_json(path: Path) -> dict[str, Any]:

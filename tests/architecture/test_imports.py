@@ -9,7 +9,7 @@ from myllm.apps.cli import VERBS
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < option_checks < config, files, device, batched, progress < caption, presets < metrics"
+    "errors < option_checks < config, files, device, batched, progress, hub < caption, presets < metrics"
     " < data, model, decoding < attribution, checkpoints < export < inference < training, evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
@@ -18,7 +18,7 @@ VERBS_MAY_IMPORT = {"demo": ["train"]}
 HOMES = {
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
-    "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_stepper.py"],
+    "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],
 }
 MAX_LINES = 400
 

@@ -20,7 +20,7 @@ def loaded_modules(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [
     "myllm", "myllm.config", "myllm.data.records",
-    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "evaluate", "compare", "scenes", "diagram")),
+    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "evaluate", "compare", "scenes", "diagram", "data")),
 ])
 def test_module_imports_without_torch(module: str) -> None:
     loaded = loaded_modules("-c", f"import {module}")
@@ -39,7 +39,7 @@ def test_the_captioner_of_exports_imports_without_torch() -> None:
     assert "torch" not in loaded_modules("-c", "import myllm.inference.onnx_captioner")
 
 
-@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize("verb", [[], *(verb.split() for verb in VERBS)], ids=" ".join)
 def test_help_is_printed_without_torch(verb: list[str]) -> None:
     loaded = loaded_modules("-m", "myllm", *verb, "--help")
     assert "myllm.apps.cli" in loaded

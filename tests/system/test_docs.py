@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from myllm.apps.cli import main, parse_verb
+from myllm.apps.cli import main, parse_verb, split_group
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
@@ -68,7 +68,8 @@ def parse_only(words: list[str]) -> None:
     if words[0].startswith("-"):
         assert words[0] in ("--help", "--version"), words
         return
-    name, options = words[0], words[1:]
+    group, words = split_group(words)
+    name, options = group + words[0], words[1:]
     if "--config" in options:  # a file that an earlier command on the page writes
         index = options.index("--config")
         del options[index : index + 2]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, CaptionsConfig, GPTConfig, PreprocessConfig, VisionConfig
+from myllm.data.augmentation import augment
 from myllm.data.batches import CaptionSource, check_pictures, evaluation_batches, make_source
-from myllm.data.images import Preprocess, augment
+from myllm.data.images import Preprocess
 from myllm.data.records import Findings
 from myllm.data.sources import read_records
 from myllm.data.splits import split_records

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from myllm.device import autocast, choose_device, choose_precision
+from myllm.device import autocast, choose_device, choose_precision, default_workers
 from myllm.errors import ConfigError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -10,6 +10,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_choose_device_auto_is_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: int(has_gpu))
     assert choose_device("auto").type == ("cuda" if has_gpu else "cpu")
     assert choose_device("cpu").type == "cpu"
 
@@ -18,7 +19,7 @@ def test_choose_device_refuses_unknown_and_missing_devices(monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"devices cuda: this machine has no usable GPU; take --devices cpu or auto"):
         choose_device("cuda")
-    with pytest.raises(ConfigError, match=r"devices 'tpu': expected auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match=r"devices 'tpu': expected auto, cpu, cuda"):
         choose_device("tpu")
 
 
@@ -47,3 +48,15 @@ def test_choose_precision_auto_takes_no_emulated_bf16(
 def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(precision, CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, None, 1), (2, None, 1), (4, None, 3), (64, None, 8), (64, "8", 7), (8, "8", 1), (2, "8", 1)],
+)
+def test_default_workers_are_the_cores_that_training_leaves_free(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: str | None, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes or "1")
+    assert default_workers() == workers

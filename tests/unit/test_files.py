@@ -3,13 +3,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from myllm.batched import batched
 from myllm.errors import ConfigError, MyLLMError
-from myllm.files import atomic_folder, atomic_write, cache_folder, lock_folder, read_bytes
+from myllm.files import atomic_folder, atomic_write, cache_folder, lock_folder, read_bytes, wait_for_lock
 
 
 def test_atomic_write_shows_the_file_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -99,6 +100,25 @@ def test_lock_folder_ends_with_a_killed_process(tmp_path: Path) -> None:
         process.kill()
     with lock_folder(tmp_path):
         pass
+
+
+WAITING = """
+import functools, pathlib, sys, myllm.files
+say = functools.partial(print, flush=True)
+with myllm.files.wait_for_lock(pathlib.Path(sys.argv[1]), lambda: say("waiting")): say("locked"), input()
+"""
+
+
+def test_wait_for_lock_waits_for_another_process_that_ends_or_is_killed(tmp_path: Path) -> None:
+    command, waits = [sys.executable, "-c", WAITING, str(tmp_path / "lock")], list[str]()
+    with wait_for_lock(tmp_path / "lock", lambda: waits.append("first")):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
+    assert process.stdout.readline() == b"locked\n"
+    threading.Timer(0.3, process.kill).start()
+    with wait_for_lock(tmp_path / "lock", lambda: waits.append("second")):
+        assert waits == ["second"] and process.wait() == -9
+    process.communicate()
 
 
 FORKED = """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from myllm.apps import options
+from myllm.apps import data_options, options
 from myllm.apps.printing import printable, replace_unencodable
 from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
@@ -35,6 +35,9 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),
     "compare": Verb("compare two captioners", "compare:compare_two", options.CompareOptions),
+    "data inspect": Verb("count, check and show data", "data:inspect_data", data_options.InspectOptions),
+    "data convert": Verb("change the form of data", "data:convert_data", data_options.ConvertOptions),
+    "data split": Verb("divide data for training and judging", "data:split_data", data_options.SplitOptions),
     "import": Verb("convert a captioner of another program", "convert:import_model", options.ImportOptions),
     "pull": Verb("download a captioner from a hub", "convert:import_model", options.ImportOptions),
     "push": Verb("upload a captioner to a hub", "convert:push_model", options.PushOptions),
@@ -48,14 +51,21 @@ VERBS: Mapping[str, Verb] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `myllm ARGUMENTS...`. Returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     replace_unencodable()
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    group, words = split_group(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(group))
         return DONE if words else WRONG_USAGE
     if words[0] == "--version":
         print(f"myllm {VERSION}")
         return DONE
-    return exit_code(lambda: run_verb(words[0], words[1:]))
+    return exit_code(lambda: run_verb(group + words[0], words[1:]))
+
+
+def split_group(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return "data " and the other words if a verb of two words begins with it, like "data split"; else "" and all."""
+    group = f"{words[0]} " if words else ""
+    is_group = any(name.startswith(group) for name in VERBS if " " in name)
+    return (group, list(words[1:])) if words and is_group else ("", list(words))
 
 
 def run_verb(name: str, words: Sequence[str]) -> int:
@@ -115,10 +125,10 @@ def _exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def overview() -> str:
-    """Return the help of `myllm` itself: the verbs."""
-    rows = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+def overview(group: str = "") -> str:
+    """Return the help of `myllm` itself: the verbs, or those that begin with `group`, like "data "."""
+    rows = "\n".join(f"  {name:<12} {verb.summary}" for name, verb in VERBS.items() if name.startswith(group))
     return (
-        f"myllm {VERSION}: captions for pictures.\n\nusage: myllm VERB [options]\n\n{rows}\n\n"
+        f"myllm {VERSION}: captions for pictures.\n\nusage: myllm {group}VERB [options]\n\n{rows}\n\n"
         "`myllm VERB --help` lists the options of a verb. New here? `myllm demo` trains a captioner in ten minutes."
     )

@@ -60,9 +60,10 @@ def evaluate_split(options: EvaluateOptions) -> int:
 
 def check_calibratable(options: EvaluateOptions) -> None:
     """Raise ConfigError for a model whose form cannot store a calibration."""
-    from myllm.checkpoints import formats, hub
+    from myllm.checkpoints import formats
+    from myllm.hub import is_id
 
-    form = None if hub.is_id(options.model) else formats.find_format(options.model)[0]
+    form = None if is_id(options.model) else formats.find_format(options.model)[0]
     if form is not formats.NATIVE or options.adapter is not None:
         kind = "on a hub" if form is None else form.name if options.adapter is None else "used with an adapter"
         raise ConfigError(

@@ -13,9 +13,9 @@ from myllm.option_checks import Range, check_options
 DEFAULT_PRESET = "vit-gpt2"
 
 
-def positional(text: str) -> Any:
-    """Return the field of the words after a verb that are not options; `text` is their help."""
-    return field(default=(), metadata={"help": text})
+def positional(text: str, shown: str = "PATH...") -> Any:
+    """Return the field of the words after a verb that are not options: `text` is their help, `shown` their usage."""
+    return field(default=(), metadata={"help": text, "shown": shown})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,8 @@ class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
     """Verbs that caption a split of a data folder and score the captions."""
 
     data: tuple[str, ...] | str
-    """Data folder or file of captions, in any format that `myllm train` reads; several, each with --data, are mixed."""
+    """Data in any form that `myllm train` reads: folder, file, archive or repository of a hub; several, each with
+    --data, are mixed."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     """How the data is read; options that are given override the captioner's own."""
 
@@ -136,6 +137,9 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     """Options to start from: vit-gpt2, scenes, photos-fast or photos. All other options override them."""
     resume: bool = False
     """Resume the run in --out from its last.pt, with the options that it began with."""
+    dry_run: bool = False
+    """Write nothing into --out; print what the run needs: parameters, memory, arithmetic, time, and the largest batch
+    that fits."""
 
     @property
     def config(self) -> TrainConfig:

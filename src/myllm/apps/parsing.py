@@ -212,8 +212,8 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{program} [options]\n\n{kind.__doc__}"
     if hasattr(kind, "paths"):
-        paths_help = next(option.metadata["help"] for option in fields(kind) if option.name == "paths")
-        usage = f"{program} PATH... [options]\n\n{kind.__doc__}\n\nPATH: {paths_help}"
+        paths = next(option.metadata for option in fields(kind) if option.name == "paths")
+        usage = f"{program} {paths['shown']} [options]\n\n{kind.__doc__}\n\n{paths['shown']}: {paths['help']}"
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from myllm.apps import run_folder
 from myllm.apps.console import Display, TrainingDisplay
 from myllm.apps.data_folder import report_findings
+from myllm.apps.dry_run_text import dry_run_as_json, dry_run_as_text
 from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
@@ -39,6 +40,7 @@ from myllm.model.lora import adapted_layers
 from myllm.model.weight_files import count_parameters
 from myllm.presets import PRESETS
 from myllm.training import run_state
+from myllm.training.dry_run import PICTURES, dry_run
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks, started_by_torchrun
 from myllm.training.run_state import RunState
@@ -54,11 +56,13 @@ def train(options: TrainOptions) -> int:
     out = Path(options.out)
     with started_by_torchrun(options.devices) as ranks:
         display = Display(options.quiet or not ranks.is_first, options.json)
+        preset = PRESETS[options.preset] if options.preset else {}
+        given = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
+        if options.dry_run:
+            return try_run(options, given, display, ranks)
         with lock_folder(out) if ranks.is_first else nullcontext():
             if ranks.is_first:
                 check_run_folder(out, resume=options.resume, overwrite=options.overwrite)
-            preset = PRESETS[options.preset] if options.preset else {}
-            given = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
             evaluation = run_training(options.config, display, options.resume, given, ranks)
     if evaluation is None:
         return 0
@@ -141,6 +145,25 @@ def run_training(
         )
         raise SystemExit(128 + stopped_by)
     return finish(config, prepared, trainer.state, display) if ranks.is_first else None
+
+
+def try_run(options: TrainOptions, given_options: Collection[str], display: Display, ranks: Ranks) -> int:
+    """Print what the run would need, and write nothing into its folder; return the exit code."""
+    if options.resume:
+        raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
+    with display.progress() as progress:
+        with ranks.first_before_others():
+            prepared = prepare(options.config, progress, given_options, pictures=PICTURES)
+        warn = display.warn if ranks.is_first else _NoRecorder().warn
+        result = dry_run(prepared.config, prepared, progress, warn, ranks)
+    if isinstance(result, int):
+        return 128 + result
+    if options.json and ranks.is_first:
+        print_json(dry_run_as_json(result, prepared))
+    elif ranks.is_first:
+        print_data(prepared, prepared.config, display)
+        display.print(dry_run_as_text(result, prepared))
+    return 0
 
 
 def remove_checkpoints(out: Path) -> None:

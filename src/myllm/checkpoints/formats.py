@@ -11,6 +11,7 @@ from myllm.checkpoints.lora import Adapter
 from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError
 from myllm.files import read_json
+from myllm.hub import is_id
 from myllm.model.lora import merge
 from myllm.model.weight_files import weights_hash
 
@@ -82,7 +83,7 @@ def find_format(source: str | Path) -> tuple[Format, Path]:
 
 
 def _local_path(source: str | Path) -> Path:
-    return hub.download(str(source)) if hub.is_id(str(source)) else Path(source)
+    return hub.download(str(source)) if is_id(str(source)) else Path(source)
 
 
 def load(source: str | Path) -> Checkpoint:

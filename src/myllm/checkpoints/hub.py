@@ -1,27 +1,20 @@
 """Download captioners from a hub, and upload them, by huggingface_hub with its cache, HF_TOKEN and HF_ENDPOINT."""
 
-import re
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import HfApi, errors, get_token, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
-from myllm.errors import CheckpointError, reason
+from myllm.errors import CheckpointError
+from myllm.hub import ID, describe
 
-ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 OTHER_FILES = ["*.json", "merges.txt"]
 # Of these, only the first that a repository has is downloaded.
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
-
-
-def is_id(source: str) -> bool:
-    """Return whether this is a repository, user/name or user/name@revision, and cannot be a local path."""
-    is_local = source.endswith((".pt", ".bin", ".safetensors")) or Path(source).exists() or Path(source).parent.is_dir()
-    return ID.fullmatch(source) is not None and not is_local
 
 
 def download(source: str) -> Path:
@@ -37,7 +30,7 @@ def download(source: str) -> Path:
         is_new = any(path.is_file() and path.stat().st_mtime >= start for path in folder.iterdir())
         damaged = HfApi().verify_repo_checksums(repo, revision=revision or None).mismatches if is_new else []
     except Exception as error:  # the network's errors have no other common base
-        raise CheckpointError(f"{source}: no such file or folder; as a hub id, {_describe(error)}") from error
+        raise CheckpointError(f"{source}: no such file or folder; as a hub id, {describe(error)}") from error
     for mismatch in damaged:
         (folder / mismatch["path"]).resolve().unlink()
     if damaged:
@@ -61,7 +54,7 @@ def upload(checkpoint: Checkpoint, repo: str, private: bool = False, dtype: torc
             api.create_repo(repo, private=private or None, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A captioner").commit_url)
         except Exception as error:  # as above
-            raise CheckpointError(f"{repo}: {_describe(error)}") from error
+            raise CheckpointError(f"{repo}: {describe(error)}") from error
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -74,26 +67,3 @@ def _download(repo: str, revision: str | None) -> Path:
         if any(folder.glob(weights)):
             return folder
     raise ValueError(f"it holds no captioner: none of its files is one of {', '.join(WEIGHTS)}")
-
-
-def _describe(error: Exception) -> str:
-    """Return what went wrong on the hub and what to do."""
-    if isinstance(error, errors.LocalEntryNotFoundError):  # the hub failed, and then the cache lacked a file
-        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    if isinstance(error, errors.GatedRepoError):
-        return "it is gated: accept its terms on its page, and set HF_TOKEN"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub does not know it, or it is private: check the name, or set HF_TOKEN"
-    response = error.response if isinstance(error, errors.HfHubHTTPError) else None
-    status = 0 if response is None else response.status_code
-    if status in (401, 403) and not get_token():
-        return "the hub requires a login: set HF_TOKEN"
-    if status == 403:
-        return "HF_TOKEN does not permit this; use a token with write access"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the hub has no such revision of it; leave @revision out for the newest"
-    if status:
-        return f"the hub answered {status}; try again later"
-    if isinstance(error, ValueError):
-        return reason(error)
-    return f"the hub could not be reached, and it is not in the cache ({reason(error)})"

@@ -16,13 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from myllm.checkpoints import hub, native
+from myllm.checkpoints import native
 from myllm.checkpoints.build import is_finite
 from myllm.checkpoints.checks import dataclass_from_dict, with_current_names
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
 from myllm.files import atomic_write, json_text, read_json
+from myllm.hub import is_id
 from myllm.model.lora import LowRank, adapted_layers, linear_layers
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import read_tensors
@@ -69,7 +70,7 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
     layers = dict(adapted_layers(checkpoint.model))
     peft_config = {
         "peft_type": "LORA", "task_type": None, "inference_mode": True,
-        "base_model_name_or_path": base if hub.is_id(base) else str(Path(base).resolve()),
+        "base_model_name_or_path": base if is_id(base) else str(Path(base).resolve()),
         "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout,
         "target_modules": list(layers), "bias": "none", "fan_in_fan_out": False,
     }

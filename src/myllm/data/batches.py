@@ -3,12 +3,12 @@
 Small data sets are decoded once and kept in memory; for others, worker processes decode during training.
 """
 
+import math
 import random
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import methodcaller
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from myllm.batched import batched
 from myllm.config import TrainConfig
+from myllm.data.augmentation import are_english, augment, mirrored_captions
 from myllm.data.features import Features
-from myllm.data.images import Preprocess, as_pixels, augment, load_image, mirrored_captions
+from myllm.data.images import Preprocess, as_pixels, load_image
 from myllm.data.records import Findings, Record
 from myllm.data.splits import name_hash
 from myllm.data.tokenizer import encode_captions, end_token
+from myllm.device import default_workers
 from myllm.errors import DataError
+from myllm.files import Picture
 from myllm.progress import Progress, no_progress
 
 MEMORY_BYTES = 2**30
@@ -80,6 +83,8 @@ class CaptionSource:
     """(N, 3, H, W) uint8 if all pictures fit into memory."""
     features: Features | None = None
     """Stored features that replace the pictures."""
+    is_english: bool = True
+    """Whether the captions are known to be English; if not, augmentation neither flips pictures nor shifts hues."""
 
     def images(self, index: Sequence[int]) -> Tensor:
         """Return pictures without augmentation: (B, 3, H, W) float32, normalised."""
@@ -93,14 +98,19 @@ class CaptionSource:
         return torch.from_numpy(np.stack(pictures))
 
 
+def fit_memory(pictures: int, preprocess: Preprocess, memory_bytes: int = MEMORY_BYTES) -> bool:
+    """Return whether the pixels of so many pictures may be kept in memory."""
+    return pictures * 3 * math.prod(preprocess.size) <= memory_bytes
+
+
 def check_pictures(
     records: Sequence[Record], preprocess: Preprocess, findings: Findings,
-    progress: Progress = no_progress, known: Container[Path] = (), memory_bytes: int = MEMORY_BYTES,
+    progress: Progress = no_progress, known: Container[Picture] = (), memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[list[Record], Tensor | None]:
     """Return the records with readable pictures, and their pixels (N, 3, H, W) uint8 if these fit into memory.
 
     Each picture is decoded once; broken ones are left out and listed in the findings.
-    known: pictures that need no check, because their features are stored; if there are any, no pixels are returned.
+    known: pictures that need no check, because they are known to be good; if there are any, no pixels are returned.
     Raises DataError if no picture can be read.
     """
 
@@ -112,10 +122,10 @@ def check_pictures(
 
     height, width = preprocess.size
     unread = [record for record in records if record.image not in known]
-    fits = len(unread) == len(records) and len(records) * 3 * height * width <= memory_bytes
+    fits = len(unread) == len(records) and fit_memory(len(records), preprocess, memory_bytes)
     pixels = torch.empty(len(records), 3, height, width, dtype=torch.uint8) if fits else None
-    broken: set[Path] = set()
-    with ThreadPoolExecutor(2) as pool:  # Pillow releases the GIL while it decodes
+    broken: set[Picture] = set()
+    with ThreadPoolExecutor(1 + default_workers()) as pool:  # Pillow releases the GIL while it decodes
         for number, (record, result) in enumerate(zip(unread, pool.map(decode, unread), strict=True)):
             if isinstance(result, str):
                 findings.broken_pictures.append(result)
@@ -142,7 +152,9 @@ def make_source(
     mirrored = dict.fromkeys(text for record in records for text in mirrored_captions(record.captions) or ())
     new = [text for text in mirrored if text not in ids]
     ids |= zip(new, encode_captions(tokenizer, new, n_positions), strict=True)
-    return CaptionSource(tuple(records), ids, end_token(tokenizer), preprocess, pixels)
+    return CaptionSource(
+        tuple(records), ids, end_token(tokenizer), preprocess, pixels, is_english=are_english(texts)
+    )
 
 
 def training_batches(source: CaptionSource, config: TrainConfig, share: Share = list) -> "Batches":
@@ -154,7 +166,9 @@ def training_batches(source: CaptionSource, config: TrainConfig, share: Share = 
     return Batches(plan, config.workers, share)
 
 
-def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1, share: Share = list) -> "Batches":
+def evaluation_batches(
+    source: CaptionSource, batch_size: int, workers: int | None = None, share: Share = list
+) -> "Batches":
     """Return batches in the order of the records with each caption once; G is the maximum over the batch."""
     return Batches(_BatchPlan(source, batch_size), workers, share)
 
@@ -162,8 +176,10 @@ def evaluation_batches(source: CaptionSource, batch_size: int, workers: int = 1,
 class Batches:
     """The batches of any epoch, from any batch on. `len` is their number in an epoch."""
 
-    def __init__(self, plan: "_BatchPlan", workers: int, share: Share = list) -> None:
+    def __init__(self, plan: "_BatchPlan", workers: int | None, share: Share = list) -> None:
+        """workers: None for `default_workers`."""
         self.plan, self.share = plan, share
+        workers = default_workers() if workers is None else workers
         self._keys: list[Key] = []
         in_memory = plan.source.pixels is not None or plan.source.features is not None
         self._loader: DataLoader[Batch] | None = None
@@ -228,7 +244,7 @@ class _BatchPlan(Dataset[Batch]):
             rng = random.Random(name_hash(self.seed, epoch, record.name))
             if self.augment and images is not None:
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
-                picture, texts = augment(picture, texts, rng)
+                picture, texts = augment(picture, texts, rng, source.is_english)
                 images[row] = torch.from_numpy(as_pixels(picture))
             if self.captions_per_image is not None:
                 texts = rng.sample(texts, min(self.captions_per_image, len(texts)))

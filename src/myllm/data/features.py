@@ -1,6 +1,7 @@
 """Features of a frozen backbone, computed once and kept on disk, so that an epoch runs only the decoder.
 
-Rows are looked up by the picture's bytes and have checksums: missing, truncated and damaged rows are computed again.
+Rows are looked up by the picture's bytes and are verified at the start and whenever they are read: missing, truncated
+and damaged rows are computed again, and no other picture's row is used. Processes share a folder; one at a time writes.
 """
 
 import hashlib
@@ -13,9 +14,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,26 +27,60 @@ from myllm.batched import batched
 from myllm.data.records import Findings
 from myllm.data.splits import picture_digest
 from myllm.errors import DataError, MyLLMError
-from myllm.files import atomic_write
+from myllm.files import Picture, atomic_write, wait_for_lock
 from myllm.progress import Progress, no_progress
 
 # Batches between two writes of the index: what an interruption can cost.
 BATCHES_PER_SAVE = 20
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
+Content = bytes | memoryview
+
+
+class _Row(NamedTuple):
+    """The row of a picture in `features.bin`."""
+
+    digest: str
+    """Of the picture's bytes."""
+    number: int
+    checksum: int
+    """Of the row and the digest."""
+
+    def verifies(self, content: Content) -> bool:
+        """Return whether `content` is what was written for this picture."""
+        return _checksum(self.digest, content) == self.checksum
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of pictures, read from the disk when they are used."""
+    """Features of pictures, read from the disk when they are used: the system's file cache is shared by processes."""
 
-    array: np.memmap[Any, Any]
-    """(rows, outputs, S, C): the backbone has one output in mode last, and one for each decoder block in layerwise."""
-    row_of: np.ndarray[Any, Any]
-    """Row of each picture, by the picture's index."""
+    path: Path
+    """The file of rows."""
+    shape: tuple[int, ...]
+    """(outputs, S, C) of a row: one output in mode last, and one for each decoder block in layerwise."""
+    dtype: np.dtype[Any]
+    pictures: tuple[_Row, ...]
+    """The row of each picture, by the picture's index."""
 
     def rows(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return the features (B, S, C) float32 of pictures (B,) int64, one tensor for each output of the backbone."""
-        return torch.from_numpy(self.array[self.row_of[index.numpy()]]).float().unbind(1)
+        """Return the features (B, S, C) float32 of pictures (B,) int64, one tensor for each output of the backbone.
+
+        Raises DataError if a row cannot be read, or is not the one that was written for its picture.
+        """
+        values = np.empty((len(index), *self.shape), self.dtype)
+        try:
+            with self.path.open("rb") as file:
+                for content, picture in zip(values, map(self.pictures.__getitem__, index.tolist()), strict=True):
+                    file.seek(picture.number * content.nbytes)
+                    file.readinto(content)
+                    if not picture.verifies(content.data):
+                        raise DataError(
+                            f"{self.path}: row {picture.number} is not what was written; "
+                            "start again, and it is computed anew"
+                        )
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        return torch.from_numpy(values).float().unbind(1)
 
 
 class FeatureCache:
@@ -62,8 +98,8 @@ class FeatureCache:
         self._index = self.folder / "index.json"
 
     def features(
-        self, pictures: Sequence[Path], images: Callable[[Sequence[int]], Tensor], encode: Encode, findings: Findings,
-        batch_size: int = 16, progress: Progress = no_progress,
+        self, pictures: Sequence[Picture], images: Callable[[Sequence[int]], Tensor], encode: Encode,
+        findings: Findings, batch_size: int = 16, progress: Progress = no_progress,
     ) -> Features:
         """Return the features of all `pictures`; those that are not on disk are computed.
 
@@ -71,17 +107,20 @@ class FeatureCache:
         encode: returns (B, S, C) for each output of the backbone. Raises MyLLMError if the disk is full.
         """
         digests = [picture_digest(path) for path in pictures]
-        index = self._checked_index(findings)
-        missing = {digest: number for number, digest in enumerate(digests) if digest not in index.rows}
-        self._extract(list(missing.values()), digests, index, images, encode, batch_size, progress)
-        count = 1 + max(row for row, _ in index.rows.values())
-        array: Any = np.memmap(self._bin, self.dtype, "r", shape=(count, *index.shape))
-        return Features(array, np.array([index.rows[digest][0] for digest in digests]))
+        index = self._checked_index(Findings())  # without the lock, as others may be using the features for hours
+        if not index.rows.keys() >= set(digests):
+            wait = partial(progress, "waiting for another process that computes features", 0, len(digests))
+            with wait_for_lock(self.folder / "writing.lock", wait):
+                index = self._checked_index(findings)
+                missing = {digest: number for number, digest in enumerate(digests) if digest not in index.rows}
+                self._extract(list(missing.values()), digests, index, images, encode, batch_size, progress)
+        rows = tuple(_Row(digest, *index.rows[digest]) for digest in digests)
+        return Features(self._bin, tuple(index.shape), self.dtype, rows)
 
-    def known(self, pictures: Sequence[Path]) -> set[Path]:
+    def known(self, pictures: Sequence[Picture]) -> set[Picture]:
         """Return the pictures that have a row, so that they need no decoding; checksums are not verified."""
         rows = self._read_index(Findings()).rows
-        known = set[Path]()
+        known = set[Picture]()
         for path in pictures if rows else ():
             with suppress(DataError):  # `check_pictures` reports it
                 known |= {path} if picture_digest(path) in rows else set()
@@ -92,7 +131,9 @@ class FeatureCache:
         try:
             index = _Index(**json.loads(self._index.read_text(encoding="utf-8")))
             numbers = [*index.shape, *(number for row, checksum in index.rows.values() for number in (row, checksum))]
-            if index.key == self.key and len(index.shape) == 3 and all(type(n) is int and n >= 0 for n in numbers):
+            are_numbers = all(type(number) is int and number >= 0 for number in numbers)
+            is_one_to_one = len({row for row, _ in index.rows.values()}) == len(index.rows)
+            if index.key == self.key and len(index.shape) == 3 and are_numbers and is_one_to_one:
                 return index
             raise ValueError("not an index of these features")
         except FileNotFoundError:
@@ -102,15 +143,15 @@ class FeatureCache:
             return _Index(self.key)
 
     def _checked_index(self, findings: Findings) -> "_Index":
-        """Return the index without rows that are missing or differ from what was written; the findings list these."""
+        """Return the index; rows that differ from what was written are `damaged` there, and listed in the findings."""
         index = self._read_index(findings)
         row_bytes = math.prod(index.shape) * self.dtype.itemsize
         with self._bin.open("rb") if self._bin.is_file() else io.BytesIO() as file:
             for digest, (row, checksum) in sorted(index.rows.items(), key=lambda item: item[1][0]):
                 file.seek(row * row_bytes)
-                content = file.read(row_bytes)
-                if len(content) != row_bytes or _checksum(digest, content) != checksum:
+                if not _Row(digest, row, checksum).verifies(file.read(row_bytes)):
                     findings.repaired_features.append(f"{self._bin}: row {row}")
+                    index.damaged[digest] = row
                     del index.rows[digest]
         return index
 
@@ -121,9 +162,9 @@ class FeatureCache:
         batches = list(batched(missing, batch_size))
         if not batches:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        used = {row for row, _ in index.rows.values()}
-        free_rows = (row for row in itertools.count() if row not in used)  # gaps first
+        # a row stays its picture's for ever, because another process may be reading it
+        known_rows = (*index.damaged.values(), *(row for row, _ in index.rows.values()))
+        new_rows = itertools.count(1 + max(known_rows, default=-1))
         try:
             with ThreadPoolExecutor(1) as pool, open(os.open(self._bin, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
                 next_images = pool.submit(images, batches[0])
@@ -132,16 +173,17 @@ class FeatureCache:
                     if number < len(batches):
                         next_images = pool.submit(images, batches[number])
                     for picture, values in zip(batch, self._encode(pictures, encode, index), strict=True):
-                        content = values.tobytes()
-                        row = next(free_rows)
+                        content, digest = values.tobytes(), digests[picture]
+                        row = index.damaged[digest] if digest in index.damaged else next(new_rows)
                         file.seek(row * len(content))
                         file.write(content)
-                        index.rows[digests[picture]] = (row, _checksum(digests[picture], content))
+                        index.rows[digest] = (row, _checksum(digest, content))
                     if number % BATCHES_PER_SAVE == 0 or number == len(batches):
                         file.flush()
                         os.fsync(file.fileno())
                         with atomic_write(self._index) as index_file:
-                            index_file.write(json.dumps(asdict(index)).encode())
+                            saved = {"key": index.key, "shape": index.shape, "rows": index.rows}
+                            index_file.write(json.dumps(saved).encode())
                     done = len(digests) - len(missing) + min(number * batch_size, len(missing))
                     progress("encoding pictures", done, len(digests))
         except OSError as error:
@@ -162,7 +204,7 @@ class FeatureCache:
         return values
 
 
-def _checksum(digest: str, content: bytes) -> int:
+def _checksum(digest: str, content: Content) -> int:
     """Return a checksum of the row and of the picture that it belongs to."""
     return zlib.crc32(content, zlib.crc32(digest.encode()))
 
@@ -174,3 +216,5 @@ class _Index:
     """Outputs, S and C of a row."""
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Row and checksum by the digest of the picture's bytes."""
+    damaged: dict[str, int] = field(default_factory=dict)
+    """Rows to be written again, by the digest; not saved."""

@@ -1,6 +1,5 @@
 """Reads captions that are spread over files: Flickr8k's token file, metadata in folders, and files beside pictures."""
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +9,7 @@ from myllm.config import CaptionsConfig
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.records import Findings
 from myllm.data.rows import CaptionFile, Row, decode_text, parse_json
+from myllm.data.stored import walk
 from myllm.data.table_formats import find_columns, is_object_table, is_table, read_object_table, read_table
 from myllm.errors import DataError
 
@@ -19,7 +19,7 @@ SIDECAR_SUFFIXES = (".txt", ".caption", ".json")
 
 def is_tokens(file: CaptionFile, captions: CaptionsConfig) -> bool:
     """Return whether the first line is 'NAME#NUMBER<tab>CAPTION'."""
-    return not file.path.is_dir() and TOKEN_LINE.match(file.text.lstrip()) is not None
+    return not file.is_folder and TOKEN_LINE.match(file.text.lstrip()) is not None
 
 
 def read_tokens(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
@@ -46,13 +46,6 @@ def read_metadata(file: CaptionFile, captions: CaptionsConfig, findings: Finding
         yield row._replace(image=f"{prefix}{row.image}", split=row.split or split)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, sorted within each folder."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent) / name for name in sorted(names))
-
-
 def _sidecars(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Yield each picture that has a file of captions beside it, with that file."""
     files = set(walk(folder))
@@ -68,7 +61,7 @@ def _sidecars(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 def is_sidecar_folder(file: CaptionFile, captions: CaptionsConfig) -> bool:
     """Return whether a picture in the folder has a file of captions beside it."""
-    return file.path.is_dir() and next(_sidecars(file.path), None) is not None
+    return file.is_folder and next(_sidecars(file.path), None) is not None
 
 
 def read_sidecars(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:

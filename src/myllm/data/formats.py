@@ -3,14 +3,15 @@
 A new format is a function that yields rows, one that recognises its files, and a line in `FORMATS`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from myllm.config import CaptionsConfig
 from myllm.data.folder_formats import (
+    SIDECAR_SUFFIXES,
     is_metadata,
     is_sidecar_folder,
     is_tokens,
@@ -20,8 +21,11 @@ from myllm.data.folder_formats import (
 )
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.json_formats import is_coco, is_karpathy, read_coco, read_karpathy
+from myllm.data.names import NameIndex
 from myllm.data.records import Findings
-from myllm.data.rows import CaptionFile, Row
+from myllm.data.rows import CaptionFile, Row, normal_name
+from myllm.data.splits import named_splits, split_lists
+from myllm.data.stored import COMPRESSED, Archive, entries, glob, is_archive, open_archive
 from myllm.data.table_formats import (
     EXPECTED,
     SEPARATORS,
@@ -31,6 +35,7 @@ from myllm.data.table_formats import (
     read_table,
     split_rows,
 )
+from myllm.data.tables import is_parquet, is_saved, read_parquet, read_saved
 from myllm.errors import DataError
 
 Fits = Callable[[CaptionFile, CaptionsConfig], bool]
@@ -47,6 +52,85 @@ class Format(NamedTuple):
     """What a file of it has, for messages."""
     fits: Fits
     read: Read
+    is_in_parts: bool = False
+    """Whether several files of it in a folder belong together, whatever their names are."""
+
+
+def fits_archive(file: CaptionFile, captions: CaptionsConfig) -> bool:
+    """Return whether the file is a tar or zip archive, by its name."""
+    return is_archive(file.path)
+
+
+def read_archive(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
+    """Yield the rows of an archive, which holds what a data folder holds, or is a shard of one.
+
+    A shard's name may begin with its split.
+    """
+    archive = open_archive(file.path)
+    findings.left_out_members += archive.left_out
+    findings.cut_archives += [archive.cut] * bool(archive.cut)
+    found = _find_in_archive(archive, captions)
+    rows = list(_archive_rows(archive, found, captions, findings))
+    used = {row.picture for row in rows}
+    findings.unused_pictures += [
+        str(member) for name, member in archive.members.items() if _is_picture(name) and member not in used
+    ]
+    root = found[0][1].root
+    if split_lists(root):
+        own = {normal_name(row.image): row.split for row in rows if isinstance(row.image, str)}
+        splits = named_splits(list(own), own, root, findings)
+        rows = [row._replace(split=splits[name]) for row in rows if (name := normal_name(str(row.image))) in splits]
+    yield from (row._replace(split=row.split or file.split) for row in rows)
+
+
+def _archive_rows(
+    archive: Archive, found: Sequence[tuple[Format, CaptionFile]], captions: CaptionsConfig, findings: Findings
+) -> Iterator[Row]:
+    """Yield the rows of the files with captions that are in an archive, with the members that are their pictures."""
+    for form, inner in found:
+        if inner.is_folder:
+            findings.missing_pictures += _without_picture(archive)
+            member_of = {archive.path / name: member for name, member in archive.members.items()}
+            for row in form.read(inner, captions, findings):
+                assert isinstance(row.picture, Path)  # beside its captions
+                yield row._replace(picture=member_of[row.picture])
+            continue
+        findings.formats.append(f"{form.name}: {inner.path}")
+        index, known = NameIndex(name for name in archive.members if _is_picture(name)), dict[str, set[str]]()
+        for row in form.read(inner, captions, findings):
+            name = row.image if isinstance(row.image, str) else ""
+            if name not in known:
+                known[name] = index.find_path(name) if name else set()
+            position = f"{inner.name}, {row.position}"
+            if len(known[name]) > 1:
+                both = " or ".join(sorted(known[name])[:2])
+                raise DataError(f"{archive.path}: {position}: {name} may be {both}; write the folder in {inner.name}")
+            picture = next((archive.members[member] for member in known[name]), None)
+            yield row._replace(position=position, picture=picture)
+
+
+def _find_in_archive(archive: Archive, captions: CaptionsConfig) -> list[tuple[Format, CaptionFile]]:
+    """Return the files with captions in an archive, or in the only folder in it. Raises DataError."""
+    try:
+        return _find_in_folder(archive.path, captions)
+    except DataError:
+        names = entries(archive.path)
+        if list(names.values()) != [True]:
+            raise
+    return _find_in_folder(archive.path / next(iter(names)), captions)
+
+
+def _without_picture(archive: Archive) -> list[str]:
+    """Return the files of captions that have no picture of their name beside them."""
+    pictures = {base for name in archive.members if _is_picture(name) for base in (name, name.rpartition(".")[0])}
+    return [
+        str(member) for name, member in archive.members.items()
+        if name.endswith(SIDECAR_SUFFIXES) and name.rpartition(".")[0] not in pictures
+    ]
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
 
 
 FORMATS = (
@@ -63,6 +147,13 @@ FORMATS = (
     Format("JSON lines", ("*.jsonl", "*.json"), "objects with an image and a caption", is_object_table,
            read_object_table),
     Format("table", ("*.csv", "*.tsv"), "a header with columns for image and caption", is_table, read_table),
+    Format("tar or zip archive", ("*.tar", "*.zip", *(f"*{suffix}" for suffix in COMPRESSED), "*/*.tar"),
+           "shards of pictures with captions beside them, or a data folder", fits_archive,
+           read_archive, is_in_parts=True),
+    Format("Parquet", ("*.parquet", "*/*.parquet"), "columns for image and caption", is_parquet, read_parquet,
+           is_in_parts=True),
+    Format("saved by datasets", ("*state.json", "*/state.json"), "a folder of save_to_disk", is_saved, read_saved,
+           is_in_parts=True),
     Format("captions beside pictures", (".",), ".txt, .caption or .json files named like pictures",
            is_sidecar_folder, read_sidecars),
 )
@@ -71,16 +162,22 @@ FORMATS = (
 
 def find_captions(path: Path, captions: CaptionsConfig) -> list[tuple[Format, CaptionFile]]:
     """Return the files with captions in a data folder, or the file itself, each with its format. Raises DataError."""
-    if not path.is_dir():
-        file = CaptionFile(path, path.parent)
-        return [(recognise(file, captions), file)]
-    pictures = {entry.name for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES}
+    if path.is_dir():
+        return _find_in_folder(path, captions)
+    file = CaptionFile(path, path.parent)
+    return [(recognise(file, captions), file)]
+
+
+def _find_in_folder(path: Path, captions: CaptionsConfig) -> list[tuple[Format, CaptionFile]]:
+    """Return the files with captions in a folder, or in an archive. Raises DataError if there are none."""
+    names = entries(path)
+    pictures = {name for name in names if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES}
     beside_pictures = pictures | {Path(name).stem for name in pictures}
     open_file = cache(lambda match: CaptionFile(match, path))
     for form in FORMATS:
         found: list[tuple[Format, CaptionFile]] = []
         for pattern in form.files:
-            for match in [path] if pattern == "." else sorted(path.glob(pattern)):
+            for match in [path] if pattern == "." else glob(path, pattern):
                 file = open_file(match)
                 if match.parent == path and match.stem in beside_pictures:
                     continue  # captions of one picture
@@ -89,10 +186,11 @@ def find_captions(path: Path, captions: CaptionsConfig) -> list[tuple[Format, Ca
                 elif "*" not in pattern and pattern != ".":
                     found.append((recognise(file, captions), file))  # the name promises captions: says what is wrong
             if found:
-                check_distinct(path, [file for _, file in found])
+                if not form.is_in_parts:
+                    check_distinct(path, [file for _, file in found])
                 return found
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    contents = f"only {', '.join(names[:8])}" + ", ..." * (len(names) > 8) if names else "nothing"
+    shown = [name + "/" * is_folder for name, is_folder in names.items()]
+    contents = f"only {', '.join(shown[:8])}" + ", ..." * (len(shown) > 8) if shown else "nothing"
     raise DataError(f"{path}: holds no captions in a known format. Found {contents}. {describe_formats()}")
 
 

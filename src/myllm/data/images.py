@@ -1,4 +1,4 @@
-"""Picture loading, preprocessing for the backbone, and augmentation that keeps captions true.
+"""Picture loading, and preprocessing for the backbone.
 
 Uses only Pillow and numpy: exported captioners run without torch.
 """
@@ -6,12 +6,8 @@ Uses only Pillow and numpy: exported captioners run without torch.
 import importlib.util
 import io
 import math
-import random
-import re
 import threading
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from myllm.config import PreprocessConfig
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_data
+from myllm.files import Picture, read_picture
 
 # A compressed file of a few kilobytes could otherwise decode to gigabytes.
 MAX_PIXELS = 80_000_000
@@ -49,7 +45,7 @@ INTERPOLATIONS = {
 }
 
 
-def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
+def load_image(source: Picture | str | bytes | Image.Image) -> Image.Image:
     """Return an upright RGB picture: transparency on white, grey scaled to 8 bits, the first frame of an animation.
 
     Raises DataError with the file and the reason if it is missing, empty, not a picture, truncated or too large.
@@ -60,14 +56,19 @@ def load_image(source: Path | str | bytes | Image.Image) -> Image.Image:
     return _decode(_open(source, name), name)
 
 
-def load_thumbnail(path: Path, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
+def suffix_of_content(picture: Picture) -> str:
+    """Return the usual suffix of a picture's format, like .jpg. Raises DataError as `load_image` does."""
+    return FORMATS[str(_open(picture, str(picture)).format)].split()[0]
+
+
+def load_thumbnail(picture: Picture, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:
     """Return the upright picture squashed to a square: (side, side) uint8 of luma, or (side, side, 3) of YCbCr.
 
     A JPEG is decoded at a reduced size. Raises DataError as `load_image` does.
     """
-    image = _open(path, str(path))
+    image = _open(picture, str(picture))
     image.draft("L" if mode == "L" else "RGB", (side, side))
-    upright = _decode(image, str(path)).convert(mode)
+    upright = _decode(image, str(picture)).convert(mode)
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
@@ -152,72 +153,9 @@ class Preprocess:
         return whole.crop((left, top, left + width, top + height))
 
 
-def augment(image: Image.Image, captions: Sequence[str], rng: random.Random) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return the picture flipped or not, with a little other brightness, contrast, colour, position, scale and angle.
-
-    The captions that are returned with it are true of it: a flip swaps left and right in them, or is not done if that
-    is not possible; hue and saturation do not change if a caption names a colour.
-    """
-    true_captions = tuple(captions)
-    mirrored = mirrored_captions(captions)
-    if rng.random() < 0.5 and mirrored is not None:
-        image, true_captions = ImageOps.mirror(image), mirrored
-    image = _adjust_brightness_and_contrast(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
-    hue, saturation = rng.uniform(-0.05, 0.05), rng.uniform(0.7, 1.3)
-    if not any(_COLOUR.search(caption) for caption in captions):
-        image = _adjust_hue_and_saturation(image, hue, saturation)
-    shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06)
-    return _move(image, shift, scale=rng.uniform(0.9, 1.1), angle=math.radians(rng.uniform(-10, 10))), true_captions
-
-
-def mirrored_captions(captions: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the captions of the mirrored picture, left and right swapped; None if one might not be true of it.
-
-    Only directions are swapped ("on the left", "left of", "left hand"), not "has left" or "right now". A caption that
-    mentions writing has no mirrored form, because mirrored writing cannot be read.
-    """
-    if any(_UNMIRRORABLE.search(_PLACE.sub("", caption)) for caption in captions):
-        return None
-    return tuple(_SIDE.sub(_swap_side, caption) if _PLACE.search(caption) else caption for caption in captions)
-
-
-_SIDE = re.compile(r"\b(left|right)(?=\b|most|hand)", re.IGNORECASE)
-_WHOSE = "the|his|her|its|their|our|my|your|a|one"
-_PART = "side|hand|arm|leg|foot|knee|shoulder|elbow|eye|ear|wing|paw|half|edge|corner|end|lane|wall|wheel"
-_PLACES = (
-    # "to the left", "on his far right"; not "to the right person"
-    rf"\b(?:to|on|at|from|in|towards?) (?:(?:{_WHOSE}) )?(?:(?:far|upper|lower|top|bottom) )?(?:left|right)"
-    r"(?= ?[.,;:!)]| ?$| (?:of|and|is|are|with|in|on|while|as)\b)",
-    # "left of two cubes"; not "all that is left of the cake"
-    r"(?:^|\b(?!(?:is|are|was|were|all|only|nothing|little) )\w+,? )(?:left|right) of "
-    r"(?:an?|the|one|two|three|it|him|her|them)\b",
-    rf"\b(?:{_WHOSE}|upper|lower|top|bottom) (?:left|right)(?:-?hand|-?most)?(?= (?:{_PART})s?\b)",
-)
-_PLACE = re.compile("|".join(_PLACES), re.IGNORECASE)
-# Other uses of left and right, words for rotation, left and right in other languages, and words about writing.
-_UNMIRRORABLE = re.compile(
-    r"\b(?:left|right)|clockwise|\d|[\"\u201c\u201d]"
-    r"|\b(?:links|rechts|gauche|droite|(?:izquierd|derech|sinistr|destr|esquerd|direit)[ao])\b"
-    r"|\b(?:sign|word|letter|number|logo|label|clock|map|text|read|say|spell|writ|writt)(?:s|es|ed|e|en|ing)?\b",
-    re.IGNORECASE,
-)
-_COLOUR = re.compile(
-    r"\b(?:red|redd|orange|yellow|green|blue?|purple|pink|brown|black|white|gr[ae]y|gold|silver|tan|beige|violet|teal"
-    r"|turquoise|cyan|magenta|maroon|crimson|scarlet|navy|khaki|cream|ivory|lavender|bronze|copper|blond|brunette|ginger"
-    r"|rainbow|\w*colou?r\w*)(?:s|e|es|ed|en|y|ish|head\w*)?\b",
-    re.IGNORECASE,
-)
-
-
-def _swap_side(match: re.Match[str]) -> str:
-    side = match[0]
-    other = "right" if side.lower() == "left" else "left"
-    return other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other
-
-
-def _open(source: Path | str | bytes, name: str) -> Image.Image:
+def _open(source: Picture | str | bytes, name: str) -> Image.Image:
     """Return a picture whose pixels are not decoded yet."""
-    content = source if isinstance(source, bytes) else read_data(source, MAX_BYTES)
+    content = source if isinstance(source, bytes) else read_picture(source, MAX_BYTES)
     if not content:
         raise DataError(f"{name}: the file is empty (0 bytes)")
     try:
@@ -288,36 +226,3 @@ def _offsets(length: int, target: int) -> tuple[int, int]:
     """Return, along one side, where the scaled picture is pasted into the canvas and where the target is cut out."""
     whole = max(length, target)
     return (whole - length) // 2, round((whole - target) / 2)
-
-
-_LEVELS = np.arange(256)
-
-
-def _table(values: np.ndarray[Any, Any]) -> list[int]:
-    """Return the lookup table of `Image.point` from new values of the 256 levels."""
-    return values.round().clip(0, 255).astype(int).tolist()
-
-
-def _adjust_brightness_and_contrast(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
-    return image.point(_table((_LEVELS * brightness - 128) * contrast + 128) * 3)
-
-
-def _adjust_hue_and_saturation(image: Image.Image, hue: float, saturation: float) -> Image.Image:
-    """Shift the hue by a share of the colour circle, and multiply the saturation."""
-    tables = _table((_LEVELS + hue * 255) % 256) + _table(_LEVELS * saturation) + _table(_LEVELS)
-    return image.convert("HSV").point(tables).convert("RGB")
-
-
-def _move(image: Image.Image, shift: tuple[float, float], scale: float, angle: float) -> Image.Image:
-    """Shift by a share of the sides, scale and rotate (radians) around the centre; edges are filled by mirroring."""
-    width, height = image.size
-    margin = math.ceil(0.35 * max(width, height))
-    pixels = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    x0, y0 = width / 2, height / 2
-    # PIL's affine transform maps positions of the result to positions of the padded source
-    right = -cos * (x0 + shift[0] * width) - sin * (y0 + shift[1] * height) + x0 + margin
-    down = sin * (x0 + shift[0] * width) - cos * (y0 + shift[1] * height) + y0 + margin
-    return Image.fromarray(pixels).transform(
-        (width, height), Image.Transform.AFFINE, (cos, sin, right, -sin, cos, down), Image.Resampling.BILINEAR
-    )

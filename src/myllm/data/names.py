@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.rows import normal_name
 
 Parts = tuple[str, ...]
@@ -47,6 +48,13 @@ class NameIndex:
                 several = several or found
         number = _number(name) if by_number and ("/" not in name or len(PurePosixPath(name).stem) >= 12) else ""
         return several or (set(self.by_number.get(number, ())) if number else set())
+
+    def find_path(self, name: str) -> set[str]:
+        """Return the pictures that a path, the end of it or a stem may mean; a picture's suffix means no other one."""
+        found, suffix = self.candidates(name, by_number=False), PurePosixPath(name).suffix.lower()
+        if suffix not in PICTURE_SUFFIXES:
+            return found
+        return {other for other in found if PurePosixPath(other).suffix.lower() == suffix}
 
     def find(self, name: str) -> str | None:
         """Return the picture that a name means; None if there is none, or more than one."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+
+from myllm.files import Picture
 
 MAX_NAMES = 3
 
@@ -13,7 +14,7 @@ class Record:
 
     name: str
     """The picture's identity: its path relative to the data, with '/' and in Unicode NFC."""
-    image: Path
+    image: Picture
     """Where its bytes are."""
     captions: tuple[str, ...]
     split: str | None = None
@@ -42,7 +43,12 @@ class Findings:
     in_no_split: list[str] = _finding("picture", "in no split and left out")
     unknown_in_splits: list[str] = _finding("unknown picture", "named in splits")
     lone_validation: list[str] = _finding("picture", "for validation, as no name's hash is in the lowest tenth")
+    cut_archives: list[str] = _finding("archive", "that is cut or damaged, of which the whole members are used")
+    left_out_members: list[str] = _finding("archive member", "left out")
     cut_captions: list[str] = _finding("caption", "cut at the context's end")
+    not_english: list[str] = _finding(
+        "caption", "not known to be English, so that no picture is flipped and no hue is shifted"
+    )
     repaired_features: list[str] = _finding("damaged feature", "recomputed")
     formats: list[str] = field(default_factory=list, compare=False)
     """What was read, like "Karpathy JSON: dataset.json". This and `splits` are nothing unusual, and not in `lines`."""

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from myllm.data.stored import read_file
 from myllm.errors import DataError
-from myllm.files import read_data
+from myllm.files import Picture
 
 MAX_TEXT_BYTES = 2**31
 MAX_CHARACTERS = 100_000
@@ -31,7 +32,7 @@ class Row(NamedTuple):
     """Split that the file puts the picture into."""
     identity: Any = None
     """Number by which other files call the picture, such as COCO's id."""
-    picture: Path | None = None
+    picture: Picture | None = None
     """Where the picture's bytes are, if the reader knows; otherwise the name is looked for."""
 
 
@@ -51,7 +52,7 @@ class CaptionFile:
     @cached_property
     def json(self) -> Any:
         """Content of a file that is JSON as a whole; None for other files, JSON lines among them."""
-        if self.path.is_dir() or not self.text.lstrip().startswith(("{", "[")):
+        if self.is_folder or not self.text.lstrip().startswith(("{", "[")):
             return None
         try:
             return parse_json(self.text, str(self.path))
@@ -78,6 +79,11 @@ class CaptionFile:
         return split_name(found[-1]) if found else None
 
     @property
+    def is_folder(self) -> bool:
+        """Whether this is the data folder itself, or an archive that is read like one."""
+        return self.path == self.root
+
+    @property
     def name(self) -> str:
         """Path relative to the data folder, or the name of the folder itself, for messages."""
         return self.path.relative_to(self.root).as_posix() if self.path != self.root else self.path.resolve().name
@@ -85,7 +91,7 @@ class CaptionFile:
 
 def decode_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark. Raises DataError for other or unreadable files."""
-    content = read_data(path, MAX_TEXT_BYTES)
+    content = read_file(path, MAX_TEXT_BYTES)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,14 +7,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from myllm.config import CaptionsConfig
-from myllm.data.folder_formats import walk
-from myllm.data.formats import find_captions
+from myllm.data.formats import Format, find_captions
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.names import NameIndex
 from myllm.data.records import Findings, Record
-from myllm.data.rows import checked_caption, checked_name
+from myllm.data.rows import CaptionFile, checked_caption, checked_name
 from myllm.data.splits import named_splits, one_split, precedence, split_records
+from myllm.data.stored import glob, open_archive, walk
 from myllm.errors import DataError
+from myllm.files import Picture, StoredImage
+from myllm.hub import describe, is_id
 
 PICTURE_FOLDERS = (
     "flickr30k_images", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images",
@@ -31,8 +33,10 @@ class _Picture:
     captions: list[str] = field(default_factory=list)
     split: str | None = None
     identity: str | None = None
-    image: Path | None = None
+    image: Picture | None = None
     """Where its bytes are, if the format says."""
+    file: CaptionFile | None = None
+    """The file that says where."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,12 @@ def data_name(data: Sources) -> str:
     return " + ".join(path.resolve().name for path in data_paths(data))
 
 
-def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record], Findings]:
+def read_records(
+    data: Sources, captions: CaptionsConfig, use_lists: bool = True
+) -> tuple[list[Record], Findings]:
     """Return the records of the data in the order of its rows; missing pictures are only in the findings.
 
+    use_lists: follow lists of splits; otherwise splits are those of the captions file, and no picture is left out.
     Raises DataError with the fix if the data, its captions or all of its pictures cannot be used.
     """
     findings, records = Findings(), list[Record]()
@@ -68,7 +75,7 @@ def read_records(data: Sources, captions: CaptionsConfig) -> tuple[list[Record],
         images = _locate(root, paths, pictures, findings)
         if not images:
             raise DataError(_all_missing(root, paths, pictures))
-        records += _records(root, source, pictures, images, findings)
+        records += _records(root, source, pictures, images, findings, use_lists)
     return records, findings
 
 
@@ -87,7 +94,7 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
         if split is not None:
             images = _locate(root, paths, pictures, Findings())
             are_there = are_there and bool(images)
-            nowhere = dict.fromkeys(pictures, root / "missing")
+            nowhere: dict[str, Picture] = dict.fromkeys(pictures, root / "missing")
             records += _records(root, source, pictures, images or nowhere, findings)
     if split is not None:
         if not are_there and not findings.splits:
@@ -99,10 +106,12 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
 
 
 def _records(
-    root: Path, source: str, pictures: Mapping[str, _Picture], images: Mapping[str, Path], findings: Findings
+    root: Path, source: str, pictures: Mapping[str, _Picture], images: Mapping[str, Picture], findings: Findings,
+    use_lists: bool = True,
 ) -> list[Record]:
     """Return the records of the pictures that have an image, with their splits."""
-    splits = named_splits(list(images), {name: pictures[name].split for name in images}, root, findings)
+    own = {name: pictures[name].split for name in images}
+    splits = named_splits(list(images), own, root, findings) if use_lists else own
     return [
         Record(source + name, images[name], tuple(pictures[name].captions), split, source)
         for name, split in splits.items()
@@ -122,42 +131,65 @@ def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
     The folder of a file is the one that it is in, so that two files of one folder share the pictures.
     """
     roots: dict[Path, list[Path]] = {}
+    names_of: dict[Path, tuple[str, ...]] = {}
     for path in data_paths(data):
+        given = path
         if not path.exists():
-            raise DataError(
-                f"{path}: no such folder or file; give a folder with captions and pictures, or a file of captions, as "
-                "--data, or draw a folder with 'myllm scenes --out data --count 2000'"
-            )
+            if not is_id(str(path)):
+                raise DataError(
+                    f"{path}: no such folder or file; give a folder with captions and pictures, or a file of captions, "
+                    "as --data, or draw a folder with 'myllm scenes --out data --count 2000'"
+                )
+            path = _download(str(path))
         folder = path if path.is_dir() else path.parent
         root = next((root for root in roots if root.samefile(folder)), folder)
         if path not in roots.setdefault(root, []):
             roots[root].append(path)
-    parts = [root.resolve().parts for root in roots]
+        names_of.setdefault(root, (given if given != path else root.resolve()).parts)
+    parts = list(names_of.values())
     # the fewest last parts of the paths that tell the folders apart
     count = next((count for count in range(1, 100) if len({ends[-count:] for ends in parts}) == len(parts)), 1)
     names = ["/".join(ends[-count:]) + "/" if len(roots) > 1 else "" for ends in parts]
     return [(root, paths, name) for (root, paths), name in zip(roots.items(), names, strict=True)]
 
 
+def _download(source: str) -> Path:
+    """Return the folder with the data of the repository user/name or user/name@revision, from the cache if it is there.
+
+    Interrupted downloads resume. Raises DataError, which says what to do.
+    """
+    from huggingface_hub import snapshot_download  # takes a while to import
+
+    repo, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision or None))
+    except Exception as error:  # the network's errors have no other common base
+        raise DataError(f"{source}: no such folder or file; as data of a hub, {describe(error)}") from error
+
+
 def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Findings) -> dict[str, _Picture]:
     """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
     pictures: dict[str, _Picture] = {}
     files = [found for path in paths for found in find_captions(path, captions)]
+    findings.formats += _described(files)
+    clashes = set[str]()
     for form, file in files:
-        findings.formats.append(f"{form.name}: {file.path}")
         names: dict[Any, str] = {}
         for row in form.read(file, captions, findings):
             name = names.get(row.image) if isinstance(row.image, str) else None
             if name is None:
                 name = checked_name(file.path, row.position, row.image)
                 names[row.image] = name
+            if isinstance(row.picture, StoredImage):
+                name = _told_apart(name, row.picture, file, pictures, clashes)
             caption = checked_caption(file.path, row.position, name, row.caption)
             if not caption:
                 findings.empty_captions.append(f"{f'{file.name}, ' * (len(files) > 1)}{row.position}: {name}")
                 continue
             picture = pictures.setdefault(name, _Picture())
             picture.captions.append(caption.lower() if captions.lowercase else caption)
-            picture.image = row.picture or picture.image
+            if row.picture is not None:
+                picture.image, picture.file = row.picture, file
             if row.identity is not None:
                 picture.identity = checked_name(file.path, row.position, row.identity)
             if row.split is not None and row.split != picture.split:
@@ -172,10 +204,42 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
     return pictures
 
 
+def _described(files: Sequence[tuple[Format, CaptionFile]]) -> list[str]:
+    """Return what is read, in a line for each file, or for all parts of a data set."""
+    lines = {f"{form.name}: {file.path}": form for form, file in files}
+    parts = [line for line, form in lines.items() if form.is_in_parts]
+    more = f" and {len(parts) - 1:,} more" if len(parts) > 1 else ""
+    return [line for line in lines if line not in parts] + [line + more for line in parts[:1]]
+
+
+def _told_apart(
+    name: str, image: StoredImage, file: CaptionFile, pictures: dict[str, _Picture], clashes: set[str]
+) -> str:
+    """Return the name of a picture in an archive or a table: two of them may have pictures of one name.
+
+    These get their file's name in front; the first one is renamed when the second is found. Raises DataError if they
+    are in one file.
+    """
+    other = pictures.get(name)
+    if name not in clashes and other is not None and isinstance(other.image, StoredImage) and other.image != image:
+        is_equal = other.image.size == image.size
+        if other.file is file and not is_equal:
+            raise DataError(f"{image} is a second picture called {name}; give each picture a name of its own")
+        is_equal = is_equal and (other.file is file or other.image.read() == image.read())
+        if other.file is not None and not is_equal:
+            clashes.add(name)
+            pictures[_name_with_file(name, other.file)] = pictures.pop(name)
+    return _name_with_file(name, file) if name in clashes else name
+
+
+def _name_with_file(name: str, file: CaptionFile) -> str:
+    return f"{PurePosixPath(file.name).with_suffix('')}/{name}"
+
+
 def _locate(
     root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture], findings: Findings
-) -> dict[str, Path]:
-    """Return the file of each picture that is there. Raises DataError if a name fits pictures of two folders.
+) -> dict[str, Picture]:
+    """Return where each picture is that is there. Raises DataError if a name fits pictures of two folders.
 
     Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
     may be missing.
@@ -198,6 +262,8 @@ def _locate(
             found[name] = places[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
+    if missing():  # Kaggle's captions.txt beside Images.zip
+        listed |= {path: _archived(path) for path in (*glob(root, "*.zip"), *glob(root, "*.tar"))}
     for files in listed.values() if missing() else ():
         index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
         for name in missing():
@@ -208,10 +274,11 @@ def _locate(
         listed.pop(root, None)  # which also has what is in the picture folders, and other pictures
     findings.missing_pictures += missing()
     used = set(found.values())
-    findings.unused_pictures += sorted(
-        name for files in listed.values() for name, path in files.items()
-        if path not in used and path.suffix.lower() in PICTURE_SUFFIXES
-    )
+    unused = {
+        picture: name for files in listed.values() for name, picture in files.items()
+        if picture not in used and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+    }
+    findings.unused_pictures += sorted(unused.values())
     return {name: found[name] for name in pictures if name in found}
 
 
@@ -225,7 +292,13 @@ def _folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]
     return folders, [root, Path()]  # captions of `myllm caption` name pictures from where it ran
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _archived(path: Path) -> dict[str, Picture]:
+    """Return the files of an archive by their path in it, and in its picture folder."""
+    members: dict[str, Picture] = dict(open_archive(path).members)
+    return members | {inner: member for name, member in members.items() if (inner := name.partition("/")[2])}
+
+
+def _files(folder: Path) -> dict[str, Picture]:
     """Return all files below a folder by their relative path in NFC."""
     return {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in walk(folder)}
 

@@ -7,14 +7,15 @@ import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from myllm.data.images import MAX_BYTES, PICTURE_SUFFIXES
+from myllm.data.images import MAX_BYTES
 from myllm.data.names import NameIndex
 from myllm.data.records import Findings, Record, quantity
 from myllm.data.rows import decode_text, split_name
+from myllm.data.stored import glob
 from myllm.errors import ConfigError, DataError
-from myllm.files import read_data
+from myllm.files import Picture, picture_size, read_picture
 
 VAL_SHARE = 0.1
 FLICKR8K_LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt",
@@ -95,7 +96,7 @@ def named_splits(
     Pictures that no list names are for training, but left out if there is a list of training pictures. Raises DataError
     for a list that is empty, or has a name that fits several pictures.
     """
-    lists = _split_lists(root)
+    lists = split_lists(root)
     said = set(lists) or set(filter(None, own.values()))
     findings.splits += sorted(said - set(findings.splits))
     rest = "train" if "val" in said else None
@@ -108,9 +109,9 @@ def named_splits(
     return {name: listed.get(name, rest) for name in names}
 
 
-def picture_digest(path: Path) -> str:
-    """Return a hash of the file's bytes. Raises DataError if it cannot be read or is too large for a picture."""
-    return hashlib.blake2b(read_data(path, MAX_BYTES), digest_size=16).hexdigest()
+def picture_digest(picture: Picture) -> str:
+    """Return a hash of a picture's bytes. Raises DataError if it cannot be read or is too large for a picture."""
+    return hashlib.blake2b(read_picture(picture, MAX_BYTES), digest_size=16).hexdigest()
 
 
 def name_hash(*parts: object) -> int:
@@ -124,12 +125,11 @@ def precedence(split: str) -> tuple[int, str]:
     return {"train": 2, "val": 1}.get(split, 0), split
 
 
-def _split_lists(root: Path) -> dict[str, Path]:
+def split_lists(root: Path) -> dict[str, Path]:
     """Return the lists of a data folder by split."""
-    lists = {split_name(path.stem): path for path in sorted((root / "splits").glob("*.txt"))}
-    places = (root, *root.glob("*/"))
-    flickr8k = ((split, place / name) for split, name in FLICKR8K_LISTS.items() for place in places)
-    return lists or {split: path for split, path in flickr8k if path.is_file()}
+    lists = {split_name(path.stem): path for path in glob(root, "splits/*.txt")}
+    flickr8k = {split: [*glob(root, name), *glob(root, f"*/{name}")] for split, name in FLICKR8K_LISTS.items()}
+    return lists or {split: paths[-1] for split, paths in flickr8k.items() if paths}
 
 
 def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, findings: Findings) -> dict[str, str]:
@@ -144,7 +144,7 @@ def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, finding
         for number, written in enumerate(lines, 1):
             if not written:
                 continue
-            found = _named(index, written)
+            found = index.find_path(written)
             if len(found) > 1:
                 raise DataError(
                     f"{lists[split]}: line {number:,}, {written!r}, may be {' or '.join(sorted(found)[:4])}; write the "
@@ -164,18 +164,9 @@ def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, finding
     return result
 
 
-def _named(index: NameIndex, written: str) -> set[str]:
-    """Return the pictures that a name in a list may mean; a name with a picture's suffix means no other suffix."""
-    suffix = PurePosixPath(written).suffix.lower()
-    found = index.candidates(written, by_number=False)
-    if suffix not in PICTURE_SUFFIXES:
-        return found
-    return {name for name in found if PurePosixPath(name).suffix.lower() == suffix}
-
-
 def _equal_groups(records: Sequence[Record]) -> list[list[Record]]:
     """Group records by content, in order of the first of each group. Only files of equal size are read."""
-    sizes = [record.image.stat().st_size for record in records]
+    sizes = [picture_size(record.image) for record in records]
     shared = {size for size, count in Counter(sizes).items() if count > 1 and size <= MAX_BYTES}
     groups: dict[str, list[Record]] = defaultdict(list)
     for record, size in zip(records, sizes, strict=True):

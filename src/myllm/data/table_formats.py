@@ -61,7 +61,7 @@ def columns(file: CaptionFile, position: str, names: Collection[str], captions: 
 
 def is_table(file: CaptionFile, captions: CaptionsConfig) -> bool:
     """Return whether the first line names a column of pictures and one of captions."""
-    if file.path.is_dir() or file.text.lstrip().startswith(("{", "[")):
+    if file.is_folder or file.text.lstrip().startswith(("{", "[")):
         return False
     header, _ = _header(file, captions)
     return all(find_columns(header, captions))
@@ -99,7 +99,7 @@ def read_table(file: CaptionFile, captions: CaptionsConfig, findings: Findings) 
 
 def is_object_table(file: CaptionFile, captions: CaptionsConfig) -> bool:
     """Return whether the file is a JSON list, or JSON lines, whose first object has a picture and a caption."""
-    if file.path.is_dir():
+    if file.is_folder:
         return False
     first = next(_first_objects(file), None)
     return isinstance(first, dict) and all(find_columns(first, captions))

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from myllm.batched import batched
 from myllm.data.images import load_image
 from myllm.errors import ConfigError, reason
+from myllm.files import Picture
 from myllm.metrics.result import Floats, MetricResult, mean_of
 from myllm.progress import Progress, no_progress
 
@@ -37,7 +37,7 @@ class Clip:
 
 
 def clip_scores(
-    name: str, pictures: Sequence[Path], captions: Sequence[str], references: Sequence[Sequence[str]],
+    name: str, pictures: Sequence[Picture], captions: Sequence[str], references: Sequence[Sequence[str]],
     device: "torch.device | str" = "cpu", progress: Progress = no_progress
 ) -> dict[str, MetricResult]:
     """Return CLIPScore and RefCLIPScore of one caption, and at least one reference, of each picture.

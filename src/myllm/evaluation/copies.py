@@ -4,10 +4,9 @@ Candidates are the pictures whose fine details correlate most, at a small size. 
 it is a copy if the two then agree in all parts and in colour.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, reduce
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from myllm.batched import batched
 from myllm.data.images import load_thumbnail
+from myllm.files import Picture
+from myllm.progress import Progress, no_progress
 
 Array = NDArray[np.float32]
 # A crop: the share of each side that is kept, and its position in x and y, from 0 (left, top) to 1 (right, bottom).
@@ -36,6 +37,7 @@ BLANK = 3.0  # grey levels; a block with less contrast is blank
 MIN_BUSY = 0.43  # a picture is simple if a smaller share of its blocks is not blank
 SIDE, CHROMA_SIDE = 48, 12  # of a thumbnail
 CANDIDATES, CANDIDATE_SIDE = 8, 10  # number of training pictures compared in full with each picture
+BATCH = 16  # pictures whose candidates are found at once
 ALIGNED_SIDE, MIN_ALIGNED = 24, 0.6  # MIN_ALIGNED is a correlation of details
 FINE_SIDE, BLOCK = 40, 8
 NOISE = 6.0  # grey levels by which compression may change a block
@@ -73,9 +75,9 @@ class Thumbnail(NamedTuple):
         ]
 
 
-def thumbnail(path: Path) -> Thumbnail:
-    """Return the thumbnail of a picture file. Raises DataError as `load_image` does."""
-    ycbcr = load_thumbnail(path, SIDE, "YCbCr").transpose(2, 0, 1)
+def thumbnail(picture: Picture) -> Thumbnail:
+    """Return the thumbnail of a picture. Raises DataError as `load_image` does."""
+    ycbcr = load_thumbnail(picture, SIDE, "YCbCr").transpose(2, 0, 1)
     step = SIDE // CHROMA_SIDE
     chroma = ycbcr[1:].reshape(2, CHROMA_SIDE, step, CHROMA_SIDE, step).mean(axis=(2, 4)).round().astype(np.uint8)
     return Thumbnail(ycbcr[0].copy(), chroma)
@@ -85,21 +87,55 @@ def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnai
     """Yield (judged key, training key) for each judged picture that is a copy of a training picture."""
     if not judged or not training:
         return
-    keys = list(training)
-    known = np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in training.values()], axis=1)
-    for batch in batched(judged, 16):
+    keys, pictures, known = list(training), list(training.values()), _crops(training.values())
+    for batch in batched(judged, BATCH):
         turned = [judged[key].orientations() for key in batch]
-        # (windows, batch * orientations, values); the first window is the whole picture.
-        views = [view for orientations in turned for view in orientations]
-        ours = np.stack([details(view.luma, CROPS, CANDIDATE_SIDE) for view in views], axis=1)
-        # Either picture may be cropped.
-        pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
-        agreement = reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(batch), -1, len(keys))
-        for key, orientations, agreements in zip(batch, turned, agreement, strict=True):
-            for index in np.argsort(-agreements.max(axis=0), kind="stable")[:CANDIDATES]:
-                if is_copy(orientations[agreements[:, index].argmax()], training[keys[index]]):
-                    yield key, keys[index]
-                    break
+        for key, sides, agreement in zip(batch, turned, _agreements(turned, known), strict=True):
+            found = (keys[index] for index in _copies_of(sides, agreement, pictures))
+            if (copy := next(found, None)) is not None:
+                yield key, copy
+
+
+def find_pairs(pictures: Sequence[Thumbnail], progress: Progress = no_progress) -> Iterator[tuple[int, int]]:
+    """Yield the indices of each two pictures of which one is a copy of the other, the lower first.
+
+    The time is proportional to the square of their number. Of more than `CANDIDATES` copies of one picture not every
+    pair is found, but each copy is in a pair.
+    """
+    if len(pictures) < 2:
+        return
+    known = _crops(pictures)
+    for batch in batched(range(len(pictures)), BATCH):
+        turned, later = [pictures[index].orientations() for index in batch], batch[0]
+        for index, sides, agreement in zip(batch, turned, _agreements(turned, known[:, later:]), strict=True):
+            agreement[:, : index - later + 1] = -np.inf  # the picture itself, and those before it
+            for other in _copies_of(sides, agreement, pictures[later:]):
+                yield index, later + other
+        progress("comparing pictures", batch[-1] + 1, len(pictures))
+
+
+def _crops(pictures: Iterable[Thumbnail]) -> Array:
+    """Return what proposes candidates: (windows, pictures, values); the first window is the whole picture."""
+    return np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in pictures], axis=1)
+
+
+def _agreements(turned: Sequence[Sequence[Thumbnail]], known: Array) -> Array:
+    """Return how far pictures agree with known ones: (pictures, orientations, known)."""
+    ours = _crops(side for sides in turned for side in sides)
+    # Either picture may be cropped.
+    pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
+    return reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(turned), -1, known.shape[1])
+
+
+def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thumbnail]) -> Iterator[int]:
+    """Yield the indices of the known pictures that a picture is a copy of, those that agree most first.
+
+    sides: the picture's orientations. agreement: (orientations, known), -inf for pictures that are not candidates.
+    """
+    best = agreement.max(axis=0)
+    for index in map(int, np.argsort(-best, kind="stable")[:CANDIDATES]):
+        if best[index] > -np.inf and is_copy(sides[int(agreement[:, index].argmax())], known[index]):
+            yield index
 
 
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:

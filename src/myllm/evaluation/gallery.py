@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from PIL import Image
 from myllm.data.images import load_image
 from myllm.data.records import Record
 from myllm.errors import DataError
+from myllm.files import Picture
 
 PICTURES_PER_ORDER = 12
 """Number of pictures that the gallery contains of each order."""
@@ -161,13 +161,13 @@ def build_gallery(
     ]
 
 
-def make_thumbnail(path: Path, max_bytes: int, side: int = THUMBNAIL_SIDE) -> Thumbnail | None:
+def make_thumbnail(picture: Picture, max_bytes: int, side: int = THUMBNAIL_SIDE) -> Thumbnail | None:
     """Return a picture in at most `side` pixels a side, with a JPEG quality that keeps it within `max_bytes`.
 
     The lowest quality is used even if the result is larger. None if the picture can't be read.
     """
     try:
-        image = load_image(path)
+        image = load_image(picture)
     except DataError:
         return None
     image.thumbnail((side, side))

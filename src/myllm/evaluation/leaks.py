@@ -1,7 +1,6 @@
 """Find judged pictures and captions that are in the training data, too, so that they can be named and left out."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from myllm.data.records import Record, quantity
-from myllm.data.splits import picture_digest
-from myllm.errors import DataError
-from myllm.evaluation.copies import Thumbnail, find_copies, thumbnail
+from myllm.evaluation.copies import find_copies
+from myllm.evaluation.copy_groups import read_pictures
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.progress import Progress, no_progress
 
@@ -96,11 +94,9 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
     pictures, captions = np.zeros(len(judged), dtype=np.bool_), np.zeros(len(judged), dtype=np.bool_)
     if not training:
         return Leaks(0, (), (), (), pictures, captions)
-    records, read = [*training, *judged], list[tuple[str, Thumbnail] | None]()
-    with ThreadPoolExecutor() as pool:
-        for entry in pool.map(_read, records):
-            read.append(entry)
-            progress("looking for leaks", len(read), len(records))
+    records = [*training, *judged]
+    results = read_pictures(records, "looking for leaks", progress)
+    read = [None if isinstance(result, str) else result for result in results]
     known = {index: entry for index, entry in enumerate(read[: len(training)]) if entry}
     readable = {index: entry for index, entry in enumerate(read[len(training) :]) if entry}
     sources = {digest: index for index, (digest, _) in reversed(known.items())}
@@ -118,14 +114,6 @@ def find_leaks(training: Sequence[Record], judged: Sequence[Record], progress: P
         tuple(record.name for record, entry in zip(records, read, strict=True) if entry is None),
         pictures, captions,
     )
-
-
-def _read(record: Record) -> tuple[str, Thumbnail] | None:
-    """Return a picture's digest and thumbnail; None if it cannot be read."""
-    try:
-        return picture_digest(record.image), thumbnail(record.image)
-    except (DataError, OSError):
-        return None
 
 
 def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> dict[int, tuple[str, str]]:

@@ -85,7 +85,10 @@ def plot_svg(kind: PlotKind[Data], data: Data) -> str:
     return re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
 
 
-def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> None:
+def plot_samples(
+    samples: Sequence[Sample], path: Path, columns: int = 5,
+    title: str = "Captions (dark) and a reference of each picture (grey)",
+) -> None:
     """Write an image of pictures, each with its caption and, in grey, its first reference."""
     rows = -(-len(samples) // columns)
     height = 4.19 * rows + 0.56
@@ -108,7 +111,6 @@ def plot_samples(samples: Sequence[Sample], path: Path, columns: int = 5) -> Non
         style: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "parse_math": False}
         axes.text(0, -0.04, caption, fontsize=10.5, color=INK, **style)
         axes.text(0, below, reference, fontsize=9, color=FAINT, style="italic", **style)
-    title = "Captions (dark) and a reference of each picture (grey)"
     figure.suptitle(title, x=0.01, y=1 - 0.1 / height, ha="left", fontsize=13, color=INK)
     _save(figure, path)
 

@@ -97,24 +97,31 @@ class _KeyValueEncoder(nn.Module):
 
 def encoder_graph(model: VisionGPT2, precision: Precision) -> onnx.ModelProto:
     """Return the encoder that `to_folder` describes, traced by torch's exporter. Raises ConfigError."""
-    name, size = model.config.vision.name, model.encoder.preprocess.image_size
     weights = [value for key, value in model.state_dict().items() if key.startswith("encoder.")]
     _check_size(weights, "take another backbone")
+    size = model.encoder.preprocess.image_size
+    proto = trace(_KeyValueEncoder(model).eval(), size, ["last_hidden_state"], model.config.vision.name)
+    if precision != "fp32":
+        quantize_weights(proto, BITS[precision])
+    return proto
+
+
+def trace(encoder: nn.Module, size: tuple[int, int], output_names: Sequence[str], name: str) -> onnx.ModelProto:
+    """Return a module that reads pixel_values (B, 3, *size), traced by torch's exporter; B may change.
+
+    Raises ConfigError, with the backbone's `name`, if the module cannot be written as ONNX.
+    """
     images = torch.zeros(2, 3, *size)  # two, because torch fixes a dimension of size 1
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
-                _KeyValueEncoder(model).eval(), (images,), input_names=["pixel_values"],
-                output_names=["last_hidden_state"], dynamic_shapes=({0: torch.export.Dim("B")},),
-                opset_version=OPSET, dynamo=True, verbose=False,
+                encoder, (images,), input_names=["pixel_values"], output_names=[*output_names],
+                dynamic_shapes=({0: torch.export.Dim("B")},), opset_version=OPSET, dynamo=True, verbose=False,
             )
     except Exception as error:  # tracing a third-party model can raise anything
         raise ConfigError(f"vision.name {name} can't be written as ONNX: {_cause(error)}") from error
     assert program is not None
-    proto = program.model_proto
-    if precision != "fp32":
-        quantize_weights(proto, BITS[precision])
-    return proto
+    return program.model_proto
 
 
 def quantize_weights(proto: onnx.ModelProto, bits: int) -> None:

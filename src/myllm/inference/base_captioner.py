@@ -20,6 +20,7 @@ from myllm.config import DecodeConfig
 from myllm.data.records import quantity
 from myllm.decoding.engine import SearchRequest
 from myllm.errors import ConfigError
+from myllm.files import Picture, StoredImage
 from myllm.inference.generate import generate_captions, make_vocabulary, stream_text
 from myllm.option_checks import has_type
 
@@ -57,7 +58,7 @@ class VariantProtocol(Protocol):
 Pixels = TypeVar("Pixels")  # a preprocessed picture
 Generator = TypeVar("Generator")  # a source of random seeds
 Variant = TypeVar("Variant", bound=VariantProtocol)
-PictureOf: TypeAlias = Path | str | bytes | Image.Image | Pixels
+PictureOf: TypeAlias = Picture | str | bytes | Image.Image | Pixels
 
 
 class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
@@ -115,7 +116,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
             pixels, seeds = [self.preprocess(picture) for picture in batch], self._draw_seeds(len(batch), generator)
             results = self.caption_tensors(pixels, list(islice(options, len(batch))), seeds, variant.adapter)
             for picture, caption in zip(batch, results, strict=True):
-                if is_kept or isinstance(picture, Path | str | bytes):
+                if is_kept or isinstance(picture, Path | StoredImage | str | bytes):
                     caption.compute_attention = self._attention_of(picture, variant)
             captions += results
         return captions

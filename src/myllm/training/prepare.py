@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from myllm.checkpoints import formats
 from myllm.checkpoints.build import build_model
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
-from myllm.data.batches import CaptionSource, check_pictures, make_source
-from myllm.data.features import FeatureCache
+from myllm.data.augmentation import is_english
+from myllm.data.batches import CaptionSource, check_pictures, fit_memory, make_source
+from myllm.data.checked_pictures import CheckedPictures
 from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record
 from myllm.data.sources import read_records
@@ -27,6 +29,7 @@ from myllm.model.lora import adapted_layers, add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
 from myllm.progress import Progress, no_progress
+from myllm.training.frozen import FrozenBackbone, frozen_backbone
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ class Prepared:
 
 def prepare(
     config: TrainConfig, progress: Progress = no_progress, given_options: Collection[str] = (),
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None, pictures: int | None = None,
 ) -> Prepared:
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. tokenizer: that of a run that is resumed.
+    if their value is the default. tokenizer: that of a run that is resumed. pictures: for a dry run, the number of
+    pictures of each split that are read; they stand for the others.
     Raises DataError, ConfigError or CheckpointError.
     """
     records, findings = read_records(config.data, config.captions)
@@ -81,21 +85,52 @@ def prepare(
                 f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
                 "backbone's features; drop one of them"
             )
-    cache = _feature_cache(start, config) if config.vision.frozen else None
+    frozen = None
+    if config.vision.frozen:
+        count = len(splits["train"]) + len(splits["val"])
+        frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, count)
     sources = []
     for name in ("train", "val"):
-        known = cache.known([record.image for record in splits[name]]) if cache is not None else ()
-        readable, pixels = check_pictures(splits[name], preprocess, findings, progress, known)
+        readable, pixels = _readable(splits[name][:pictures], preprocess, frozen, findings, progress)
+        if pictures is not None:
+            readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
-        if cache is not None:
-            source = _with_features(source, cache, model, choose_device(config.devices), findings, progress)
-        sources.append(source)
+        sources.append(source if frozen is None else frozen.with_features(source, findings, progress))
     train, val = sources
+    if config.augment and not config.vision.frozen and not train.is_english:
+        captions = (caption for record in train.records for caption in record.captions)
+        findings.not_english += [caption for caption in captions if not is_english(caption)]
     fingerprints = {
         "training split": fingerprint_of(train.records), "validation split": fingerprint_of(val.records),
         **({"base": base_hash} if base_hash else {}),
     }
     return Prepared(config, model, start.tokenizer, start.preprocess, train, val, findings, fingerprints, base_hash)
+
+
+def _with_pictures_of(
+    readable: Sequence[Record], pixels: Tensor | None, records: Sequence[Record], preprocess: Preprocess
+) -> tuple[list[Record], Tensor | None]:
+    """Return all `records` with the pictures of the few `readable` ones in turn, and their pixels if these all fit."""
+    rows = torch.arange(len(records)) % len(readable)
+    pixels = pixels[rows] if pixels is not None and fit_memory(len(records), preprocess) else None
+    return [
+        replace(record, image=readable[row].image) for record, row in zip(records, rows.tolist(), strict=True)
+    ], pixels
+
+
+def _readable(
+    records: Sequence[Record], preprocess: Preprocess, frozen: FrozenBackbone | None, findings: Findings,
+    progress: Progress,
+) -> tuple[list[Record], Tensor | None]:
+    """Return what `check_pictures` returns; it decodes no picture that has features, or was checked by another run."""
+    pictures = [record.image for record in records]
+    known = frozen.cache.known(pictures) if frozen is not None else set()
+    if fit_memory(len(pictures), preprocess):
+        return check_pictures(records, preprocess, findings, progress, known)
+    checked = CheckedPictures(cache_folder() / "checked-pictures.txt")
+    readable, pixels = check_pictures(records, preprocess, findings, progress, known | checked.known(pictures))
+    checked.add(record.image for record in readable)
+    return readable, pixels
 
 
 # Options of the model that a base does not fix: dropout, where weights came from, and what trains.
@@ -139,26 +174,6 @@ def _new_checkpoint(config: TrainConfig, train: Sequence[Record], tokenizer: Tok
     text = replace(fit_to_pretrained(config.text), vocab_size=tokenizer.get_vocab_size())
     model = VisionGPT2(replace(config.captioner, text=text))
     return Checkpoint(model, tokenizer, model.encoder.preprocess)
-
-
-def _feature_cache(start: Checkpoint, config: TrainConfig) -> FeatureCache:
-    """Return the cache for the backbone and the preprocessing; runs with other decoders share it."""
-    encoder = start.model.encoder
-    key = f"{config.vision.name} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
-    return FeatureCache(cache_folder() / "features", key, config.half_features)
-
-
-def _with_features(
-    source: CaptionSource, cache: FeatureCache, model: VisionGPT2, device: torch.device, findings: Findings,
-    progress: Progress,
-) -> CaptionSource:
-    """Return the source with the features of its pictures, from the cache or computed now."""
-    encoder = model.encoder.to(device).eval()
-    pictures = [record.image for record in source.records]
-    features = cache.features(
-        pictures, source.images, lambda images: encoder(images.to(device)), findings, progress=progress
-    )
-    return replace(source, features=features, pixels=None)
 
 
 def fingerprint_of(records: Sequence[Record]) -> str:

@@ -23,6 +23,17 @@ def test_without_words_help_is_printed_and_it_is_wrong_usage(capsys: Capture) ->
     assert "usage: myllm VERB" in capsys.readouterr().out
 
 
+def test_help_of_a_group_lists_its_verbs_only(capsys: Capture) -> None:
+    assert (main(["data", "--help"]), main(["data"])) == (0, 2)
+    output = capsys.readouterr().out
+    assert output.count("\n  data split ") == 2 and "\n  train " not in output
+
+
+def test_an_unknown_verb_of_a_group_is_wrong_usage(capsys: Capture) -> None:
+    assert main(["data", "splits"]) == 2
+    assert "unknown verb 'data splits'" in (message := capsys.readouterr().err) and "did you mean data split" in message
+
+
 def test_version_is_that_of_the_package(capsys: Capture) -> None:
     import myllm
 
@@ -32,7 +43,7 @@ def test_version_is_that_of_the_package(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_of_a_verb_lists_its_options_but_no_renamed_one(verb: str, capsys: Capture) -> None:
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split(), "--help"]) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"usage: myllm {verb}")
     assert any(option in output for option in ("--out", "--json", "--quiet"))
@@ -50,7 +61,7 @@ def test_help_has_the_docstring_of_each_option(capsys: Capture) -> None:
         "Name of a timm model.",
         "Number of beams in beam search; 1 is greedy decoding.",
         "Softmax temperature for sampling: below 1 sharpens the distribution, above 1 flattens it.",
-        "Resume the run in --out from its last.pt.",
+        "Resume the run in --out from its last.pt, with the options that it began with.",
         "Replace existing results in --out.",
         "(default: c_attn,q_attn,c_proj,c_fc)",
     ):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from myllm.checkpoints import hub, lora, native
+from myllm.checkpoints import lora, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import LoraConfig
 from myllm.model.lora import add_adapters
@@ -303,10 +303,3 @@ def test_hub_repository_without_a_captioner_is_refused(server: ThreadingHTTPServ
     for path in (tmp_path / "there").iterdir():
         path.rename(path.with_suffix(".txt"))
     assert "it holds no captioner" in loaded(server, tmp_path)
-
-
-def test_local_paths_are_no_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    assert hub.is_id("user/name") and hub.is_id("user/name@v1.0")
-    assert not any(map(hub.is_id, ("runs/demo", "run/captioner.pt", "runs", "/a/b", "a/b/c")))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from myllm.config import PreprocessConfig, TrainConfig
 from myllm.data.batches import (
@@ -21,7 +22,7 @@ from myllm.data.batches import (
     make_source,
     training_batches,
 )
-from myllm.data.features import Features
+from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess, load_image
 from myllm.data.records import Findings, Record
 from myllm.data.tokenizer import decode_tokens, train_tokenizer
@@ -195,14 +196,16 @@ def test_check_pictures_refuses_a_set_without_readable_pictures(tmp_path: Path) 
         source_of([Record("1.png", tmp_path / "1.png", ("a",))])
 
 
-def test_batches_of_stored_features_have_no_images(records: list[Record]) -> None:
-    array = np.random.default_rng(0).random((len(records), 2, 3, 4), dtype=np.float32)
-    features = Features(array, np.arange(len(records))[::-1].copy())  # type: ignore[arg-type]
-    source = replace(source_of(records), features=features)
-    for batch in batches_of(source, 4, 1, 0, augment=True).epoch(0):
+def test_batches_of_stored_features_have_no_images(records: list[Record], tmp_path: Path) -> None:
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        return images[:, 0], images[:, 2] ** 2
+
+    source = source_of(records)
+    pictures = [record.image for record in records]
+    features = FeatureCache(tmp_path, "key").features(pictures, source.images, encode, Findings())
+    for batch in batches_of(replace(source, features=features), 4, 1, 0, augment=True).epoch(0):
         assert batch.images is None and batch.features is not None and len(batch.features) == 2
-        rows = len(records) - 1 - batch.index
-        assert torch.equal(batch.features[1], torch.from_numpy(array[rows.numpy(), 1]))
+        assert torch.equal(batch.features[1], encode(source.images(batch.index))[1])
 
 
 def test_batch_moves_to_a_device_except_for_its_lengths(records: list[Record]) -> None:

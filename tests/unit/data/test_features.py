@@ -1,13 +1,18 @@
 import json
+import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from myllm.data.features import FeatureCache
+from myllm.data import features as features_module
+from myllm.data.features import FeatureCache, Features
 from myllm.data.records import Findings
 from myllm.errors import DataError, MyLLMError
 
@@ -17,10 +22,10 @@ KEY = "vit_tiny weights abc 8 x 8 bicubic"
 class Extraction:
     """Pictures with known images and features, and the numbers of the pictures that were encoded."""
 
-    def __init__(self, folder: Path, count: int = 7) -> None:
+    def __init__(self, folder: Path, numbers: Sequence[int] = range(7)) -> None:
         self.folder = folder / "cache"
-        self.pictures = [folder / f"{number}.jpg" for number in range(count)]
-        for number, path in enumerate(self.pictures):
+        self.pictures = [folder / f"{number}.jpg" for number in numbers]
+        for number, path in zip(numbers, self.pictures, strict=True):
             path.write_bytes(f"picture {number}".encode())
         self.computed: list[int] = []
         self.findings = Findings()
@@ -44,7 +49,12 @@ class Extraction:
         """Extract the features of all pictures and check them; `computed` and `findings` are of this run."""
         self.computed, self.findings = [], Findings()
         cache = FeatureCache(self.folder, key, half)
-        features = cache.features(self.pictures, self.images, encode or self.encode, self.findings, batch_size=3)
+        self.check(
+            cache.features(self.pictures, self.images, encode or self.encode, self.findings, batch_size=3), half
+        )
+
+    def check(self, features: Features, half: bool = False) -> None:
+        """Compare the features of some pictures with the values that `encode` gives."""
         positions = torch.tensor([len(self.pictures) - 1, 0, 2])
         numbers = torch.tensor([float(self.pictures[number].read_bytes().split()[1]) for number in positions.tolist()])
         for result, expected in zip(features.rows(positions), self.features(numbers), strict=True):
@@ -214,3 +224,83 @@ def test_feature_cache_keeps_finished_rows_if_the_disk_is_full(
     monkeypatch.undo()
     extraction.run()
     assert extraction.computed == [50]
+
+
+def extract_slowly(folder: Path, numbers: Sequence[int], barrier: Any) -> None:
+    """Extract features while another process does, and check them when both have finished."""
+    extraction = Extraction(folder, numbers)
+    features_module.BATCHES_PER_SAVE = 1
+
+    def encode(images: Tensor) -> tuple[Tensor, ...]:
+        time.sleep(0.1)
+        return extraction.encode(images)
+
+    barrier.wait()
+    features = FeatureCache(extraction.folder, KEY).features(
+        extraction.pictures, extraction.images, encode, Findings(), batch_size=2
+    )
+    barrier.wait()
+    extraction.check(features)
+
+
+def test_feature_cache_gives_two_processes_their_own_pictures(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(2)
+    parts = range(7), range(4, 10)
+    processes = [fork.Process(target=extract_slowly, args=(tmp_path, numbers, barrier)) for numbers in parts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    together = Extraction(tmp_path, range(10))
+    together.run()
+    assert together.computed == [] and together.findings == Findings()
+
+
+def test_feature_cache_uses_nothing_wrong_of_a_process_killed_while_writing(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(1)
+    process = fork.Process(target=extract_slowly, args=(tmp_path, range(600), barrier))
+    process.start()
+    while process.is_alive() and not list(tmp_path.glob("cache/*/index.json")):
+        time.sleep(0.05)
+    time.sleep(0.25)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    extraction = Extraction(tmp_path, range(30, -1, -1))
+    extraction.run()
+    assert 0 < len(extraction.computed) < 31 and extraction.findings == Findings()
+
+
+def test_features_refuse_a_row_that_changed_after_the_start(extraction: Extraction) -> None:
+    cache = FeatureCache(extraction.folder, KEY)
+    features = cache.features(extraction.pictures, extraction.images, extraction.encode, extraction.findings)
+    with extraction.file("features.bin").open("r+b") as file:
+        file.seek(2 * 160 + 9)
+        file.write(b"?")
+    with pytest.raises(DataError, match=r"features.bin: row 2 is not what was written.*start again"):
+        features.rows(torch.tensor([1, 2]))
+
+
+def test_features_refuse_another_picture_in_the_row(extraction: Extraction) -> None:
+    cache = FeatureCache(extraction.folder, KEY)
+    features = cache.features(extraction.pictures, extraction.images, extraction.encode, extraction.findings)
+    content = extraction.file("features.bin").read_bytes()
+    with extraction.file("features.bin").open("r+b") as file:
+        file.write(content[160:320])
+    with pytest.raises(DataError, match="row 0 is not what was written"):
+        features.rows(torch.tensor([0]))
+
+
+def test_feature_cache_gives_no_row_to_another_picture(extraction: Extraction) -> None:
+    """A run that has a row in use reads its picture's features or an error, whatever others repair and add."""
+    cache = FeatureCache(extraction.folder, KEY)
+    in_use = cache.features(extraction.pictures, extraction.images, extraction.encode, extraction.findings)
+    content = extraction.file("features.bin").read_bytes()
+    extraction.file("features.bin").write_bytes(content[:330])
+    Extraction(extraction.folder.parent, [30, 31, 32, 33, 2]).run()
+    assert torch.equal(in_use.rows(torch.tensor([2]))[0], extraction.features(torch.tensor([2.0]))[0])
+    for number in range(3, 7):
+        with pytest.raises(DataError, match="is not what was written"):
+            in_use.rows(torch.tensor([number]))

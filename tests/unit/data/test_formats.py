@@ -242,5 +242,6 @@ def test_a_file_beside_pictures_that_is_no_caption_is_refused(tmp_path: Path) ->
 
 def test_the_table_of_the_documents_and_the_cases_above_have_every_format() -> None:
     page = (Path(__file__).parents[3] / "docs/data.md").read_text(encoding="utf-8")
-    assert {form.name for form in TABLE} == {form for form, *_ in FORMATS}
-    assert [form.name for form in TABLE if f"\n| {form.name}" not in page] == []
+    in_other_files = {"tar or zip archive", "Parquet", "saved by datasets"}  # test_archives.py and test_tables.py
+    assert {form.name for form in TABLE} == {form for form, *_ in FORMATS} | in_other_files
+    assert [form.name for form in TABLE if f"\n| {form.name}" not in page.replace("`", "")] == []

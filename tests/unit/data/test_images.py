@@ -1,6 +1,5 @@
 import io
 import os
-import random
 import struct
 import subprocess
 import sys
@@ -18,10 +17,8 @@ from myllm.data.images import (
     MAX_PIXELS,
     PICTURE_SUFFIXES,
     Preprocess,
-    augment,
     load_image,
     load_thumbnail,
-    mirrored_captions,
 )
 from myllm.errors import DataError
 
@@ -223,80 +220,6 @@ def test_normalise_of_a_batch_equals_normalise_of_each() -> None:
     images = [noise() for _ in range(4)]
     batch = preprocess.normalise(np.stack([preprocess.resize(image) for image in images]))
     assert np.array_equal(batch, np.stack([preprocess(image) for image in images]))
-
-
-@pytest.mark.parametrize(
-    ("caption", "mirrored"),
-    [
-        ("a dog on the left .", "a dog on the right ."),
-        ("a red ball left of two blue cubes", "a red ball right of two blue cubes"),
-        ("to the right of a moon, to the left of a ring", "to the left of a moon, to the right of a ring"),
-        ("Left of the man stands a dog", "Right of the man stands a dog"),
-        ("he holds it in his left hand", "he holds it in his right hand"),
-        ("a man at the far right and a dog", "a man at the far left and a dog"),
-        ("a bright red dress", "a bright red dress"),
-        ("a dog runs .", "a dog runs ."),
-    ],
-)
-def test_mirrored_captions_swap_left_and_right(caption: str, mirrored: str) -> None:
-    assert mirrored_captions([caption]) == (mirrored,)
-    assert mirrored_captions([mirrored]) == (caption,)
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "the man has left the room", "what is left of the cake", "a man standing right behind him",
-        "water left behind", "a man turns right", "to the right person", "a stop sign", "the words on a shirt",
-        "player number 7", 'it says "go"', "un chien à gauche", "the cat is to the left and has left",
-        "a man turns clockwise", "all that is left of the wall",
-    ],
-)
-def test_mirrored_captions_are_none_if_one_might_be_false(caption: str) -> None:
-    assert mirrored_captions(["a dog", caption]) is None
-
-
-def hues(image: Image.Image) -> set[int]:
-    return set(np.unique(np.asarray(image.convert("HSV"))[..., 0]).tolist())
-
-
-def test_augment_swaps_left_and_right_with_a_flip() -> None:
-    flips = set()
-    for seed in range(40):
-        image, (caption,) = augment(halves(), ["a red half left of a blue half"], random.Random(seed))
-        red, _, blue = image.getpixel((5, 20))
-        flips.add(red > blue)
-        assert (red > blue) == (caption == "a red half left of a blue half")
-    assert flips == {True, False}
-
-
-def test_augment_does_not_flip_if_a_caption_might_be_false() -> None:
-    for seed in range(40):
-        image, captions = augment(halves(), ["the dog has left"], random.Random(seed))
-        assert captions == ("the dog has left",)
-        assert image.getpixel((5, 20))[0] > image.getpixel((5, 20))[2]
-
-
-@pytest.mark.parametrize(("caption", "is_kept"), [("a dog", False), ("a reddish dog", True), ("a blonde", True)])
-def test_augment_keeps_the_hue_if_a_caption_names_a_colour(caption: str, is_kept: bool) -> None:
-    plain = Image.new("RGB", (16, 16), (200, 40, 40))
-    augmented = set.union(*(hues(augment(plain, [caption], random.Random(seed))[0]) for seed in range(20)))
-    assert (augmented == {0}) == is_kept
-
-
-def test_augment_depends_only_on_its_generator() -> None:
-    image = noise()
-    first, second = (augment(image, ["a dog"], random.Random(3)) for _ in range(2))
-    assert first[0].tobytes() == second[0].tobytes() and first[1] == second[1]
-    assert augment(image, ["a dog"], random.Random(4))[0].tobytes() != first[0].tobytes()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (64, 64), (30, 80)])
-def test_augment_keeps_the_size_and_changes_little(size: tuple[int, int]) -> None:
-    image = Image.new("RGB", size, (120, 130, 140))
-    changed, _ = augment(image, ["a grey picture"], random.Random(0))
-    assert changed.size == size
-    assert np.abs(np.asarray(changed, dtype=int) - np.asarray(image, dtype=int)).max() < 60
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -1,5 +1,7 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +9,8 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
-from myllm.training.prepare import fit_to_base
+from myllm.presets import preset_config
+from myllm.training.prepare import fit_to_base, prepare
 
 DEFAULT = TrainConfig(base="base.pt")
 
@@ -49,3 +52,34 @@ def test_fit_to_base_replaces_only_the_decoding_options_that_are_set(tiny_checkp
     assert fit_to_base(beams, base).decode == DecodeConfig(beams=2, max_new_tokens=12)
     given = fit_to_base(DEFAULT, base, given_options={"decode.beams"}).decode  # at its default
     assert given == DecodeConfig(beams=1, max_new_tokens=12)
+
+
+@pytest.mark.parametrize(("caption", "is_listed"), [("собака слева", True), ("a dog on the left", False)])
+def test_prepare_lists_captions_that_rule_out_flips(
+    tiny_picture_folder: Path, tmp_path: Path, caption: str, is_listed: bool
+) -> None:
+    shutil.copytree(tiny_picture_folder, tmp_path / "data")
+    rows = (tmp_path / "data/results.csv").read_text().splitlines()
+    rows[1:] = [f"{row.rpartition('|')[0]}| {caption}" for row in rows[1:]]
+    (tmp_path / "data/results.csv").write_text("\n".join(rows), encoding="utf-8")
+    prepared = prepare(preset_config("scenes", data=str(tmp_path / "data"), augment=True))
+    lines = [line for line in prepared.findings.lines() if "not known to be English, so that no picture is" in line]
+    assert bool(lines) == is_listed == (not prepared.train.is_english)
+
+
+def test_prepare_checks_the_pictures_of_a_large_data_set_only_once(
+    tiny_picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_picture_folder, tmp_path / "data")
+    broken = sorted((tmp_path / "data/flickr30k_images").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("myllm.training.prepare.fit_memory", lambda *_: False)
+    reports: list[list[int]] = []
+    for _ in range(2):
+        reports.append([])
+        prepared = prepare(
+            preset_config("scenes", data=str(tmp_path / "data")), lambda *report: reports[-1].append(report[1])
+        )
+        assert len(prepared.findings.broken_pictures) == 1
+    assert len(reports[0]) == 12 and len(reports[1]) == 1

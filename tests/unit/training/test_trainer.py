@@ -173,7 +173,6 @@ def test_a_base_is_trained_with_the_given_dropout_and_the_captioner_remembers_it
     recorder = start(replace(config, base=str(tmp_path / "base.pt"), text=text, max_steps=1))
     decoder, weights = recorder.trainer.model.decoder, recorder.trainer.model.state_dict()
     assert {layer.p for layer in decoder.modules() if isinstance(layer, nn.Dropout)} == {0.4}
-    assert {block.attn.dropout for block in decoder.blocks} == {0.4}
     assert all(torch.equal(weights[name], value) for name, value in tiny_checkpoint.model.state_dict().items())
     recorder.trainer.train()
     saved = native.load(tmp_path / "run").model.config.text

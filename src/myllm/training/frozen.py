@@ -1,0 +1,48 @@
+"""Features of a frozen backbone: where they are kept, and what computes them."""
+
+import json
+from dataclasses import dataclass, replace
+
+import torch
+
+from myllm.checkpoints.native import Checkpoint
+from myllm.data.batches import CaptionSource
+from myllm.data.features import Encode, FeatureCache
+from myllm.data.records import Findings
+from myllm.files import cache_folder
+from myllm.inference.onnx_encoder import OnnxEncoder
+from myllm.model.weight_files import weights_hash
+from myllm.progress import Progress
+
+# Tracing a backbone takes about as long as ONNX Runtime saves on so many pictures.
+MIN_PICTURES = 1000
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """The features of a backbone that does not train."""
+
+    cache: FeatureCache
+    encode: Encode
+    """Computes features (B, S, C) of images (B, 3, H, W), one tensor for each output of the backbone."""
+
+    def with_features(self, source: CaptionSource, findings: Findings, progress: Progress) -> CaptionSource:
+        """Return the source with the features of its pictures, from the cache or computed now."""
+        pictures = [record.image for record in source.records]
+        features = self.cache.features(pictures, source.images, self.encode, findings, progress=progress)
+        return replace(source, features=features, pixels=None)
+
+
+def frozen_backbone(start: Checkpoint, device: torch.device, half: bool, pictures: int) -> FrozenBackbone:
+    """Return the backbone of `start`, whose features runs with other decoders share.
+
+    half: keep float16 instead of float32. pictures: number of pictures in the data set. Whether ONNX Runtime is used
+    depends on it, and not on how many are still to be computed: a run that was interrupted gets the same features.
+    """
+    encoder, vision = start.model.encoder.to(device).eval(), start.model.config.vision
+    geometry = json.dumps(vision.geometry, sort_keys=True)  # not all of it shows in the weights: num_heads, norm_eps
+    key = f"{vision.name} {geometry} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
+    cache = FeatureCache(cache_folder() / "features", key, half)
+    if device.type == "cpu" and pictures >= MIN_PICTURES:
+        return FrozenBackbone(cache, OnnxEncoder(encoder, vision.name))
+    return FrozenBackbone(cache, lambda images: encoder(images.to(device)))

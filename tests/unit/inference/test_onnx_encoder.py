@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from myllm.checkpoints.native import Checkpoint
+from myllm.config import VisionConfig
+from myllm.errors import ConfigError
+from myllm.inference.onnx_encoder import OnnxEncoder
+from myllm.model.vision import ImageEncoder
+
+
+@pytest.mark.parametrize(("name", "depth"), [("test_efficientnet", None), ("vit_mini_conv8_64", 2)])
+def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None) -> None:
+    encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64), depth).eval()
+    onnx = OnnxEncoder(encoder, name)
+    with torch.inference_mode():
+        for count in (3, 1):
+            images = torch.randn(count, 3, 64, 64)
+            results, expected = onnx(images), encoder(images)
+            assert onnx._session is not None and len(results) == len(expected) == (depth or 1)
+            for result, values in zip(results, expected, strict=True):
+                torch.testing.assert_close(result, values, rtol=0, atol=1e-5 * float(values.abs().max()))
+
+
+def test_onnx_encoder_is_torch_if_the_backbone_cannot_be_traced(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("no counterpart")
+
+    monkeypatch.setattr("myllm.inference.onnx_encoder.trace", refuse)
+    encoder, images = tiny_checkpoint.model.encoder, torch.randn(2, 3, 64, 64)
+    assert torch.equal(OnnxEncoder(encoder, "?")(images)[0], encoder(images)[0])
