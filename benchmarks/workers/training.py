@@ -14,12 +14,11 @@ from tempfile import mkdtemp
 from time import perf_counter, process_time
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from myllm.config import GPTConfig, TrainConfig, VisionConfig
 from myllm.data.batches import Batch, make_source
-from myllm.data.features import Features
 from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record
 from myllm.data.scenes import draw_scene
@@ -61,6 +60,17 @@ class Case:
             **options, vision=replace(VIT_S, frozen=self.name == "frozen"), text=GPTConfig(n_positions=1024),
             mode="last", batch_size=self.batch, lr=1e-4, augment=self.name == "jpeg", workers=2,
         )
+
+
+@dataclass(frozen=True)
+class RandomFeatures:
+    """Features as a source has them, of pictures that do not exist."""
+
+    values: Tensor
+    """(pictures, S, C)."""
+
+    def rows(self, index: Tensor) -> tuple[Tensor, ...]:
+        return (self.values[index],)
 
 
 class Silent:
@@ -111,9 +121,8 @@ def make_trainer(case: Case) -> Trainer:
         pixels = torch.randint(256, (len(records), 3, height, width), dtype=torch.uint8)
     source = make_source(records, pixels, preprocess, tokenizer, config.text.n_positions, findings)
     if config.vision.frozen:
-        shape = len(records), 1, model.encoder.n_tokens, model.encoder.width
-        array: Any = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        source = replace(source, features=Features(array, np.arange(len(records))))
+        shape = len(records), model.encoder.n_tokens, model.encoder.width
+        source = replace(source, features=RandomFeatures(torch.randn(shape)))
     facts = {
         "config": config, "model": model, "tokenizer": tokenizer, "preprocess": model.encoder.preprocess,
         "train": source, "val": source, "findings": findings, "fingerprint": "", "fingerprints": {},
