@@ -212,6 +212,7 @@ def test_a_damaged_or_hostile_last_pt_is_named_and_not_run(
 ) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     damage(out / "last.pt", hostile)
+    shutil.copy(out / "last.pt", out / "last.previous.pt")
     assert train(out, "--epochs=5", "--resume", "--quiet") == 1
     assert f"{out}/last.pt" in (message := printed_error(capsys)) and "--overwrite" in message
     assert not (out / "was-run").exists()
