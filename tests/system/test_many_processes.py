@@ -76,7 +76,7 @@ def kill_second(process: subprocess.Popen[str]) -> None:
 def test_two_processes_train_what_one_trains_and_resume_to_the_bit(
     torchrun: Torchrun, train: Callable[..., int], tmp_path: Path
 ) -> None:
-    steps = ["--max-steps=70", "--epochs=40"]
+    steps = ["--max-steps=28", "--epochs=9"]
     assert train(tmp_path / "one", *OPTIONS, *steps) == 0
     finished = torchrun(2, tmp_path / "two", *steps)
     assert finished.returncode == 0, finished.stderr
@@ -86,7 +86,7 @@ def test_two_processes_train_what_one_trains_and_resume_to_the_bit(
 
     killed = tmp_path / "killed"
     torchrun(2, killed, *steps, when=(killed / "metrics.csv").exists, then=kill_all)
-    assert len(rows_of(killed)) < 10
+    assert len(rows_of(killed)) < 4
     resumed = torchrun(2, killed, "--resume", "--quiet")
     assert resumed.returncode == 0, resumed.stderr
     expected, state = state_of(tmp_path / "two"), state_of(killed)
