@@ -198,7 +198,7 @@ class Trainer:
         try:
             return list(islice(batches, self.config.accumulate)), None
         except MyLLMError as error:
-            return [], MyLLMError(f"{error}. The run is saved; put the picture back and resume by --resume")
+            return [], MyLLMError(f"{error}. The run is saved; mend this and continue it by --resume")
         except RuntimeError as error:
             return [], MyLLMError(
                 f"a process that loads pictures has ended ({reason(error)}). The run is saved; if memory ran out, "

@@ -146,7 +146,7 @@ def test_trainer_saves_the_run_when_a_picture_vanishes(config: TrainConfig) -> N
     path = trainer.prepared.train.records[3].image
     hidden = path.rename(path.with_suffix(".away"))
     try:
-        with pytest.raises(MyLLMError, match=rf"{path.name}.*The run is saved; put the picture back"):
+        with pytest.raises(MyLLMError, match=rf"{path.name}.*The run is saved; mend this"):
             trainer.train()
     finally:
         hidden.rename(path)
