@@ -87,11 +87,11 @@ def draw_sheet(splits: Mapping[str, Sequence[Record]], copies: Copies, path: Pat
     if pairs and len(chosen) % 2:
         chosen.pop()  # so that both pictures of a pair are in one row
     title = f"{quantity(len(chosen), 'picture')} of {len(readable):,}, each with its first caption"
-    shown = [*chosen, *(record for pair in pairs for record in pair)]
-    abouts = [f"{record.name} ({split_of.get(record.name, 'unused')})" for record in shown]
+    records = [*chosen, *(record for pair in pairs for record in pair)]
+    abouts = [f"{record.name} ({split_of.get(record.name, 'unused')})" for record in records]
     samples = [
         Sample(record.name, record.image, record.captions[0], [about])
-        for record, about in zip(shown, abouts, strict=True)
+        for record, about in zip(records, abouts, strict=True)
     ]
     plot_samples(samples, path, COLUMNS, title + f"; then {quantity(len(pairs), 'pair')} of copies" * bool(pairs))
 

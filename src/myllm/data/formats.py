@@ -189,8 +189,8 @@ def _find_in_folder(path: Path, captions: CaptionsConfig) -> list[tuple[Format, 
                 if not form.is_in_parts:
                     check_distinct(path, [file for _, file in found])
                 return found
-    shown = [name + "/" * is_folder for name, is_folder in names.items()]
-    contents = f"only {', '.join(shown[:8])}" + ", ..." * (len(shown) > 8) if shown else "nothing"
+    contained = [name + "/" * is_folder for name, is_folder in names.items()]
+    contents = f"only {', '.join(contained[:8])}" + ", ..." * (len(contained) > 8) if contained else "nothing"
     raise DataError(f"{path}: holds no captions in a known format. Found {contents}. {describe_formats()}")
 
 

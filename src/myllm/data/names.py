@@ -42,24 +42,24 @@ class NameIndex:
         several: set[str] = set()
         for parts in _paths(name):
             ends = [self.by_end.get(parts), *(self.by_path.get(parts[start:]) for start in range(1, len(parts)))]
-            for found in filter(None, ends):
-                if len(found) == 1:
-                    return set(found)
-                several = several or found
+            for names in filter(None, ends):
+                if len(names) == 1:
+                    return set(names)
+                several = several or names
         number = _number(name) if by_number and ("/" not in name or len(PurePosixPath(name).stem) >= 12) else ""
         return several or (set(self.by_number.get(number, ())) if number else set())
 
     def find_path(self, name: str) -> set[str]:
         """Return the pictures that a path, the end of it or a stem may mean; a picture's suffix means no other one."""
-        found, suffix = self.candidates(name, by_number=False), PurePosixPath(name).suffix.lower()
+        candidates, suffix = self.candidates(name, by_number=False), PurePosixPath(name).suffix.lower()
         if suffix not in PICTURE_SUFFIXES:
-            return found
-        return {other for other in found if PurePosixPath(other).suffix.lower() == suffix}
+            return candidates
+        return {other for other in candidates if PurePosixPath(other).suffix.lower() == suffix}
 
     def find(self, name: str) -> str | None:
         """Return the picture that a name means; None if there is none, or more than one."""
-        found = self.candidates(name)
-        return next(iter(found)) if len(found) == 1 else None
+        candidates = self.candidates(name)
+        return next(iter(candidates)) if len(candidates) == 1 else None
 
 
 def _paths(name: str) -> tuple[Parts, Parts]:

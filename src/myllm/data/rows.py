@@ -75,8 +75,8 @@ class CaptionFile:
     @cached_property
     def split(self) -> str | None:
         """Split that the file's name ends with or contains, as in captions_val2014.json; None without one."""
-        found = SPLIT_IN_NAME.findall(self.path.stem.lower())
-        return split_name(found[-1]) if found else None
+        words = SPLIT_IN_NAME.findall(self.path.stem.lower())
+        return split_name(words[-1]) if words else None
 
     @property
     def is_folder(self) -> bool:

@@ -84,7 +84,7 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
 
     The pictures need not be there, except to split them by hash. Raises DataError or ConfigError.
     """
-    captions, shown = replace(captions, lowercase=False), " and ".join(map(str, data_paths(data)))
+    captions, source = replace(captions, lowercase=False), " and ".join(map(str, data_paths(data)))
     findings, records, are_there = Findings(), list[Record](), True
     texts, ids = dict[str, list[str]](), dict[str, str]()
     for root, paths, source in _roots(data):
@@ -98,11 +98,11 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
             records += _records(root, source, pictures, images or nowhere, findings)
     if split is not None:
         if not are_there and not findings.splits:
-            raise DataError(f"{shown}: has no splits; leave out --split {split}")
+            raise DataError(f"{source}: has no splits; leave out --split {split}")
         splits = split_records(records, findings) if are_there else _by_split(records)
-        kept = {record.name for record in one_split(splits, split, shown)}
+        kept = {record.name for record in one_split(splits, split, source)}
         texts = {name: captions for name, captions in texts.items() if name in kept}
-    return References(texts, {key: name for key, name in ids.items() if name in texts}, shown), findings
+    return References(texts, {key: name for key, name in ids.items() if name in texts}, source), findings
 
 
 def _records(
@@ -170,7 +170,7 @@ def _download(source: str) -> Path:
 def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Findings) -> dict[str, _Picture]:
     """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
     pictures: dict[str, _Picture] = {}
-    files = [found for path in paths for found in find_captions(path, captions)]
+    files = [file for path in paths for file in find_captions(path, captions)]
     findings.formats += _described(files)
     clashes = set[str]()
     for form, file in files:
@@ -199,8 +199,8 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
                     finding = f"{name} in {both[0]} and {both[1]}, kept in {picture.split}"
                     findings.in_two_splits += [finding] if finding not in findings.in_two_splits else []
     if not pictures:
-        shown = " and ".join(str(file.path) for _, file in files)
-        raise DataError(f"{shown}: no row holds a caption; all are empty or cannot be read")
+        source = " and ".join(str(file.path) for _, file in files)
+        raise DataError(f"{source}: no row holds a caption; all are empty or cannot be read")
     return pictures
 
 
@@ -245,11 +245,11 @@ def _locate(
     may be missing.
     """
     picture_folders, others = _folders(root, paths)
-    found = {name: picture.image for name, picture in pictures.items() if picture.image is not None}
+    images = {name: picture.image for name, picture in pictures.items() if picture.image is not None}
     listed = {folder: _files(folder) for folder in picture_folders}
 
     def missing() -> list[str]:
-        return [name for name in pictures if name not in found]
+        return [name for name in pictures if name not in images]
 
     for name in missing():
         places = [files[name] for files in listed.values() if name in files]
@@ -259,7 +259,7 @@ def _locate(
             )
         places += [folder / name for folder in others if not places and (folder / name).is_file()]
         if places:
-            found[name] = places[0]
+            images[name] = places[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
     if missing():  # Kaggle's captions.txt beside Images.zip
@@ -269,17 +269,17 @@ def _locate(
         for name in missing():
             has_suffix = PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
             file = name if name in files else None if has_suffix else index.find(name)
-            found |= {name: files[file]} if file is not None else {}
+            images |= {name: files[file]} if file is not None else {}
     if len(listed) > 1:
         listed.pop(root, None)  # which also has what is in the picture folders, and other pictures
     findings.missing_pictures += missing()
-    used = set(found.values())
+    used = set(images.values())
     unused = {
         picture: name for files in listed.values() for name, picture in files.items()
         if picture not in used and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
     }
     findings.unused_pictures += sorted(unused.values())
-    return {name: found[name] for name in pictures if name in found}
+    return {name: images[name] for name in pictures if name in images}
 
 
 def _folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
