@@ -196,8 +196,7 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
 def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
     """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
     display.say(
-        f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in "
-        f"{state.wait_seconds / max(state.seconds, 1e-9):.0%} of the time"
+        f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
     captioner = Captioner.load(config.out, device=config.devices)
     paths, out = data_paths(config.data), Path(config.out)
@@ -225,7 +224,7 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
         "Epochs": f"{state.epoch:,}, the best is {state.best_epoch:,}",
         "Steps": f"{state.step:,}",
         "Minutes of training": f"{state.seconds / 60:.1f}",
-        "Waiting for data": f"{state.wait_seconds / max(state.seconds, 1e-9):.0%}",
+        "Waiting for data": f"{state.wait_share:.0%}",
         "Seed": str(config.seed),
         "Backbone": config.vision.name,
         "Parameters": f"{count_parameters(prepared.model) / 1e6:.1f} M",

@@ -12,6 +12,7 @@ from myllm.data.batches import Batch
 from myllm.progress import Progress
 from myllm.training.prepare import Prepared
 from myllm.training.ranks import Ranks
+from myllm.training.stages import is_cross_attention
 from myllm.training.step_memory import Memory, available_bytes, measure_memory
 from myllm.training.trial import TIMED_STEPS, Times, Trial
 
@@ -79,8 +80,7 @@ def part_of(name: str) -> str:
         return "word presence"
     if name.startswith("model.encoder."):
         return "encoder"
-    is_between = any(word in name for word in ("crossattention", "ln_cross_attn", "enc_to_dec_proj"))
-    return "cross-attention" if is_between else "decoder"
+    return "cross-attention" if is_cross_attention(name) else "decoder"
 
 
 def first_pictures(batch: Batch, size: int) -> Batch:

@@ -60,6 +60,11 @@ class RunState:
     history: list[dict[str, float | str]] = field(default_factory=list)
     """A row for each finished epoch."""
 
+    @property
+    def wait_share(self) -> float:
+        """Share of the time in training steps in which they waited for data."""
+        return self.wait_seconds / max(self.seconds, 1e-9)
+
 
 def save(folder: Path, content: Mapping[str, Any]) -> None:
     """Write last.pt atomically; the file that was there stays as last.previous.pt. Raises MyLLMError."""

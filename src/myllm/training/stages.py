@@ -23,11 +23,16 @@ def set_stage(model: VisionGPT2, stage: str, config: TrainConfig) -> None:
             trains = ".lora_" in name
         elif name.startswith("encoder."):
             trains = not config.vision.frozen and (stage == "all" or is_vision_new)
-        elif "crossattention" in name or "ln_cross_attn" in name or name.startswith("enc_to_dec_proj"):
+        elif is_cross_attention(name):
             trains = True
         else:
             trains = stage != "new" or is_text_new
         parameter.requires_grad_(trains)
+
+
+def is_cross_attention(name: str) -> bool:
+    """Return whether a parameter of the model belongs to cross-attention or to the projection to its width."""
+    return any(part in name for part in ("crossattention", "ln_cross_attn", "enc_to_dec_proj"))
 
 
 def set_train_mode(model: VisionGPT2) -> None:

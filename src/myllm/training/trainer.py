@@ -212,7 +212,8 @@ class Trainer:
         A step whose loss or gradient is not finite changes nothing; the device decides that, so that no GPU waits.
         """
         step_sum = torch.zeros_like(self.loss_sum)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.encoder.buffers()]  # batch statistics
+        encoder = self.model.encoder
+        statistics = [(buffer, buffer.clone()) for buffer in encoder.buffers()] if encoder.training else []
         for number, batch in enumerate(group):
             # dropout depends only on this, so that a resumed run drops the same
             torch.manual_seed(name_hash("dropout", self.config.seed, self.state.step, number, self.ranks.rank))
@@ -232,7 +233,7 @@ class Trainer:
             optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
-        for buffer, before in buffers:
+        for buffer, before in statistics:
             buffer.copy_(buffer.where(is_finite, before))
         self.scaler.update()
         self.loss_sum += step_sum.where(is_finite, 0.0)
@@ -305,7 +306,7 @@ class Trainer:
             "distinct_captions": measure_diversity(validation.captions).distinct_share,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"], "gradient_norm": state.gradient_norm,
             "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-            "data_wait": state.wait_seconds / max(state.seconds, 1e-9),
+            "data_wait": state.wait_share,
         }
 
     def _save_best(self, row: dict[str, float | str]) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from myllm.caption import Sample
-from myllm.data.records import MAX_NAMES, Record
+from myllm.data.records import Record, counted
 from myllm.training.run_state import RunState
 
 # A loss of more than SPIKE times its moving average is reported.
@@ -84,10 +84,9 @@ def check_step(
         state.mean_loss += (AVERAGE_WEIGHT if state.mean_loss else 1.0) * (report.loss - state.mean_loss)
         return True
     state.skipped += 1
-    names = ", ".join(records[index].name for index in report.index[:MAX_NAMES])
-    more = f" and {len(report.index) - MAX_NAMES} more" if len(report.index) > MAX_NAMES else ""
+    pictures = counted([records[index].name for index in report.index], "picture", "pictures")
     reporter.warn(
         f"step {report.step} was not taken, because its loss is {report.loss:.3g} and its gradient norm "
-        f"{report.gradient_norm:.3g}; its pictures are {names}{more}"
+        f"{report.gradient_norm:.3g}; it had {pictures}"
     )
     return False
