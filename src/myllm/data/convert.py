@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from myllm.batched import batched
 from myllm.config import CaptionsConfig
 from myllm.data.images import MAX_BYTES, PICTURE_SUFFIXES, suffix_of_content
 from myllm.data.records import Record
@@ -183,8 +184,8 @@ def write_parquet(
         for number, shard in enumerate(shards):
             path = folder / f"{split or 'data'}-{number:05d}-of-{len(shards):05d}.parquet"
             with pa.parquet.ParquetWriter(path, schema) as writer:
-                for start in range(0, len(shard), PICTURES_IN_ROW_GROUP):
-                    rows = [_parquet_row(record) for record in shard[start : start + PICTURES_IN_ROW_GROUP]]
+                for group in batched(shard, PICTURES_IN_ROW_GROUP):
+                    rows = [_parquet_row(record) for record in group]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     done += len(rows)
                     progress("writing pictures", done, len(records))
@@ -248,9 +249,10 @@ def by_split(records: Sequence[Record]) -> dict[str | None, list[Record]]:
 
 def shards_by_split(records: Sequence[Record], shard_bytes: int) -> dict[str | None, list[list[Record]]]:
     """Return the records of each split in shards of about `shard_bytes` bytes of pictures."""
-    for split, members in by_split(records).items():
+    splits = by_split(records)
+    for split, members in splits.items():
         list_text(split or "data", members)  # checks that the split's name can be a file's
-    return {split: list(_shards(members, shard_bytes)) for split, members in by_split(records).items()}
+    return {split: list(_shards(members, shard_bytes)) for split, members in splits.items()}
 
 
 def _shards(records: Sequence[Record], shard_bytes: int) -> Iterator[list[Record]]:
