@@ -59,7 +59,7 @@ class Trainer:
         self.objective = Objective(
             self.model, config.label_smoothing, presence, config.word_presence_weight
         ).to(self.device)
-        self.optimizers = build_optimizers(self.objective, config, self.precision)
+        self.optimizers = build_optimizers(self.objective, config, self.precision, self.ranks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.batches = training_batches(train, config, self.ranks.share)
         self.validator = Validator(config, prepared, self.device, self.precision, self.ranks)
