@@ -29,12 +29,6 @@ def noise(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def halves(left: str = "red", right: str = "blue") -> Image.Image:
-    image = Image.new("RGB", (40, 40), left)
-    image.paste(right, (20, 0, 40, 40))
-    return image
-
-
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -110,7 +104,7 @@ def test_load_image_converts_cmyk() -> None:
 
 
 def test_load_image_converts_palettes() -> None:
-    assert load_image(encoded(halves().quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
+    assert load_image(encoded(Image.new("RGB", (40, 40), "blue").quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
 
 
 def test_load_image_scales_sixteen_bit_grey() -> None:
