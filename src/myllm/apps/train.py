@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -151,13 +151,11 @@ def try_run(options: TrainOptions, given_options: Collection[str], display: Disp
     """Print what the run would need, and write nothing into its folder; return the exit code."""
     if options.resume:
         raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
+    recorder = _NoRecorder(display.warn) if ranks.is_first else _NoRecorder()
     with display.progress() as progress:
         with ranks.first_before_others():
             prepared = prepare(options.config, progress, given_options, pictures=PICTURES)
-        warn = display.warn if ranks.is_first else _NoRecorder().warn
-        result = dry_run(prepared.config, prepared, progress, warn, ranks)
-    if isinstance(result, int):
-        return 128 + result
+        result = dry_run(prepared.config, prepared, progress, recorder, ranks)
     if options.json and ranks.is_first:
         print_json(dry_run_as_json(result, prepared))
     elif ranks.is_first:
@@ -272,10 +270,13 @@ class _Recorder:
 
 
 class _NoRecorder:
-    """Reporter of the processes that neither print nor write."""
+    """Reporter of the processes that neither print nor write; a dry run prints warnings."""
 
     rows: Sequence[dict[str, float | str]] = ()
     bar = nullcontext()
+
+    def __init__(self, warn: Callable[[str], object] = bool) -> None:
+        self.print_warning = warn
 
     def step(self, report: StepReport) -> None:
         """Do nothing."""
@@ -284,4 +285,4 @@ class _NoRecorder:
         """Do nothing."""
 
     def warn(self, message: str) -> None:
-        """Do nothing."""
+        self.print_warning(message)
