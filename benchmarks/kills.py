@@ -105,6 +105,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return all weights and momenta of the last step, and the weights of the best epoch."""
     content, _ = run_state.load(folder)
     found = {f"last.{name}": value for name, value in content["objective"].items()}
+    found |= {f"average.{name}": value for name, value in (content["average"] or {}).items()}
     for number, optimizer in enumerate(content["optimizers"]):
         for parameter, state in optimizer["state"].items():
             found |= {f"optimizer.{number}.{parameter}.{name}": value for name, value in state.items()}
