@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from myllm.batched import batched
-from myllm.config import TrainConfig
 from myllm.data.batches import Batch
 from myllm.device import autocast
 from myllm.progress import Progress
@@ -25,6 +24,7 @@ from myllm.training.step_memory import Memory, available_bytes, measure_memory
 from myllm.training.trainer import Trainer
 from myllm.training.validate import Validator
 from myllm.training.watch import Reporter
+from myllm.training_config import TrainConfig
 
 # Pictures of each split that a dry run reads; they stand for the others.
 PICTURES = 64
@@ -96,7 +96,7 @@ def dry_run(config: TrainConfig, prepared: Prepared, progress: Progress, reporte
     for name, parameter in objective.named_parameters():
         parameters[part_of(name)] += parameter.numel()
         trained[part_of(name)] += parameter.numel() * parameter.requires_grad
-    batch = next(trainer.batches.epoch(0)).to(device)
+    batch = with_samples(trainer, next(trainer.batches.epoch(0)))
 
     def loss(size: int) -> Tensor:
         with autocast(trainer.precision, device):
@@ -122,6 +122,7 @@ def measure_steps(trainer: Trainer, progress: Progress) -> Steps:
     for number in range(steps):
         trainer.state.step, begin, group = number, end, next(groups)
         waited = time.monotonic() - begin
+        group = [with_samples(trainer, batch) for batch in group]
         pictures, tokens = trainer.ranks.sum(
             sum(len(batch.index) for batch in group), sum(int(batch.lengths.sum()) for batch in group)
         )
@@ -134,6 +135,15 @@ def measure_steps(trainer: Trainer, progress: Progress) -> Steps:
     timed = zip(*figures[UNTIMED_STEPS:], strict=True)
     seconds, wait_seconds, pictures, tokens = (sum(figure) / TIMED_STEPS for figure in timed)
     return Steps(seconds, wait_seconds, pictures, tokens, counter.get_total_flops())
+
+
+def with_samples(trainer: Trainer, batch: Batch) -> Batch:
+    """Return the batch on the device; in self-critical training, with sampled captions."""
+    batch = batch.to(trainer.device)
+    if trainer.sampler is None:
+        return batch
+    with autocast(trainer.precision, trainer.device):
+        return trainer.sampler(batch, trainer.state.step)
 
 
 def expected_times(trainer: Trainer, step: Steps) -> Times:

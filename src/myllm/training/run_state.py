@@ -13,9 +13,9 @@ import torch
 
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.checks import dataclass_from_dict
-from myllm.config import TrainConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_write
+from myllm.training_config import TrainConfig
 
 FILE_NAME = "last.pt"
 PREVIOUS_NAME = "last.previous.pt"
@@ -51,6 +51,10 @@ class RunState:
     """Number of tokens in `loss_sum`."""
     tokens: int = 0
     """Number of targets of all steps."""
+    reward_sum: float = 0.0
+    """Sum of the rewards of the current epoch's samples, in self-critical training."""
+    samples: int = 0
+    """Number of samples in `reward_sum`."""
     gradient_norm: float = 0.0
     """Gradient norm of the latest step, before clipping."""
     skipped: int = 0
@@ -75,6 +79,11 @@ def save(folder: Path, content: Mapping[str, Any]) -> None:
             previous.unlink(missing_ok=True)
             with suppress(OSError):  # a file system without links keeps no predecessor
                 os.link(path, previous)
+
+
+def exists(folder: Path) -> bool:
+    """Return whether the folder holds the state of a run."""
+    return any((folder / name).exists() for name in (FILE_NAME, PREVIOUS_NAME))
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -130,10 +139,10 @@ def resumed_config(
         if name not in HOUSEKEEPING:
             changes.append(f"{name} is {new[name]} from here on; it was {old.get(name)}")
         old[name] = new[name]
-    return dataclass_from_dict(TrainConfig, _nested(old)), changes
+    return dataclass_from_dict(TrainConfig, nested(old)), changes
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"text": {"n_layer": 2}} for {"text.n_layer": 2}."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():

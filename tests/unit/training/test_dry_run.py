@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from myllm.caption import Sample
-from myllm.config import CaptionsConfig, GPTConfig, LoraConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, GPTConfig, LoraConfig, VisionConfig
 from myllm.data.batches import Batch
 from myllm.progress import no_progress
 from myllm.training.dry_run import (
@@ -25,6 +25,7 @@ from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks
 from myllm.training.trainer import Trainer
 from myllm.training.watch import StepReport
+from myllm.training_config import SelfCriticalConfig, TrainConfig
 
 WIDTH, VOCABULARY, SEQUENCE = 32, 300, 11
 
@@ -103,6 +104,17 @@ def test_dry_run_of_adapters_trains_only_these(config: TrainConfig, tmp_path: Pa
     adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     assert sum(result.trained.values()) == result.trained["adapters"] == adapters > 0
     assert result.memory.gradients == 4 * adapters and result.memory.optimizer == pytest.approx(8 * adapters, rel=0.1)
+
+
+def test_dry_run_of_self_critical_training_samples_captions(config: TrainConfig, tmp_path: Path) -> None:
+    from myllm.checkpoints import native
+
+    prepared = prepare(config)
+    native.save(native.Checkpoint(
+        prepared.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, {}
+    ), tmp_path / "base.pt")
+    config = replace(config, base=str(tmp_path / "base.pt"), self_critical=SelfCriticalConfig(samples=2))
+    assert result_of(prepare(config, pictures=4)).memory.activations > 0
 
 
 def test_dry_run_measures_the_last_stage_of_the_epochs_that_there_are(config: TrainConfig) -> None:
