@@ -145,6 +145,23 @@ def test_label_that_is_stopped_keeps_the_answers_in_hand(
     assert set(asked(teacher_server).values()) == {1} and len(jsonl(folder / "out.jsonl")) == COUNT
 
 
+def test_label_ends_at_once_after_a_second_ctrl_c(teacher_server: Any, folder: Path) -> None:
+    teacher_server.reply = lambda request: Reply({}, seconds=100)
+    environment = os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT / 'src'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myllm", *command(teacher_server)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not teacher_server.log and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    while "Ctrl-C ends at once" not in process.stderr.readline():
+        pass
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+
+
 def test_label_stops_at_once_while_it_waits(teacher_server: Any, folder: Path, stopped: Any) -> None:
     teacher_server.reply = lambda request: Reply({}, 429, {"Retry-After": "3000"})
     process = stopped(command(teacher_server), signal.SIGINT, lambda: len(teacher_server.log) > 0, cwd=folder)
@@ -241,7 +258,7 @@ def test_label_ends_if_too_many_pictures_fail_in_a_row(
     teacher_server.reply = lambda request: Reply({"error": "cannot read pictures"}, 400)
     assert label(teacher_server, "--requests=1") == 1
     message = capfd.readouterr().err
-    assert "pictures in a row failed, the last because" in message and "'cannot read pictures'" in message
+    assert "3 pictures in a row failed, the last because" in message and "'cannot read pictures'" in message
     assert "Resume with: myllm label pics" in message and len(teacher_server.log) <= 4
 
 
@@ -336,7 +353,7 @@ def test_label_captions_train_a_student_that_is_compared_with_the_teacher(
     options = ["--devices=cpu", "--json", "--out", str(judged), "--metrics=BLEU-4,CIDEr-D"]
     assert main(["evaluate", "--model", str(student), "--data", str(out), *options]) == 0
     figures = json.loads(capfd.readouterr().out)
-    assert figures["references"] == 3 * figures["pictures"]
+    assert figures["protocol"]["references"] == 3 * figures["protocol"]["pictures"]
     # the pictures that were not trained on, which are those of the people's captions, too
     names = [json.loads(line)["image"] for line in (judged / "captions.jsonl").read_text().splitlines()]
     assert main(["evaluate", "--model", str(student), "--data", str(tiny_picture_folder), *options, "--overwrite"]) == 0

@@ -23,7 +23,7 @@ from myllm.files import lock_file
 from myllm.inference.teacher import Result, Stopped, Teacher, ask_all
 from myllm.inference.teacher_apis import Question, has_several_sentences
 
-# With more failures than this in a row, something is wrong with the server or the model, not with the pictures.
+# With as many failures in a row, something is wrong with the server or the model, not with the pictures.
 MAX_FAILURES_IN_ROW = 50
 
 
@@ -99,7 +99,7 @@ class _Run:
     ) -> None:
         """Write each answer when it arrives. Raises MyLLMError."""
         teacher = {name: value for name, value in asdict(question).items() if value is not None}
-        failures_in_row = 0
+        failures_in_row, last_failure = 0, ""
         try:
             for name, result in answers:
                 if isinstance(result, list):
@@ -116,13 +116,14 @@ class _Run:
                     errors.append(self.errors[-1])
                     self.display.warn(str(result) if isinstance(result, DataError) else f"{name}: {result}")
                     failures_in_row += 1
-                if failures_in_row >= MAX_FAILURES_IN_ROW:
+                if failures_in_row >= MAX_FAILURES_IN_ROW and not last_failure:
+                    last_failure = str(result)
                     self.teacher.stop.set()
                 bar.show(self.answered + len(self.errors), self._counts())
         finally:
             self.teacher.stop.set()
-        if failures_in_row >= MAX_FAILURES_IN_ROW:
-            raise MyLLMError(f"{failures_in_row} pictures in a row failed, the last because {self.errors[-1]['error']}")
+        if last_failure:
+            raise MyLLMError(f"{MAX_FAILURES_IN_ROW} pictures in a row failed, the last because {last_failure}")
 
     def _counts(self) -> str:
         usage = self.teacher.usage

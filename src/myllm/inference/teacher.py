@@ -22,6 +22,7 @@ from myllm.inference.teacher_apis import Api, Ollama, OpenAI, Question, clean_ca
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 2**24
 MAX_BACKOFF, MAX_RETRY_AFTER = 60.0, 3600.0
+MAX_CONNECT_SECONDS = 15.0
 TEMPORARY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 # what to do about answers that every further request would get, too
 FIXES = {
@@ -90,8 +91,8 @@ class Teacher:
         self.usage = Usage()
         self._lock = threading.Lock()
         self._not_before, self._was_reached = 0.0, False
-        limits = httpx2.Limits()  # without a maximum
-        self._client = httpx2.Client(timeout=timeout, limits=limits, follow_redirects=False)
+        limits, seconds = httpx2.Limits(), httpx2.Timeout(timeout, connect=min(timeout, MAX_CONNECT_SECONDS))
+        self._client = httpx2.Client(timeout=seconds, limits=limits, follow_redirects=False)  # limits: no maximum
         self._url = _address(url)
         self._api: Api
         self._takes_n: bool | None = None
