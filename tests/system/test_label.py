@@ -355,9 +355,9 @@ def test_label_captions_train_a_student_that_is_compared_with_the_teacher(
     figures = json.loads(capfd.readouterr().out)
     assert figures["protocol"]["references"] == 3 * figures["protocol"]["pictures"]
     # the pictures that were not trained on, which are those of the people's captions, too
-    names = [json.loads(line)["image"] for line in (judged / "captions.jsonl").read_text().splitlines()]
+    names = {json.loads(line)["image"] for line in (judged / "captions.jsonl").read_text().splitlines()}
     assert main(["evaluate", "--model", str(student), "--data", str(tiny_picture_folder), *options, "--overwrite"]) == 0
-    assert [json.loads(line)["image"] for line in (judged / "captions.jsonl").read_text().splitlines()] == names
+    assert {json.loads(line)["image"] for line in (judged / "captions.jsonl").read_text().splitlines()} == names
 
 
 def test_label_in_threads_of_another_program_needs_no_signals(teacher_server: Any, folder: Path) -> None:
