@@ -77,8 +77,9 @@ class CountsDisplay:
 
     def __init__(self, display: Display, job: str, total: int) -> None:
         self.display, self.job, self.total = display, job, total
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                   TextColumn("{task.fields[counts]}"), TimeRemainingColumn())
+        # a narrow terminal cuts what is last
+        columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                   TimeRemainingColumn(), TextColumn("{task.fields[counts]}"))
         has_bar = display.console.is_terminal and not display.quiet
         self.bar = Progress(*columns, console=display.console, transient=True, disable=not has_bar)
         self.task = self.bar.add_task(job, total=total, counts="")
