@@ -49,6 +49,8 @@ CASES = (
     Case("dropout, augmentation, workers", "--augment=true --workers=1 --text.dropout=0.2 --epochs=3"),
     Case("accumulation, hidden words, smoothing", "--accumulate=3 --word_dropout=0.2 --label_smoothing=0.1 --epochs=5"),
     Case("Muon, word presence, stages", "--optimizer=muon --word_presence_weight=1 --stages=[new,text,all] --epochs=4"),
+    Case("average of weights, a rate for the backbone", "--ema=0.9 --vision_lr=0.001 --text.dropout=0.1 --epochs=5"),
+    Case("self-critical training, average of weights", "--base=BASE --self_critical.samples=3 --ema=0.9 --epochs=4"),
     Case("frozen backbone, stored features", "--vision.frozen=true --word_dropout=0.1 --epochs=6"),
     Case("adapters", "--base=BASE --lora.rank=2 --lora.dropout=0.1 --epochs=4"),
     Case("two processes, dropout", "--text.dropout=0.2 --word_dropout=0.1 --epochs=4", processes=2),
@@ -103,6 +105,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return all weights and momenta of the last step, and the weights of the best epoch."""
     content, _ = run_state.load(folder)
     found = {f"last.{name}": value for name, value in content["objective"].items()}
+    found |= {f"average.{name}": value for name, value in (content["average"] or {}).items()}
     for number, optimizer in enumerate(content["optimizers"]):
         for parameter, state in optimizer["state"].items():
             found |= {f"optimizer.{number}.{parameter}.{name}": value for name, value in state.items()}

@@ -276,6 +276,21 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class SelfCriticalConfig:
+    """Self-critical training: sampled captions are rewarded by their CIDEr-D instead of learning people's captions."""
+
+    samples: Annotated[int, Range.AT_LEAST_0] = 0
+    """Captions sampled for each picture, at least 2; 0 learns people's captions. Needs a trained captioner as base."""
+    kl_weight: Annotated[float, Range.AT_LEAST_0] = 0.0
+    """Penalty, in the reward, for each nat by which a sample has become more likely than it is to the base."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "self_critical.")
+        if self.samples == 1:
+            raise ConfigError("self_critical.samples is 1; samples are compared with each other: give 2 or more")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that a training run depends on."""
 
@@ -296,6 +311,7 @@ class TrainConfig:
     output of the encoder (last)."""
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
 
     epochs: Annotated[int, Range.POSITIVE] = 10
     """Passes over the training pictures."""
@@ -315,6 +331,8 @@ class TrainConfig:
     """adamw for all parameters, or muon for the matrices of the blocks and adamw for the rest."""
     muon_lr: Annotated[float, Range.POSITIVE] = 0.02
     """Peak learning rate of the parameters that muon trains."""
+    vision_lr: Annotated[float | None, Range.POSITIVE] = None
+    """Peak learning rate of the backbone, which AdamW then trains; if not given, it trains as the decoder does."""
     weight_decay: Annotated[float, Range.AT_LEAST_0] = 0.01
     """Weight decay of matrices; norms, biases and embeddings have none."""
     vision_weight_decay: Annotated[float | None, Range.AT_LEAST_0] = None
@@ -322,6 +340,9 @@ class TrainConfig:
     schedule: Literal["onecycle", "cosine", "linear"] = "onecycle"
     """Learning rate schedule. onecycle rises from lr/25 over the first 30 % and falls as a cosine; cosine and linear
     warm up over 5 % and fall as their names say."""
+    ema: Annotated[float, Range.FRACTION] = 0.0
+    """Validate and keep an exponential moving average of the weights with this decay per step, like 0.999; 0 keeps the
+    weights themselves."""
     grad_clip: Annotated[float, Range.POSITIVE] = 1.0
     """Maximum norm of the gradient."""
     stages: tuple[str, ...] = ("all",)
@@ -364,6 +385,12 @@ class TrainConfig:
             raise ConfigError(
                 f"lora.rank {self.lora.rank} without base: a run with adapters saves only the adapters, which need the "
                 "captioner that they were trained on; give one by --base, or train without --lora.rank"
+            )
+
+        if self.self_critical.samples and self.base is None:
+            raise ConfigError(
+                f"self_critical.samples {self.self_critical.samples} without base: samples of an untrained captioner "
+                "earn nothing; train one on people's captions first, and give it by --base"
             )
 
     @property

@@ -122,7 +122,8 @@ class TrainingDisplay:
             self.loss = finished.loss if self.loss is None else 0.95 * self.loss + 0.05 * finished.loss
         rate = report.pictures / max(report.seconds, 1e-9)
         self.rate = rate if self.rate is None else 0.9 * self.rate + 0.1 * rate
-        figures = f"loss {self.loss or math.nan:.3f}  lr {finished.learning_rate:.2g}  "
+        reward = "" if finished.reward is None else f"reward {finished.reward:.3f}  "
+        figures = f"{reward}loss {self.loss or math.nan:.3f}  lr {finished.learning_rate:.2g}  "
         figures += f"gradient {finished.gradient_norm:.2g}  {self.rate:.0f} pictures/s  "
         figures += f"{report.tokens_per_second:,.0f} tokens/s"
         self.bar.update(self.task, completed=report.progress, epoch=report.epoch + 1, figures=figures)
@@ -135,7 +136,8 @@ class TrainingDisplay:
             "epoch {epoch:.0f}  {minutes:.1f} min  loss {train_loss:.3f} training, {val_loss:.3f} validation  "
             "perplexity {val_perplexity:.2f}  CIDEr-D {CIDEr-D:.3f} (shuffled pictures {CIDEr-D_shuffled:.3f})"
         )
-        self.display.say(template.format(**row), "bold")
+        reward = f"  reward {row['reward']:.3f}" if "reward" in row else ""
+        self.display.say(template.format(**row) + reward, "bold")
         for sample in samples[:SHOWN_SAMPLES]:
             self.display.say(f"   {sample.name}: {sample.caption}")
             self.display.say(f"      reference: {sample.references[0]}", "dim")

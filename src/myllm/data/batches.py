@@ -54,6 +54,8 @@ class Batch:
     """(B, G) int64, always on the CPU: tokens[..., 1 : length + 1] are targets, what follows is padding."""
     index: Tensor
     """(B,) int64, indexes of the pictures in the source's records."""
+    rewards: Tensor | None = None
+    """(B, G) float32: what sampled captions have earned; None for people's captions."""
 
     def without_targets(self) -> "Batch":
         """Return the batch as one of no pictures and captions; its first picture stays, to be run without effect."""
@@ -66,7 +68,8 @@ class Batch:
         features = None if self.features is None else tuple(map(move, self.features))
         tokens = move(self.tokens)
         inputs = tokens if self.inputs is self.tokens else move(self.inputs)
-        return Batch(images, features, tokens, inputs, self.lengths, move(self.index))
+        rewards = None if self.rewards is None else move(self.rewards)
+        return Batch(images, features, tokens, inputs, self.lengths, move(self.index), rewards)
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,9 @@ class _BatchPlan(Dataset[Batch]):
             captions.append([source.ids[text] for text in texts])
             if self.word_dropout:
                 inputs.append([hide_words(ids, self.word_dropout, source.end, rng) for ids in captions[-1]])
-        tokens, lengths = _pad(captions, source.end)
-        return Batch(images, features, tokens, _pad(inputs, source.end)[0] if inputs else tokens, lengths, index)
+        tokens, lengths = pad_captions(captions, source.end)
+        hidden = pad_captions(inputs, source.end)[0] if inputs else tokens
+        return Batch(images, features, tokens, hidden, lengths, index)
 
 
 def hide_words(ids: Sequence[int], share: float, hidden: int, rng: random.Random) -> list[int]:
@@ -260,8 +264,11 @@ def hide_words(ids: Sequence[int], share: float, hidden: int, rng: random.Random
     return [*ids[:1], *(hidden if rng.random() < share else token for token in ids[1:])]
 
 
-def _pad(captions: Sequence[Sequence[Sequence[int]]], end: int) -> tuple[Tensor, Tensor]:
-    """Return tokens (B, G, T) and numbers of targets (B, G); a picture with fewer captions gets rows of padding."""
+def pad_captions(captions: Sequence[Sequence[Sequence[int]]], end: int) -> tuple[Tensor, Tensor]:
+    """Return tokens (B, G, T) and numbers of targets (B, G); a picture with fewer captions gets rows of padding.
+
+    captions: token ids of each caption of each picture, with the begin token.
+    """
     groups = max(len(group) for group in captions)
     longest = max(len(ids) for group in captions for ids in group)
     filled = [[*group, *[()] * (groups - len(group))] for group in captions]

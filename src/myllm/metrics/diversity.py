@@ -64,6 +64,31 @@ def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -
     )
 
 
+def repeating_share(captions: Sequence[str], n: int = 3) -> float:
+    """Return the share of captions in which a run of `n` words comes twice."""
+    repeating = 0
+    for words in map(ptb_tokenize, captions):
+        runs = list(zip(*(words[start:] for start in range(n)), strict=False))
+        repeating += len(set(runs)) < len(runs)
+    return repeating / max(1, len(captions))
+
+
+def unusual_endings(captions: Sequence[str], references: Sequence[str], rare: float = 0.001) -> dict[str, float]:
+    """Return the last words that captions have and references hardly ever, with their shares of the captions.
+
+    rare: a word ends no larger share of the references. "a dog on a" is what training for CIDEr-D alone leads to.
+    """
+
+    def last_words(texts: Sequence[str]) -> Counter[str]:
+        return Counter(words[-1] for words in map(ptb_tokenize, texts) if words)
+
+    usual = last_words(references)
+    return {
+        word: count / len(captions)
+        for word, count in last_words(captions).most_common() if usual[word] <= rare * len(references)
+    }
+
+
 def _distinct(tokenized: Sequence[Words], n: int) -> float:
     n_grams = [ngram for words in tokenized for ngram in zip(*(words[start:] for start in range(n)), strict=False)]
     return len(set(n_grams)) / max(1, len(n_grams))

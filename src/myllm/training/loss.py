@@ -73,6 +73,15 @@ def word_occurrences(captions: Sequence[Sequence[Sequence[int]]], vocab_size: in
     )
 
 
+def advantages(rewards: Tensor) -> Tensor:
+    """Return by how much each sample's reward exceeds the mean of its picture's other samples: (B, G) of (B, G).
+
+    This baseline needs no further caption (Luo 2020, https://arxiv.org/abs/2003.09971).
+    """
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * (samples / (samples - 1))
+
+
 class HeadLoss(torch.autograd.Function):
     """Cross-entropies over the vocabulary, and their gradients, from a few rows of logits at a time.
 
@@ -81,26 +90,33 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
+        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, importance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, and the sum without smoothing, which has no gradient: (), ().
+        """Return the summed loss, and the sum without smoothing and importance, which has no gradient: (), ().
 
         hidden: (N, C). weight: (vocab_size, C), of the head. targets: (N,) int64.
         smoothing: share of the target probability that is spread evenly over the vocabulary.
+        importance: (N,) factors of the losses.
         """
         dtype = (hidden[:0] @ weight[:1].mT).dtype  # autocast decides
         head, rows = weight.to(dtype), CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS
         wants_hidden, wants_weight = context.needs_input_grad[:2]
         weight_gradient, hidden_gradients = torch.zeros_like(weight) if wants_weight else None, []
-        smooth_sum, caption_sum = hidden.new_zeros(()), hidden.new_zeros(())
-        for x, target in zip(hidden.to(dtype).split(rows), targets[:, None].split(rows), strict=True):
+        total, caption_sum = hidden.new_zeros(()), hidden.new_zeros(())
+        parts = zip(
+            hidden.to(dtype).split(rows), targets[:, None].split(rows), importance[:, None].split(rows), strict=True
+        )
+        for x, target, factor in parts:
             logits = (x @ head.mT).to(hidden.dtype)
             normaliser = logits.logsumexp(-1, keepdim=True)
-            caption_sum += (normaliser - logits.gather(1, target)).sum()
-            smooth_sum += (normaliser - logits.mean(-1, keepdim=True)).sum() if smoothing else 0.0
+            loss = normaliser - logits.gather(1, target)
+            caption_sum += loss.sum()
+            if smoothing:
+                loss = (1 - smoothing) * loss + smoothing * (normaliser - logits.mean(-1, keepdim=True))
+            total += (factor * loss).sum()
             # the gradient of the logits: their probabilities minus the wanted ones
             slope = logits.sub_(normaliser).exp_().sub_(smoothing / len(weight))
-            slope.scatter_add_(1, target, torch.full_like(slope[:, :1], smoothing - 1))
+            slope.scatter_add_(1, target, torch.full_like(slope[:, :1], smoothing - 1)).mul_(factor)
             slope = slope.to(dtype)
             if wants_hidden:
                 hidden_gradients.append(slope @ head)
@@ -112,14 +128,14 @@ class HeadLoss(torch.autograd.Function):
             torch.cat(hidden_gradients).to(hidden.dtype) if hidden_gradients else None, weight_gradient
         )
         context.mark_non_differentiable(caption_sum)
-        return (1 - smoothing) * caption_sum + smoothing * smooth_sum, caption_sum
+        return total, caption_sum
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(context: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # in place: the gradient of GPT-2's embedding is 154 MB
         hidden, weight = (None if gradient is None else gradient.mul_(slope) for gradient in context.saved_tensors)
-        return hidden, weight, None, None
+        return hidden, weight, None, None, None
 
 
 class Objective(nn.Module):
@@ -134,15 +150,16 @@ class Objective(nn.Module):
         self.label_smoothing, self.presence_weight = label_smoothing, presence_weight
 
     def forward(self, batch: Batch, tokens: int | None = None, pictures: int | None = None) -> Losses:
-        """Return the losses. Smoothing and word presence apply only in training mode.
+        """Return the losses. Smoothing and word presence apply only in training mode, and not to sampled captions.
 
+        The loss of a sampled caption is multiplied by its advantage (REINFORCE).
         tokens, pictures: if the batch is a part of a step, their numbers in the whole step: means are over these.
         Nothing here waits for the device: lengths, and the rows and positions that follow from them, are on the CPU.
         """
         features = batch.features if batch.features is not None else self.model.encoder(batch.images)
         image_tokens = self.model.image_tokens(features)
         image = self.model.image_kv(image_tokens)
-        smoothing = self.label_smoothing if self.training else 0.0
+        smoothing = self.label_smoothing if self.training and batch.rewards is None else 0.0
         lengths, device, batch_tokens = batch.lengths, batch.tokens.device, int(batch.lengths.sum())
         caption_sum = torch.zeros((), device=device)
         total = 0.0 * image_tokens[-1].sum()  # a batch without targets has a gradient too, of zeros
@@ -151,9 +168,14 @@ class Objective(nn.Module):
             rows = is_input.flatten().nonzero()[:, 0].to(device, non_blocking=True)
             inputs, targets = batch.inputs.flatten()[rows], batch.tokens.flatten()[rows + 1]
             hidden = self.model.decoder.hidden(inputs, Packed(lengths, device), image)
-            loss, caption_sum = HeadLoss.apply(hidden, self.model.decoder.lm_head.weight, targets, smoothing)
+            importance = torch.ones(is_input.shape, device=device)
+            if batch.rewards is not None:
+                importance = importance * advantages(batch.rewards)[..., None]
+            loss, caption_sum = HeadLoss.apply(
+                hidden, self.model.decoder.lm_head.weight, targets, smoothing, importance.flatten()[rows]
+            )
             total = total + loss / (tokens or batch_tokens)
-        if self.training and self.presence is not None and len(batch.index):
+        if self.training and self.presence is not None and batch.rewards is None and len(batch.index):
             share = len(batch.index) / (pictures or len(batch.index))
             total = total + self.presence_weight * share * self.presence(image_tokens[-1], batch.index)
         return Losses(total, caption_sum, batch_tokens)

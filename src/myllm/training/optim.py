@@ -84,22 +84,26 @@ def build_optimizers(
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
-    matrices, others = defaultdict[float, list[nn.Parameter]](list), defaultdict[float, list[nn.Parameter]](list)
+    for_muon, for_adam = (defaultdict[tuple[float, float], list[nn.Parameter]](list) for _ in range(2))
     for name, parameter in model.named_parameters():
-        if parameter.dim() not in (2, 4) or id(parameter) in undecayed:
-            others[0.0].append(parameter)
-            continue
         is_vision = name.removeprefix("model.").startswith("encoder.")
         decay = vision_decay if is_vision else config.weight_decay
-        is_for_muon = config.optimizer == "muon" and not name.startswith("presence.")
-        (matrices if is_for_muon else others)[decay].append(parameter)
-    adam = torch.optim.AdamW(_groups(others, config.lr), lr=config.lr, betas=(0.9, 0.98), fused=True)
+        rate = config.vision_lr if is_vision and config.vision_lr is not None else None
+        if parameter.dim() not in (2, 4) or id(parameter) in undecayed:
+            for_adam[rate or config.lr, 0.0].append(parameter)
+        elif config.optimizer == "muon" and rate is None and not name.startswith("presence."):
+            for_muon[config.muon_lr, decay].append(parameter)
+        else:
+            for_adam[rate or config.lr, decay].append(parameter)
+    adam = torch.optim.AdamW(_groups(for_adam), lr=config.lr, betas=(0.9, 0.98), fused=True)
     dtype = torch.bfloat16 if precision == "bf16" else None
-    return [adam, Muon(_groups(matrices, config.muon_lr), lr=config.muon_lr, dtype=dtype)] if matrices else [adam]
+    return [adam, Muon(_groups(for_muon), lr=config.muon_lr, dtype=dtype)] if for_muon else [adam]
 
 
-def _groups(by_decay: Mapping[float, list[nn.Parameter]], rate: float) -> list[dict[str, Any]]:
-    return [{"params": params, "weight_decay": decay, "peak_lr": rate} for decay, params in by_decay.items()]
+def _groups(parameters: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [
+        {"params": group, "weight_decay": decay, "peak_lr": rate} for (rate, decay), group in parameters.items()
+    ]
 
 
 def _undecayed(module: nn.Module) -> list[Tensor]:

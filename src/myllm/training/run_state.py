@@ -51,6 +51,10 @@ class RunState:
     """Number of tokens in `loss_sum`."""
     tokens: int = 0
     """Number of targets of all steps."""
+    reward_sum: float = 0.0
+    """Sum of the rewards of the current epoch's samples, in self-critical training."""
+    samples: int = 0
+    """Number of samples in `reward_sum`."""
     gradient_norm: float = 0.0
     """Gradient norm of the latest step, before clipping."""
     skipped: int = 0

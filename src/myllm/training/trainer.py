@@ -1,5 +1,6 @@
 """The training loop."""
 
+import copy
 import math
 import signal
 import threading
@@ -26,11 +27,13 @@ from myllm.metrics.diversity import measure_diversity
 from myllm.model.lora import adapted_layers
 from myllm.training import run_state
 from myllm.training.cpu_attention import CpuAttention
+from myllm.training.ema import update_average
 from myllm.training.loss import Objective, WordPresence, word_occurrences
 from myllm.training.optim import build_optimizers, rate_factor, set_rates
 from myllm.training.prepare import Prepared
 from myllm.training.ranks import Ranks
 from myllm.training.run_state import RunState
+from myllm.training.self_critical import CaptionSampler
 from myllm.training.shared_batch_norm import SharedBatchNorm
 from myllm.training.stages import set_stage, set_train_mode, stage_of
 from myllm.training.validate import MIN_CIDER_PICTURES, Validation, Validator, best_criterion, is_better
@@ -59,9 +62,11 @@ class Trainer:
         self.objective = Objective(
             self.model, config.label_smoothing, presence, config.word_presence_weight
         ).to(self.device)
+        self.average = copy.deepcopy(self.objective) if config.ema else None
         self.optimizers = build_optimizers(self.objective, config, self.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.batches = training_batches(train, config, self.ranks.share)
+        self.sampler = CaptionSampler(self.model, config, prepared) if config.self_critical.samples else None
         self.validator = Validator(config, prepared, self.device, self.precision, self.ranks)
         self.best_by = best_criterion(config.best_by, self.validator.count)
         self.state = RunState()
@@ -81,6 +86,8 @@ class Trainer:
                 )
         try:
             self.objective.load_state_dict(content["objective"])
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
             for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
                 # rates and decay are those of the configuration, which may have changed
                 groups = [{**old, **new, "params": old["params"]} for old, new in zip(
@@ -121,9 +128,10 @@ class Trainer:
             while not self._is_finished():
                 group, failure = self._next_batches(batches)
                 waited = time.monotonic() - step_time
-                pictures, tokens, stopped, failed = self.ranks.sum(
+                pictures, tokens, reward, stopped, failed = self.ranks.sum(
                     sum(len(batch.index) for batch in group),
                     sum(int(batch.lengths.sum()) for batch in group),
+                    sum(float(batch.rewards.sum()) for batch in group if batch.rewards is not None),
                     bool(signals), failure is not None,
                 )
                 if stopped or failed:
@@ -139,11 +147,13 @@ class Trainer:
                     step_time = time.monotonic()
                     state.batch, state.step = state.batch + len(group), state.step + 1
                     state.seconds, state.wait_seconds = state.seconds + seconds, state.wait_seconds + waited
+                    samples = int(pictures) * config.self_critical.samples
+                    state.reward_sum, state.samples = state.reward_sum + reward, state.samples + samples
                     self._check_latest()  # a GPU finished that step while this one was prepared
                     index = tuple(number for batch in group for number in batch.index.tolist())
                     self.latest = StepReport(
                         state.epoch, state.step, self.progress, config.lr * rate, seconds, index, int(pictures),
-                        int(tokens), loss, self.gradient_norm,
+                        int(tokens), loss, self.gradient_norm, reward / samples if samples else None,
                     )
                     self.reporter.step(self.latest)
                 if state.batch >= len(self.batches) or self.progress >= 1.0:
@@ -163,6 +173,7 @@ class Trainer:
         if self.ranks.is_first:
             run_state.save(self.out, {
                 "state": asdict(self.state), "objective": self.objective.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "scaler": self.scaler.state_dict(), "config": asdict(self.config),
                 "tokenizer": self.prepared.tokenizer.to_str(), "fingerprints": self.prepared.fingerprints,
@@ -176,6 +187,11 @@ class Trainer:
         by_time = state.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
         return min(1.0, max(by_time, state.step / min(steps, config.max_steps or steps)))
 
+    @property
+    def _judged(self) -> Objective:
+        """What is validated and kept: the averaged weights, if there are any."""
+        return self.objective if self.average is None else self.average
+
     def _is_finished(self) -> bool:
         """Return whether the run is over and its last epoch is validated."""
         return self.state.batch == 0 and (self.progress >= 1.0 or self._is_out_of_patience())
@@ -187,8 +203,6 @@ class Trainer:
     def _start_epoch(self) -> Iterator[Batch]:
         """Set the epoch's stage and training mode, and return its remaining batches."""
         set_stage(self.model, stage_of(self.state.epoch, self.config), self.config)
-        self.objective.train()
-        set_train_mode(self.model)
         return self.batches.epoch(self.state.epoch, self.state.batch)
 
     def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], MyLLMError | None]:
@@ -196,7 +210,7 @@ class Trainer:
         if self.progress >= 1.0:
             return [], None
         try:
-            return list(islice(batches, self.config.accumulate)), None
+            group = list(islice(batches, self.config.accumulate))
         except MyLLMError as error:
             return [], MyLLMError(f"{error}. The run is saved; mend this and continue it by --resume")
         except RuntimeError as error:
@@ -204,6 +218,10 @@ class Trainer:
                 f"a process that loads pictures has ended ({reason(error)}). The run is saved; if memory ran out, "
                 "resume with fewer --workers"
             )
+        if self.sampler is not None:
+            with autocast(self.precision, self.device):
+                group = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
+        return group, None
 
     def _step(self, group: Sequence[Batch], tokens: int, pictures: int) -> Tensor:
         """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ().
@@ -211,6 +229,8 @@ class Trainer:
         tokens, pictures: their numbers over all batches of the step, in all processes.
         A step whose loss or gradient is not finite changes nothing; the device decides that, so that no GPU waits.
         """
+        self.objective.train()
+        set_train_mode(self.model)
         step_sum = torch.zeros_like(self.loss_sum)
         encoder = self.model.encoder
         statistics = [(buffer, buffer.clone()) for buffer in encoder.buffers()] if encoder.training else []
@@ -236,6 +256,8 @@ class Trainer:
         for buffer, before in statistics:
             buffer.copy_(buffer.where(is_finite, before))
         self.scaler.update()
+        if self.average is not None:
+            update_average(self.average, self.objective, self.config.ema, self.state.step)
         self.loss_sum += step_sum.where(is_finite, 0.0)
         self.state.loss_tokens += tokens
         self.state.tokens += tokens
@@ -274,11 +296,12 @@ class Trainer:
         Returns False, with nothing done, if `should_stop` became true before the validation was complete.
         """
         self._read_device()
-        state, validation = self.state, self.validator(self.objective, should_stop)
+        state, validation = self.state, self.validator(self._judged, should_stop)
         if validation is None:
             return False
         row = self._row(validation)
         state.epoch, state.batch, state.loss_sum, state.loss_tokens = state.epoch + 1, 0, 0.0, 0
+        state.reward_sum, state.samples = 0.0, 0
         self.loss_sum.zero_()
         state.history.append(row)
         if not state.best_epoch or is_better(row, state.history[state.best_epoch - 1], self.best_by):
@@ -300,7 +323,8 @@ class Trainer:
         return {
             "epoch": state.epoch + 1, "step": state.step, "minutes": state.seconds / 60,
             "stage": stage_of(state.epoch, self.config), "train_loss": train_loss,
-            "train_perplexity": math.exp(min(train_loss, 50.0)), "val_loss": validation.loss,
+            "train_perplexity": math.exp(min(train_loss, 50.0)),
+            **({"reward": state.reward_sum / state.samples} if state.samples else {}), "val_loss": validation.loss,
             "val_perplexity": math.exp(min(validation.loss, 50.0)), "CIDEr-D": validation.cider,
             "CIDEr-D_shuffled": validation.shuffled_cider,
             "distinct_captions": measure_diversity(validation.captions).distinct_share,
@@ -321,7 +345,7 @@ class Trainer:
             "torch": str(torch.__version__), **({} if config.base is None else {"base": config.base}),
         }
         checkpoint = native.Checkpoint(
-            self.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
+            self._judged.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
         )
         if config.base is None or prepared.base_hash is None:
             native.save(checkpoint, self.out / native.FILE_NAME)

@@ -13,7 +13,7 @@ from myllm.data.batches import Batch, evaluation_batches
 from myllm.device import autocast
 from myllm.inference.generate import generate_captions, make_vocabulary
 from myllm.inference.torch_steppers import make_search
-from myllm.metrics.diversity import measure_diversity
+from myllm.metrics.diversity import measure_diversity, repeating_share, unusual_endings
 from myllm.metrics.score import score_captions, shuffled
 from myllm.training.loss import Objective
 from myllm.training.prepare import Prepared
@@ -23,6 +23,7 @@ from myllm.training.ranks import Ranks
 MIN_CIDER_PICTURES = 50
 MIN_WARNING_PICTURES = 20
 COLLAPSED_SHARE = 0.2
+UNUSUAL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ class Validation:
             messages.append(
                 f"with shuffled pictures the captions score nearly as well (CIDEr-D {self.shuffled_cider:.3f}, without "
                 f"shuffling {self.cider:.3f}): the model ignores the pictures so far"
+            )
+        references = [reference for sample in self.samples for reference in sample.references]
+        share, usual = repeating_share(self.captions), repeating_share(references)
+        if share > usual + UNUSUAL_SHARE:
+            messages.append(
+                f"{share:.0%} of the captions repeat three words, of people's {usual:.1%}: try "
+                "decode.no_repeat_ngram_size 3 or, in self-critical training, a larger self_critical.kl_weight"
+            )
+        endings = unusual_endings(self.captions, references)
+        if sum(endings.values()) > UNUSUAL_SHARE:
+            words = ", ".join(map(repr, list(endings)[:3]))
+            messages.append(
+                f"{sum(endings.values()):.0%} of the captions end in words that hardly any of people's ends in "
+                f"({words}): they may be cut off by decode.max_new_tokens, or lost their ends in training for CIDEr-D"
             )
         return messages
 

@@ -40,6 +40,8 @@ class StepReport:
     """() on the device."""
     norm_tensor: Tensor
     """() on the device."""
+    reward: float | None = None
+    """Mean reward of the step's samples, in self-critical training."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import DataError
-from myllm.metrics.diversity import measure_diversity, self_cider
+from myllm.metrics.diversity import measure_diversity, repeating_share, self_cider, unusual_endings
 
 
 def test_a_collapsed_model_has_low_diversity() -> None:
@@ -126,3 +126,15 @@ def test_captions_without_words_are_not_diverse() -> None:
 def test_self_cider_needs_several_captions_of_each_picture() -> None:
     with pytest.raises(DataError, match="picture 2 of 2 has 1 captions"):
         self_cider([["a dog", "a cat"], ["a dog"]])
+
+
+def test_repeating_share_counts_captions_in_which_three_words_come_twice() -> None:
+    captions = ["A man in a hat. A man in a coat", "a dog and a dog", "a dog and a dog and a cat", "a", ""]
+    assert repeating_share(captions) == pytest.approx(2 / 5)
+    assert repeating_share(captions, 2) == pytest.approx(3 / 5)
+
+
+def test_unusual_endings_are_last_words_that_references_hardly_have() -> None:
+    references = ["a dog on a hill ."] * 999 + ["a dog on a"]
+    captions = ["a dog on a hill", "a dog on a", "a dog with", "a dog with the"]
+    assert unusual_endings(captions, references) == {"a": 0.25, "with": 0.25, "the": 0.25}

@@ -143,10 +143,11 @@ def test_objective_reads_no_value_from_the_device(tiny_model: Callable[..., Visi
 def test_head_loss_has_the_values_and_gradients_of_cross_entropy(rows: int, smoothing: float) -> None:
     hidden, weight = (nn.Parameter(torch.randn(count, 8, dtype=torch.float64)) for count in (rows, 50))
     targets = torch.randint(50, (rows,))
-    loss, plain = HeadLoss.apply(hidden, weight, targets, smoothing)
+    importance = torch.randn(rows, dtype=torch.float64)
+    loss, plain = HeadLoss.apply(hidden, weight, targets, smoothing, importance)
     gradients = torch.autograd.grad(3 * loss, (hidden, weight))
     logits = hidden @ weight.mT
-    slow = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    slow = importance @ F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     assert float(loss) == pytest.approx(float(slow)) and not plain.requires_grad
     assert float(plain) == pytest.approx(float(F.cross_entropy(logits, targets, reduction="sum")))
     for gradient, expected in zip(gradients, torch.autograd.grad(3 * slow, (hidden, weight)), strict=True):
@@ -155,7 +156,7 @@ def test_head_loss_has_the_values_and_gradients_of_cross_entropy(rows: int, smoo
 
 def test_head_loss_in_bf16_is_near_that_in_fp32() -> None:
     hidden, weight = (nn.Parameter(torch.randn(count, 8)) for count in (600, 50))
-    arguments = hidden, weight, torch.randint(50, (600,)), 0.1
+    arguments = hidden, weight, torch.randint(50, (600,)), 0.1, torch.ones(600)
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -168,7 +169,7 @@ def test_head_loss_in_bf16_is_near_that_in_fp32() -> None:
 
 def test_head_loss_gives_a_frozen_head_no_gradient() -> None:
     hidden, weight = nn.Parameter(torch.randn(5, 8)), torch.randn(50, 8)
-    loss, _ = HeadLoss.apply(hidden, weight, torch.randint(50, (5,)), 0.0)
+    loss, _ = HeadLoss.apply(hidden, weight, torch.randint(50, (5,)), 0.0, torch.ones(5))
     loss.backward()
     assert hidden.grad is not None and weight.grad is None
 

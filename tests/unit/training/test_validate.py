@@ -44,3 +44,12 @@ def test_validation_warns_of_repeated_captions_and_of_ignored_pictures() -> None
     [ignored] = validation(different, 0.1, 0.09).warnings()
     assert "CIDEr-D 0.090, without shuffling 0.100" in ignored
     assert validation(["a dog"] * 20, 0.1, 0.1).warnings() == []  # too few to tell
+
+
+def test_validation_warns_of_repeated_words_and_of_unfinished_captions() -> None:
+    plain = [f"picture {number}" for number in range(30)]
+    texts = [f"dog {number} on a hill and dog {number} on a hill" for number in range(6)] + plain[6:]
+    samples = [Sample("a.png", Path("a.png"), text, (reference,)) for text, reference in zip(texts, plain, strict=True)]
+    [repeated, ended] = Validation(2.0, samples, 0.5, 0.1).warnings()
+    assert repeated.startswith("20% of the captions repeat three words, of people's 0.0%")
+    assert ended.startswith("20% of the captions end in words that hardly any of people's ends in ('hill')")

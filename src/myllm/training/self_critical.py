@@ -1,0 +1,90 @@
+"""Self-critical sequence training (Rennie et al. 2017): captions are sampled, and those that people's captions resemble
+become more likely.
+
+The model samples several captions of each picture; the reward of each is its CIDEr-D. `Objective` multiplies the losses
+of samples by their advantage over the picture's others (Luo 2020).
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from myllm.config import DecodeConfig, TrainConfig
+from myllm.data.batches import Batch, pad_captions
+from myllm.data.splits import name_hash
+from myllm.decoding.engine import Hypothesis
+from myllm.decoding.search import generate
+from myllm.inference.generate import caption_text, make_vocabulary
+from myllm.inference.torch_steppers import make_search
+from myllm.metrics.cider import CiderD
+from myllm.metrics.ngrams import Words
+from myllm.metrics.ptb import ptb_tokenize
+from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.training.prepare import Prepared
+
+# A word of the reward, so that captions learn to end: without it, ones that end in "on a" earn as much (Luo 2020).
+END_WORD = "<end>"
+
+
+class CaptionSampler:
+    """Replaces the captions of a batch by samples of the model, with their rewards."""
+
+    def __init__(self, model: VisionGPT2, config: TrainConfig, prepared: Prepared) -> None:
+        """model: as it is now, it is the one that `kl_weight` compares with."""
+        self.model, self.options, self.seed = model, config.self_critical, config.seed
+        self.decode = DecodeConfig(
+            do_sample=True, num_return_sequences=self.options.samples, max_new_tokens=config.decode.max_new_tokens
+        )
+        self.tokenizer, self.vocabulary = prepared.tokenizer, make_vocabulary(prepared.tokenizer)
+        self.names = [record.name for record in prepared.train.records]
+        self.references = [
+            [[*ptb_tokenize(caption), END_WORD] for caption in record.captions] for record in prepared.train.records
+        ]
+        self.cider = CiderD(self.references)
+        self.start = copy.deepcopy(model).eval() if self.options.kl_weight else None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """Return the batch with samples of `self_critical.samples` captions for each picture.
+
+        They depend on the seed, the step and the picture's name, not on the batch. The model is in evaluation mode
+        afterwards.
+        """
+        index = batch.index.tolist()
+        if not index:
+            return batch
+        self.model.eval()
+        features = batch.features if batch.features is not None else self.model.encoder(batch.images)
+        image = self.model.image_kv(self.model.image_tokens(features))
+        seeds = [name_hash("sample", self.seed, step, self.names[number]) for number in index]
+        groups = generate(make_search(self.model, self.vocabulary, image, self.decode, seeds))
+        end = self.vocabulary.end
+        ids = [[[end, *caption.tokens, *[end] * (caption.ended_by == "end")] for caption in group] for group in groups]
+        tokens, lengths = pad_captions(ids, end)
+        sampled = replace(batch, tokens=tokens, inputs=tokens, lengths=lengths)
+        return replace(sampled, rewards=self._rewards(groups, index) - self._drift(sampled, groups))
+
+    def _rewards(self, groups: Sequence[Sequence[Hypothesis]], index: Sequence[int]) -> Tensor:
+        """Return the CIDEr-D of each sample (B, G)."""
+        words = [self._words(caption) for group in groups for caption in group]
+        references = [self.references[number] for number in index for _ in range(self.options.samples)]
+        return torch.tensor(self.cider.score(words, references), dtype=torch.float32).view(len(index), -1)
+
+    def _words(self, caption: Hypothesis) -> Words:
+        words = ptb_tokenize(caption_text(self.tokenizer, caption.tokens, self.vocabulary))
+        return [*words, END_WORD] if caption.ended_by == "end" else words
+
+    def _drift(self, sampled: Batch, groups: Sequence[Sequence[Hypothesis]]) -> Tensor | float:
+        """Return kl_weight x how much likelier each sample is than to the model at the start: nats (B, G)."""
+        if self.start is None:
+            return 0.0
+        logprobs = torch.tensor([[sum(caption.logprobs) for caption in group] for group in groups])
+        features = sampled.features if sampled.features is not None else self.start.encoder(sampled.images)
+        image = self.start.image_kv(self.start.image_tokens(features))
+        start_logprobs = self.start.decode(sampled.tokens[..., :-1], image).log_softmax(-1)
+        start_logprobs = start_logprobs.gather(-1, sampled.tokens[..., 1:, None])[..., 0].cpu()
+        is_target = torch.arange(sampled.tokens.shape[2] - 1) < sampled.lengths[..., None]
+        return self.options.kl_weight * (logprobs - (start_logprobs * is_target).sum(-1))
