@@ -255,6 +255,8 @@ def test_label_ends_if_too_many_pictures_fail_in_a_row(
     teacher_server: Any, folder: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("myllm.apps.label.MAX_FAILURES_IN_ROW", 3)
+    for number in range(5):  # which are not the server's fault
+        (folder / f"pics/0-{number}.png").write_bytes(b"no picture")
     teacher_server.reply = lambda request: Reply({"error": "cannot read pictures"}, 400)
     assert label(teacher_server, "--requests=1") == 1
     message = capfd.readouterr().err

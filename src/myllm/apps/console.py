@@ -77,9 +77,10 @@ class CountsDisplay:
 
     def __init__(self, display: Display, job: str, total: int) -> None:
         self.display, self.job, self.total = display, job, total
+        counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
         # a narrow terminal cuts what is last
-        columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                   TimeRemainingColumn(), TextColumn("{task.fields[counts]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(10), counted, TimeRemainingColumn(),
+                   TextColumn("{task.fields[counts]}"))
         has_bar = display.console.is_terminal and not display.quiet
         self.bar = Progress(*columns, console=display.console, transient=True, disable=not has_bar)
         self.task = self.bar.add_task(job, total=total, counts="")

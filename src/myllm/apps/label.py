@@ -20,10 +20,10 @@ from myllm.data.records import quantity
 from myllm.data.table_formats import TEACHER
 from myllm.errors import ConfigError, DataError, MyLLMError
 from myllm.files import lock_file
-from myllm.inference.teacher import Result, Stopped, Teacher, ask_all
+from myllm.inference.teacher import Result, Stopped, Teacher, Unanswered, ask_all
 from myllm.inference.teacher_apis import Question, has_several_sentences
 
-# With as many failures in a row, something is wrong with the server or the model, not with the pictures.
+# With as many pictures in a row that the server fails on, something is wrong with it, or with the model.
 MAX_FAILURES_IN_ROW = 50
 
 
@@ -115,7 +115,7 @@ class _Run:
                     self.errors.append({"image": name, "error": str(result)})
                     errors.append(self.errors[-1])
                     self.display.warn(str(result) if isinstance(result, DataError) else f"{name}: {result}")
-                    failures_in_row += 1
+                    failures_in_row += isinstance(result, Unanswered)
                 if failures_in_row >= MAX_FAILURES_IN_ROW and not last_failure:
                     last_failure = str(result)
                     self.teacher.stop.set()

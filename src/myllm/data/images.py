@@ -8,6 +8,7 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -76,18 +77,20 @@ def load_thumbnail(picture: Picture, side: int, mode: Literal["L", "YCbCr"]) -> 
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def server_picture(picture: Picture, max_side: int) -> tuple[str, bytes]:
+def server_picture(
+    picture: Picture, max_side: int, formats: Collection[str] = tuple(SERVER_FORMATS)
+) -> tuple[str, bytes]:
     """Return a picture as a server reads it: media type and bytes, no side longer than `max_side`.
 
-    These are the original bytes of an upright JPEG, PNG, WebP or GIF that is small enough and has no camera data, such
-    as the place where it was taken; otherwise a new JPEG. Raises DataError as `load_image` does.
+    These are the original bytes of an upright picture in one of `formats` that is small enough and has no camera data,
+    such as the place where it was taken; otherwise a new JPEG. Raises DataError as `load_image` does.
     """
     content = read_picture(picture, MAX_BYTES)
     image = _open(content, str(picture))
     decoded = _decode(image, str(picture))
     is_small = len(content) <= MAX_SERVER_BYTES and max(decoded.size) <= max_side
-    if is_small and image.format in SERVER_FORMATS and _is_plain(image):
-        return SERVER_FORMATS[image.format], content
+    if is_small and image.format in formats and _is_plain(image):
+        return SERVER_FORMATS[str(image.format)], content
     decoded.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     decoded.save(file, "JPEG", quality=90)

@@ -126,6 +126,11 @@ class Teacher:
         """Address that captions are asked from, for messages."""
         return _shown(self._api.url)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of pictures, by Pillow's names, that can be sent as they are."""
+        return self._api.formats
+
     def only_model(self) -> str:
         """Return the model of a server that has only one. Raises MyLLMError and Stopped."""
         url = self._api.models_url
@@ -320,7 +325,7 @@ def ask_all(
 
 def _ask_about(teacher: Teacher, question: Question, path: Path, max_side: int) -> Result:
     try:
-        return teacher.captions(server_picture(path, max_side), question)
+        return teacher.captions(server_picture(path, max_side, teacher.formats), question)
     except (Unanswered, DataError) as error:
         return error
 

@@ -33,6 +33,8 @@ class Api(ABC):
     """What the address of requests ends with."""
     models_suffix: str
     """What the address of the list of models ends with."""
+    formats: tuple[str, ...]
+    """Pillow's names of the formats of pictures that every server reads."""
     may_take_n: bool
     """Whether a request can ask for several captions; not every server gives them."""
 
@@ -62,6 +64,7 @@ class OpenAI(Api):
     """Chat completions."""
 
     suffix, models_suffix, may_take_n = "/chat/completions", "/models", True
+    formats = ("JPEG", "PNG", "WEBP", "GIF")
 
     def body(self, question: Question, picture: tuple[str, bytes], n: int) -> dict[str, Any]:
         kind, content = picture
@@ -86,6 +89,7 @@ class Ollama(Api):
     """Ollama's own API."""
 
     suffix, models_suffix, may_take_n = "/generate", "/tags", False
+    formats = ("JPEG", "PNG")  # versions of 2025 refuse WebP
 
     def body(self, question: Question, picture: tuple[str, bytes], n: int) -> dict[str, Any]:
         image = base64.b64encode(picture[1]).decode()

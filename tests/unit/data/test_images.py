@@ -263,6 +263,7 @@ def test_server_picture_sends_small_usual_pictures_as_they_are(tmp_path: Path) -
         path = tmp_path / kind
         path.write_bytes(encoded(noise(40, 30), kind))
         assert server_picture(path, max_side=40) == (media_type, path.read_bytes())
+    assert server_picture(tmp_path / "GIF", 40, formats=("PNG",))[0] == "image/jpeg"
 
 
 def smooth(width: int, height: int) -> Image.Image:

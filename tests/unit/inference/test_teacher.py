@@ -312,6 +312,17 @@ def test_ask_all_yields_captions_of_each_picture_and_why_there_are_none(
     assert results == {name: [caption_of(path.read_bytes())] for name, path in pictures if name != "02.png"}
 
 
+def test_ask_all_gives_ollama_no_format_that_it_may_not_read(
+    teacher_server: Any, connect: Connect, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (4, 3)).save(path)
+    for url in (teacher_server.url, f"{teacher_server.root}/api"):
+        assert len(list(ask_all(connect(url), ONE, [("a", path)], max_side=100, threads=1))) == 1
+    formats = [Image.open(io.BytesIO(request.image)).format for request in teacher_server.log]
+    assert formats == ["WEBP", "JPEG"]
+
+
 def test_ask_all_sends_several_requests_at_once_and_no_more(
     teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]]
 ) -> None:
