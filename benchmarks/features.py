@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from myllm.config import CaptionsConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, VisionConfig
 from myllm.data.batches import make_source, training_batches
 from myllm.data.features import FeatureCache
 from myllm.data.images import Preprocess
@@ -22,6 +22,7 @@ from myllm.data.sources import read_records
 from myllm.data.tokenizer import train_tokenizer
 from myllm.inference.onnx_encoder import OnnxEncoder
 from myllm.model.vision import ImageEncoder
+from myllm.training_config import TrainConfig
 
 COUNT = 64
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from myllm.config import GPTConfig, TrainConfig, VisionConfig
+from myllm.config import GPTConfig, VisionConfig
 from myllm.data.batches import Batch, make_source
 from myllm.data.images import Preprocess
 from myllm.data.records import Findings, Record
@@ -27,6 +27,7 @@ from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.presets import preset_config
 from myllm.training.prepare import Prepared
 from myllm.training.trainer import Trainer
+from myllm.training_config import TrainConfig
 
 VIT_S = VisionConfig("vit_small_patch16_224", pretrained=False)
 

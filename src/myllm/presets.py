@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from myllm.config import TrainConfig, nearest
+from myllm.config import nearest
 from myllm.errors import ConfigError
+from myllm.training_config import TrainConfig
 
 RENAMED_PRESETS = {"seed": "vit-gpt2"}
 

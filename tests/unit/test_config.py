@@ -14,12 +14,12 @@ from myllm.config import (
     GPTConfig,
     LoraConfig,
     PreprocessConfig,
-    TrainConfig,
     VisionConfig,
     nearest,
 )
 from myllm.errors import ConfigError
 from myllm.presets import PRESETS, preset_config
+from myllm.training_config import TrainConfig
 
 GROUPS = {
     "vision": VisionConfig, "text": GPTConfig, "captions": CaptionsConfig, "lora": LoraConfig, "decode": DecodeConfig,

@@ -9,9 +9,8 @@ from pathlib import Path
 from myllm.apps.console import Display
 from myllm.apps.data_folder import draw_with_progress
 from myllm.apps.options import DemoOptions
-from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_text
-from myllm.apps.train import check_run_folder, remove_checkpoints, run_training
-from myllm.config import TrainConfig
+from myllm.apps.run_folder import REPORT_FILE, SAMPLES_PICTURE, evaluation_as_text, write_config, write_text
+from myllm.apps.train import check_run_folder, finish, remove_checkpoints, run_training
 from myllm.data.records import quantity
 from myllm.data.scenes import draw_scene
 from myllm.errors import ConfigError
@@ -21,6 +20,8 @@ from myllm.inference.captioner import Captioner
 from myllm.metrics.score import score_captions, shuffled
 from myllm.presets import PRESETS, preset_config
 from myllm.training import run_state
+from myllm.training.ranks import Ranks
+from myllm.training_config import TrainConfig
 
 STAMP = "demo.json"
 REPORT = "report.json"
@@ -47,13 +48,15 @@ def run_demo(options: DemoOptions, display: Display) -> int:
         remove_checkpoints(out)
         (out / REPORT).unlink(missing_ok=True)
         write_text(out / STAMP, recipe(options))
-    resume = (out / run_state.FILE_NAME).is_file()
     try:
-        evaluation = run_training(demo_config(options, str(data)), display, resume)
+        trained = run_training(
+            demo_config(options, str(data)), display, run_state.exists(out), (), Ranks(),
+            begin=lambda config: write_config(config, out),
+        )
     except SystemExit:
-        display.print("The same command resumes the demo.")
+        display.print("Interrupted, and saved. The same command resumes the demo.")
         raise
-    assert evaluation is not None, "a demo runs in one process"
+    evaluation = finish(*trained, display)
     report = judge_on_new_scenes(options, display)
     write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     display.print(f"\n{evaluation_as_text(evaluation)}\n\n{report_as_text(report, options)}")
@@ -67,7 +70,7 @@ def holds_demo(out: Path, options: DemoOptions) -> bool:
     Raises ConfigError if it holds any other run, unless that may be overwritten.
     """
     if not (out / STAMP).is_file():
-        check_run_folder(out, overwrite=options.overwrite)
+        check_run_folder([out], overwrite=options.overwrite)
         return False
     is_same = (out / STAMP).read_text(encoding="utf-8") == recipe(options)
     if not is_same and not options.overwrite:

@@ -6,9 +6,10 @@ Options that several verbs share are declared once, in the base classes at the t
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from myllm.config import CaptionsConfig, DecodeConfig, TrainConfig
+from myllm.config import CaptionsConfig, DecodeConfig
 from myllm.errors import ConfigError
 from myllm.option_checks import Range, check_options
+from myllm.training_config import TrainConfig
 
 DEFAULT_PRESET = "vit-gpt2"
 

@@ -16,11 +16,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from myllm.apps.options import VerbOptions
-from myllm.config import RENAMED_OPTIONS, TrainConfig, nearest
+from myllm.config import RENAMED_OPTIONS, nearest
 from myllm.errors import ConfigError, reason
 from myllm.files import read_bytes
 from myllm.option_checks import describe_type
 from myllm.presets import PRESETS
+from myllm.training_config import TrainConfig
 
 Options = TypeVar("Options", bound=VerbOptions)
 MAX_YAML_BYTES = 2**24

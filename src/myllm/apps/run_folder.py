@@ -2,9 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from myllm.caption import CaptionerProtocol, Sample
 from myllm.data.records import quantity
@@ -13,6 +18,7 @@ from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search
 from myllm.evaluation.judge import MAIN
 from myllm.files import atomic_write, json_text
+from myllm.training_config import TrainConfig
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -47,6 +53,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode(errors="backslashreplace"))
+
+
+def write_config(config: TrainConfig, out: Path) -> None:
+    """Write config.yaml, which `--config` reads."""
+    options = json.loads(json.dumps(asdict(config)))  # YAML has lists, but no tuples
+    write_text(out / CONFIG_FILE, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """Return the options in config.yaml, or none if it is missing or is not YAML."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        options = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
+        return options if isinstance(options, dict) else {}
+    return {}
 
 
 def write_jsonl(path: Path, rows: Sequence[object]) -> None:

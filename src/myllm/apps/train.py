@@ -2,17 +2,14 @@
 
 import csv
 import io
-import json
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tensorboardX import SummaryWriter
 from tokenizers import Tokenizer
 
@@ -25,7 +22,6 @@ from myllm.apps.printing import print_json
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.card import flatten
-from myllm.config import TrainConfig
 from myllm.data.records import quantity
 from myllm.data.scenes import read_things
 from myllm.data.sources import data_name, data_paths
@@ -43,9 +39,11 @@ from myllm.training import run_state
 from myllm.training.dry_run import PICTURES, dry_run
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks, started_by_torchrun
+from myllm.training.run_sequence import run_sequence, with_saved_options
 from myllm.training.run_state import RunState
 from myllm.training.trainer import Trainer
 from myllm.training.watch import StepReport
+from myllm.training_config import TrainConfig
 
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME, run_state.PREVIOUS_NAME)
 STEPS_PER_EVENT = 10
@@ -61,9 +59,7 @@ def train(options: TrainOptions) -> int:
         if options.dry_run:
             return try_run(options, given, display, ranks)
         with lock_folder(out) if ranks.is_first else nullcontext():
-            if ranks.is_first:
-                check_run_folder(out, resume=options.resume, overwrite=options.overwrite)
-            evaluation = run_training(options.config, display, options.resume, given, ranks)
+            evaluation = run_all(options, given, display, ranks)
     if evaluation is None:
         return 0
     if options.json:
@@ -76,12 +72,51 @@ def train(options: TrainOptions) -> int:
     return 0
 
 
-def check_run_folder(out: Path, resume: bool = False, overwrite: bool = False) -> None:
-    """Raise ConfigError if a run would be lost, or if there is none to resume."""
+def run_all(
+    options: TrainOptions, given_options: Collection[str], display: Display, ranks: Ranks
+) -> Evaluation | None:
+    """Make the run and its `next_runs`, or resume them; evaluate the last. None in all processes but the first."""
+    config, out = options.config, Path(options.out)
+    if options.resume and (saved := run_folder.read_config(out)).get("next_runs"):
+        config = with_saved_options(config, saved, given_options)
+    # options of the command line hold for all runs of a preset; next runs of the user's own say what differs
+    runs = run_sequence(config, () if "next_runs" in options.given_names else options.given_names)
+    folders = [Path(run.out) for run in runs]
+    if ranks.is_first:
+        check_run_folder(folders, options.resume, options.overwrite)
+    if config.base is not None and Path(config.base).resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"--base {config.base} is inside --out {out}, which the run writes; give another --out")
+    begun = [number for number, folder in enumerate(folders) if options.resume and run_state.exists(folder)]
+
+    def replace_other_run(first: TrainConfig) -> None:
+        for folder in folders:
+            remove_checkpoints(folder)
+        run_folder.write_config(config if config.next_runs else first, out)
+
+    for number in range(max(begun, default=0), len(runs)):
+        if len(runs) > 1:
+            display.say(f"Run {number + 1} of {len(runs)}", style="bold")
+        begin = replace_other_run if number == 0 else lambda _: None
+        try:
+            trained = run_training(runs[number], display, number in begun, given_options, ranks, begin)
+        except SystemExit:
+            again = f"myllm train --out {shlex.quote(options.out)} --resume"
+            display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")
+            raise
+    return finish(*trained, display) if ranks.is_first else None
+
+
+def check_run_folder(folders: Sequence[Path], resume: bool = False, overwrite: bool = False) -> None:
+    """Raise ConfigError if a run would be lost, or if there is none to resume.
+
+    folders: of a sequence of runs; the last one holds the others.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite: one continues the run, the other deletes it; give only one")
-    existing = [name for name in CHECKPOINTS if (out / name).exists()]
-    if resume and not {run_state.FILE_NAME, run_state.PREVIOUS_NAME} & {*existing}:
+    out = folders[-1]
+    existing = [str((folder / name).relative_to(out)) for folder in folders for name in CHECKPOINTS
+                if (folder / name).exists()]
+    if resume and not any(map(run_state.exists, folders)):
         raise ConfigError(
             f"--resume: {out / run_state.FILE_NAME} is missing, so there is no run to resume; "
             "give the --out of the run, or leave out --resume to start one"
@@ -94,17 +129,17 @@ def check_run_folder(out: Path, resume: bool = False, overwrite: bool = False) -
 
 
 def run_training(
-    config: TrainConfig, display: Display, resume: bool, given_options: Collection[str] = (),
-    ranks: Ranks | None = None,
-) -> Evaluation | None:
-    """Train into `config.out`, and return the evaluation of the result; None in all processes but the first.
+    config: TrainConfig, display: Display, resume: bool, given_options: Collection[str], ranks: Ranks,
+    begin: Callable[[TrainConfig], None],
+) -> tuple[TrainConfig, Prepared, RunState]:
+    """Train into `config.out`; return the final configuration, the data and the state.
 
-    With `resume`, options that are not given are those that the run began with. Without, checkpoints of another run in
-    that folder are deleted once the new run is ready to begin. given_options: names of the options that were given:
-    they count also where they equal the default, see `prepare`.
+    With `resume`, options that are not given are those that the run began with. Without, `begin` is called with the
+    configuration, in the first process, once the run is ready to replace another. given_options: names of the options
+    that were given: they count also where they equal the default, see `prepare`.
     Raises SystemExit, with the run saved, if a signal ends it.
     """
-    out, ranks = Path(config.out), ranks or Ranks()
+    out = Path(config.out)
     content: dict[str, Any] = {}
     if resume:
         content, saved_file = run_state.load(out)
@@ -113,8 +148,6 @@ def run_training(
             display.warn(f"{run_state.FILE_NAME} is missing or damaged, so the run resumes from {saved_file}")
         for change in changes:
             display.warn(change)
-    if config.base is not None and Path(config.base).resolve().is_relative_to(out.resolve()):
-        raise ConfigError(f"--base {config.base} is inside --out {out}, which the run writes; give another --out")
     device = choose_device(config.devices)
     processes = f" in each of {ranks.count} processes" if ranks.count > 1 else ""
     display.say(f"Training on {device} in {choose_precision(config.precision, device)}, seed {config.seed}{processes}")
@@ -134,17 +167,11 @@ def run_training(
         if ranks.is_first:
             remove_unfinished(out)
             if not resume:
-                remove_checkpoints(out)
-            options = json.loads(json.dumps(asdict(config)))  # YAML has lists, but no tuples
-            text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-            run_folder.write_text(out / run_folder.CONFIG_FILE, text)
+                begin(config)
         stopped_by = trainer.train()
     if stopped_by is not None:
-        display.print(
-            f"Interrupted, and saved in {out}. Resume with:\n  myllm train --out {shlex.quote(str(out))} --resume"
-        )
         raise SystemExit(128 + stopped_by)
-    return finish(config, prepared, trainer.state, display) if ranks.is_first else None
+    return config, prepared, trainer.state
 
 
 def try_run(options: TrainOptions, given_options: Collection[str], display: Display, ranks: Ranks) -> int:
@@ -179,7 +206,7 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     """Print faults in the data, its size and the size of the model."""
     report_findings(prepared.findings, display)
     if config.vision.frozen and config.augment:
-        display.warn("--augment has no effect with --vision.frozen: the stored features are of unchanged pictures")
+        display.warn("--augment has no effect with --vision.frozen: features are stored; --views stores more of them")
     captions = sum(len(record.captions) for record in prepared.train.records)
     display.say(
         f"{quantity(len(prepared.train.records), 'training picture')} with {quantity(captions, 'caption')}, "

@@ -11,13 +11,14 @@ from myllm import config
 from myllm.config import RENAMED_OPTIONS, PreprocessConfig
 from myllm.data.images import Preprocess
 from myllm.errors import CheckpointError, ConfigError, install_command
+from myllm.training_config import SelfCriticalConfig, TrainConfig
 
 Options = TypeVar("Options")
 # prefix of each class's options on the command line
 GROUPS: Mapping[type, str] = {
     config.CaptionerConfig: "", config.VisionConfig: "vision.", config.GPTConfig: "text.",
     config.PreprocessConfig: "preprocess.", config.CaptionsConfig: "captions.", config.DecodeConfig: "decode.",
-    config.LoraConfig: "lora.", config.TrainConfig: "",
+    config.LoraConfig: "lora.", SelfCriticalConfig: "self_critical.", TrainConfig: "",
 }
 MAX_RESIZED_SIDE = 4096  # pixels; without a limit, a few lines of JSON could make a picture take gigabytes
 MAX_METADATA_SIZE = 4_000_000  # values and characters

@@ -22,16 +22,22 @@ def augment(
     is not possible; hue and saturation do not change if a caption names a colour. Neither is done if a caption is not
     known to be English, or if the data set is not (`in_english`, see `are_english`).
     """
-    true_captions = tuple(captions)
-    mirrored = mirrored_captions(captions) if in_english else None
-    if rng.random() < 0.5 and mirrored is not None:
-        image, true_captions = ImageOps.mirror(image), mirrored
+    mirrored = captions_if_flipped(captions, rng, in_english)
+    if mirrored is not None:
+        image = ImageOps.mirror(image)
     image = _adjust_brightness_and_contrast(image, rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2))
     hue, saturation = rng.uniform(-0.05, 0.05), rng.uniform(0.7, 1.3)
     if in_english and not any(names_colour(caption) for caption in captions):
         image = _adjust_hue_and_saturation(image, hue, saturation)
     shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06)
-    return _move(image, shift, scale=rng.uniform(0.9, 1.1), angle=math.radians(rng.uniform(-10, 10))), true_captions
+    image = _move(image, shift, scale=rng.uniform(0.9, 1.1), angle=math.radians(rng.uniform(-10, 10)))
+    return image, mirrored or tuple(captions)
+
+
+def captions_if_flipped(captions: Sequence[str], rng: random.Random, in_english: bool) -> tuple[str, ...] | None:
+    """Return the captions of the flipped picture if `augment` with this `rng` flips it, else None."""
+    flips = rng.random() < 0.5
+    return mirrored_captions(captions) if flips and in_english else None
 
 
 def mirrored_captions(captions: Sequence[str]) -> tuple[str, ...] | None:

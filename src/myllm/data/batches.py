@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from myllm.batched import batched
-from myllm.config import TrainConfig
-from myllm.data.augmentation import are_english, augment, mirrored_captions
+from myllm.data.augmentation import are_english, augment, captions_if_flipped, mirrored_captions
 from myllm.data.features import Features
 from myllm.data.images import Preprocess, as_pixels, load_image
 from myllm.data.records import Findings, Record
@@ -30,6 +29,7 @@ from myllm.device import default_workers
 from myllm.errors import DataError
 from myllm.files import Picture
 from myllm.progress import Progress, no_progress
+from myllm.training_config import TrainConfig
 
 MEMORY_BYTES = 2**30
 Key = tuple[int, tuple[int, ...]]
@@ -54,6 +54,8 @@ class Batch:
     """(B, G) int64, always on the CPU: tokens[..., 1 : length + 1] are targets, what follows is padding."""
     index: Tensor
     """(B,) int64, indexes of the pictures in the source's records."""
+    captions: tuple[Sequence[str], ...] = ()
+    """All captions of each picture; if it is flipped, those with left and right swapped."""
     rewards: Tensor | None = None
     """(B, G) float32: what sampled captions have earned; None for people's captions."""
 
@@ -69,7 +71,7 @@ class Batch:
         tokens = move(self.tokens)
         inputs = tokens if self.inputs is self.tokens else move(self.inputs)
         rewards = None if self.rewards is None else move(self.rewards)
-        return Batch(images, features, tokens, inputs, self.lengths, move(self.index), rewards)
+        return Batch(images, features, tokens, inputs, self.lengths, move(self.index), self.captions, rewards)
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,41 @@ class CaptionSource:
     pixels: Tensor | None = None
     """(N, 3, H, W) uint8 if all pictures fit into memory."""
     features: Features | None = None
-    """Stored features that replace the pictures."""
+    """Stored features that replace the pictures: those of view v of picture n are number n * views + v."""
+    views: int = 1
+    """Number of versions of each picture that have features: the picture as it is, and augmented ones."""
     is_english: bool = True
     """Whether the captions are known to be English; if not, augmentation neither flips pictures nor shifts hues."""
 
     def images(self, index: Sequence[int]) -> Tensor:
         """Return pictures without augmentation: (B, 3, H, W) float32, normalised."""
         return torch.from_numpy(self.preprocess.normalise(self.resized(index).numpy()))
+
+    def view_images(self, numbers: Sequence[int]) -> Tensor:
+        """Return views of pictures (B, 3, H, W) float32, normalised; view v of picture n is number n * views + v."""
+        images = self.resized([number // self.views for number in numbers])
+        for row, number in enumerate(numbers):
+            if number % self.views:
+                picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
+                captions = self.records[number // self.views].captions
+                picture, _ = augment(picture, captions, self._view_randomness(number), self.is_english)
+                images[row] = torch.from_numpy(as_pixels(picture))
+        return torch.from_numpy(self.preprocess.normalise(images.numpy()))
+
+    def view_captions(self, number: int) -> Sequence[str]:
+        """Return the captions that are true of a view."""
+        captions = self.records[number // self.views].captions
+        if number % self.views == 0:
+            return captions
+        return captions_if_flipped(captions, self._view_randomness(number), self.is_english) or captions
+
+    def view_name(self, number: int) -> str:
+        """Return a text of all that a view depends on, besides the picture; empty for the picture as it is."""
+        record, view = self.records[number // self.views], number % self.views
+        return "" if view == 0 else f"view {view} {record.name} {self.is_english} {record.captions}"
+
+    def _view_randomness(self, number: int) -> random.Random:
+        return random.Random(name_hash("view", number % self.views, self.records[number // self.views].name))
 
     def resized(self, index: Sequence[int]) -> Tensor:
         """Return pictures without augmentation: (B, 3, H, W) uint8."""
@@ -239,16 +269,17 @@ class _BatchPlan(Dataset[Batch]):
         epoch, indices = key
         source, index = self.source, torch.tensor(indices)
         images = source.resized(indices) if source.features is None else None
-        features = source.features.rows(index) if source.features is not None else None
-        captions, inputs = [], []
+        views = [self._view(epoch, number) for number in indices]
+        features = source.features.rows(torch.tensor(views)) if source.features is not None else None
+        captions, inputs, all_captions = [], [], []
         for row, number in enumerate(indices):
-            record = source.records[number]
-            texts: Sequence[str] = record.captions
-            rng = random.Random(name_hash(self.seed, epoch, record.name))
+            texts = source.view_captions(views[row])
+            rng = random.Random(name_hash(self.seed, epoch, source.records[number].name))
             if self.augment and images is not None:
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())
                 picture, texts = augment(picture, texts, rng, source.is_english)
                 images[row] = torch.from_numpy(as_pixels(picture))
+            all_captions.append(texts)
             if self.captions_per_image is not None:
                 texts = rng.sample(texts, min(self.captions_per_image, len(texts)))
             captions.append([source.ids[text] for text in texts])
@@ -256,7 +287,13 @@ class _BatchPlan(Dataset[Batch]):
                 inputs.append([hide_words(ids, self.word_dropout, source.end, rng) for ids in captions[-1]])
         tokens, lengths = pad_captions(captions, source.end)
         hidden = pad_captions(inputs, source.end)[0] if inputs else tokens
-        return Batch(images, features, tokens, hidden, lengths, index)
+        return Batch(images, features, tokens, hidden, lengths, index, tuple(all_captions))
+
+    def _view(self, epoch: int, number: int) -> int:
+        """Return the number of a picture's view in an epoch: in training, one after the other."""
+        views, name = self.source.views, self.source.records[number].name
+        is_training = self.captions_per_image is not None
+        return number * views + ((name_hash("view", self.seed, name) + epoch) % views if is_training else 0)
 
 
 def hide_words(ids: Sequence[int], share: float, hidden: int, rng: random.Random) -> list[int]:

@@ -99,14 +99,17 @@ class FeatureCache:
 
     def features(
         self, pictures: Sequence[Picture], images: Callable[[Sequence[int]], Tensor], encode: Encode,
-        findings: Findings, batch_size: int = 16, progress: Progress = no_progress,
+        findings: Findings, batch_size: int = 16, progress: Progress = no_progress, views: Sequence[str] = (),
     ) -> Features:
         """Return the features of all `pictures`; those that are not on disk are computed.
 
+        views: if pictures are changed before they are encoded, for each a text that says how, or "".
         images: returns (B, 3, H, W) for indexes of pictures; called in a thread while the previous batch is encoded.
         encode: returns (B, S, C) for each output of the backbone. Raises MyLLMError if the disk is full.
         """
         digests = [picture_digest(path) for path in pictures]
+        if views:
+            digests = [_view_digest(digest, view) for digest, view in zip(digests, views, strict=True)]
         index = self._checked_index(Findings())  # without the lock, as others may be using the features for hours
         if not index.rows.keys() >= set(digests):
             wait = partial(progress, "waiting for another process that computes features", 0, len(digests))
@@ -202,6 +205,10 @@ class FeatureCache:
         index.shape = index.shape or list(values.shape[1:])
         assert index.shape == list(values.shape[1:]), "the key is incomplete: two shapes under one key"
         return values
+
+
+def _view_digest(digest: str, view: str) -> str:
+    return hashlib.blake2b(f"{digest} {view}".encode(), digest_size=16).hexdigest() if view else digest
 
 
 def _checksum(digest: str, content: Content) -> int:

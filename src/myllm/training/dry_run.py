@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from myllm.config import TrainConfig
 from myllm.data.batches import Batch
 from myllm.progress import Progress
 from myllm.training.prepare import Prepared
@@ -15,6 +14,7 @@ from myllm.training.ranks import Ranks
 from myllm.training.stages import is_cross_attention
 from myllm.training.step_memory import Memory, available_bytes, measure_memory
 from myllm.training.trial import TIMED_STEPS, Times, Trial
+from myllm.training_config import TrainConfig
 
 # Pictures of each split that a dry run reads; they stand for the others.
 PICTURES = 64

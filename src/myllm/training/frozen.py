@@ -26,10 +26,16 @@ class FrozenBackbone:
     encode: Encode
     """Computes features (B, S, C) of images (B, 3, H, W), one tensor for each output of the backbone."""
 
-    def with_features(self, source: CaptionSource, findings: Findings, progress: Progress) -> CaptionSource:
-        """Return the source with the features of its pictures, from the cache or computed now."""
-        pictures = [record.image for record in source.records]
-        features = self.cache.features(pictures, source.images, self.encode, findings, progress=progress)
+    def with_features(
+        self, source: CaptionSource, views: int, findings: Findings, progress: Progress
+    ) -> CaptionSource:
+        """Return the source with the features of so many views of each picture, from the cache or computed now."""
+        source, numbers = replace(source, views=views), range(views * len(source.records))
+        pictures = [source.records[number // views].image for number in numbers]
+        names = [source.view_name(number) for number in numbers]
+        features = self.cache.features(
+            pictures, source.view_images, self.encode, findings, progress=progress, views=names
+        )
         return replace(source, features=features, pixels=None)
 
 

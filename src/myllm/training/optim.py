@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from myllm.config import TrainConfig
+from myllm.training_config import TrainConfig
 
 # Coefficients of the quintic iteration in the reference implementation of Muon (Jordan et al. 2024)
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

@@ -12,7 +12,7 @@ from myllm.checkpoints import formats
 from myllm.checkpoints.build import build_model
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig, TrainConfig
+from myllm.config import CaptionerConfig, DecodeConfig, PreprocessConfig
 from myllm.data.augmentation import is_english
 from myllm.data.batches import CaptionSource, check_pictures, fit_memory, make_source
 from myllm.data.checked_pictures import CheckedPictures
@@ -30,6 +30,7 @@ from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
 from myllm.progress import Progress, no_progress
 from myllm.training.frozen import FrozenBackbone, frozen_backbone
+from myllm.training_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def prepare(
         if pictures is not None:
             readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
-        sources.append(source if frozen is None else frozen.with_features(source, findings, progress))
+        views = config.views if name == "train" else 1
+        sources.append(source if frozen is None else frozen.with_features(source, views, findings, progress))
     train, val = sources
     if config.augment and not config.vision.frozen and not train.is_english:
         captions = (caption for record in train.records for caption in record.captions)

@@ -13,9 +13,9 @@ import torch
 
 from myllm.checkpoints.card import flatten
 from myllm.checkpoints.checks import dataclass_from_dict
-from myllm.config import TrainConfig
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_write
+from myllm.training_config import TrainConfig
 
 FILE_NAME = "last.pt"
 PREVIOUS_NAME = "last.previous.pt"
@@ -81,6 +81,11 @@ def save(folder: Path, content: Mapping[str, Any]) -> None:
                 os.link(path, previous)
 
 
+def exists(folder: Path) -> bool:
+    """Return whether the folder holds the state of a run."""
+    return any((folder / name).exists() for name in (FILE_NAME, PREVIOUS_NAME))
+
+
 def load(folder: Path) -> tuple[dict[str, Any], Path]:
     """Return the newest undamaged state of a run, and the file that holds it: last.pt or last.previous.pt.
 
@@ -134,10 +139,10 @@ def resumed_config(
         if name not in HOUSEKEEPING:
             changes.append(f"{name} is {new[name]} from here on; it was {old.get(name)}")
         old[name] = new[name]
-    return dataclass_from_dict(TrainConfig, _nested(old)), changes
+    return dataclass_from_dict(TrainConfig, nested(old)), changes
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"text": {"n_layer": 2}} for {"text.n_layer": 2}."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from myllm.config import DecodeConfig, TrainConfig
+from myllm.config import DecodeConfig
 from myllm.data.batches import Batch, pad_captions
 from myllm.data.splits import name_hash
 from myllm.decoding.engine import Hypothesis
@@ -24,6 +24,7 @@ from myllm.metrics.ngrams import Words
 from myllm.metrics.ptb import ptb_tokenize
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.prepare import Prepared
+from myllm.training_config import TrainConfig
 
 # A word of the reward, so that captions learn to end: without it, ones that end in "on a" earn as much (Luo 2020).
 END_WORD = "<end>"
@@ -40,10 +41,10 @@ class CaptionSampler:
         )
         self.tokenizer, self.vocabulary = prepared.tokenizer, make_vocabulary(prepared.tokenizer)
         self.names = [record.name for record in prepared.train.records]
-        self.references = [
-            [[*ptb_tokenize(caption), END_WORD] for caption in record.captions] for record in prepared.train.records
-        ]
-        self.cider = CiderD(self.references)
+        # those of flipped pictures are among them
+        self.words = {caption: [*ptb_tokenize(caption), END_WORD] for caption in prepared.train.ids}
+        records = prepared.train.records
+        self.cider = CiderD([[self.words[caption] for caption in record.captions] for record in records])
         self.start = copy.deepcopy(model).eval() if self.options.kl_weight else None
 
     @torch.no_grad()
@@ -65,13 +66,14 @@ class CaptionSampler:
         ids = [[[end, *caption.tokens, *[end] * (caption.ended_by == "end")] for caption in group] for group in groups]
         tokens, lengths = pad_captions(ids, end)
         sampled = replace(batch, tokens=tokens, inputs=tokens, lengths=lengths)
-        return replace(sampled, rewards=self._rewards(groups, index) - self._drift(sampled, groups))
+        return replace(sampled, rewards=self._rewards(groups, batch.captions) - self._drift(sampled, groups))
 
-    def _rewards(self, groups: Sequence[Sequence[Hypothesis]], index: Sequence[int]) -> Tensor:
-        """Return the CIDEr-D of each sample (B, G)."""
-        words = [self._words(caption) for group in groups for caption in group]
-        references = [self.references[number] for number in index for _ in range(self.options.samples)]
-        return torch.tensor(self.cider.score(words, references), dtype=torch.float32).view(len(index), -1)
+    def _rewards(self, groups: Sequence[Sequence[Hypothesis]], captions: Sequence[Sequence[str]]) -> Tensor:
+        """Return the CIDEr-D of each sample (B, G), compared with people's captions of the picture."""
+        words = [self._words(sample) for group in groups for sample in group]
+        references = [[self.words[caption] for caption in texts] for texts in captions]
+        of_samples = [group for group in references for _ in range(self.options.samples)]
+        return torch.tensor(self.cider.score(words, of_samples), dtype=torch.float32).view(len(groups), -1)
 
     def _words(self, caption: Hypothesis) -> Words:
         words = ptb_tokenize(caption_text(self.tokenizer, caption.tokens, self.vocabulary))

@@ -1,8 +1,8 @@
 """Stages of unfreezing: new parameters learn first, because gradients through random weights spoil pretrained ones."""
 
-from myllm.config import TrainConfig
 from myllm.model.lora import adapted_layers
 from myllm.model.vision_gpt2 import VisionGPT2
+from myllm.training_config import TrainConfig
 
 
 def stage_of(epoch: int, config: TrainConfig) -> str:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from myllm.checkpoints import lora, native
-from myllm.config import TrainConfig
 from myllm.data.batches import Batch, training_batches
 from myllm.data.sources import data_name
 from myllm.data.splits import name_hash
@@ -38,6 +37,7 @@ from myllm.training.shared_batch_norm import SharedBatchNorm
 from myllm.training.stages import set_stage, set_train_mode, stage_of
 from myllm.training.validate import MIN_CIDER_PICTURES, Validation, Validator, best_criterion, is_better
 from myllm.training.watch import Reporter, StepReport, check_step
+from myllm.training_config import TrainConfig
 
 SAMPLES = 20
 MAX_SKIPPED = 3

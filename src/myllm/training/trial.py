@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from myllm.caption import Sample
-from myllm.config import TrainConfig
 from myllm.data.batches import Batch
 from myllm.device import autocast
 from myllm.progress import Progress
@@ -19,6 +18,7 @@ from myllm.training.ranks import Ranks
 from myllm.training.trainer import Trainer
 from myllm.training.validate import Validator, sum_losses
 from myllm.training.watch import StepReport
+from myllm.training_config import TrainConfig
 
 UNTIMED_STEPS, TIMED_STEPS = 3, 20
 _aten = torch.ops.aten

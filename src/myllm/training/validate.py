@@ -8,7 +8,6 @@ from operator import itemgetter
 import torch
 
 from myllm.caption import Sample
-from myllm.config import TrainConfig
 from myllm.data.batches import Batch, evaluation_batches
 from myllm.device import autocast
 from myllm.inference.generate import generate_captions, make_vocabulary
@@ -18,6 +17,7 @@ from myllm.metrics.score import score_captions, shuffled
 from myllm.training.loss import Objective
 from myllm.training.prepare import Prepared
 from myllm.training.ranks import Ranks
+from myllm.training_config import TrainConfig
 
 # With fewer captions, CIDEr-D hardly ranks epochs: of one picture it is 0 by definition.
 MIN_CIDER_PICTURES = 50

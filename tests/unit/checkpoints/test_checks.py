@@ -12,19 +12,13 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from myllm.checkpoints import formats, native
 from myllm.checkpoints.checks import check_preprocess, dataclass_from_dict, is_onnx_export
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import (
-    RENAMED_OPTIONS,
-    CaptionerConfig,
-    CaptionsConfig,
-    DecodeConfig,
-    PreprocessConfig,
-    TrainConfig,
-)
+from myllm.config import RENAMED_OPTIONS, CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.tokenizer import encode_captions
 from myllm.errors import CheckpointError
 from myllm.export import onnx_export
 from myllm.inference.captioner import Captioner
 from myllm.inference.onnx_captioner import OnnxCaptioner
+from myllm.training_config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from myllm.config import PreprocessConfig, TrainConfig
+from myllm.config import PreprocessConfig
+from myllm.data.augmentation import augment
 from myllm.data.batches import (
     Batch,
     Batches,
@@ -27,6 +28,7 @@ from myllm.data.images import Preprocess, load_image
 from myllm.data.records import Findings, Record
 from myllm.data.tokenizer import decode_tokens, train_tokenizer
 from myllm.errors import DataError
+from myllm.training_config import TrainConfig
 
 COUNTS = (1, 5, 3, 2, 5, 7, 5, 5, 1, 4, 5)  # captions of each picture
 WORDS = ("a dog", "a red ball on the left of a cube", "water", "two cats run .", "to the right", "it has left", "grass")
@@ -206,6 +208,65 @@ def test_batches_of_stored_features_have_no_images(records: list[Record], tmp_pa
     for batch in batches_of(replace(source, features=features), 4, 1, 0, augment=True).epoch(0):
         assert batch.images is None and batch.features is not None and len(batch.features) == 2
         assert torch.equal(batch.features[1], encode(source.images(batch.index))[1])
+
+
+def with_views(source: CaptionSource, views: int, folder: Path) -> CaptionSource:
+    """Return the source with stored features: the pixels of `views` views of each picture."""
+    source = replace(source, views=views)
+    numbers = range(views * len(source.records))
+    features = FeatureCache(folder, "key").features(
+        [source.records[number // views].image for number in numbers], source.view_images,
+        lambda images: (images.flatten(2),), Findings(), views=[source.view_name(number) for number in numbers],
+    )
+    return replace(source, features=features)
+
+
+def test_each_epoch_takes_the_next_view_with_the_captions_that_are_true_of_it(
+    records: list[Record], tmp_path: Path
+) -> None:
+    source = with_views(replace(source_of(records), is_english=True), 3, tmp_path)
+    batches, seen, swapped = batches_of(source, 4, 7), dict[int, list[Tensor]](), 0
+    for epoch in range(6):
+        for batch in batches.epoch(epoch):
+            assert batch.features is not None and batch.images is None
+            for row, number in enumerate(batch.index.tolist()):
+                seen.setdefault(number, []).append(batch.features[0][row])
+                assert sorted(texts(batch, row)) == sorted(batch.captions[row])
+                swapped += batch.captions[row] != records[number].captions
+    for number, features in seen.items():
+        assert all(torch.equal(features[epoch], features[epoch + 3]) for epoch in range(3))
+        views = {tuple(feature.flatten().tolist()) for feature in features}
+        assert len(views) == 3 and tuple(source.images([number]).flatten().tolist()) in views
+    assert swapped
+
+
+def test_captions_of_a_view_are_those_that_augment_returns_with_its_picture(records: list[Record]) -> None:
+    source = replace(source_of(records), views=40, is_english=True)
+    flipped = 0
+    for number in range(40 * len(records)):
+        captions = records[number // 40].captions
+        picture = Image.fromarray(source.resized([number // 40])[0].permute(1, 2, 0).numpy())
+        if number % 40:
+            picture, captions = augment(picture, captions, source._view_randomness(number), True)
+        expected = PREPROCESS.normalise(np.asarray(picture)[None].transpose(0, 3, 1, 2))
+        assert np.array_equal(source.view_images([number]).numpy(), expected)
+        assert tuple(source.view_captions(number)) == tuple(captions)
+        flipped += tuple(captions) != records[number // 40].captions
+    assert flipped
+
+
+def test_evaluation_takes_the_pictures_as_they_are(records: list[Record], tmp_path: Path) -> None:
+    source = with_views(source_of(records), 2, tmp_path)
+    for batch in evaluation_batches(source, 4).epoch(5):
+        assert batch.features is not None
+        assert torch.equal(batch.features[0], source.images(batch.index.tolist()).flatten(2))
+
+
+def test_features_of_a_view_are_not_used_for_other_captions_or_for_the_picture(records: list[Record]) -> None:
+    source = replace(source_of(records), views=2)
+    other = replace(source, records=tuple(replace(record, captions=("a red dog",)) for record in records))
+    names = [source.view_name(number) for number in range(4)]
+    assert names[0] == names[2] == "" and names[1] != names[3] and names[1] != other.view_name(1)
 
 
 def test_batch_moves_to_a_device_except_for_its_lengths(records: list[Record]) -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from myllm.config import CaptionsConfig, GPTConfig, LoraConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, GPTConfig, LoraConfig, VisionConfig
 from myllm.data.batches import Batch
 from myllm.progress import no_progress
 from myllm.training.dry_run import DryRun, dry_run, first_pictures
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks
 from myllm.training.trial import TIMED_STEPS, UNTIMED_STEPS, Trial
+from myllm.training_config import TrainConfig
 
 WIDTH, VOCABULARY, SEQUENCE = 32, 300, 11
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from myllm.config import TrainConfig
 from myllm.training.optim import Muon, build_optimizers, orthogonalise, rate_factor, set_rates
+from myllm.training_config import TrainConfig
 
 
 @given(rows=st.integers(2, 40), columns=st.integers(2, 40), count=st.integers(1, 3), seed=st.integers(0, 2**32))

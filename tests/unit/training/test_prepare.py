@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, DecodeConfig, TrainConfig
+from myllm.config import CaptionerConfig, DecodeConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.presets import preset_config
 from myllm.training.prepare import fit_to_base, prepare
+from myllm.training_config import TrainConfig
 
 DEFAULT = TrainConfig(base="base.pt")
 

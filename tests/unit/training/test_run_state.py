@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from myllm.config import DecodeConfig, GPTConfig, TrainConfig, VisionConfig
+from myllm.config import DecodeConfig, GPTConfig, VisionConfig
 from myllm.errors import CheckpointError, ConfigError
 from myllm.training import run_state
 from myllm.training.run_state import RunState, restore_counters, resumed_config
+from myllm.training_config import TrainConfig
 
 CONTENT = {"config": {}, "tokenizer": "{}", "fingerprints": {}, "objective": {"weight": torch.arange(5000.0)}}
 CONFIG = TrainConfig(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from myllm.config import CaptionsConfig, DecodeConfig, GPTConfig, SelfCriticalConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, DecodeConfig, GPTConfig, VisionConfig
 from myllm.data.batches import Batch
 from myllm.data.tokenizer import decode_tokens
 from myllm.metrics.cider import CiderD
@@ -14,6 +14,7 @@ from myllm.training.loss import Objective, advantages
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.self_critical import END_WORD, CaptionSampler
 from myllm.training.trainer import Trainer
+from myllm.training_config import SelfCriticalConfig, TrainConfig
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_reward_is_the_cider_of_the_text_with_a_word_for_the_end(config: TrainCo
 def test_samples_depend_on_seed_step_and_picture_but_not_on_the_batch(config: TrainConfig) -> None:
     batch, prepared = sample(config)
     sampler = CaptionSampler(prepared.model, config, prepared)
-    one = replace(batch, images=batch.images[2:3], index=batch.index[2:3])
+    one = replace(batch, images=batch.images[2:3], index=batch.index[2:3], captions=batch.captions[2:3])
     again = sampler(one, 0)
     length = int(again.lengths.max()) + 1
     assert torch.equal(again.tokens[0], batch.tokens[2, :, :length]) and torch.equal(again.rewards[0], batch.rewards[2])

@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from myllm.config import LoraConfig, TrainConfig
+from myllm.config import LoraConfig
 from myllm.model.lora import add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.stages import set_stage, set_train_mode, stage_of
+from myllm.training_config import TrainConfig
 
 PARTS = {"encoder.": "vision", "enc_to_dec_proj": "new", "crossattention": "new", "ln_cross_attn": "new"}
 

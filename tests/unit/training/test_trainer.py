@@ -10,12 +10,13 @@ from torch import nn
 
 from myllm.caption import Sample
 from myllm.checkpoints import native
-from myllm.config import CaptionsConfig, GPTConfig, TrainConfig, VisionConfig
+from myllm.config import CaptionsConfig, GPTConfig, VisionConfig
 from myllm.errors import MyLLMError
 from myllm.training.prepare import prepare
 from myllm.training.run_state import RunState
 from myllm.training.trainer import Trainer
 from myllm.training.watch import StepReport, check_step
+from myllm.training_config import TrainConfig
 
 
 class Recorder:
