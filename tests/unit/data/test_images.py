@@ -292,7 +292,9 @@ def test_server_picture_makes_a_jpeg_of_other_pictures(tmp_path: Path, content: 
 
 
 def test_server_picture_turns_the_picture_upright(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(encoded(halves(), "JPEG", exif=oriented()))
+    picture = Image.new("RGB", (40, 40), "red")
+    picture.paste("blue", (20, 0, 40, 40))
+    (tmp_path / "a").write_bytes(encoded(picture, "JPEG", exif=oriented()))
     with Image.open(io.BytesIO(server_picture(tmp_path / "a", 1024)[1])) as image:
         assert image.getpixel((20, 5))[0] > 200 and image.getpixel((20, 35))[2] > 200  # red above blue
 
