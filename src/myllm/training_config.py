@@ -68,6 +68,9 @@ class TrainConfig:
     """adamw for all parameters, or muon for the matrices of the blocks and adamw for the rest."""
     muon_lr: Annotated[float, Range.POSITIVE] = 0.02
     """Peak learning rate of the parameters that muon trains."""
+    vision_layers: Annotated[int | None, Range.POSITIVE] = None
+    """Train only so many of the backbone's last layers (blocks of a transformer, stages of a convolutional network),
+    and what follows them; all if not given. The layers before them stay as they are, which saves time."""
     vision_lr: Annotated[float | None, Range.POSITIVE] = None
     """Peak learning rate of the backbone, which AdamW then trains; if not given, it trains as the decoder does."""
     weight_decay: Annotated[float, Range.AT_LEAST_0] = 0.01

@@ -203,6 +203,8 @@ class Trainer:
     def _start_epoch(self) -> Iterator[Batch]:
         """Set the epoch's stage and training mode, and return its remaining batches."""
         set_stage(self.model, stage_of(self.state.epoch, self.config), self.config)
+        self.objective.train()
+        set_train_mode(self.model)
         return self.batches.epoch(self.state.epoch, self.state.batch)
 
     def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], MyLLMError | None]:
@@ -221,6 +223,8 @@ class Trainer:
         if self.sampler is not None:
             with autocast(self.precision, self.device):
                 group = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
+            self.objective.train()
+            set_train_mode(self.model)
         return group, None
 
     def _step(self, group: Sequence[Batch], tokens: int, pictures: int) -> Tensor:
@@ -229,8 +233,6 @@ class Trainer:
         tokens, pictures: their numbers over all batches of the step, in all processes.
         A step whose loss or gradient is not finite changes nothing; the device decides that, so that no GPU waits.
         """
-        self.objective.train()
-        set_train_mode(self.model)
         step_sum = torch.zeros_like(self.loss_sum)
         encoder = self.model.encoder
         statistics = [(buffer, buffer.clone()) for buffer in encoder.buffers()] if encoder.training else []
