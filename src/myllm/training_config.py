@@ -99,7 +99,7 @@ class TrainConfig:
     English rule out flips and shifts of hue. No effect with vision.frozen."""
     views: Annotated[int, Range.POSITIVE] = 1
     """With vision.frozen: number of versions of each training picture whose features are stored, the picture as it is
-    and others augmented as `augment` does. Each epoch takes the next one."""
+    and others augmented as `augment` does. Each epoch takes the next one. No effect on a backbone that trains."""
     patience: Annotated[int | None, Range.POSITIVE] = None
     """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
@@ -130,11 +130,6 @@ class TrainConfig:
                 "captioner that they were trained on; give one by --base, or train without --lora.rank"
             )
 
-        if self.views > 1 and not self.vision.frozen:
-            raise ConfigError(
-                f"views {self.views} without vision.frozen: a backbone that trains sees new versions of the pictures "
-                "in each epoch, by augment; leave out views"
-            )
         if self.self_critical.samples and self.base is None:
             raise ConfigError(
                 f"self_critical.samples {self.self_critical.samples} without base: samples of an untrained captioner "

@@ -205,6 +205,8 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     report_findings(prepared.findings, display)
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: features are stored; --views stores more of them")
+    if config.views > 1 and not config.vision.frozen:
+        display.warn("--views has no effect without --vision.frozen: a backbone that trains sees pictures by --augment")
     captions = sum(len(record.captions) for record in prepared.train.records)
     display.say(
         f"{quantity(len(prepared.train.records), 'training picture')} with {quantity(captions, 'caption')}, "
