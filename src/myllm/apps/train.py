@@ -233,7 +233,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     facts = report_facts(config, prepared, state)
     run_folder.write_evaluation(captioner, evaluation, out, facts, title=out.resolve().name, history=state.history)
-    if config.base is None:  # from a base, the result may be an adapter, which has no place for a calibration
+    if not config.lora.rank:  # an adapter has no place for a calibration
         try:
             run_folder.save_calibration(out, evaluation)
         except DataError as error:
