@@ -96,7 +96,7 @@ def dry_run(config: TrainConfig, prepared: Prepared, progress: Progress, reporte
     for name, parameter in objective.named_parameters():
         parameters[part_of(name)] += parameter.numel()
         trained[part_of(name)] += parameter.numel() * parameter.requires_grad
-    batch = with_samples(trainer, next(trainer.batches.epoch(0)))
+    [batch] = trainer.sample([next(trainer.batches.epoch(0)).to(trainer.device)])
 
     def loss(size: int) -> Tensor:
         with autocast(trainer.precision, device):
@@ -122,7 +122,7 @@ def measure_steps(trainer: Trainer, progress: Progress) -> Steps:
     for number in range(steps):
         trainer.state.step, begin, group = number, end, next(groups)
         waited = time.monotonic() - begin
-        group = [with_samples(trainer, batch) for batch in group]
+        group = trainer.sample(list(group))
         pictures, tokens = trainer.ranks.sum(
             sum(len(batch.index) for batch in group), sum(int(batch.lengths.sum()) for batch in group)
         )
@@ -135,15 +135,6 @@ def measure_steps(trainer: Trainer, progress: Progress) -> Steps:
     timed = zip(*figures[UNTIMED_STEPS:], strict=True)
     seconds, wait_seconds, pictures, tokens = (sum(figure) / TIMED_STEPS for figure in timed)
     return Steps(seconds, wait_seconds, pictures, tokens, counter.get_total_flops())
-
-
-def with_samples(trainer: Trainer, batch: Batch) -> Batch:
-    """Return the batch on the device; in self-critical training, with sampled captions."""
-    batch = batch.to(trainer.device)
-    if trainer.sampler is None:
-        return batch
-    with autocast(trainer.precision, trainer.device):
-        return trainer.sampler(batch, trainer.state.step)
 
 
 def expected_times(trainer: Trainer, step: Steps) -> Times:

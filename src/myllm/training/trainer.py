@@ -128,6 +128,7 @@ class Trainer:
             while not self._is_finished():
                 group, failure = self._next_batches(batches)
                 waited = time.monotonic() - step_time
+                group = self.sample(group)
                 pictures, tokens, reward, stopped, failed = self.ranks.sum(
                     sum(len(batch.index) for batch in group),
                     sum(int(batch.lengths.sum()) for batch in group),
@@ -212,7 +213,7 @@ class Trainer:
         if self.progress >= 1.0:
             return [], None
         try:
-            group = list(islice(batches, self.config.accumulate))
+            return list(islice(batches, self.config.accumulate)), None
         except MyLLMError as error:
             return [], MyLLMError(f"{error}. The run is saved; mend this and continue it by --resume")
         except RuntimeError as error:
@@ -220,12 +221,16 @@ class Trainer:
                 f"a process that loads pictures has ended ({reason(error)}). The run is saved; if memory ran out, "
                 "resume with fewer --workers"
             )
-        if self.sampler is not None:
-            with autocast(self.precision, self.device):
-                group = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
-            self.objective.train()
-            set_train_mode(self.model)
-        return group, None
+
+    def sample(self, group: list[Batch]) -> list[Batch]:
+        """In self-critical training, return the batches with sampled captions; else as they are."""
+        if self.sampler is None:
+            return group
+        with autocast(self.precision, self.device):
+            sampled = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
+        self.objective.train()
+        set_train_mode(self.model)
+        return sampled
 
     def _step(self, group: Sequence[Batch], tokens: int, pictures: int) -> Tensor:
         """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ().
