@@ -51,9 +51,9 @@ CASES = (
     Case("Muon, word presence, stages", "--optimizer=muon --word_presence_weight=1 --stages=[new,text,all] --epochs=4"),
     Case("average of weights, a rate for the backbone", "--ema=0.9 --vision_lr=0.001 --text.dropout=0.1 --epochs=5"),
     Case("self-critical training, average of weights", "--base=BASE --self_critical.samples=3 --ema=0.9 --epochs=4"),
-    Case("frozen backbone, stored features", "--vision.frozen=true --word_dropout=0.1 --epochs=6"),
+    Case("frozen backbone, stored features of views", "--vision.frozen=true --views=3 --word_dropout=0.1 --epochs=6"),
     Case("adapters", "--base=BASE --lora.rank=2 --lora.dropout=0.1 --epochs=4"),
-    Case("two processes, dropout", "--text.dropout=0.2 --word_dropout=0.1 --epochs=4", processes=2),
+    Case("two processes, Muon, dropout", "--optimizer=muon --text.dropout=0.2 --word_dropout=0.1 --epochs=4", 2),
 )
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-SETTINGS = ("HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
+TEACHER = runpy.run_path(f"{TESTS}/fixtures/teacher_server.py")
+SETTINGS = ("OPENAI_API_KEY", "HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
 PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy")
 
 # before the first import of torch, matplotlib or huggingface_hub, which read these variables once
@@ -105,6 +106,14 @@ def tiny_picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [f"scene{number}.png| {index}| {caption}" for index, caption in enumerate(scene.captions)]
     (folder / "results.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def teacher_server() -> Iterator[Any]:
+    """A server that captions pictures for `myllm label`, see `fixtures/teacher_server.py`."""
+    server = TEACHER["TeacherServer"]()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

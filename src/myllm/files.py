@@ -45,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Raises MyLLMError if the disk is full or the folder cannot be written to.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
@@ -67,7 +67,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} is there already; give another name, or move it away")
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         try:
@@ -92,7 +92,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Raise MyLLMError if the operating system, and not our code, is why `path` could not be written."""
     try:
         yield
@@ -111,17 +111,31 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Reserve `folder` for this process until the block ends. A missing folder is made, and removed if it stays empty.
 
-    The lock is released when the process ends, even if it is killed. On systems without fcntl (Windows) nothing is
-    locked. Raises ConfigError with the id of the process that holds the lock, and MyLLMError if the disk refuses.
+    Raises as `lock_file` does.
+    """
+    try:
+        with lock_file(folder / LOCK_FILE, str(folder), "folder"):
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+@contextmanager
+def lock_file(path: Path, reserved: str, noun: str) -> Iterator[None]:
+    """Reserve what the lock file `path` stands for until the block ends; then the lock file is removed.
+
+    reserved, noun: what it is, for messages: "runs/a", "folder". The lock is released when the process ends, even if it
+    is killed. On systems without fcntl (Windows) nothing is locked. Raises ConfigError with the id of the process that
+    holds the lock, and MyLLMError if the disk refuses.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    path = folder / LOCK_FILE
-    with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
         try:
@@ -129,10 +143,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
         except OSError:
             file.seek(0)
             owner = file.read() or "another process"
-            raise ConfigError(f"{folder} is in use by {owner}; wait until it ends, or give another folder") from None
+            raise ConfigError(f"{reserved} is in use by {owner}; wait until it ends, or give another {noun}") from None
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             # another process removed its lock file after we opened it and before we locked it
-            raise ConfigError(f"{folder} was in use until now; start again")
+            raise ConfigError(f"{reserved} was in use until now; start again")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -142,8 +156,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
         finally:
             _held_locks.discard(file)
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
 
 
 @contextmanager
@@ -153,11 +165,11 @@ def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     The lock is released when the process ends, even if it is killed; its file stays. On systems without fcntl
     (Windows) nothing is locked. Raises MyLLMError if the disk refuses.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        with suppress(ImportError), _disk_errors(path):
+        with suppress(ImportError), disk_errors(path):
             import fcntl
 
             try:

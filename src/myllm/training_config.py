@@ -68,6 +68,9 @@ class TrainConfig:
     """adamw for all parameters, or muon for the matrices of the blocks and adamw for the rest."""
     muon_lr: Annotated[float, Range.POSITIVE] = 0.02
     """Peak learning rate of the parameters that muon trains."""
+    vision_layers: Annotated[int | None, Range.POSITIVE] = None
+    """Train only so many of the backbone's last layers (blocks of a transformer, stages of a convolutional network),
+    and what follows them; all if not given. The layers before them stay as they are, which saves time."""
     vision_lr: Annotated[float | None, Range.POSITIVE] = None
     """Peak learning rate of the backbone, which AdamW then trains; if not given, it trains as the decoder does."""
     weight_decay: Annotated[float, Range.AT_LEAST_0] = 0.01
@@ -96,7 +99,7 @@ class TrainConfig:
     English rule out flips and shifts of hue. No effect with vision.frozen."""
     views: Annotated[int, Range.POSITIVE] = 1
     """With vision.frozen: number of versions of each training picture whose features are stored, the picture as it is
-    and others augmented as `augment` does. Each epoch takes the next one."""
+    and others augmented as `augment` does. Each epoch takes the next one. No effect on a backbone that trains."""
     patience: Annotated[int | None, Range.POSITIVE] = None
     """Stop after this many epochs without a better validation result."""
     best_by: Literal["loss", "CIDEr-D"] = "loss"
@@ -127,11 +130,6 @@ class TrainConfig:
                 "captioner that they were trained on; give one by --base, or train without --lora.rank"
             )
 
-        if self.views > 1 and not self.vision.frozen:
-            raise ConfigError(
-                f"views {self.views} without vision.frozen: a backbone that trains sees new versions of the pictures "
-                "in each epoch, by augment; leave out views"
-            )
         if self.self_critical.samples and self.base is None:
             raise ConfigError(
                 f"self_critical.samples {self.self_critical.samples} without base: samples of an untrained captioner "

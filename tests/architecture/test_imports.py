@@ -16,6 +16,7 @@ LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area 
 LEVEL |= {"__init__": 99, "__main__": 99}  # they may import everything, and nothing may import them
 VERBS_MAY_IMPORT = {"demo": ["train"]}
 HOMES = {
+    "httpx2": ["inference/teacher.py", "inference/teacher_apis.py"],
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
     "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],

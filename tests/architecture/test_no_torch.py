@@ -20,7 +20,8 @@ def loaded_modules(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [
     "myllm", "myllm.config", "myllm.data.records",
-    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "evaluate", "compare", "scenes", "diagram", "data")),
+    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "label", "evaluate", "compare")),
+    *(f"myllm.apps.{verb}" for verb in ("scenes", "diagram", "data")),
 ])
 def test_module_imports_without_torch(module: str) -> None:
     loaded = loaded_modules("-c", f"import {module}")

@@ -22,7 +22,7 @@ from myllm.model.kv_cache import ImageKV, SelfKV
 
 VOCAB, END, LONGEST = 11, 10, 14
 GEOMETRIES = [(36, 3, 1), (40, 5, 3), (48, 2, 2)]
-# each token a word of its own, so that banning words is banning tokens, which is what transformers can do
+# each token is a word, so that banning words bans tokens, as transformers does
 WORDS = Vocabulary([*(f" word{token}".encode() for token in range(END)), b""], lambda text: [], END)
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -57,15 +57,15 @@ def tokens_of(results: list[list[Hypothesis]]) -> list[list[int]]:
 
 
 @dataclass
-class Both:
+class Pair:
     """A VisionEncoderDecoderModel, and its decoder's weights in ours."""
 
-    theirs: Any
+    reference: Any
     ours: GPT
 
     def hypotheses(self, prefix: Sequence[int] = (), **decode: object) -> list[list[Hypothesis]]:
         config = DecodeConfig(max_new_tokens=LONGEST, **decode)  # type: ignore[arg-type]
-        picture = self.theirs.enc_to_dec_proj(self.theirs.encoder(IMAGES).last_hidden_state)
+        picture = self.reference.enc_to_dec_proj(self.reference.encoder(IMAGES).last_hidden_state)
         image = ImageKV(tuple(block.crossattention.key_value(picture) for block in self.ours.blocks))
         in_torch, in_numpy = (
             generate(SearchRequest(Decoder(self.ours, is_numpy), image, len(IMAGES), END, config, prefix, WORDS))
@@ -76,30 +76,30 @@ class Both:
 
     def generated(self, beams: int = 1, **options: object) -> tuple[list[list[int]], list[float]]:
         """Tokens and ranks of every beam of every image."""
-        found = self.theirs.generate(
+        output = self.reference.generate(
             IMAGES, num_beams=beams, num_return_sequences=beams, max_new_tokens=LONGEST, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
             decoder_start_token_id=END, eos_token_id=END, pad_token_id=END, **options,
         )
-        tokens = [[*row[1:], END][: [*row[1:], END].index(END)] for row in found.sequences.tolist()]
-        return tokens, found.sequences_scores.tolist() if beams > 1 else []
+        tokens = [[*row[1:], END][: [*row[1:], END].index(END)] for row in output.sequences.tolist()]
+        return tokens, output.sequences_scores.tolist() if beams > 1 else []
 
 
 @pytest.fixture(scope="module")
-def both(random_gpt2, transposed):
+def make_pair(random_gpt2, transposed):
     from transformers import VisionEncoderDecoderModel, ViTConfig, ViTModel
 
-    def make(geometry: tuple[int, int, int], seed: int) -> Both:
+    def make(geometry: tuple[int, int, int], seed: int) -> Pair:
         decoder = random_gpt2(*geometry, seed, vocab_size=VOCAB, eos_token_id=END, add_cross_attention=True)
         torch.manual_seed(seed)
         vision = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=30,
                            image_size=12, patch_size=4)
-        theirs = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=decoder).eval()
-        for parameter in [*theirs.encoder.parameters(), *theirs.enc_to_dec_proj.parameters()]:
+        reference = VisionEncoderDecoderModel(encoder=ViTModel(vision, add_pooling_layer=False), decoder=decoder).eval()
+        for parameter in [*reference.encoder.parameters(), *reference.enc_to_dec_proj.parameters()]:
             nn.init.normal_(parameter, std=0.3)
         ours = GPT(GPTConfig(VOCAB, 23, geometry[2], geometry[1], geometry[0], layer_norm_epsilon=3e-4), True).eval()
         ours.load_state_dict(transposed(decoder))
-        return Both(theirs, ours)
+        return Pair(reference, ours)
 
     return make
 
@@ -107,15 +107,15 @@ def both(random_gpt2, transposed):
 @torch.inference_mode()
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_greedy_tokens_equal_transformers(both, geometry: tuple[int, int, int], seed: int) -> None:
-    pair = both(geometry, seed)
+def test_greedy_tokens_equal_transformers(make_pair, geometry: tuple[int, int, int], seed: int) -> None:
+    pair = make_pair(geometry, seed)
     tokens, _ = pair.generated(beams=1)
     assert tokens_of(pair.hypotheses()) == tokens
 
 
 @torch.inference_mode()
-def test_captions_depend_on_the_pictures(both) -> None:
-    tokens, _ = both(GEOMETRIES[0], seed=0).generated(beams=1)
+def test_captions_depend_on_the_pictures(make_pair) -> None:
+    tokens, _ = make_pair(GEOMETRIES[0], seed=0).generated(beams=1)
     assert len({tuple(row) for row in tokens}) > 1
 
 
@@ -125,14 +125,14 @@ def test_captions_depend_on_the_pictures(both) -> None:
 @pytest.mark.parametrize("beams", [2, 3, 5])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_beam_search_equals_transformers(
-    both, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
+    make_pair, geometry: tuple[int, int, int], beams: int, length_penalty: float, seed: int
 ) -> None:
-    pair = both(geometry, seed)
+    pair = make_pair(geometry, seed)
     tokens, ranks = pair.generated(beams, length_penalty=length_penalty)
     results = pair.hypotheses(beams=beams, length_penalty=length_penalty)
-    found = [hypothesis for group in results for hypothesis in group]
-    assert [hypothesis.tokens for hypothesis in found] == tokens
-    assert [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
+    hypotheses = [hypothesis for group in results for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in hypotheses] == tokens
+    assert [hypothesis.rank for hypothesis in hypotheses] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -141,14 +141,14 @@ def test_beam_search_equals_transformers(
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("beams", [2, 3, 5])
 def test_early_stopping_equals_transformers(
-    both, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
+    make_pair, beams: int, early_stopping: bool | str, length_penalty: float, seed: int
 ) -> None:
-    pair = both(GEOMETRIES[seed], seed)
+    pair = make_pair(GEOMETRIES[seed], seed)
     options = {"early_stopping": early_stopping, "length_penalty": length_penalty}
     tokens, ranks = pair.generated(beams, **options)
-    found = [hypothesis for group in pair.hypotheses(beams=beams, **options) for hypothesis in group]
-    assert [hypothesis.tokens for hypothesis in found] == tokens
-    assert [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
+    hypotheses = [hypothesis for group in pair.hypotheses(beams=beams, **options) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in hypotheses] == tokens
+    assert [hypothesis.rank for hypothesis in hypotheses] == pytest.approx(ranks, abs=1e-4)
 
 
 RULES = [
@@ -166,13 +166,13 @@ RULES = [
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_rules_equal_transformers(
-    both, geometry: tuple[int, int, int], beams: int, rules: dict[str, float]
+    make_pair, geometry: tuple[int, int, int], beams: int, rules: dict[str, float]
 ) -> None:
-    pair = both(geometry, seed=1)
+    pair = make_pair(geometry, seed=1)
     tokens, ranks = pair.generated(beams, **rules)
-    found = [hypothesis for group in pair.hypotheses(beams=beams, **rules) for hypothesis in group]
-    assert [hypothesis.tokens for hypothesis in found] == tokens
-    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
+    hypotheses = [hypothesis for group in pair.hypotheses(beams=beams, **rules) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in hypotheses] == tokens
+    assert not ranks or [hypothesis.rank for hypothesis in hypotheses] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
@@ -180,27 +180,27 @@ def test_rules_equal_transformers(
 @pytest.mark.parametrize("beams", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_bad_words_equal_transformers(
-    both, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
+    make_pair, geometry: tuple[int, int, int], beams: int, banned: list[list[int]]
 ) -> None:
-    pair = both(geometry, seed=1)
+    pair = make_pair(geometry, seed=1)
     tokens, ranks = pair.generated(beams, bad_words_ids=banned)
     phrases = tuple(" ".join(f"Word{token}" for token in phrase) for phrase in banned)
-    found = [hypothesis for group in pair.hypotheses(beams=beams, bad_words=phrases) for hypothesis in group]
-    assert [hypothesis.tokens for hypothesis in found] == tokens
-    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
+    hypotheses = [hypothesis for group in pair.hypotheses(beams=beams, bad_words=phrases) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in hypotheses] == tokens
+    assert not ranks or [hypothesis.rank for hypothesis in hypotheses] == pytest.approx(ranks, abs=1e-4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"min_new_tokens": 4}, {"no_repeat_ngram_size": 2}, {"length_penalty": 2.0}])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_captions_with_a_prefix_equal_transformers(both, beams: int, options: dict[str, Any]) -> None:
-    pair, prefix = both(GEOMETRIES[1], seed=2), [3, 7, 1]
-    given = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
-    tokens, ranks = pair.generated(beams, decoder_input_ids=given, **options)
-    found = [hypothesis for group in pair.hypotheses(prefix, beams=beams, **options) for hypothesis in group]
-    assert [hypothesis.tokens for hypothesis in found] == tokens
-    assert all(hypothesis.tokens[:3] == prefix for hypothesis in found)
-    assert not ranks or [hypothesis.rank for hypothesis in found] == pytest.approx(ranks, abs=1e-4)
+def test_captions_with_a_prefix_equal_transformers(make_pair, beams: int, options: dict[str, Any]) -> None:
+    pair, prefix = make_pair(GEOMETRIES[1], seed=2), [3, 7, 1]
+    inputs = torch.tensor([[END, *prefix]]).repeat(len(IMAGES), 1)
+    tokens, ranks = pair.generated(beams, decoder_input_ids=inputs, **options)
+    hypotheses = [hypothesis for group in pair.hypotheses(prefix, beams=beams, **options) for hypothesis in group]
+    assert [hypothesis.tokens for hypothesis in hypotheses] == tokens
+    assert all(hypothesis.tokens[:3] == prefix for hypothesis in hypotheses)
+    assert not ranks or [hypothesis.rank for hypothesis in hypotheses] == pytest.approx(ranks, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,15 @@ def calibrated_run(train: Callable[..., int], more_scenes: Path, tmp_path_factor
     return out
 
 
+def test_a_run_from_a_base_is_calibrated_anew(
+    train: Callable[..., int], calibrated_run: Path, more_scenes: Path, tmp_path: Path
+) -> None:
+    options = [f"--base={calibrated_run}/captioner.pt", "--epochs=1", "--lr=0.05", "--quiet"]
+    assert train(tmp_path / "run", *options, data=more_scenes) == 0
+    first, second = (native.load(run).calibration for run in (calibrated_run, tmp_path / "run"))
+    assert second is not None and second != first
+
+
 def test_training_calibrates_confidence_on_the_validation_pictures(calibrated_run: Path, capfd: Capture) -> None:
     calibration = native.load(calibrated_run).calibration
     assert calibration is not None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from myllm.apps.cli import main, parse_verb, split_group
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-NEEDS = ("network", "gpu", "data")
+NEEDS = ("network", "gpu", "data", "server")
+TEACHER = "http://localhost:8123/v1"  # what a block with the need "server" starts
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,12 @@ def test_docs_commands_with_a_wrong_option_are_noticed() -> None:
     for page in sorted({page for page, _ in RUNNABLE})
 ])
 def test_docs_commands_of_a_page_run_one_after_another(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_server: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
     script = "\n".join(text for other, text in RUNNABLE if other == page).replace("\\\n", " ")
+    script = script.replace(TEACHER, teacher_server.url)
     for number, part in enumerate(re.split(r"^(myllm .*)$", script, flags=re.MULTILINE)):
         if number % 2:  # in this process, because each new one imports torch for seconds
             assert main(shlex.split(part, comments=True)[1:]) == 0, part

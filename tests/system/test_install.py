@@ -11,6 +11,7 @@ import venv
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -119,6 +120,13 @@ def test_small_install_captions_with_an_onnx_export(myllm: Run, export: Path, tm
     captioned = myllm("caption", str(picture), "--model", str(export), "--json")
     assert captioned.returncode == 0, captioned.stderr
     assert isinstance(json.loads(captioned.stdout)["caption"], str)
+
+
+def test_small_install_labels_pictures(myllm: Run, teacher_server: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+    labelled = myllm("label", str(tmp_path), "--teacher", teacher_server.url, "--out", str(tmp_path / "out.jsonl"))
+    assert labelled.returncode == 0, labelled.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text())["image"] == "red.png"
 
 
 def test_small_install_evaluates_and_compares_an_onnx_export(myllm: Run, export: Path, scenes: Path) -> None:

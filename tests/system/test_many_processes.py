@@ -15,7 +15,7 @@ import torch
 REPOSITORY = Path(__file__).parents[2]
 Torchrun = Callable[..., subprocess.CompletedProcess[str]]
 # Dropout inside the network draws other numbers in each process.
-OPTIONS = ["--text.dropout=0", "--word_dropout=0.2", "--word_presence_weight=1", "--quiet"]
+OPTIONS = ["--optimizer=muon", "--text.dropout=0", "--word_dropout=0.2", "--word_presence_weight=1", "--quiet"]
 
 
 @pytest.fixture

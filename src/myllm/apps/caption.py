@@ -1,8 +1,7 @@
 """`myllm caption`: pictures, folders and globs. A picture that cannot be read does not end the run."""
 
-import glob
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -10,10 +9,10 @@ from typing import IO, Any
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
+from myllm.apps.picture_files import find_pictures
 from myllm.apps.printing import print_json, printable
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
-from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.records import quantity
 from myllm.decoding.sampling import draw_seeds
 from myllm.errors import ConfigError, DataError
@@ -26,7 +25,7 @@ Draw = Callable[[Path, Caption], None]
 def caption(options: CaptionOptions) -> int:
     """Caption every picture of `options.paths`. The exit code is 1 if none of them can be captioned."""
     display = Display(options.quiet, json=True)
-    pictures = list(find_pictures(options.paths))
+    pictures = [picture.path for picture in find_pictures(options.paths)]
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
@@ -65,35 +64,6 @@ def caption(options: CaptionOptions) -> int:
         failed = f", {len(errors):,} could not be captioned{see_file}" if errors else ""
         display.say(f"{quantity(done - len(errors), 'picture')} captioned{in_file}{failed}")
     return 0 if done > len(errors) else 1
-
-
-def find_pictures(words: Sequence[str]) -> Iterator[Path]:
-    """Yield the pictures in order: files as given, all pictures below folders, and the matches of globs.
-
-    Raises DataError for a word that matches no picture.
-    """
-    for word in words:
-        try:
-            yield from _pictures_of(word)
-        except OSError as error:
-            raise DataError(f"{word}: cannot be read ({error.strerror})") from error
-
-
-def _pictures_of(word: str) -> list[Path]:
-    path = Path(word)
-    if path.is_dir():
-        pictures = [file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
-        if not pictures:
-            suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-            raise DataError(f"{path}: no pictures in this folder or its subfolders; looked for {suffixes}")
-        return sorted(pictures)
-    if path.exists():
-        return [path]
-    if matches := sorted(glob.glob(word, recursive=True)):
-        return [Path(match) for match in matches]
-    if "://" in word:
-        raise DataError(f"{word}: web addresses are not downloaded; save the picture and give its path")
-    raise DataError(f"{word}: no such file or folder, and no file matches it as a glob")
 
 
 def caption_files(

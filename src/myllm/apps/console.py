@@ -72,6 +72,35 @@ class Display:
             self.say(f"{job} {done:,}/{total:,}")
 
 
+class CountsDisplay:
+    """Shows a bar with counts beside it and the time left; without a terminal, a line every LOG_SECONDS."""
+
+    def __init__(self, display: Display, job: str, total: int) -> None:
+        self.display, self.job, self.total = display, job, total
+        counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
+        # a narrow terminal cuts what is last
+        columns = (TextColumn("{task.description}"), BarColumn(10), counted, TimeRemainingColumn(),
+                   TextColumn("{task.fields[counts]}"))
+        has_bar = display.console.is_terminal and not display.quiet
+        self.bar = Progress(*columns, console=display.console, transient=True, disable=not has_bar)
+        self.task = self.bar.add_task(job, total=total, counts="")
+        self.start = time.monotonic()
+
+    def __enter__(self) -> "CountsDisplay":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, counts: str) -> None:
+        """Move the bar to `done`, with these counts."""
+        self.bar.update(self.task, completed=done, counts=counts)
+        if self.bar.disable and self.display.is_log_due():
+            minutes = (time.monotonic() - self.start) / done * (self.total - done) / 60
+            self.display.say(f"{self.job} {done:,}/{self.total:,}  {counts}  {minutes:,.0f} min left")
+
+
 class TrainingDisplay:
     """Shows a bar with loss, learning rate, gradient norm and speed, and after each epoch its figures and samples."""
 

@@ -23,7 +23,7 @@ from myllm.evaluation.inspection import inspect_records
 from myllm.hub import is_id
 
 MAX_COMPARED = 20_000
-"""`inspect` compares the looks of at most this many pictures, which takes about ten minutes."""
+"""`inspect` compares the looks of at most this many pictures, because the time grows with the square."""
 SAMPLES, PAIRS, COLUMNS = 24, 9, 6
 """Pictures and pairs of copies in a contact sheet, and its columns: an even number, so that pairs are in one row."""
 

@@ -188,6 +188,39 @@ class CaptionOptions(OneModel, Replacing, AsJson):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelOptions(Printed, AsJson):
+    """Ask a vision-language model on a server for captions of pictures, to train on. Resumes where it was stopped."""
+
+    paths: tuple[str, ...] = positional("Picture files, folders or globs.")
+    teacher: str
+    """Address of the server: for the API of OpenAI, which vLLM and others have, too, http://localhost:8000/v1; for
+    Ollama http://localhost:11434/api/generate. Without a path, the server is asked which API it has."""
+    out: str
+    """File for the captions, JSONL that `myllm train --data` reads; it is continued if it exists. Pictures without a
+    caption go to OUT.errors.jsonl, and are asked about again when the command is repeated."""
+    model: str | None = None
+    """Name of the model; not needed for a server that has only one."""
+    prompt: str = "Describe this picture in one short, plain sentence. Answer with the sentence only."
+    """What is asked about each picture."""
+    n: Annotated[int, Range.POSITIVE] = 1
+    """Number of captions to ask for; different ones are all trained on."""
+    temperature: Annotated[float | None, Range.AT_LEAST_0] = None
+    """Sampling temperature; the server's own if not given. Above 0, the captions of --n differ."""
+    overwrite: bool = False
+    """Ask about all pictures again; an existing --out is replaced when the first answer arrives."""
+    requests: Annotated[int, Range.POSITIVE] = 8
+    """Number of requests at once."""
+    tries: Annotated[int, Range.POSITIVE] = 5
+    """Number of requests for a caption, with growing pauses, until its picture counts as failed."""
+    timeout: Annotated[float, Range.POSITIVE] = 120.0
+    """Seconds that the server has for an answer."""
+    max_side: Annotated[int, Range.IMAGE_SIZE] = 1024
+    """Longest side in pixels of the pictures that are sent; larger ones are made smaller."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key for the server. Ollama gets a key only if this option is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(OneModel, Judging):
     """Caption a split of a data folder and score the captions."""
 

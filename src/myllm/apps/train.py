@@ -178,13 +178,11 @@ def try_run(options: TrainOptions, given_options: Collection[str], display: Disp
     """Print what the run would need, and write nothing into its folder; return the exit code."""
     if options.resume:
         raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
+    recorder = _NoRecorder(display.warn) if ranks.is_first else _NoRecorder()
     with display.progress() as progress:
         with ranks.first_before_others():
             prepared = prepare(options.config, progress, given_options, pictures=PICTURES)
-        warn = display.warn if ranks.is_first else _NoRecorder().warn
-        result = dry_run(prepared.config, prepared, progress, warn, ranks)
-    if isinstance(result, int):
-        return 128 + result
+        result = dry_run(prepared.config, prepared, progress, recorder, ranks)
     if options.json and ranks.is_first:
         print_json(dry_run_as_json(result, prepared))
     elif ranks.is_first:
@@ -207,6 +205,8 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
     report_findings(prepared.findings, display)
     if config.vision.frozen and config.augment:
         display.warn("--augment has no effect with --vision.frozen: features are stored; --views stores more of them")
+    if config.views > 1 and not config.vision.frozen:
+        display.warn("--views has no effect without --vision.frozen: a backbone that trains sees pictures by --augment")
     captions = sum(len(record.captions) for record in prepared.train.records)
     display.say(
         f"{quantity(len(prepared.train.records), 'training picture')} with {quantity(captions, 'caption')}, "
@@ -233,7 +233,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
     facts = report_facts(config, prepared, state)
     run_folder.write_evaluation(captioner, evaluation, out, facts, title=out.resolve().name, history=state.history)
-    if config.base is None:  # from a base, the result may be an adapter, which has no place for a calibration
+    if not config.lora.rank:  # an adapter has no place for a calibration
         try:
             run_folder.save_calibration(out, evaluation)
         except DataError as error:
@@ -299,10 +299,13 @@ class _Recorder:
 
 
 class _NoRecorder:
-    """Reporter of the processes that neither print nor write."""
+    """Reporter of the processes that neither print nor write; a dry run prints warnings."""
 
     rows: Sequence[dict[str, float | str]] = ()
     bar = nullcontext()
+
+    def __init__(self, warn: Callable[[str], object] = bool) -> None:
+        self.print_warning = warn
 
     def step(self, report: StepReport) -> None:
         """Do nothing."""
@@ -311,4 +314,4 @@ class _NoRecorder:
         """Do nothing."""
 
     def warn(self, message: str) -> None:
-        """Do nothing."""
+        self.print_warning(message)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +96,7 @@ class FeatureCache:
         self.folder = folder / hashlib.blake2b(self.key.encode(), digest_size=8).hexdigest()
         self._bin = self.folder / "features.bin"
         self._index = self.folder / "index.json"
+        self._digest = cache(picture_digest)  # a picture is read once for `known` and `features`
 
     def features(
         self, pictures: Sequence[Picture], images: Callable[[Sequence[int]], Tensor], encode: Encode,
@@ -107,7 +108,7 @@ class FeatureCache:
         images: returns (B, 3, H, W) for indexes of pictures; called in a thread while the previous batch is encoded.
         encode: returns (B, S, C) for each output of the backbone. Raises MyLLMError if the disk is full.
         """
-        digests = [picture_digest(path) for path in pictures]
+        digests = [self._digest(path) for path in pictures]
         if views:
             digests = [_view_digest(digest, view) for digest, view in zip(digests, views, strict=True)]
         index = self._checked_index(Findings())  # without the lock, as others may be using the features for hours
@@ -126,7 +127,7 @@ class FeatureCache:
         known = set[Picture]()
         for path in pictures if rows else ():
             with suppress(DataError):  # `check_pictures` reports it
-                known |= {path} if picture_digest(path) in rows else set()
+                known |= {path} if self._digest(path) in rows else set()
         return known
 
     def _read_index(self, findings: Findings) -> "_Index":

@@ -62,37 +62,37 @@ def fits_archive(file: CaptionFile, captions: CaptionsConfig) -> bool:
 
 
 def read_archive(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
-    """Yield the rows of an archive, which holds what a data folder holds, or is a shard of one.
+    """Yield the rows of an archive, which is like a data folder, or is a shard of one.
 
     A shard's name may begin with its split.
     """
     archive = open_archive(file.path)
     findings.left_out_members += archive.left_out
     findings.cut_archives += [archive.cut] * bool(archive.cut)
-    found = _find_in_archive(archive, captions)
-    rows = list(_archive_rows(archive, found, captions, findings))
+    files = _find_in_archive(archive, captions)
+    rows = list(_archive_rows(archive, files, captions, findings))
     used = {row.picture for row in rows}
     findings.unused_pictures += [
         str(member) for name, member in archive.members.items() if _is_picture(name) and member not in used
     ]
-    root = found[0][1].root
+    root = files[0][1].root
     if split_lists(root):
-        own = {normal_name(row.image): row.split for row in rows if isinstance(row.image, str)}
-        splits = named_splits(list(own), own, root, findings)
+        from_rows = {normal_name(row.image): row.split for row in rows if isinstance(row.image, str)}
+        splits = named_splits(list(from_rows), from_rows, root, findings)
         rows = [row._replace(split=splits[name]) for row in rows if (name := normal_name(str(row.image))) in splits]
     yield from (row._replace(split=row.split or file.split) for row in rows)
 
 
 def _archive_rows(
-    archive: Archive, found: Sequence[tuple[Format, CaptionFile]], captions: CaptionsConfig, findings: Findings
+    archive: Archive, files: Sequence[tuple[Format, CaptionFile]], captions: CaptionsConfig, findings: Findings
 ) -> Iterator[Row]:
     """Yield the rows of the files with captions that are in an archive, with the members that are their pictures."""
-    for form, inner in found:
+    for form, inner in files:
         if inner.is_folder:
             findings.missing_pictures += _without_picture(archive)
             member_of = {archive.path / name: member for name, member in archive.members.items()}
             for row in form.read(inner, captions, findings):
-                assert isinstance(row.picture, Path)  # beside its captions
+                assert isinstance(row.picture, Path)  # in the folder of its captions
                 yield row._replace(picture=member_of[row.picture])
             continue
         findings.formats.append(f"{form.name}: {inner.path}")
@@ -103,8 +103,8 @@ def _archive_rows(
                 known[name] = index.find_path(name) if name else set()
             position = f"{inner.name}, {row.position}"
             if len(known[name]) > 1:
-                both = " or ".join(sorted(known[name])[:2])
-                raise DataError(f"{archive.path}: {position}: {name} may be {both}; write the folder in {inner.name}")
+                paths = " or ".join(sorted(known[name])[:2])
+                raise DataError(f"{archive.path}: {position}: {name} may be {paths}; write the folder in {inner.name}")
             picture = next((archive.members[member] for member in known[name]), None)
             yield row._replace(position=position, picture=picture)
 
@@ -121,7 +121,7 @@ def _find_in_archive(archive: Archive, captions: CaptionsConfig) -> list[tuple[F
 
 
 def _without_picture(archive: Archive) -> list[str]:
-    """Return the files of captions that have no picture of their name beside them."""
+    """Return the files of captions that have no picture of the same name."""
     pictures = {base for name in archive.members if _is_picture(name) for base in (name, name.rpartition(".")[0])}
     return [
         str(member) for name, member in archive.members.items()
@@ -175,27 +175,27 @@ def _find_in_folder(path: Path, captions: CaptionsConfig) -> list[tuple[Format, 
     beside_pictures = pictures | {Path(name).stem for name in pictures}
     open_file = cache(lambda match: CaptionFile(match, path))
     for form in FORMATS:
-        found: list[tuple[Format, CaptionFile]] = []
+        files: list[tuple[Format, CaptionFile]] = []
         for pattern in form.files:
             for match in [path] if pattern == "." else glob(path, pattern):
                 file = open_file(match)
                 if match.parent == path and match.stem in beside_pictures:
                     continue  # captions of one picture
                 if form.fits(file, captions):
-                    found.append((form, file))
+                    files.append((form, file))
                 elif "*" not in pattern and pattern != ".":
-                    found.append((recognise(file, captions), file))  # the name promises captions: says what is wrong
-            if found:
+                    files.append((recognise(file, captions), file))  # raises: by its name it has captions
+            if files:
                 if not form.is_in_parts:
-                    check_distinct(path, [file for _, file in found])
-                return found
+                    check_distinct(path, [file for _, file in files])
+                return files
     contained = [name + "/" * is_folder for name, is_folder in names.items()]
     contents = f"only {', '.join(contained[:8])}" + ", ..." * (len(contained) > 8) if contained else "nothing"
     raise DataError(f"{path}: holds no captions in a known format. Found {contents}. {describe_formats()}")
 
 
 def recognise(file: CaptionFile, captions: CaptionsConfig) -> Format:
-    """Return the format of a file. Raises DataError, saying what was found and what each format expects."""
+    """Return the format of a file. Raises DataError, with the content and what each format expects."""
     name = file.path.name
     by_name = sorted(FORMATS, key=lambda form: not any(fnmatch(name, pattern.split("/")[-1]) for pattern in form.files))
     form = next((form for form in by_name if form.fits(file, captions)), None)
@@ -206,15 +206,15 @@ def recognise(file: CaptionFile, captions: CaptionsConfig) -> Format:
     if not file.text.strip():
         return table  # which says that the file is empty
     if isinstance(file.json, dict):
-        found = f"a JSON object with {', '.join(file.json)[:100]}"
+        content = f"a JSON object with {', '.join(file.json)[:100]}"
     elif file.json is not None or file.is_json_lines:
         return objects  # which names the columns
     elif any(mark in file.text.lstrip().partition("\n")[0] for mark in SEPARATORS):
         return table
     else:
         _, fields = next(split_rows(file.text, SEPARATORS[0]))
-        found = f"text that begins {fields[0][:50]!r}"
-    raise DataError(f"{file.path}: holds no captions in a known format. Found {found}. {describe_formats()}")
+        content = f"text that begins {fields[0][:50]!r}"
+    raise DataError(f"{file.path}: holds no captions in a known format. Found {content}. {describe_formats()}")
 
 
 def check_distinct(folder: Path, files: list[CaptionFile]) -> None:

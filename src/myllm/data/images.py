@@ -8,6 +8,7 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,10 @@ MAX_ASPECT = 16
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # warnings.catch_warnings changes the whole process, so threads open pictures (read their headers) one at a time.
 _OPENING = threading.Lock()
+
+# Formats that servers with vision-language models read.
+SERVER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+MAX_SERVER_BYTES = 2**22
 
 # The web page that `myllm export --to web` writes implements the same ones.
 INTERPOLATIONS = {
@@ -70,6 +75,26 @@ def load_thumbnail(picture: Picture, side: int, mode: Literal["L", "YCbCr"]) -> 
     image.draft("L" if mode == "L" else "RGB", (side, side))
     upright = _decode(image, str(picture)).convert(mode)
     return np.asarray(upright.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def server_picture(
+    picture: Picture, max_side: int, formats: Collection[str] = tuple(SERVER_FORMATS)
+) -> tuple[str, bytes]:
+    """Return a picture as a server reads it: media type and bytes, no side longer than `max_side`.
+
+    These are the original bytes of an upright picture in one of `formats` that is small enough and has no camera data,
+    such as the place where it was taken; otherwise a new JPEG. Raises DataError as `load_image` does.
+    """
+    content = read_picture(picture, MAX_BYTES)
+    image = _open(content, str(picture))
+    decoded = _decode(image, str(picture))
+    is_small = len(content) <= MAX_SERVER_BYTES and max(decoded.size) <= max_side
+    if is_small and image.format in formats and _is_plain(image):
+        return SERVER_FORMATS[str(image.format)], content
+    decoded.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    decoded.save(file, "JPEG", quality=90)
+    return SERVER_FORMATS["JPEG"], file.getvalue()
 
 
 def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -181,6 +206,15 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         return _as_rgb(_upright(image))
     except Exception as error:
         raise DataError(f"{name}: {image.mode} pixels cannot be turned into RGB ({error})") from None
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether it has usual pixels, one frame and no camera data."""
+    try:
+        is_animated = getattr(image, "is_animated", False)
+        return image.mode in ("L", "P", "RGB", "RGBA") and not is_animated and not image.getexif()
+    except Exception:  # damaged after the first frame, or broken camera data
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -100,8 +100,8 @@ def read_references(data: Sources, split: str | None, captions: CaptionsConfig) 
         if not are_there and not findings.splits:
             raise DataError(f"{source}: has no splits; leave out --split {split}")
         splits = split_records(records, findings) if are_there else _by_split(records)
-        kept = {record.name for record in one_split(splits, split, source)}
-        texts = {name: captions for name, captions in texts.items() if name in kept}
+        names = {record.name for record in one_split(splits, split, source)}
+        texts = {name: captions for name, captions in texts.items() if name in names}
     return References(texts, {key: name for key, name in ids.items() if name in texts}, source), findings
 
 
@@ -110,8 +110,8 @@ def _records(
     use_lists: bool = True,
 ) -> list[Record]:
     """Return the records of the pictures that have an image, with their splits."""
-    own = {name: pictures[name].split for name in images}
-    splits = named_splits(list(images), own, root, findings) if use_lists else own
+    from_rows = {name: pictures[name].split for name in images}
+    splits = named_splits(list(images), from_rows, root, findings) if use_lists else from_rows
     return [
         Record(source + name, images[name], tuple(pictures[name].captions), split, source)
         for name, split in splits.items()
@@ -133,7 +133,7 @@ def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
     roots: dict[Path, list[Path]] = {}
     names_of: dict[Path, tuple[str, ...]] = {}
     for path in data_paths(data):
-        given = path
+        source = path
         if not path.exists():
             if not is_id(str(path)):
                 raise DataError(
@@ -145,9 +145,9 @@ def _roots(data: Sources) -> list[tuple[Path, list[Path], str]]:
         root = next((root for root in roots if root.samefile(folder)), folder)
         if path not in roots.setdefault(root, []):
             roots[root].append(path)
-        names_of.setdefault(root, (given if given != path else root.resolve()).parts)
+        names_of.setdefault(root, (source if source != path else root.resolve()).parts)
     parts = list(names_of.values())
-    # the fewest last parts of the paths that tell the folders apart
+    # the fewest last parts of the paths that differ
     count = next((count for count in range(1, 100) if len({ends[-count:] for ends in parts}) == len(parts)), 1)
     names = ["/".join(ends[-count:]) + "/" if len(roots) > 1 else "" for ends in parts]
     return [(root, paths, name) for (root, paths), name in zip(roots.items(), names, strict=True)]
@@ -193,10 +193,10 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
             if row.identity is not None:
                 picture.identity = checked_name(file.path, row.position, row.identity)
             if row.split is not None and row.split != picture.split:
-                both = [split for split in (picture.split, row.split) if split is not None]
-                picture.split = min(both, key=precedence)
-                if len(both) > 1:
-                    finding = f"{name} in {both[0]} and {both[1]}, kept in {picture.split}"
+                named = [split for split in (picture.split, row.split) if split is not None]
+                picture.split = min(named, key=precedence)
+                if len(named) > 1:
+                    finding = f"{name} in {named[0]} and {named[1]}, kept in {picture.split}"
                     findings.in_two_splits += [finding] if finding not in findings.in_two_splits else []
     if not pictures:
         source = " and ".join(str(file.path) for _, file in files)
@@ -205,7 +205,7 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
 
 
 def _described(files: Sequence[tuple[Format, CaptionFile]]) -> list[str]:
-    """Return what is read, in a line for each file, or for all parts of a data set."""
+    """Describe the files that are read, in a line for each file, or for all parts of a data set."""
     lines = {f"{form.name}: {file.path}": form for form, file in files}
     parts = [line for line, form in lines.items() if form.is_in_parts]
     more = f" and {len(parts) - 1:,} more" if len(parts) > 1 else ""
@@ -224,7 +224,7 @@ def _told_apart(
     if name not in clashes and other is not None and isinstance(other.image, StoredImage) and other.image != image:
         is_equal = other.image.size == image.size
         if other.file is file and not is_equal:
-            raise DataError(f"{image} is a second picture called {name}; give each picture a name of its own")
+            raise DataError(f"{image} is a second picture called {name}; give each picture another name")
         is_equal = is_equal and (other.file is file or other.image.read() == image.read())
         if other.file is not None and not is_equal:
             clashes.add(name)
@@ -252,17 +252,18 @@ def _locate(
         return [name for name in pictures if name not in images]
 
     for name in missing():
-        places = [files[name] for files in listed.values() if name in files]
-        if len(places) > 1:
+        candidates = [files[name] for files in listed.values() if name in files]
+        if len(candidates) > 1:
             raise DataError(
-                f"two pictures are called {name}: {places[0]} and {places[1]}; write their folders in the captions file"
+                f"two pictures are called {name}: {candidates[0]} and {candidates[1]}; "
+                "write their folders in the captions file"
             )
-        places += [folder / name for folder in others if not places and (folder / name).is_file()]
-        if places:
-            images[name] = places[0]
+        candidates += [folder / name for folder in others if not candidates and (folder / name).is_file()]
+        if candidates:
+            images[name] = candidates[0]
     if missing() or (not listed and root in paths):
         listed[root] = _files(root)
-    if missing():  # Kaggle's captions.txt beside Images.zip
+    if missing():  # Kaggle's captions.txt in the folder of Images.zip
         listed |= {path: _archived(path) for path in (*glob(root, "*.zip"), *glob(root, "*.tar"))}
     for files in listed.values() if missing() else ():
         index = NameIndex(file for file in files if PurePosixPath(file).suffix.lower() in PICTURE_SUFFIXES)
@@ -271,7 +272,7 @@ def _locate(
             file = name if name in files else None if has_suffix else index.find(name)
             images |= {name: files[file]} if file is not None else {}
     if len(listed) > 1:
-        listed.pop(root, None)  # which also has what is in the picture folders, and other pictures
+        listed.pop(root, None)  # it also has the files of the picture folders, and other pictures
     findings.missing_pictures += missing()
     used = set(images.values())
     unused = {
@@ -305,8 +306,8 @@ def _files(folder: Path) -> dict[str, Picture]:
 
 def _all_missing(root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture]) -> str:
     picture_folders, _ = _folders(root, paths)
-    places = " and ".join(map(str, [*picture_folders, root]))
+    folders = " and ".join(map(str, [*picture_folders, root]))
     return (
-        f"{root}: all {len(pictures):,} captioned pictures are missing; looked in {places} for "
+        f"{root}: all {len(pictures):,} captioned pictures are missing; looked in {folders} for "
         f"{next(iter(pictures))!r} and the others; put the pictures there under the names of the captions file"
     )

@@ -19,6 +19,8 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = ("comment", "caption", "captions", "text", "sentence", "sentences", "description", "raw")
 SPLIT_COLUMN = "split"
+TEACHER = "teacher"
+"""Key of the rows that `myllm label` writes: the model that was asked, and how."""
 SEPARATORS = "|\t,;"
 LINE_END = re.compile(r"\r\n|\n|\r")  # not splitlines(), which also splits at a form feed or U+2028
 
@@ -106,13 +108,22 @@ def is_object_table(file: CaptionFile, captions: CaptionsConfig) -> bool:
 
 
 def read_object_table(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
-    """Yield the rows of a list of JSON objects, or of JSON lines; a row may hold a list of captions."""
+    """Yield the rows of a list of JSON objects, or of JSON lines; a row may hold a list of captions.
+
+    In rows of `myllm label`, the alternatives are captions of the same teacher, and `path` says where the picture is.
+    """
     for position, entry in _objects(file):
         image, caption = columns(file, position, entry, captions)
-        value, split = entry[caption], entry.get(SPLIT_COLUMN)
+        value, split, picture = entry[caption], entry.get(SPLIT_COLUMN), None
+        if TEACHER in entry and isinstance(value, str):
+            alternatives = entry.get("alternatives")
+            value = [value, *(alternatives if isinstance(alternatives, list) else ())]
+            path = file.path.parent / str(entry.get("path", ""))
+            picture = path if path.is_file() else None  # otherwise the picture was moved, and its name is looked for
         part = split_name(split) if isinstance(split, str) and split else file.split
         for number, text in enumerate(value if isinstance(value, list) else [value], 1):
-            yield Row(position + f", caption {number}" * isinstance(value, list), entry[image], text, part)
+            position_of_text = position + f", caption {number}" * isinstance(value, list)
+            yield Row(position_of_text, entry[image], text, part, picture=picture)
 
 
 def _first_objects(file: CaptionFile) -> Iterator[Any]:

@@ -13,7 +13,13 @@ import torch
 from timm.data.config import resolve_model_data_config
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    VisionTransformer,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    group_parameters,
+    register_model,
+)
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
@@ -130,6 +136,17 @@ def check_token_blocks(backbone: Any, name: str) -> None:
         raise ConfigError(
             f"vision.name {name} has no blocks of tokens of one width, which mode layerwise reads; take --mode last"
         )
+
+
+def last_layers(backbone: Any, count: int) -> set[str]:
+    """Return the names of the parameters in the last `count` layers, and of what follows them.
+
+    A layer is a block of a transformer or a stage of a convolutional network, as timm groups a model's parameters.
+    """
+    layer_of: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
+    # a last norm may be a group of its own
+    layers = sorted({layer_of[name] for name, parameter in backbone.named_parameters() if parameter.dim() > 1})
+    return {name for name, layer in layer_of.items() if layer >= layers[-count:][0]}
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

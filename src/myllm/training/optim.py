@@ -2,12 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from myllm.training.ranks import Ranks
 from myllm.training_config import TrainConfig
 
 # Coefficients of the quintic iteration in the reference implementation of Muon (Jordan et al. 2024)
@@ -40,47 +41,80 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None, ranks: Ranks | None = None,
     ) -> None:
-        """dtype: in which steps are orthogonalised; None for that of the parameters."""
+        """dtype: in which steps are orthogonalised; None for that of the parameters. ranks: share that work."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.dtype, self.ranks = dtype, ranks or Ranks()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update each parameter that has a gradient; change nothing if the tensor `found_inf` is 1, as in AdamW."""
+        """Update each parameter that has a gradient; change nothing if the tensor `found_inf` is 1, as in AdamW.
+
+        Each process orthogonalises some of the matrices; the others are zeros to it, so that the sum over the
+        processes is exact. All processes keep all momenta: any number of them can resume the run.
+        """
         taken = 1.0 - getattr(self, "found_inf", 0.0)
-        for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
-            for (rows, columns), parameters in by_shape.items():
-                scale = math.sqrt(max(1, rows / columns))
-                updates = torch.stack([self._momentum(p, group["momentum"], taken).flatten(1) for p in parameters])
-                for parameter, update in zip(parameters, orthogonalise(updates.to(self.dtype)), strict=True):
-                    parameter.mul_(1 - taken * group["lr"] * group["weight_decay"])
-                    parameter.sub_(taken * group["lr"] * scale * update.view(parameter.shape))
+        trained = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        owners = share_out([_products(parameter) for parameter, _ in trained], self.ranks.count)
+        updates: list[Tensor] = []
+        stacks: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
+        for (parameter, group), owner in zip(trained, owners, strict=True):
+            updates.append(self._momentum(parameter, group["momentum"], taken))
+            if owner == self.ranks.rank:
+                stacks[(id(group), *_sides(parameter))].append(updates[-1])
+            else:
+                updates[-1].zero_()
+        for stack in stacks.values():
+            matrices = torch.stack([update.flatten(1) for update in stack]).to(self.dtype)
+            for update, orthogonal in zip(stack, orthogonalise(matrices), strict=True):
+                update.copy_(orthogonal.view_as(update))
+        for (parameter, group), update in zip(trained, self.ranks.sum_tensors(updates), strict=True):
+            rows, columns = _sides(parameter)
+            parameter.mul_(1 - taken * group["lr"] * group["weight_decay"])
+            parameter.sub_(taken * group["lr"] * math.sqrt(max(1, rows / columns)) * update)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float, taken: Tensor | float) -> Tensor:
-        """Return the gradient with Nesterov momentum."""
+        """Return the gradient with Nesterov momentum, and free the gradient itself."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
         gradient = torch.nan_to_num(parameter.grad, 0.0, 0.0, 0.0)
+        parameter.grad = None
         buffer.lerp_(gradient, (1 - momentum) * taken)
         return gradient.lerp(buffer, momentum)
 
 
+def share_out(sizes: Sequence[int], count: int) -> list[int]:
+    """Return which of `count` processes takes each item: largest first, each goes to the one with the least so far."""
+    owners, sums = [0] * len(sizes), [0] * count
+    for item in sorted(range(len(sizes)), key=lambda item: -sizes[item]):
+        owners[item] = sums.index(min(sums))
+        sums[owners[item]] += sizes[item]
+    return owners
+
+
+def _sides(parameter: Tensor) -> tuple[int, int]:
+    """Return rows and columns of a matrix, or of a convolution as one."""
+    return parameter.shape[0], parameter[0].numel()
+
+
+def _products(parameter: Tensor) -> int:
+    """Return the multiplications of a step of `orthogonalise`."""
+    short, long = sorted(_sides(parameter))
+    return short * short * (2 * long + short)
+
+
 def build_optimizers(
-    model: nn.Module, config: TrainConfig, precision: str = "fp32"
+    model: nn.Module, config: TrainConfig, precision: str = "fp32", ranks: Ranks | None = None
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters or, if config.optimizer is "muon", AdamW and Muon for matrices and convolutions.
 
     Weight decay applies only to matrices and convolutions, not to norms, biases and embeddings. Each parameter group
     holds its peak learning rate as `peak_lr`. precision: of the forward pass; Muon iterates in bf16 if that does.
+    ranks: the processes that train together.
     """
     undecayed = {id(parameter) for module in model.modules() for parameter in _undecayed(module)}
     vision_decay = config.weight_decay if config.vision_weight_decay is None else config.vision_weight_decay
@@ -97,7 +131,9 @@ def build_optimizers(
             for_adam[rate or config.lr, decay].append(parameter)
     adam = torch.optim.AdamW(_groups(for_adam), lr=config.lr, betas=(0.9, 0.98), fused=True)
     dtype = torch.bfloat16 if precision == "bf16" else None
-    return [adam, Muon(_groups(for_muon), lr=config.muon_lr, dtype=dtype)] if for_muon else [adam]
+    if not for_muon:
+        return [adam]
+    return [adam, Muon(_groups(for_muon), lr=config.muon_lr, dtype=dtype, ranks=ranks)]
 
 
 def _groups(parameters: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:

@@ -62,22 +62,29 @@ class Ranks:
         """Return the first process's value."""
         return self.sum(value if self.is_first else 0.0)[0]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replace the gradient of each parameter that trains by its sum over the processes; return the summed loss ().
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sum of each tensor over the processes; all have one type, and equal shapes in all processes.
 
         All travel as one tensor, always in the same order, so that a resumed run adds them in the same way.
         """
+        if self.count == 1 or not tensors:
+            return list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _lost_process():
+            distributed.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+        """Replace the gradient of each parameter that trains by its sum over the processes; return the summed loss."""
         if self.count == 1:
             return loss
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.float()[None]])
-        with _lost_process():
-            distributed.all_reduce(flat)
-        *parts, total = flat.split([*(p.numel() for p in trained), 1])
-        for parameter, part in zip(trained, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-        return total[0].to(loss.dtype)
+        *sums, total = self.sum_tensors([*gradients, loss.float()])
+        for parameter, gradient in zip(trained, sums, strict=True):
+            parameter.grad = gradient
+        return total.to(loss.dtype)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Stages of unfreezing: new parameters learn first, because gradients through random weights spoil pretrained ones."""
 
+from myllm.model.backbones import last_layers
 from myllm.model.lora import adapted_layers
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training_config import TrainConfig
@@ -18,11 +19,13 @@ def set_stage(model: VisionGPT2, stage: str, config: TrainConfig) -> None:
     """
     is_text_new = not (config.text.pretrained or config.base)
     is_vision_new = not (config.vision.pretrained or config.vision.weights or config.base)
+    last = None if config.vision_layers is None else last_layers(model.encoder.backbone, config.vision_layers)
     for name, parameter in model.named_parameters():
         if config.lora.rank:
             trains = ".lora_" in name
         elif name.startswith("encoder."):
-            trains = not config.vision.frozen and (stage == "all" or is_vision_new)
+            is_last = last is None or name.removeprefix("encoder.backbone.") in last
+            trains = not config.vision.frozen and (stage == "all" or is_vision_new) and is_last
         elif is_cross_attention(name):
             trains = True
         else:
@@ -36,10 +39,14 @@ def is_cross_attention(name: str) -> bool:
 
 
 def set_train_mode(model: VisionGPT2) -> None:
-    """Set training mode, except for a backbone whose weights do not train: no dropout, fixed batch statistics."""
+    """Set training mode, except for parts of the backbone whose weights do not train.
+
+    These have no dropout, and their batch statistics stay. Adapters in them are in training mode.
+    """
     model.train()
-    weights = [parameter for name, parameter in model.encoder.named_parameters() if ".lora_" not in name]
-    if not any(weight.requires_grad for weight in weights):
-        model.encoder.eval()
-        for _, layer in adapted_layers(model.encoder):
-            layer.train()
+    for module in model.encoder.modules():
+        weights = [parameter for name, parameter in module.named_parameters() if ".lora_" not in name]
+        if weights and not any(weight.requires_grad for weight in weights):
+            module.eval()
+    for _, layer in adapted_layers(model.encoder):
+        layer.train()

@@ -63,7 +63,7 @@ class Trainer:
             self.model, config.label_smoothing, presence, config.word_presence_weight
         ).to(self.device)
         self.average = copy.deepcopy(self.objective) if config.ema else None
-        self.optimizers = build_optimizers(self.objective, config, self.precision)
+        self.optimizers = build_optimizers(self.objective, config, self.precision, self.ranks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.batches = training_batches(train, config, self.ranks.share)
         self.sampler = CaptionSampler(self.model, config, prepared) if config.self_critical.samples else None
@@ -128,6 +128,7 @@ class Trainer:
             while not self._is_finished():
                 group, failure = self._next_batches(batches)
                 waited = time.monotonic() - step_time
+                group = self.sample(group)
                 pictures, tokens, reward, stopped, failed = self.ranks.sum(
                     sum(len(batch.index) for batch in group),
                     sum(int(batch.lengths.sum()) for batch in group),
@@ -203,6 +204,8 @@ class Trainer:
     def _start_epoch(self) -> Iterator[Batch]:
         """Set the epoch's stage and training mode, and return its remaining batches."""
         set_stage(self.model, stage_of(self.state.epoch, self.config), self.config)
+        self.objective.train()
+        set_train_mode(self.model)
         return self.batches.epoch(self.state.epoch, self.state.batch)
 
     def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], MyLLMError | None]:
@@ -210,7 +213,7 @@ class Trainer:
         if self.progress >= 1.0:
             return [], None
         try:
-            group = list(islice(batches, self.config.accumulate))
+            return list(islice(batches, self.config.accumulate)), None
         except MyLLMError as error:
             return [], MyLLMError(f"{error}. The run is saved; mend this and continue it by --resume")
         except RuntimeError as error:
@@ -218,10 +221,16 @@ class Trainer:
                 f"a process that loads pictures has ended ({reason(error)}). The run is saved; if memory ran out, "
                 "resume with fewer --workers"
             )
-        if self.sampler is not None:
-            with autocast(self.precision, self.device):
-                group = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
-        return group, None
+
+    def sample(self, group: list[Batch]) -> list[Batch]:
+        """In self-critical training, return the batches with sampled captions; else as they are."""
+        if self.sampler is None:
+            return group
+        with autocast(self.precision, self.device):
+            sampled = [self.sampler(batch.to(self.device), self.state.step) for batch in group]
+        self.objective.train()
+        set_train_mode(self.model)
+        return sampled
 
     def _step(self, group: Sequence[Batch], tokens: int, pictures: int) -> Tensor:
         """Take one optimizer step over the batches of `group`, as if they were one; return the loss per token: ().
@@ -229,8 +238,6 @@ class Trainer:
         tokens, pictures: their numbers over all batches of the step, in all processes.
         A step whose loss or gradient is not finite changes nothing; the device decides that, so that no GPU waits.
         """
-        self.objective.train()
-        set_train_mode(self.model)
         step_sum = torch.zeros_like(self.loss_sum)
         encoder = self.model.encoder
         statistics = [(buffer, buffer.clone()) for buffer in encoder.buffers()] if encoder.training else []

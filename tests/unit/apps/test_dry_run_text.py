@@ -1,6 +1,6 @@
 import pytest
 
-from myllm.apps.dry_run_text import duration, size
+from myllm.apps.dry_run_text import duration
 
 
 @pytest.mark.parametrize(
@@ -9,10 +9,3 @@ from myllm.apps.dry_run_text import duration, size
 )
 def test_durations_in_the_units_that_people_use(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(12, "12 B"), (3456, "3.46 kB"), (78_900_000, "78.9 MB"), (123_456_000_000, "123.5 GB")]
-)
-def test_sizes_in_decimal_units(count: int, text: str) -> None:
-    assert size(count) == text

@@ -304,3 +304,13 @@ def test_feature_cache_gives_no_row_to_another_picture(extraction: Extraction) -
     for number in range(3, 7):
         with pytest.raises(DataError, match="is not what was written"):
             in_use.rows(torch.tensor([number]))
+
+
+def test_feature_cache_reads_a_picture_once_for_known_and_features(extraction: Extraction) -> None:
+    extraction.run()
+    cache = FeatureCache(extraction.folder, KEY)
+    assert cache.known(extraction.pictures) == set(extraction.pictures)
+    for path in extraction.pictures:
+        path.unlink()
+    result = cache.features(extraction.pictures, extraction.images, extraction.encode, Findings())
+    assert len(result.pictures) == 7 and extraction.computed == list(range(7))

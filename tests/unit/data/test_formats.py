@@ -245,3 +245,20 @@ def test_the_table_of_the_documents_and_the_cases_above_have_every_format() -> N
     in_other_files = {"tar or zip archive", "Parquet", "saved by datasets"}  # test_archives.py and test_tables.py
     assert {form.name for form in TABLE} == {form for form, *_ in FORMATS} | in_other_files
     assert [form.name for form in TABLE if f"\n| {form.name}" not in page.replace("`", "")] == []
+
+
+def test_rows_of_label_have_all_captions_of_the_teacher_and_say_where_the_picture_is(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg", "out/images/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    teacher = {"teacher": {"model": "x"}}
+    rows: list[dict[str, Any]] = [
+        {"image": "1.jpg", "caption": "a dog", "alternatives": ["dogs", "a pup"], "path": "../b/1.jpg", **teacher},
+        {"image": "2.jpg", "caption": "a cat", "alternatives": [], "path": "gone/2.jpg", **teacher},
+    ]
+    (tmp_path / "out/captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records, _ = read_records(tmp_path / "out/captions.jsonl", CaptionsConfig())
+    assert [(record.name, record.captions) for record in records] == [
+        ("1.jpg", ("a dog", "dogs", "a pup")), ("2.jpg", ("a cat",)),
+    ]
+    assert [Path(str(record.image)).read_bytes() for record in records] == [b"b/1.jpg", b"out/images/2.jpg"]

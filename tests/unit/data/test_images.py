@@ -19,6 +19,7 @@ from myllm.data.images import (
     Preprocess,
     load_image,
     load_thumbnail,
+    server_picture,
 )
 from myllm.errors import DataError
 
@@ -27,12 +28,6 @@ RNG = np.random.default_rng(0)
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def halves(left: str = "red", right: str = "blue") -> Image.Image:
-    image = Image.new("RGB", (40, 40), left)
-    image.paste(right, (20, 0, 40, 40))
-    return image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -110,7 +105,7 @@ def test_load_image_converts_cmyk() -> None:
 
 
 def test_load_image_converts_palettes() -> None:
-    assert load_image(encoded(halves().quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
+    assert load_image(encoded(Image.new("RGB", (40, 40), "blue").quantize(2), "GIF")).getpixel((30, 5)) == (0, 0, 255)
 
 
 def test_load_image_scales_sixteen_bit_grey() -> None:
@@ -254,3 +249,64 @@ def test_window_is_the_part_that_the_backbone_reads(
     grey = (0.5, 0.5, 0.5)
     preprocess = Preprocess(PreprocessConfig((32, 32), grey, grey, "bilinear", crop_pct, crop_mode))
     assert preprocess.window(size) == pytest.approx(window, abs=3)  # one of 32 pixels of the input is up to 3 wide
+
+
+def test_server_picture_sends_small_usual_pictures_as_they_are(tmp_path: Path) -> None:
+    types = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+    for kind, media_type in types.items():
+        path = tmp_path / kind
+        path.write_bytes(encoded(noise(40, 30), kind))
+        assert server_picture(path, max_side=40) == (media_type, path.read_bytes())
+    assert server_picture(tmp_path / "GIF", 40, formats=("PNG",))[0] == "image/jpeg"
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def oriented() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # rotated by a quarter
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (encoded(smooth(80, 60)), (40, 30)),
+        (encoded(smooth(40, 30), "BMP"), (40, 30)),
+        (encoded(smooth(40, 30), "JPEG", exif=oriented()), (30, 40)),
+        (encoded(smooth(40, 30).convert("CMYK"), "JPEG"), (40, 30)),
+        (encoded(smooth(40, 30), "GIF", save_all=True, append_images=[noise(40, 30)]), (40, 30)),
+        (encoded(Image.new("I;16", (40, 30), 9000)), (40, 30)),
+    ],
+    ids=["large", "bmp", "exif", "cmyk", "animated", "16 bits"],
+)
+def test_server_picture_makes_a_jpeg_of_other_pictures(tmp_path: Path, content: bytes, size: tuple[int, int]) -> None:
+    (tmp_path / "a").write_bytes(content)
+    media_type, sent = server_picture(tmp_path / "a", max_side=40)
+    with Image.open(io.BytesIO(sent)) as image:
+        assert (media_type, image.format, image.size, dict(image.getexif())) == ("image/jpeg", "JPEG", size, {})
+        expected = load_image(tmp_path / "a").resize(size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(image, float) - np.asarray(expected, float)).mean() < 4  # JPEG's loss
+
+
+def test_server_picture_turns_the_picture_upright(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 40), "red")
+    picture.paste("blue", (20, 0, 40, 40))
+    (tmp_path / "a").write_bytes(encoded(picture, "JPEG", exif=oriented()))
+    with Image.open(io.BytesIO(server_picture(tmp_path / "a", 1024)[1])) as image:
+        assert image.getpixel((20, 5))[0] > 200 and image.getpixel((20, 35))[2] > 200  # red above blue
+
+
+def test_server_picture_keeps_large_files_under_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("myllm.data.images.MAX_SERVER_BYTES", 3000)
+    (tmp_path / "a").write_bytes(encoded(noise()))
+    assert server_picture(tmp_path / "a", 1024)[0] == "image/jpeg"
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", encoded(noise())[:200]])
+def test_server_picture_refuses_a_broken_picture(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match=str(tmp_path / "a")):
+        server_picture(tmp_path / "a", 1024)

@@ -1,19 +1,31 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from myllm.caption import Sample
 from myllm.config import CaptionsConfig, GPTConfig, LoraConfig, VisionConfig
 from myllm.data.batches import Batch
 from myllm.progress import no_progress
-from myllm.training.dry_run import DryRun, dry_run, first_pictures
+from myllm.training.dry_run import (
+    CPU_ATTENTION,
+    TIMED_STEPS,
+    UNTIMED_STEPS,
+    DryRun,
+    dry_run,
+    first_pictures,
+    measure_steps,
+)
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks
-from myllm.training.trial import TIMED_STEPS, UNTIMED_STEPS, Trial
-from myllm.training_config import TrainConfig
+from myllm.training.trainer import Trainer
+from myllm.training.watch import StepReport
+from myllm.training_config import SelfCriticalConfig, TrainConfig
 
 WIDTH, VOCABULARY, SEQUENCE = 32, 300, 11
 
@@ -27,10 +39,19 @@ def config(tiny_picture_folder: Path, tmp_path: Path) -> TrainConfig:
     )
 
 
+class Silent:
+    """A reporter; a warning fails the test."""
+
+    def step(self, report: StepReport) -> None: ...
+
+    def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None: ...
+
+    def warn(self, message: str) -> None:
+        pytest.fail(message)
+
+
 def result_of(prepared: Prepared) -> DryRun:
-    result = dry_run(prepared.config, prepared, no_progress, pytest.fail, Ranks())
-    assert isinstance(result, DryRun)
-    return result
+    return dry_run(prepared.config, prepared, no_progress, Silent(), Ranks())
 
 
 def counted_model(config: TrainConfig) -> tuple[DryRun, nn.Module]:
@@ -85,6 +106,17 @@ def test_dry_run_of_adapters_trains_only_these(config: TrainConfig, tmp_path: Pa
     assert result.memory.gradients == 4 * adapters and result.memory.optimizer == pytest.approx(8 * adapters, rel=0.1)
 
 
+def test_dry_run_of_self_critical_training_samples_captions(config: TrainConfig, tmp_path: Path) -> None:
+    from myllm.checkpoints import native
+
+    prepared = prepare(config)
+    native.save(native.Checkpoint(
+        prepared.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, {}
+    ), tmp_path / "base.pt")
+    config = replace(config, base=str(tmp_path / "base.pt"), self_critical=SelfCriticalConfig(samples=2))
+    assert result_of(prepare(config, pictures=4)).memory.activations > 0
+
+
 def test_dry_run_measures_the_last_stage_of_the_epochs_that_there_are(config: TrainConfig) -> None:
     result, _ = counted_model(replace(config, base=None, stages=("new", "text", "all"), epochs=2))
     assert result.times.epochs == 2 and result.times.steps == 6
@@ -92,14 +124,15 @@ def test_dry_run_measures_the_last_stage_of_the_epochs_that_there_are(config: Tr
 
 @pytest.mark.parametrize(("limit", "steps"), [({"max_steps": 2}, 2), ({"epochs": 5}, 15)])
 def test_dry_run_expects_the_time_of_all_steps(config: TrainConfig, limit: dict[str, int], steps: int) -> None:
-    times = result_of(prepare(replace(config, **limit), pictures=4)).times  # type: ignore[arg-type]
-    assert times.steps == steps and times.training == pytest.approx(steps * times.step)
+    result = result_of(prepare(replace(config, **limit), pictures=4))  # type: ignore[arg-type]
+    times = result.times
+    assert times.steps == steps and times.training == pytest.approx(steps * result.step.seconds)
     assert times.total == times.training + times.validation > times.training
 
 
 def test_dry_run_of_a_run_with_a_time_limit_ends_with_it(config: TrainConfig) -> None:
-    times = result_of(prepare(replace(config, epochs=10**6, max_minutes=1.0), pictures=4)).times
-    assert times.training == pytest.approx(60, abs=times.step)
+    result = result_of(prepare(replace(config, epochs=10**6, max_minutes=1.0), pictures=4))
+    assert result.times.training == pytest.approx(60, abs=result.step.seconds)
 
 
 def features_batch(pictures: int, captions: int, width: int) -> Batch:
@@ -112,12 +145,13 @@ def features_batch(pictures: int, captions: int, width: int) -> Batch:
 def test_flops_of_a_step_are_two_for_each_multiplication_and_thrice_that_with_the_backward_pass(
     config: TrainConfig,
 ) -> None:
-    trial = Trial(config, prepare(config, pictures=4), no_progress, pytest.fail, Ranks())
-    trial._start_epoch()
-    width, pictures, captions = trial.model.encoder.width, 3, 2
-    trial._step([features_batch(pictures, captions, width)], 60, pictures)
+    trainer = Trainer(config, prepare(config, pictures=4), Silent(), Ranks())
+    trainer._start_epoch()
+    width, pictures, captions = trainer.model.encoder.width, 3, 2
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        trainer._step([features_batch(pictures, captions, width)], 60, pictures)
     rows = pictures * captions * (SEQUENCE - 1)
-    vocabulary = trial.model.config.text.vocab_size
+    vocabulary = trainer.model.config.text.vocab_size
     # self-attention 3 + 1 matrices of WIDTH^2, queries and output of cross-attention 2, feed-forward 8, and the head
     decoder = rows * ((3 + 1 + 2 + 8) * WIDTH**2 + vocabulary * WIDTH)
     keys_and_values = pictures * 7 * 2 * WIDTH**2
@@ -126,15 +160,17 @@ def test_flops_of_a_step_are_two_for_each_multiplication_and_thrice_that_with_th
     # the features have no gradient; the backward of attention computes the weights again
     expected = 2 * (3 * (decoder + keys_and_values) + 2 * projection + 3.5 * attention)
     # self-attention computes the padding of packed captions, too
-    assert trial.counter.get_total_flops() == pytest.approx(expected, rel=0.1)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
 
-def test_trial_times_the_steps_after_the_first_ones(config: TrainConfig) -> None:
-    trial = Trial(config, prepare(config, pictures=4), no_progress, pytest.fail, Ranks())
-    assert trial.train() is None
-    assert trial.state.step == UNTIMED_STEPS + TIMED_STEPS and trial.untimed.step == UNTIMED_STEPS
-    assert 0 < trial.pictures <= 4 * TIMED_STEPS
-    assert 0 <= trial.times().wait_share < 1
+def test_dry_run_times_the_steps_after_the_first_ones(config: TrainConfig) -> None:
+    calls: list[tuple[str, int, int]] = []
+    prepared = prepare(config, pictures=4)
+    trainer = Trainer(config, prepared, Silent(), Ranks())
+    step = measure_steps(trainer, lambda *call: calls.append(call))
+    count = UNTIMED_STEPS + TIMED_STEPS
+    assert calls == [("timing steps", number + 1, count) for number in range(count)]
+    assert 0 < step.pictures <= 4 and step.tokens > step.pictures and 0 <= step.wait_seconds < step.seconds
 
 
 def test_first_pictures_repeat_if_the_batch_has_fewer() -> None:

@@ -1,3 +1,5 @@
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from myllm.training.optim import Muon, build_optimizers, orthogonalise, rate_factor, set_rates
+from myllm.training.optim import Muon, build_optimizers, orthogonalise, rate_factor, set_rates, share_out
+from myllm.training.ranks import Ranks
 from myllm.training_config import TrainConfig
 
 
@@ -78,6 +81,57 @@ def test_muon_leaves_parameters_without_gradient() -> None:
     parameter = nn.Parameter(torch.ones(3, 3))
     Muon([parameter], weight_decay=0.1).step()
     assert torch.equal(parameter, torch.ones(3, 3))
+
+
+@given(sizes=st.lists(st.integers(1, 1000), max_size=30), count=st.integers(1, 8))
+def test_share_out_gives_no_process_more_than_the_mean_and_one_item(sizes: list[int], count: int) -> None:
+    owners = share_out(sizes, count)
+    assert len(owners) == len(sizes) and set(owners) <= set(range(count))
+    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(count)]
+    assert max(loads) <= sum(sizes) / count + max(sizes, default=0)
+
+
+def muon_steps(ranks: Ranks) -> list[torch.Tensor]:
+    """Return six parameters after three steps of Muon, and their momenta."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 9), (6, 9), (20, 8), (6, 9), (4, 3, 2, 2), (9, 6)]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:]}]
+    optimizer = Muon(groups, ranks=ranks)
+    for step in range(3):
+        for parameter in parameters[step == 0 :]:  # the first has no gradient at first
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return [*(p.detach() for p in parameters), *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+
+
+@pytest.mark.parametrize("count", [2, 9])  # 9: some processes have no matrix
+def test_muon_of_several_processes_takes_the_steps_of_one(
+    in_processes: Callable[[int, Callable[[Ranks], Any]], list[Any]], count: int
+) -> None:
+    expected, results = muon_steps(Ranks()), in_processes(count, muon_steps)
+    for result in results:
+        assert all(torch.equal(value, first) for value, first in zip(result, results[0], strict=True))
+        torch.testing.assert_close(result, expected)
+
+
+def test_muon_of_several_processes_changes_nothing_if_a_gradient_is_not_finite(
+    in_processes: Callable[[int, Callable[[Ranks], Any]], list[Any]]
+) -> None:
+    def last_step(ranks: Ranks) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(5, 4, generator=generator)) for _ in range(3)]
+        optimizer = Muon(parameters, ranks=ranks, weight_decay=0.1)
+        optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+        for parameter in parameters:
+            parameter.grad = torch.full((5, 4), math.nan)
+        optimizer.step()
+        return [*(p.detach() for p in parameters), *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+
+    generator = torch.Generator().manual_seed(0)
+    expected = [*(torch.randn(5, 4, generator=generator) for _ in range(3)), *[torch.zeros(5, 4)] * 3]
+    for result in in_processes(2, last_step):
+        assert all(torch.equal(value, before) for value, before in zip(result, expected, strict=True))
 
 
 def groups_of(model: nn.Module, config: TrainConfig) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from myllm.config import LoraConfig
+from myllm.config import GPTConfig, LoraConfig, VisionConfig
 from myllm.model.lora import add_adapters
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.stages import set_stage, set_train_mode, stage_of
@@ -111,3 +111,30 @@ def test_set_train_mode_keeps_batch_statistics_of_a_frozen_backbone(tiny_model, 
     after = dict(model.encoder.named_buffers())
     assert before and any(not torch.equal(value, after[name]) for name, value in before.items()) == moves
     assert model.decoder.training
+
+
+@pytest.mark.parametrize(("name", "layers", "first"), [
+    ("resnet18", 2, "layer3"), ("tf_efficientnet_lite0", 3, "blocks.4"), ("convnext_atto", 1, "stages.3"),
+    ("vit_tiny_patch16_224", 2, "blocks.10"), ("vit_tiny_patch16_224", 99, "cls_token"),
+])
+def test_vision_layers_trains_the_last_stages_or_blocks_and_what_follows(name: str, layers: int, first: str) -> None:
+    text = GPTConfig(vocab_size=20, n_positions=8, n_layer=1, n_head=1, n_embd=8)
+    config = TrainConfig(vision=VisionConfig(name, pretrained=False), text=text, mode="last", vision_layers=layers)
+    model = VisionGPT2(config.captioner)
+    set_stage(model, "all", config)
+    names = list(dict(model.encoder.backbone.named_parameters()))
+    trained = [name for name in names if model.encoder.backbone.get_parameter(name).requires_grad]
+    assert trained == names[-len(trained):] and trained[0].startswith(first)
+
+
+def test_layers_that_do_not_train_keep_their_batch_statistics() -> None:
+    text = GPTConfig(vocab_size=20, n_positions=8, n_layer=1, n_head=1, n_embd=8)
+    config = TrainConfig(vision=VisionConfig("resnet18", pretrained=False), text=text, mode="last", vision_layers=2)
+    model = VisionGPT2(config.captioner)
+    set_stage(model, "all", config)
+    set_train_mode(model)
+    buffers = dict(model.encoder.backbone.named_buffers())
+    before = {name: value.clone() for name, value in buffers.items() if name.endswith("running_mean")}
+    model(torch.randn(2, 3, 64, 64), torch.zeros(2, 1, 3, dtype=torch.int64))
+    moved = [name for name, value in before.items() if not torch.equal(value, buffers[name])]
+    assert moved == [name for name in before if name.startswith(("layer3", "layer4"))]

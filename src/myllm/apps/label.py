@@ -1,0 +1,233 @@
+"""`myllm label`: captions of pictures by a large model on a server, as data to train on."""
+
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from myllm.apps.console import CountsDisplay, Display
+from myllm.apps.json_lines import JsonLines
+from myllm.apps.options import LabelOptions
+from myllm.apps.picture_files import pictures_by_name, same_name
+from myllm.apps.printing import print_json
+from myllm.data.records import quantity
+from myllm.data.table_formats import TEACHER
+from myllm.errors import ConfigError, DataError, MyLLMError
+from myllm.files import lock_file
+from myllm.inference.teacher import Result, Stopped, Teacher, Unanswered, ask_all
+from myllm.inference.teacher_apis import Question, has_several_sentences
+
+# With as many pictures in a row that the server fails on, something is wrong with it, or with the model.
+MAX_FAILURES_IN_ROW = 50
+
+
+def label(options: LabelOptions) -> int:
+    """Ask about each picture that OUT has no captions of. The exit code is 1 if OUT then has none at all."""
+    display = Display(options.quiet, options.json)
+    out = Path(options.out)
+    pictures = pictures_by_name(options.paths)
+    lock = lock_file(out.with_name(f".{out.name}.lock"), f"--out {out}", "file")
+    with lock, JsonLines(out, replace=options.overwrite) as file:
+        run = _Run(options, display, file)
+        left = run.pictures_left(pictures)
+        with _signals_stop(run.teacher.stop) as signals:
+            try:
+                run.ask(left)
+            except Stopped:
+                pass  # while it waited to ask which models there are
+            except MyLLMError as error:
+                is_usage = isinstance(error, ConfigError)
+                raise error if is_usage else type(error)(f"{error}. {run.hint_to_resume()}") from error
+    if signals:
+        display.print(f"Stopped. {run.hint_to_resume()}")
+        return 128 + signals[0]
+    return 0 if run.labelled else 1
+
+
+class _Run:
+    """The questions of one run, and their answers in OUT."""
+
+    def __init__(self, options: LabelOptions, display: Display, file: JsonLines) -> None:
+        self.options, self.display, self.file = options, display, file
+        self.folder = Path(options.out).parent
+        key, is_named = _key(options), "key_variable" in options.given_names
+        self.teacher = Teacher(options.teacher, key, key if is_named else "", options.timeout, options.tries)
+        self.labelled, self.answered, self.captions = len(file.rows), 0, 0
+        self.long, self.errors = list[str](), list[dict[str, Any]]()
+
+    def pictures_left(self, pictures: Mapping[str, Path]) -> dict[str, Path]:
+        """Return the pictures, by name, without captions in OUT. Raises ConfigError if OUT does not fit the options."""
+        options, out = self.options, self.options.out
+        check_rows(self.file.rows, options, options.model)
+        done = {row["image"]: self.folder / row["path"] for row in self.file.rows}
+        for name in done.keys() & pictures.keys():
+            if done[name].exists() and not pictures[name].samefile(done[name]):
+                raise ConfigError(f"--out {out}: {same_name(name, done[name], pictures[name])}")
+        left = {name: path for name, path in pictures.items() if name not in done}
+        if known := len(pictures) - len(left):
+            self.display.say(f"{out} has captions of {quantity(known, 'picture')} already; {len(left):,} to ask about")
+        return left
+
+    def ask(self, pictures: Mapping[str, Path]) -> None:
+        """Ask about the pictures and print a summary. Raises ConfigError, MyLLMError and Stopped."""
+        options, errors_path = self.options, Path(f"{self.options.out}.errors.jsonl")
+        if pictures:
+            self.teacher.connect()
+            model = options.model or self.teacher.only_model()
+            check_rows(self.file.rows, options, model)
+            question = Question(model, options.prompt, options.n, options.temperature)
+        self.file.cut_torn_row()
+        errors_path.unlink(missing_ok=True)  # its pictures are asked about again
+        if not pictures:
+            return
+        answers = ask_all(self.teacher, question, list(pictures.items()), options.max_side, options.requests)
+        try:
+            with JsonLines(errors_path) as errors, CountsDisplay(self.display, "labelling", len(pictures)) as bar:
+                self._write(answers, pictures, question, errors, bar)
+        finally:
+            self.print_summary()
+
+    def _write(
+        self, answers: Iterator[tuple[str, Result]], paths: Mapping[str, Path], question: Question, errors: JsonLines,
+        bar: CountsDisplay,
+    ) -> None:
+        """Write each answer when it arrives. Raises MyLLMError."""
+        teacher = {name: value for name, value in asdict(question).items() if value is not None}
+        failures_in_row, last_failure = 0, ""
+        try:
+            for name, result in answers:
+                if isinstance(result, list):
+                    path = _path_from(self.folder, paths[name])
+                    row = {"image": name, "caption": result[0], "alternatives": result[1:], "path": path}
+                    self.file.append({**row, TEACHER: teacher})
+                    self.labelled += 1
+                    self.answered += 1
+                    self.captions += len(result)
+                    self.long += [name] if any(map(has_several_sentences, result)) else []
+                    failures_in_row = 0
+                else:
+                    self.errors.append({"image": name, "error": str(result)})
+                    errors.append(self.errors[-1])
+                    self.display.warn(str(result) if isinstance(result, DataError) else f"{name}: {result}")
+                    failures_in_row += isinstance(result, Unanswered)
+                if failures_in_row >= MAX_FAILURES_IN_ROW and not last_failure:
+                    last_failure = str(result)
+                    self.teacher.stop.set()
+                bar.show(self.answered + len(self.errors), self._counts())
+        finally:
+            self.teacher.stop.set()
+        if last_failure:
+            raise MyLLMError(f"{MAX_FAILURES_IN_ROW} pictures in a row failed, the last because {last_failure}")
+
+    def _counts(self) -> str:
+        usage = self.teacher.usage
+        return (
+            f"{len(self.errors):,} failed  {usage.requests:,} requests  "
+            f"{usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
+        )
+
+    def hint_to_resume(self) -> str:
+        """Return a sentence with the command that resumes the run."""
+        return f"Resume with: {command_line(self.options)}"
+
+    def print_summary(self) -> None:
+        """Print what was asked, answered and used, and advice on long captions."""
+        options, usage = self.options, self.teacher.usage
+        failed = f", {len(self.errors):,} failed (see {options.out}.errors.jsonl)" if self.errors else ""
+        self.display.say(
+            f"{quantity(self.answered, 'picture')} labelled with {quantity(self.captions, 'caption')}{failed}; "
+            f"{quantity(usage.requests, 'request')}, {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out. "
+            f"{options.out} has {quantity(self.labelled, 'picture')}"
+        )
+        if self.long:
+            self.display.warn(
+                f"captions of {quantity(len(self.long), 'picture')} have several sentences, such as those of "
+                f"{self.long[0]}; they are kept, but a small captioner learns one sentence better: ask for one by "
+                "--prompt"
+            )
+        if options.json:
+            facts = {"labelled": self.labelled, "answered": self.answered, "failed": len(self.errors)}
+            print_json({**facts, "captions": self.captions, "long": len(self.long), **asdict(usage)})
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: str | None) -> None:
+    """Raise ConfigError if OUT has rows that are not of `myllm label`, or were asked for with other options.
+
+    model: the model to ask; None: not known yet.
+    """
+    asked: dict[str, Any] = {
+        "model": model, "prompt": options.prompt, "n": options.n, "temperature": options.temperature,
+    }
+    for number, row in enumerate(rows, 1):
+        teacher = row.get(TEACHER)
+        if not isinstance(teacher, dict) or not isinstance(row.get("path"), str):
+            raise ConfigError(
+                f"--out {options.out} is there already, and line {number:,} is not of `myllm label`; replace the file "
+                "by --overwrite, or give another name"
+            )
+        for name, value in asked.items():
+            if teacher.get(name) != value and not (name == "model" and value is None):
+                raise ConfigError(
+                    f"--{name} is {_written(value)}, but the captions in --out {options.out} were asked for with "
+                    f"{_written(teacher.get(name))}; give that, another --out, or --overwrite to ask again"
+                )
+
+
+def command_line(options: LabelOptions) -> str:
+    """Return the command that resumes a run."""
+    given = [field.name for field in fields(options) if field.name in options.given_names]
+    words = ["myllm", "label", *options.paths]
+    for name in given:
+        if name != "overwrite":
+            value = getattr(options, name)
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _written(value: Any) -> str:
+    return "not given" if value is None else repr(value)
+
+
+def _key(options: LabelOptions) -> str:
+    """Return the key for the server, or ''. Raises ConfigError if the variable that was named is not set."""
+    key = os.environ.get(options.key_variable, "").strip()
+    if not key and "key_variable" in options.given_names:
+        raise ConfigError(f"--key-variable {options.key_variable}: this variable is not set; put the key into it")
+    return key
+
+
+def _path_from(folder: Path, picture: Path) -> str:
+    """Return the path of a picture relative to the folder of OUT, by which `myllm train` finds it."""
+    path = os.path.relpath(picture, folder)
+    if path.startswith(os.pardir):  # the folder's own path may have links, and `..` is the parent of where they lead
+        path = os.path.relpath(picture.parent.resolve() / picture.name, folder.resolve())
+    return Path(path).as_posix()
+
+
+@contextmanager
+def _signals_stop(stop: threading.Event) -> Iterator[list[int]]:
+    """Yield a list that gets the number of a Ctrl-C or SIGTERM, which sets `stop`; a second Ctrl-C ends at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield received
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        stop.set()
+        os.write(2, b"\nfinishing the requests in hand; Ctrl-C ends at once\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
