@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 # six epochs of people's captions on stored features of EfficientNet-Lite0, as photos-fast was
@@ -57,23 +58,38 @@ def run_of(row: str, folder: Path, seed: int) -> Path:
 
 def minutes_of(row: str, folder: Path, seed: int) -> float:
     """Return the minutes of training, with those of the row that it starts from."""
-    with (run_of(row, folder, seed) / "metrics.csv").open(newline="") as file:
-        own = float(list(csv.DictReader(file))[-1]["minutes"])
     start = ROWS[row][0]
-    return own + (minutes_of(start, folder, seed) if start else 0.0)
+    return minutes_in(run_of(row, folder, seed)) + (minutes_of(start, folder, seed) if start else 0.0)
+
+
+def minutes_in(run: Path) -> float:
+    """Return the minutes of training of a run folder, with those of its runs that follow each other."""
+    minutes = 0.0
+    for path in (run / "metrics.csv", *run.glob("run*/metrics.csv")):
+        with path.open(newline="") as file:
+            minutes += float(list(csv.DictReader(file))[-1]["minutes"])
+    return minutes
+
+
+def print_head(first: str) -> None:
+    print(f"| {first} | minutes | {' | '.join(FIGURES)} |\n|---|---|{'---|' * len(FIGURES)}")
+
+
+def print_row(first: str, minutes: float, figures: dict[str, Any]) -> None:
+    """Print the figures, as `myllm score --json` or a run's metrics.json has them, with their intervals."""
+    cells = []
+    for name in FIGURES:
+        low_high = figures["intervals"].get(name)
+        cells.append(f"{figures[name]:.3f}" + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""))
+    print(f"| {first} | {minutes:.0f} | {' | '.join(cells)} |")
 
 
 def print_table(folder: Path, seed: int) -> None:
-    print(f"| row | minutes | {' | '.join(FIGURES)} |\n|---|---|{'---|' * len(FIGURES)}")
+    print_head("row")
     for row in ROWS:
-        if not (run_of(row, folder, seed) / "metrics.json").exists():
-            continue
-        figures = json.loads((run_of(row, folder, seed) / "metrics.json").read_text(encoding="utf-8"))
-        cells = []
-        for name in FIGURES:
-            low_high = figures["intervals"].get(name)
-            cells.append(f"{figures[name]:.3f}" + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""))
-        print(f"| {row} | {minutes_of(row, folder, seed):.0f} | {' | '.join(cells)} |")
+        metrics = run_of(row, folder, seed) / "metrics.json"
+        if metrics.exists():
+            print_row(row, minutes_of(row, folder, seed), json.loads(metrics.read_text(encoding="utf-8")))
 
 
 def main() -> None:
