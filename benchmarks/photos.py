@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from myllm.config import CaptionsConfig
+from myllm.data.sources import read_records
 from myllm.metrics.diversity import repeating_share
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
@@ -34,7 +36,7 @@ def main() -> None:
         minutes = train(arguments, folder)
         captioned = ["--data", str(arguments.data), "--quiet", "--model", str(folder / "run"), "--overwrite"]
         _run_myllm(["evaluate", *captioned, "--out", str(folder / "evaluation")], folder)
-        print_figures(folder / "evaluation", minutes)
+        print_figures(str(arguments.data), folder / "evaluation", minutes)
 
 
 def train(arguments: argparse.Namespace, folder: Path) -> float:
@@ -53,10 +55,12 @@ def train(arguments: argparse.Namespace, folder: Path) -> float:
     return sum(sessions) + (time.monotonic() - start) / 60
 
 
-def print_figures(evaluation: Path, minutes: float) -> None:
+def print_figures(data: str, evaluation: Path, minutes: float) -> None:
     figures = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (evaluation / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
-    people = [reference for row in rows for reference in row["references"]]
+    judged = {row["image"] for row in rows}
+    records, _ = read_records(data, CaptionsConfig())
+    people = [caption for record in records if record.name in judged for caption in record.captions]
     print(f"{minutes:.1f} minutes, features included; {json.dumps(figures['protocol'])}\n")
     print("| figure | value |\n|---|---|")
     for name in ("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "CIDEr-D_shuffled", "distinct_captions"):

@@ -23,9 +23,8 @@ class _Presets(dict[str, Mapping[str, Any]]):
 # what photos-fast and photos share: people's captions, learned from several views of each picture
 PHOTOS = {
     "mode": "last", "augment": False, "views": 4, "half_features": True, "optimizer": "muon", "schedule": "linear",
-    "weight_decay": 0.3, "word_dropout": 0.1, "label_smoothing": 0.1, "ema": 0.99, "val_images": 1000,
-    "best_by": "CIDEr-D",
-    "decode": {"beams": 5, "max_new_tokens": 30, "no_repeat_ngram_size": 3, "length_penalty": 1.5},
+    "weight_decay": 0.3, "word_dropout": 0.1, "label_smoothing": 0.1, "ema": 0.99, "val_images": 500,
+    "best_by": "CIDEr-D", "decode": {"beams": 5, "max_new_tokens": 30, "no_repeat_ngram_size": 3},
 }
 # their last run: captions that are rewarded
 REWARDS = {"self_critical": {"samples": 5}, "lr": 1e-4, "muon_lr": 5e-4}
