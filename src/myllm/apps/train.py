@@ -88,15 +88,15 @@ def run_all(
         raise ConfigError(f"--base {config.base} is inside --out {out}, which the run writes; give another --out")
     begun = [number for number, folder in enumerate(folders) if options.resume and run_state.exists(folder)]
 
-    def replace_other_run(first: TrainConfig) -> None:
-        for folder in folders:
-            remove_checkpoints(folder)
-        run_folder.write_config(config if config.next_runs else first, out)
+    def begin(run: TrainConfig) -> None:
+        if run.out == str(folders[0]) and not begun:
+            for folder in folders:
+                remove_checkpoints(folder)
+        run_folder.write_config(config if config.next_runs else run, out)
 
     for number in range(max(begun, default=0), len(runs)):
         if len(runs) > 1:
             display.say(f"Run {number + 1} of {len(runs)}", style="bold")
-        begin = replace_other_run if number == 0 else lambda _: None
         try:
             trained = run_training(runs[number], display, number in begun, given_options, ranks, begin)
         except SystemExit:
@@ -134,9 +134,9 @@ def run_training(
 ) -> tuple[TrainConfig, Prepared, RunState]:
     """Train into `config.out`; return the final configuration, the data and the state.
 
-    With `resume`, options that are not given are those that the run began with. Without, `begin` is called with the
-    configuration, in the first process, once the run is ready to replace another. given_options: names of the options
-    that were given: they count also where they equal the default, see `prepare`.
+    With `resume`, options that are not given are those that the run began with. given_options: names of the options
+    that were given: they count also where they equal the default, see `prepare`. begin: called with the final
+    configuration, in the first process, once the run is ready to write into its folder.
     Raises SystemExit, with the run saved, if a signal ends it.
     """
     out = Path(config.out)
@@ -166,8 +166,7 @@ def run_training(
             display.say(f"Resuming at epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
         if ranks.is_first:
             remove_unfinished(out)
-            if not resume:
-                begin(config)
+            begin(config)
         stopped_by = trainer.train()
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
