@@ -1,7 +1,7 @@
 """The ladder of recipes on photographs: train the rows that are named, and print the table of all that are finished.
 
-Each row is a run of `myllm train` on Flickr8k; --print shows its command. Runs stay in --folder: the same call goes on
-where it was interrupted.
+Each row is a run of `myllm train` on Flickr8k; --print shows its command. Runs stay in --folder, and the same call
+resumes one that was interrupted.
 
     python benchmarks/ladder.py --print
     python benchmarks/ladder.py plain dropout --folder runs/ladder --seed 0

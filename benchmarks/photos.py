@@ -1,6 +1,6 @@
 """Train a preset on Flickr8k, then print minutes, figures and every 20th validation caption.
 
-With --folder, the same call goes on where it was interrupted.
+With --folder, the same call resumes an interrupted run.
 
     python benchmarks/photos.py --preset photos --folder runs/photos --seed 0
 """
