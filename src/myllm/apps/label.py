@@ -2,13 +2,9 @@
 
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from myllm.apps.console import CountsDisplay, Display
@@ -22,6 +18,7 @@ from myllm.errors import ConfigError, DataError, MyLLMError
 from myllm.files import lock_file
 from myllm.inference.teacher import Result, Stopped, Teacher, Unanswered, ask_all
 from myllm.inference.teacher_apis import Question, has_several_sentences
+from myllm.signals import caught_signals
 
 # With as many pictures in a row that the server fails on, something is wrong with it, or with the model.
 MAX_FAILURES_IN_ROW = 50
@@ -36,7 +33,12 @@ def label(options: LabelOptions) -> int:
     with lock, JsonLines(out, replace=options.overwrite) as file:
         run = _Run(options, display, file)
         left = run.pictures_left(pictures)
-        with _signals_stop(run.teacher.stop) as signals:
+
+        def stop() -> None:
+            run.teacher.stop.set()
+            os.write(2, b"\nfinishing the requests in hand; Ctrl-C ends at once\n")
+
+        with caught_signals(stop) as signals:
             try:
                 run.ask(left)
             except Stopped:
@@ -208,26 +210,3 @@ def _path_from(folder: Path, picture: Path) -> str:
     if path.startswith(os.pardir):  # the folder's own path may have links, and `..` is the parent of where they lead
         path = os.path.relpath(picture.parent.resolve() / picture.name, folder.resolve())
     return Path(path).as_posix()
-
-
-@contextmanager
-def _signals_stop(stop: threading.Event) -> Iterator[list[int]]:
-    """Yield a list that gets the number of a Ctrl-C or SIGTERM, which sets `stop`; a second Ctrl-C ends at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield received
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        stop.set()
-        os.write(2, b"\nfinishing the requests in hand; Ctrl-C ends at once\n")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

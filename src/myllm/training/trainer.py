@@ -3,14 +3,11 @@
 import copy
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import CheckpointError, MyLLMError, reason
 from myllm.metrics.diversity import measure_diversity
 from myllm.model.lora import adapted_layers
+from myllm.signals import caught_signals
 from myllm.training import run_state
 from myllm.training.cpu_attention import CpuAttention
 from myllm.training.ema import update_average
@@ -124,7 +122,7 @@ class Trainer:
             )
         batches = self._start_epoch()
         step_time = save_time = time.monotonic()
-        with _catch_signals() as signals:
+        with caught_signals() as signals:
             while not self._is_finished():
                 group, failure = self._next_batches(batches)
                 waited = time.monotonic() - step_time
@@ -358,27 +356,3 @@ class Trainer:
             native.save(checkpoint, self.out / native.FILE_NAME)
         else:
             lora.save(checkpoint, config.lora, config.base, prepared.base_hash, self.out / lora.FOLDER)
-
-
-@contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Yield a list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM, so that the step is finished.
-
-    Another Ctrl-C raises KeyboardInterrupt.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield received
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
