@@ -10,7 +10,8 @@ from myllm.apps.cli import VERBS
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
     "errors < option_checks < config, files, device, batched, progress, hub, signals < training_config"
-    " < caption, presets < metrics < data, model, decoding < attribution, checkpoints < export < inference < training, evaluation < apps"
+    " < caption, presets < metrics < data, model, decoding < attribution, checkpoints < export < inference"
+    " < training, evaluation < apps"
 )
 LEVEL = {area: level for level, areas in enumerate(ORDER.split(" < ")) for area in areas.split(", ")}
 LEVEL |= {"__init__": 99, "__main__": 99}  # they may import everything, and nothing may import them
