@@ -122,7 +122,7 @@ def build_optimizers(
     for name, parameter in model.named_parameters():
         is_vision = name.removeprefix("model.").startswith("encoder.")
         decay = vision_decay if is_vision else config.weight_decay
-        rate = config.vision_lr if is_vision and config.vision_lr is not None else None
+        rate = config.vision_lr if is_vision else None
         if parameter.dim() not in (2, 4) or id(parameter) in undecayed:
             for_adam[rate or config.lr, 0.0].append(parameter)
         elif config.optimizer == "muon" and rate is None and not name.startswith("presence."):
