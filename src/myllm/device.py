@@ -47,14 +47,18 @@ def choose_precision(name: str, device: "torch.device") -> str:
     return "bf16" if is_bf16 else "fp32"
 
 
+def count_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    # Python 3.13 has os.process_cpu_count
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Return how many processes should load pictures: a core for each that training leaves free, at least 1, at most 8.
 
     Processes that torchrun started on this machine share its cores.
     """
-    # Python 3.13 has os.process_cpu_count
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 1), 8)
+    return min(max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 1), 8)
 
 
 def autocast(precision: str, device: "torch.device") -> Any:

@@ -1,150 +1,80 @@
-"""`myllm caption`: pictures, folders and globs. A picture that cannot be read does not end the run."""
+"""`myllm caption`: captions of many pictures, each once, whatever interrupts it."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from threading import Thread
 
-from myllm.apps.console import Display
+from myllm.apps.caption_output import PrintedCaptions, SavedCaptions
+from myllm.apps.console import CountsDisplay, Display
+from myllm.apps.heatmap_files import HeatmapFiles
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
-from myllm.apps.picture_files import find_pictures
-from myllm.apps.printing import print_json, printable
-from myllm.batched import batched
-from myllm.caption import Caption, CaptionerProtocol
-from myllm.data.records import quantity
-from myllm.decoding.sampling import draw_seeds
-from myllm.errors import ConfigError, DataError
-from myllm.files import atomic_write
-from myllm.inference.onnx_captioner import OnnxCaptioner
+from myllm.apps.picture_search import PictureSearch
+from myllm.apps.printing import print_json
+from myllm.apps.resuming import command_line
+from myllm.caption import CaptionerProtocol
+from myllm.device import count_cores
+from myllm.errors import ConfigError, MyLLMError
+from myllm.inference.bulk import caption_many
+from myllm.signals import caught_signals
 
-Draw = Callable[[Path, Caption], None]
+# Python's own part of the work keeps about so many threads busy
+MAX_THREADS = 8
 
 
 def caption(options: CaptionOptions) -> int:
-    """Caption every picture of `options.paths`. The exit code is 1 if none of them can be captioned."""
-    display = Display(options.quiet, json=True)
-    pictures = [picture.path for picture in find_pictures(options.paths)]
-    out = None if options.out is None else Path(options.out)
-    if out is not None and out.exists() and not options.overwrite:
-        raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
-    heatmaps = heatmap_files(Path(options.heatmaps), pictures, options.overwrite) if options.heatmaps else {}
-    captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    captioner.decode = captioner.decode_options(**options.decode_changes)
-    draw = heatmap_drawer(captioner, heatmaps) if heatmaps else None
-    seeds = None if options.seed is None else draw_seeds(options.seed, len(pictures))
-    errors: list[dict[str, str]] = []
-    done = 0
-    with _open(out) if out is not None else nullcontext() as file, display.progress() as progress:
-        for batch in batched(pictures, options.batch_size):
-            batch_seeds = None if seeds is None else seeds[done : done + len(batch)]
-            for row in caption_files(captioner, batch, draw, batch_seeds):
-                if "error" in row:
-                    errors.append(row)
-                    named = "" if row["error"].startswith(row["image"]) else f"{row['image']}: "
-                    display.warn(f"{named}{row['error']}")
-                elif file is not None:
-                    print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
-                elif options.json:
-                    print_json(row)
-                else:
-                    print(printable(f"{row['image']}: {row['caption']}"), flush=True)
-            done += len(batch)
-            progress("captioning", done, len(pictures))
-    if out is not None:
-        errors_file = Path(f"{out}.errors.jsonl")
-        errors_file.unlink(missing_ok=True)  # of an earlier run
-        if errors:
-            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-            with atomic_write(errors_file) as binary_file:
-                binary_file.write(lines.encode(errors="backslashreplace"))
-    if out is not None or errors:
-        in_file, see_file = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
-        failed = f", {len(errors):,} could not be captioned{see_file}" if errors else ""
-        display.say(f"{quantity(done - len(errors), 'picture')} captioned{in_file}{failed}")
-    return 0 if done > len(errors) else 1
+    """Caption every picture that has no caption yet.
 
-
-def caption_files(
-    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None, seeds: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
-    """Return a row for each path, in order: {image, caption, score, confidence, alternatives, ended_by}.
-
-    Rows of pictures that cannot be read are {image, error}; `missing` is added if words of `force_words` are missing.
-    draw: called with each path and caption. seeds: a random seed for each path.
+    The exit code is 1 if no picture has one, or with --strict if any could not be captioned.
     """
-    rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
-    images, readable = [], list[int]()
-    for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
+    is_saved = options.out is not None or options.form == "txt"
+    display = Display(options.quiet, json=options.json or not is_saved)
+    search = PictureSearch(options.paths, [] if options.from_ is None else [options.from_])
+    search.check()
+    threads = min(count_cores(), MAX_THREADS)
+    with ExitStack() as stack:
+        output = stack.enter_context((SavedCaptions if is_saved else PrintedCaptions)(options, display))
+        captioner = open_captioner(
+            options.model, options.devices, options.precision, options.adapter, max(1, count_cores() // MAX_THREADS)
+        )
+        captioner.decode = captioner.decode_options(**options.decode_changes)
+        if options.heatmaps is not None:
+            output.heatmaps = HeatmapFiles(Path(options.heatmaps), captioner)
+            output.heatmaps.choose(search, options.overwrite or output.is_resumed)
+        output.start(captioner)
         try:
-            images.append(captioner.preprocess(path))
-            readable.append(index)
-        except DataError as error:
-            row["error"] = str(error)
-    if images:
-        readable_seeds = None if seeds is None else [seeds[index] for index in readable]
-        results = captioner.caption_tensors(images, captioner.decode, seeds=readable_seeds)
-        for index, result in zip(readable, results, strict=True):
-            row = rows[index]
-            if result.error:
-                row["error"] = result.error
-                continue
-            row |= {"caption": result.text, "score": round(result.score, 6)}
-            row |= {"confidence": round(result.confidence, 6), "alternatives": result.alternatives}
-            row["ended_by"] = result.ended_by
-            if result.missing:
-                row["missing"] = list(result.missing)
-            if draw is not None:
-                draw(paths[index], result)
-    return rows
+            signals = _caption_all(options, search, captioner, output, display, threads)
+        except MyLLMError as error:
+            if not is_saved or isinstance(error, ConfigError):
+                raise
+            raise type(error)(f"{error}. Resume with: {command_line('caption', options)}") from error
+        output.finish(is_complete=not signals)
+    if skipped := search.describe_skipped():
+        display.warn(skipped)
+    if is_saved and options.json:
+        print_json(output.counts())
+    if signals:
+        display.print(f"Stopped. Resume with: {command_line('caption', options)}" if is_saved else "Stopped.")
+        return 128 + signals[0]
+    return 1 if output.failed and (options.strict or output.failed == output.seen) else 0
 
 
-def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, list[Path]]:
-    """Return the files for each picture's heat maps: as many as the number of times that the picture is given.
-
-    A file is named after its picture, with a number if several have that name. Raises ConfigError if a file exists and
-    may not be overwritten.
-    """
-    files, names = dict[Path, list[Path]](), set[str]()
-    for picture in pictures:
-        name, number = f"{picture.name}.png", 1
-        while name in names:
-            number += 1
-            name = f"{picture.name}-{number}.png"
-        names.add(name)
-        files.setdefault(picture, []).append(folder / name)
-        if files[picture][-1].exists() and not overwrite:
-            raise ConfigError(
-                f"--heatmaps {folder}: {name} is there already; replace it by --overwrite or give another folder"
-            )
-    return files
-
-
-def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Path, list[Path]]) -> Draw:
-    """Return a function that writes the heat maps of a picture and its caption to the picture's next file.
-
-    Raises ConfigError for an ONNX export.
-    """
-    if isinstance(captioner, OnnxCaptioner):
-        raise ConfigError("--heatmaps: an ONNX export has no attention weights; use the captioner that was exported")
-    from myllm.data.images import load_image
-    from myllm.evaluation.heatmaps import draw_words
-    from myllm.inference.captioner import Captioner
-
-    assert isinstance(captioner, Captioner)
-
-    def draw(picture: Path, caption: Caption) -> None:
-        maps = captioner.attention_maps(picture, caption)
-        with atomic_write(files[picture].pop(0)) as file:
-            draw_words(load_image(picture), caption.words, maps, caption.text).save(file, "png")
-
-    return draw
-
-
-def _open(out: Path) -> IO[str]:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return out.open("w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be written to ({error.strerror}); give another file") from error
+def _caption_all(
+    options: CaptionOptions, search: PictureSearch, captioner: CaptionerProtocol, output: PrintedCaptions,
+    display: Display, threads: int,
+) -> list[int]:
+    """Caption what is left; return the signals that ended it early. Raises MyLLMError."""
+    with CountsDisplay(display, "captioning") as bar, caught_signals(output.stop) as signals:
+        Thread(target=lambda: bar.set_total(search.count(lambda: output.is_stopped)), daemon=True).start()
+        batches = caption_many(
+            captioner, output.left(search), captioner.decode, options.batch_size, threads, options.seed, output.claim,
+            lambda: output.is_stopped,
+        )
+        try:
+            for results in batches:
+                output.write(results)
+                bar.show(output.seen, f"{bar.rate(output.captioned):,.1f} captions/s  {output.failed:,} failed")
+        finally:
+            output.is_stopped = True
+            batches.close()
+    return signals

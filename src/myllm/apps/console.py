@@ -75,15 +75,15 @@ class Display:
 class CountsDisplay:
     """Shows a bar with counts beside it and the time left; without a terminal, a line every LOG_SECONDS."""
 
-    def __init__(self, display: Display, job: str, total: int) -> None:
+    def __init__(self, display: Display, job: str, total: int | None = None) -> None:
+        """total: number of items; None if it is not known yet."""
         self.display, self.job, self.total = display, job, total
-        counted = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
         # a narrow terminal cuts what is last
-        columns = (TextColumn("{task.description}"), BarColumn(10), counted, TimeRemainingColumn(),
-                   TextColumn("{task.fields[counts]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[done]}"),
+                   TimeRemainingColumn(), TextColumn("{task.fields[counts]}"))
         has_bar = display.console.is_terminal and not display.quiet
         self.bar = Progress(*columns, console=display.console, transient=True, disable=not has_bar)
-        self.task = self.bar.add_task(job, total=total, counts="")
+        self.task = self.bar.add_task(job, total=total, done="", counts="")
         self.start = time.monotonic()
 
     def __enter__(self) -> "CountsDisplay":
@@ -93,12 +93,23 @@ class CountsDisplay:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def set_total(self, total: int | None) -> None:
+        """Set the number of items, now that it is known."""
+        self.total = total
+
+    def rate(self, count: int) -> float:
+        """Return how many of `count` were done in a second, on average."""
+        return count / max(time.monotonic() - self.start, 1e-9)
+
     def show(self, done: int, counts: str) -> None:
         """Move the bar to `done`, with these counts."""
-        self.bar.update(self.task, completed=done, counts=counts)
+        shown = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
+        self.bar.update(self.task, completed=done, total=self.total, done=shown, counts=counts)
         if self.bar.disable and self.display.is_log_due():
-            minutes = (time.monotonic() - self.start) / done * (self.total - done) / 60
-            self.display.say(f"{self.job} {done:,}/{self.total:,}  {counts}  {minutes:,.0f} min left")
+            left = ""
+            if self.total is not None and done:
+                left = f"  {(self.total - done) / self.rate(done) / 60:,.0f} min left"
+            self.display.say(f"{self.job} {shown}  {counts}{left}")
 
 
 class TrainingDisplay:

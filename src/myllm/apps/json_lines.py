@@ -2,55 +2,64 @@
 
 import json
 import os
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from myllm.errors import DataError
+from myllm.errors import DataError, MyLLMError
 from myllm.files import disk_errors
 
 FIRST_KEY = "image"
 ROW_BEGINS = f'{{"{FIRST_KEY}": '.encode()
 
 
+Row = dict[str, Any]
+
+
 class JsonLines:
-    """Appends rows, each on disk before `append` returns. What a kill left of a row is cut off; whole rows stay.
+    """Appends rows, on disk before `append` returns. What a kill left of a row is cut off; whole rows stay.
 
     With `replace`, an existing file stays until the first row of the new one is there.
     """
 
-    def __init__(self, path: Path, replace: bool = False) -> None:
-        """Read the rows that are there; nothing is changed yet. Raises DataError for a file of another kind."""
+    def __init__(
+        self, path: Path, replace: bool = False, on_row: Callable[[Row, int], object] = lambda row, offset: None,
+    ) -> None:
+        """Read the rows that are there; nothing is changed yet. Raises DataError for a file of another kind.
+
+        on_row: called with each row and its offset in bytes.
+        """
         self.path, self.replace = path, replace
-        self.rows: list[dict[str, Any]] = []
-        """Rows that were in the file when it was opened."""
-        self._size, self._ends_in_row = 0, False
+        self.size, self._ends_in_row = 0, False
         self._file: IO[bytes] | None = None
         if not replace:
-            self._read()
+            self._read(on_row)
 
-    def _read(self) -> None:
+    def _read(self, on_row: Callable[[Row, int], object]) -> None:
         try:
-            content = self.path.read_bytes()
+            file = self.path.open("rb")
         except FileNotFoundError:
             return
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
-        *lines, last = content.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            row = _parse(line)
-            if row is None:
-                raise DataError(
-                    f"{self.path}: line {number:,} is no row of captions, {line[:50]!r}; correct or remove it"
-                )
-            self.rows.append(row)
-        self._size = len(content) - len(last)
-        row = _parse(last)
-        if row is not None:  # only its line end is missing
-            self.rows.append(row)
-            self._size, self._ends_in_row = len(content), True
-        elif not ROW_BEGINS.startswith(last[: len(ROW_BEGINS)]):
-            raise DataError(f"{self.path}: ends with {last[:50]!r}, which is no row of captions; give another file")
+        with file:
+            for number, line in enumerate(file, 1):
+                row, is_whole = _parse(line), line.endswith(b"\n")
+                if row is not None:
+                    on_row(row, self.size)
+                    self.size += len(line)
+                    self._ends_in_row = not is_whole  # only its line end is missing
+                elif is_whole:
+                    raise DataError(
+                        f"{self.path}: line {number:,} is no row of captions, {line[:50].rstrip()!r}; correct or "
+                        "remove it"
+                    )
+                elif not ROW_BEGINS.startswith(line[: len(ROW_BEGINS)]):
+                    raise DataError(
+                        f"{self.path}: ends with {line[:50]!r}, which is no row of captions; give another file"
+                    )
 
     def __enter__(self) -> "JsonLines":
         return self
@@ -61,15 +70,33 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a row, whose first key is `FIRST_KEY`. If that fails, the file is as before. Raises MyLLMError."""
-        line = json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-        assert line.startswith(ROW_BEGINS)
+    def append(self, *rows: Row) -> list[int]:
+        """Write rows, whose first key is `FIRST_KEY`; return their offsets. If that fails, the file is as before.
+
+        Raises MyLLMError.
+        """
+        lines = [json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n" for row in rows]
+        assert all(line.startswith(ROW_BEGINS) for line in lines)
+        offset = self.size + self._ends_in_row
         with disk_errors(self.path):
             if self._file is None:
-                self._open(line)
+                self._open(b"".join(lines))
             else:
-                self._write(line)
+                self._check_is_there(self._file)
+                self._write(b"".join(lines))
+        return list(accumulate(map(len, lines[:-1]), initial=offset))
+
+    def read_at(self, offset: int) -> Row:
+        """Return the row that begins at an offset."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            row = _parse(file.readline())
+        assert row is not None
+        return row
+
+    def _check_is_there(self, file: IO[bytes]) -> None:
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(file.fileno()))):
+            raise MyLLMError(f"{self.path}: was moved, removed or replaced while it was written; start again")
 
     def cut_torn_row(self) -> None:
         """Remove what a kill left of a row. Raises MyLLMError."""
@@ -83,8 +110,9 @@ class JsonLines:
         part = self.path.with_name(f".{self.path.name}.part") if self.replace else self.path
         self._file = part.open("wb" if self.replace else "ab", buffering=0)
         try:
-            self._file.truncate(self._size)
+            self._file.truncate(self.size)
             self._write(b"\n" * self._ends_in_row + line)
+            self._ends_in_row = False
             if self.replace:
                 os.replace(part, self.path)
         except OSError:
@@ -100,12 +128,12 @@ class JsonLines:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.truncate(self._size)
+            self._file.truncate(self.size)
             raise
-        self._size += len(content)
+        self.size += len(content)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

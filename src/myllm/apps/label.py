@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import CountsDisplay, Display
-from myllm.apps.json_lines import JsonLines
+from myllm.apps.json_lines import JsonLines, Row
 from myllm.apps.options import LabelOptions
 from myllm.apps.picture_files import pictures_by_name, same_name
 from myllm.apps.printing import print_json
@@ -30,8 +30,9 @@ def label(options: LabelOptions) -> int:
     out = Path(options.out)
     pictures = pictures_by_name(options.paths)
     lock = lock_file(out.with_name(f".{out.name}.lock"), f"--out {out}", "file")
-    with lock, JsonLines(out, replace=options.overwrite) as file:
-        run = _Run(options, display, file)
+    rows = list[Row]()
+    with lock, JsonLines(out, options.overwrite, lambda row, offset: rows.append(row)) as file:
+        run = _Run(options, display, file, rows)
         left = run.pictures_left(pictures)
 
         def stop() -> None:
@@ -55,19 +56,20 @@ def label(options: LabelOptions) -> int:
 class _Run:
     """The questions of one run, and their answers in OUT."""
 
-    def __init__(self, options: LabelOptions, display: Display, file: JsonLines) -> None:
-        self.options, self.display, self.file = options, display, file
+    def __init__(self, options: LabelOptions, display: Display, file: JsonLines, rows: list[Row]) -> None:
+        """rows: those that were in the file when it was opened."""
+        self.options, self.display, self.file, self.rows = options, display, file, rows
         self.folder = Path(options.out).parent
         key, is_named = _key(options), "key_variable" in options.given_names
         self.teacher = Teacher(options.teacher, key, key if is_named else "", options.timeout, options.tries)
-        self.labelled, self.answered, self.captions = len(file.rows), 0, 0
+        self.labelled, self.answered, self.captions = len(rows), 0, 0
         self.long, self.errors = list[str](), list[dict[str, Any]]()
 
     def pictures_left(self, pictures: Mapping[str, Path]) -> dict[str, Path]:
         """Return the pictures, by name, without captions in OUT. Raises ConfigError if OUT does not fit the options."""
         options, out = self.options, self.options.out
-        check_rows(self.file.rows, options, options.model)
-        done = {row["image"]: self.folder / row["path"] for row in self.file.rows}
+        check_rows(self.rows, options, options.model)
+        done = {row["image"]: self.folder / row["path"] for row in self.rows}
         for name in done.keys() & pictures.keys():
             if done[name].exists() and not pictures[name].samefile(done[name]):
                 raise ConfigError(f"--out {out}: {same_name(name, done[name], pictures[name])}")
@@ -82,7 +84,7 @@ class _Run:
         if pictures:
             self.teacher.connect()
             model = options.model or self.teacher.only_model()
-            check_rows(self.file.rows, options, model)
+            check_rows(self.rows, options, model)
             question = Question(model, options.prompt, options.n, options.temperature)
         self.file.cut_torn_row()
         errors_path.unlink(missing_ok=True)  # its pictures are asked about again

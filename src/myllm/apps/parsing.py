@@ -8,6 +8,7 @@ from argparse import Action
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from keyword import iskeyword
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -91,6 +92,7 @@ def current_name(name: str, types: Mapping[str, Any], source: str = "") -> str:
     Raises ConfigError for an unknown option.
     """
     name = name.replace("-", "_")
+    name = f"{name}_" if iskeyword(name) else name
     new = RENAMED_OPTIONS.get(name, "")
     if new in types and name not in types:
         print(f"myllm: option {name} is now called {new}", file=sys.stderr)
@@ -227,6 +229,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     group._group_actions.sort(key=lambda action: (not action.required, declared.index(action.dest)))
     types = types_of_options(kind)
     for action in parser._actions:
+        action.option_strings = [option.rstrip("_") for option in action.option_strings]
         if action.dest == "print_config":
             action.help = "Print all options as YAML, in the form that --config reads, and exit."
         elif types.get(action.dest) is bool:
@@ -240,7 +243,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
 
 def _check_required(kind: type, paths: Sequence[str], given: Mapping[str, GivenOption]) -> None:
     """Raise ConfigError if positional words or a required option are missing, or if there are positional words."""
-    if hasattr(kind, "paths") and not paths:
+    if hasattr(kind, "paths") and not paths and "from_" not in given:
         raise ConfigError("no paths are given; expected PATH...")
     if paths and not hasattr(kind, "paths"):
         raise ConfigError(f"unexpected {paths[0]!r}; options begin with --")

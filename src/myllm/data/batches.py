@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from myllm.batched import batched
 from myllm.data.augmentation import are_english, augment, captions_if_flipped, mirrored_captions
 from myllm.data.features import Features
-from myllm.data.images import Preprocess, as_pixels, load_image
+from myllm.data.images import Preprocess, as_pixels
 from myllm.data.records import Findings, Record
 from myllm.data.splits import name_hash
 from myllm.data.tokenizer import encode_captions, end_token
@@ -127,7 +127,7 @@ class CaptionSource:
         """Return pictures without augmentation: (B, 3, H, W) uint8."""
         if self.pixels is not None:
             return self.pixels[torch.as_tensor(index)]
-        pictures = [self.preprocess.resize(load_image(self.records[number].image)) for number in index]
+        pictures = [self.preprocess.resize(self.preprocess.load(self.records[number].image)) for number in index]
         return torch.from_numpy(np.stack(pictures))
 
 
@@ -149,7 +149,7 @@ def check_pictures(
 
     def decode(record: Record) -> NDArray[np.uint8] | str:
         try:
-            return preprocess.resize(load_image(record.image))
+            return preprocess.resize(preprocess.load(record.image))
         except DataError as error:
             return str(error)
 

@@ -68,7 +68,8 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         transformers, an adapter, or a hub repository with any of these (user/name or user/name@revision).
 
         device: auto, cpu or cuda.
-        precision: auto and fp32 are exact; bf16 computes in bfloat16; int8 rounds the decoder's weights (CPU only).
+        precision: auto and fp32 are exact; bf16 computes in bfloat16, on a CPU only the encoder; int8 rounds the
+        decoder's weights (CPU only).
         adapters: name -> folder of an adapter that was trained on this captioner.
 
         Raises CheckpointError for a path that cannot be opened, ConfigError for an option that does not fit.
@@ -123,25 +124,24 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
 
     def preprocess(self, image: Picture) -> Tensor:
         """Return a picture as the model's input; see `BaseCaptioner.preprocess`."""
-        return self._prepare(image).tensor
-
-    def _prepare(self, image: Picture) -> PreparedImage:
         if not isinstance(image, Tensor):
-            return prepare_image(load_image(image), self._preprocess)
+            return torch.from_numpy(self._preprocess(self._preprocess.load(image)))
         expected = (3, *self._preprocess.size)
         if tuple(image.shape) != expected:
             raise ConfigError(f"an image tensor of shape {tuple(image.shape)}; this model expects {expected}")
-        return PreparedImage.from_tensor(image.float())
+        return image.float()
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        precision = "bf16" if self.precision == "bf16" else "fp32"
-        with self._gpu, torch.inference_mode(), autocast(precision, self.device):
+        # on a CPU, bf16 pays only in the encoder
+        is_bf16 = self.precision == "bf16" and self.device.type != "cpu"
+        with self._gpu, torch.inference_mode(), autocast("bf16" if is_bf16 else "fp32", self.device):
             yield
 
     def _encode(self, variant: Variant, images: Tensor | Sequence[Tensor]) -> ImageKV:
         images = images if isinstance(images, Tensor) else torch.stack(list(images))
-        return variant.checkpoint.model.encode(images.to(self.device))
+        with autocast("bf16" if self.precision == "bf16" else "fp32", self.device):
+            return variant.checkpoint.model.encode(images.to(self.device))
 
     def _request(
         self, variant: Variant, encoded: ImageKV, rows: Sequence[int], decode: DecodeConfig, seeds: Sequence[int]
@@ -184,7 +184,10 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         Raises DataError if the picture cannot be read, ConfigError for an unknown method or block.
         """
         model = self._variant(adapter).checkpoint.model
-        prepared = self._prepare(image)
+        prepared = (
+            PreparedImage.from_tensor(self.preprocess(image)) if isinstance(image, Tensor)
+            else prepare_image(load_image(image), self._preprocess)
+        )
         tokens = encode_text(self.tokenizer, caption) if isinstance(caption, str) else caption.tokens
         sequence = torch.tensor([end_token(self.tokenizer), *tokens], device=self.device)
         with self._gpu:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from myllm.caption import Calibration
 from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclass_from_dict, with_current_names
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
-from myllm.data.images import Preprocess, load_image
+from myllm.data.images import Preprocess
 from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import SearchRequest, Stepper
 from myllm.errors import CheckpointError, ConfigError, reason
@@ -79,7 +79,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
             if image.shape != expected:
                 raise ConfigError(f"an image array of shape {image.shape}; this model expects {expected}")
             return image.astype(np.float32)
-        return self._preprocess(load_image(image))
+        return self._preprocess(self._preprocess.load(image))
 
     def blind_caption(self, decode: DecodeConfig) -> None:
         """Return None: the exported encoder returns keys and values, so its image tokens cannot be set to zero."""

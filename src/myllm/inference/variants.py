@@ -58,6 +58,6 @@ def make_variant(
 def _make_stepper(model: VisionGPT2, device: torch.device, precision: str) -> OnnxStepper | RecordedStepper | None:
     if device.type == "cuda":
         return RecordedStepper(model)
-    if precision in ("fp32", "int8"):
+    if device.type == "cpu":
         return OnnxStepper(model, "int8" if precision == "int8" else "fp32")
     return None

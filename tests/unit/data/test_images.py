@@ -210,6 +210,35 @@ def test_preprocess_takes_pictures_of_any_shape(size: tuple[int, int], mode: str
     assert tensor.shape == (3, 32, 48) and tensor.dtype == np.float32
 
 
+def smooth_jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    """A JPEG like a photograph: little detail at the scale of a pixel."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.5])
+def test_preprocess_of_a_large_jpeg_is_nearly_that_of_all_its_pixels(orientation: int, crop_pct: float) -> None:
+    preprocess = Preprocess(PreprocessConfig((64, 64), crop_pct=crop_pct))
+    content = smooth_jpeg(1200, 900, orientation)
+    reduced = preprocess.load(content)
+    assert min(reduced.size) == (225 if crop_pct == 1 else 450)  # a quarter, a half
+    whole = load_image(content)
+    assert (reduced.width > reduced.height) == (whole.width > whole.height)
+    difference = np.abs(preprocess.resize(reduced).astype(int) - preprocess.resize(whole))
+    assert difference.mean() < 0.006 * 255 and difference.max() < 0.06 * 255
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 255), (400, 200)])
+def test_preprocess_of_a_jpeg_below_four_times_the_input_is_of_all_its_pixels(width: int, height: int) -> None:
+    content = smooth_jpeg(width, height)
+    loaded = Preprocess(PreprocessConfig((64, 64))).load(content)
+    assert loaded.tobytes() == load_image(content).tobytes()
+
+
 def test_normalise_of_a_batch_equals_normalise_of_each() -> None:
     preprocess = Preprocess(PreprocessConfig(image_size=(16, 16), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
     images = [noise() for _ in range(4)]

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from myllm.apps.caption import caption_files
 from myllm.caption import Calibration
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, VisionConfig
@@ -144,17 +143,6 @@ def test_rules_that_allow_no_token_for_a_picture_are_an_error_of_that_picture(bo
     assert (captions[1].text, captions[1].confidence, captions[1].ended_by) == ("", 0.0, "failed")
     with pytest.raises(ConfigError, match="only_words .*: no token is allowed at position"):
         both[index].caption(PICTURES[1], **each[1])
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_caption_files_writes_an_error_row_for_a_picture_for_which_the_rules_allow_no_token(
-    both: Exported, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    PICTURES[0].save(tmp_path / "a.png")
-    decode = both[index].decode_options(min_new_tokens=7, no_repeat_ngram_size=1, only_words=("a",))
-    monkeypatch.setattr(both[index], "decode", decode)
-    [row] = caption_files(both[index], [tmp_path / "a.png"])
-    assert row.keys() == {"image", "error"} and "no token is allowed at position" in row["error"]
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -1,0 +1,186 @@
+"""The captions that a run has written: a JSONL file, and an index of it on disk, so that memory does not grow with it."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from myllm.apps.json_lines import JsonLines, Row
+from myllm.errors import ConfigError
+from myllm.files import atomic_write, json_text, read_json
+
+TABLE = """
+CREATE TABLE captions (image BLOB PRIMARY KEY, digest TEXT, place INTEGER, file BLOB) WITHOUT ROWID;
+CREATE INDEX digests ON captions (digest);
+CREATE INDEX files ON captions (file);
+CREATE TABLE names (image BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+DIGEST = "digest"
+"""Key of a row: hash of the picture's bytes."""
+SIDECAR = "sidecar"
+"""Key of a row: the text file of its picture."""
+
+
+NOT_COMPARED = ("myllm", "model", "overwrite")
+
+
+class Logged(NamedTuple):
+    """A row of the log: the hash of its picture's bytes, and where the row begins."""
+
+    digest: str
+    place: int
+
+
+class CaptionLog:
+    """Rows of captions by picture. If the file has several rows of a picture, the last one counts.
+
+    The index is a temporary SQLite database, made from the file; threads may share it.
+    """
+
+    def __init__(self, path: Path, replace: bool = False) -> None:
+        """Read the rows that are there; nothing is changed yet. Raises DataError for a file of another kind."""
+        self._index, self._lock = sqlite3.connect("", check_same_thread=False), Lock()  # "": a temporary file
+        self._index.executescript(TABLE)
+        self.count, self.has_old_rows = 0, False
+        self.last_places: list[int] = []
+        """Where the rows of the last `append` begin, or the last rows of the file that was opened."""
+        self._lines = JsonLines(path, replace, self._add)
+        self.path = path
+
+    def __enter__(self) -> "CaptionLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.__exit__(kind, error, trace)
+        self._index.close()
+
+    def find(self, image: str) -> Logged | None:
+        """Return where the picture's row is; None if it has none."""
+        with self._lock:
+            found = self._index.execute("SELECT digest, place FROM captions WHERE image = ?", [_key(image)]).fetchone()
+        return None if found is None else Logged(*found)
+
+    def find_copy(self, digest: str, first_place: int) -> int | None:
+        """Return where the row of a picture with the same bytes begins, at `first_place` or later; None without one."""
+        query = "SELECT place FROM captions WHERE digest = ? AND place >= ? LIMIT 1"
+        with self._lock:
+            found = self._index.execute(query, [digest, first_place]).fetchone()
+        return None if found is None else int(found[0])
+
+    def find_file(self, file: str) -> str | None:
+        """Return the picture whose row names a text file; None if none does."""
+        with self._lock:
+            found = self._index.execute("SELECT image FROM captions WHERE file = ?", [_key(file)]).fetchone()
+        return None if found is None else os.fsdecode(found[0])
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the rows."""
+        return self._lines.size
+
+    def row_at(self, place: int) -> Row:
+        """Return the row that begins at a place."""
+        return self._lines.read_at(place)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that count, in the order of the file."""
+        if not self.count:
+            return
+        with self.path.open("rb") as file:
+            place = 0
+            for line in file:
+                row = json.loads(line)
+                found = self.find(row["image"])
+                if found is not None and found.place == place:
+                    yield row
+                place += len(line)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write rows, on disk when this returns. Raises MyLLMError."""
+        if rows:
+            self.last_places = []
+            for row, place in zip(rows, self._lines.append(*rows), strict=True):
+                self._add(row, place)
+
+    def open(self) -> None:
+        """Remove what a kill left of a row. Raises MyLLMError."""
+        self._lines.cut_torn_row()
+
+    def remove_old_rows(self) -> None:
+        """Rewrite the file without rows that later ones replace. Raises MyLLMError."""
+        if self.has_old_rows:
+            with atomic_write(self.path) as file:
+                for row in self.rows():
+                    file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+
+    def choose(self, names: Iterator[str]) -> None:
+        """Set the pictures that `is_chosen` is true of."""
+        with self._lock:
+            self._index.executemany("INSERT OR IGNORE INTO names VALUES (?)", ([_key(name)] for name in names))
+
+    def is_chosen(self, image: str) -> bool:
+        """Return whether the picture is one of those that were chosen."""
+        with self._lock:
+            return self._index.execute("SELECT 1 FROM names WHERE image = ?", [_key(image)]).fetchone() is not None
+
+    def _add(self, row: Row, place: int) -> None:
+        key = _key(row["image"])
+        with self._lock:
+            is_old = self._index.execute("SELECT 1 FROM captions WHERE image = ?", [key]).fetchone() is not None
+            file = _key(row[SIDECAR]) if SIDECAR in row else None
+            values = [key, str(row.get(DIGEST, "")), place, file]
+            self._index.execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", values)
+        self.count += not is_old
+        self.has_old_rows |= is_old
+        self.last_places = [*self.last_places[-1023:], place]
+
+
+def _key(image: str) -> bytes:
+    return os.fsencode(image)
+
+
+def check_same_run(path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixed: bool, out: str) -> None:
+    """Check that captions that are there were made as `facts` say, and write the facts into the file `path`.
+
+    has_rows: whether there are any captions. is_mixed: whether captions made in other ways may stay. Raises ConfigError
+    with what differs.
+    """
+    if has_rows and not is_mixed:
+        if not path.exists():
+            raise ConfigError(
+                f"--out {out} is there already, without {path.name}, which says how its captions were made; replace it "
+                "by --overwrite, keep its captions by --mixed, or give another name"
+            )
+        before = read_json(path)
+        for name, value in json.loads(json_text(facts)).items():
+            if name not in NOT_COMPARED and before.get(name, value) != value:
+                raise ConfigError(
+                    f"{name} is {json.dumps(value)}, but the captions in --out {out} were made with "
+                    f"{json.dumps(before[name])}; give that, another --out, --mixed to keep them beside the new ones, "
+                    "or --overwrite to make them again"
+                )
+    with atomic_write(path) as file:
+        file.write(json_text(facts).encode(errors="backslashreplace"))
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the whole rows of a JSONL file, which need not exist."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+
+def keep_rows(path: Path, is_kept: Callable[[Row], bool]) -> None:
+    """Remove the other rows of a JSONL file, and the file if none stays. Raises MyLLMError."""
+    if not any(map(is_kept, read_rows(path))):
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        for row in filter(is_kept, read_rows(path)):
+            file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")

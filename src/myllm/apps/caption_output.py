@@ -1,0 +1,383 @@
+"""Where `myllm caption` writes captions: the terminal, or files that a later run continues."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from myllm.apps.caption_files import Sidecars, check_parquet, read_text, write_csv, write_parquet
+from myllm.apps.caption_log import DIGEST, SIDECAR, CaptionLog, check_same_run, keep_rows, read_rows
+from myllm.apps.console import Display
+from myllm.apps.heatmap_files import HeatmapFiles
+from myllm.apps.json_lines import JsonLines, Row
+from myllm.apps.options import CaptionOptions
+from myllm.apps.picture_search import FoundPicture, PictureSearch, UnusablePath
+from myllm.apps.printing import print_json, printable
+from myllm.caption import Caption, CaptionerProtocol
+from myllm.config import VERSION
+from myllm.data.records import quantity
+from myllm.errors import ConfigError, DataError, MyLLMError
+from myllm.files import lock_file, read_json, write_json
+from myllm.inference.bulk import Result
+
+# the log of captions in text files
+HIDDEN_LOG = ".myllm-captions.jsonl"
+CONFIDENCE = "confidence"
+MAX_WARNINGS = 20
+
+
+def row_of(image: str, caption: Caption, fields: Sequence[str]) -> Row:
+    """Return a row of captions: image, caption, the fields, and `missing` if words of `force_words` are missing."""
+    words = [{"text": word.text, CONFIDENCE: _rounded(word.confidence)} for word in caption.words]
+    values = {
+        "score": _rounded(caption.score), CONFIDENCE: _rounded(caption.confidence),
+        "alternatives": caption.alternatives, "ended_by": caption.ended_by, "words": words,
+    }
+    chosen = {name: value for name, value in values.items() if name in fields}
+    missing = {"missing": list(caption.missing)} if caption.missing else {}
+    return {"image": image, "caption": caption.text, **chosen, **missing}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+class PrintedCaptions:
+    """Prints captions as they come, and keeps nothing."""
+
+    is_resumed = False
+    """Whether there are captions of an earlier run."""
+
+    def __init__(self, options: CaptionOptions, display: Display) -> None:
+        self.options, self.display = options, display
+        self.captioned, self.failed, self.seen = 0, 0, 0
+        self.is_stopped = False
+        self.heatmaps: HeatmapFiles | None = None
+
+    def __enter__(self) -> "PrintedCaptions":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start(self, captioner: CaptionerProtocol) -> None:
+        """Get ready to write. Raises MyLLMError."""
+
+    def stop(self) -> None:
+        """Finish what is in work, and begin nothing new."""
+        self.is_stopped = True
+        os.write(2, b"\nfinishing the batches in hand; Ctrl-C ends at once\n")
+
+    def left(self, search: PictureSearch) -> Iterator[FoundPicture]:
+        """Yield the pictures to caption."""
+        for found in search:
+            if self.is_stopped:
+                return
+            if isinstance(found, UnusablePath):
+                self.fail(found.path, found.error)
+            elif self.is_left(found):
+                yield found
+
+    def is_left(self, found: FoundPicture) -> bool:
+        """Return whether a picture is to be captioned."""
+        return True
+
+    def claim(self, digest: str) -> bool:
+        """Return whether a picture with this hash is to be captioned; if not, it is a copy of one that is."""
+        return True
+
+    def write(self, results: Sequence[Result[FoundPicture]]) -> None:
+        """Print the captions of a batch."""
+        for result in results:
+            image = str(result.item.picture)
+            if result.caption is None:
+                self.fail(image, result.error)
+                continue
+            if self._is_below_minimum(image, result.caption):
+                continue
+            if self.heatmaps is not None:
+                self.heatmaps.draw(result.item.picture, result.caption)
+            if self.options.json:
+                print_json(row_of(image, result.caption, self.options.fields))
+            else:
+                texts = [result.caption.text, *result.caption.alternatives[: self.options.n - 1]]
+                for text in texts:
+                    print(printable(f"{image}: {text}"), flush=True)
+            self.count(captioned=1)
+
+    def count(self, captioned: int = 0, failed: int = 0) -> None:
+        """Count pictures."""
+        self.captioned += captioned
+        self.failed += failed
+        self.seen += captioned + failed
+
+    def fail(self, image: str, error: str, **facts: Any) -> None:
+        """Report a picture that has no caption."""
+        self.count(failed=1)
+        if self.failed <= MAX_WARNINGS:
+            self.display.warn(error if error.startswith(image) else f"{image}: {error}")
+        elif self.failed == MAX_WARNINGS + 1:
+            self.display.warn(f"more pictures cannot be captioned{self.see_errors()}")
+
+    def see_errors(self) -> str:
+        """Return where all errors are listed."""
+        return "; with --out they are all listed in a file"
+
+    def finish(self, is_complete: bool) -> None:
+        """Print a summary of what failed."""
+        if self.failed:
+            self.display.say(f"{quantity(self.captioned, 'picture')} captioned, {self.failed:,} could not be captioned")
+
+    def counts(self) -> dict[str, int]:
+        """Return what became of the pictures."""
+        return {"captioned": self.captioned, "failed": self.failed}
+
+    def _is_below_minimum(self, image: str, caption: Caption) -> bool:
+        minimum, confidence = self.options.min_confidence, caption.confidence
+        if minimum is None or confidence >= minimum:
+            return False
+        self.fail(
+            image, f"confidence {confidence:.3f} is below --min-confidence {minimum:g}", confidence=_rounded(confidence)
+        )
+        return True
+
+
+class SavedCaptions(PrintedCaptions):
+    """Writes captions to a log, and from it to other files; a picture is captioned once."""
+
+    def __init__(self, options: CaptionOptions, display: Display) -> None:
+        super().__init__(options, display)
+        check_parquet(options)
+        self.sidecars = Sidecars(options) if options.form == "txt" else None
+        self.path = _log_path(options)
+        self.out = options.out or str(self.path)
+        self.errors_path = Path(f"{self.path if self.sidecars else self.out}.errors.jsonl")
+        self.facts_path = Path(f"{self.path if self.sidecars else self.out}.run.json")
+        self.had_caption, self.kept, self.copied = 0, 0, 0
+        self.overwrites, self.first_place = options.overwrite, 0
+        self.in_work, self.files_in_work = set[str](), set[Path]()
+        self.claims, self.claims_lock = set[str](), Lock()
+        self.failures = dict[str, str]()
+        """Errors of pictures that can be read, by the hash of their bytes: those of copies, too."""
+        self.copies = dict[str, list[FoundPicture]]()
+        """Copies of pictures that are in work, by the hash of their bytes."""
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "SavedCaptions":
+        """Lock the output, and read what is there. Raises ConfigError, DataError and MyLLMError."""
+        path, out = self.path, self.out
+        with self.stack as stack:
+            try:
+                stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), f"--out {out}", "file"))
+            except ConfigError:
+                raise
+            except MyLLMError as error:
+                raise DataError(f"--out {out}: cannot be written to ({error})") from error
+            replaces = self.options.overwrite and self.options.only is None
+            self.log = stack.enter_context(CaptionLog(path, replaces))
+            self.is_resumed = self.log.count > 0
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def start(self, captioner: CaptionerProtocol) -> None:
+        """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
+        options = self.options
+        facts = {
+            "myllm": VERSION, "model": options.model, "weights": captioner.weights_hash(),
+            **{f"decode.{name}": value for name, value in asdict(captioner.decode).items()},
+        }
+        names = (
+            "precision", "seed", "min_confidence", "fields", "template", "trigger", "append", "prepend", "heatmaps"
+        )
+        facts |= {name: getattr(options, name) for name in names} | {"overwrite": options.overwrite}
+        before = read_json(self.facts_path) if self.facts_path.exists() else {}
+        check_same_run(self.facts_path, facts, self.is_resumed and not options.overwrite, options.mixed, self.out)
+        self.overwrites = options.overwrite or (self.is_resumed and bool(before.get("overwrite")))
+        if options.mixed or options.overwrite:
+            self.first_place = self.log.size
+        self.log.open()
+        self._choose()
+        self.errors = self.stack.enter_context(JsonLines(self.errors_path))
+        self.errors.cut_torn_row()
+        if self.sidecars is not None and self.sidecars.adds:
+            for place in self.log.last_places:
+                self._repair(self.log.row_at(place))
+
+    def _choose(self) -> None:
+        """Set which pictures are wanted, and remove the errors of those that are tried again."""
+        only, path = self.options.only, self.errors_path
+        if only in (None, "failed", "unprocessed"):
+            is_forgotten = only == "failed" or self.options.mixed or self.options.overwrite
+
+            def is_kept(row: Row) -> bool:
+                # one that was captioned, with too little confidence, gets the same caption again
+                return only == "unprocessed" or (CONFIDENCE in row and not is_forgotten)
+
+            self.log.choose(row["image"] for row in read_rows(path) if only == "failed" or is_kept(row))
+            self.failed_before = keep_rows(path, is_kept)
+        elif only != "changed":
+            self.log.choose(str(found.picture) for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
+            keep_rows(path, lambda row: not self.log.is_chosen(row["image"]))
+
+    def is_left(self, found: FoundPicture) -> bool:
+        """Return whether a picture is to be captioned: it is wanted, and has no caption yet."""
+        image, only = str(found.picture), self.options.only
+        if image in self.in_work:
+            return False
+        if only != "changed" and self.log.is_chosen(image) == (only in (None, "unprocessed")):
+            return False
+        logged = self.log.find(image)
+        if logged is None and only == "changed":
+            return False
+        if logged is not None and only != "changed" and not (self.options.overwrite and logged.place < self.first_place):
+            self.had_caption += 1
+            self.seen += 1
+            if self.sidecars is not None and not self.sidecars.adds:
+                self._repair(self.log.row_at(logged.place))
+            return False
+        if self.sidecars is not None and not self._may_write(found, self.sidecars):
+            return False
+        self.in_work.add(image)
+        return True
+
+    def _may_write(self, found: FoundPicture, sidecars: Sidecars) -> bool:
+        """Return whether the picture's text file is free, and reserve it."""
+        image = str(found.picture)
+        try:
+            path = sidecars.path_of(found)
+            other = self.log.find_file(str(path))
+            if path in self.files_in_work or other not in (None, image):
+                raise DataError(f"{path} is the text file of another picture with the same name: {other or 'see above'}")
+            if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
+                self.kept += 1
+                self.seen += 1
+                return False
+        except MyLLMError as error:
+            self.fail(image, str(error))
+            return False
+        self.files_in_work.add(path)
+        return True
+
+    def claim(self, digest: str) -> bool:
+        """Return whether a picture with this hash is to be captioned; if not, it is a copy of one that is."""
+        if self.heatmaps is not None:  # each copy gets a heat map of its own
+            return True
+        with self.claims_lock:
+            if digest in self.claims or digest in self.failures or self._find_copy(digest) is not None:
+                return False
+            self.claims.add(digest)
+        return True
+
+    def _find_copy(self, digest: str) -> int | None:
+        return self.log.find_copy(digest, self.first_place)
+
+    def write(self, results: Sequence[Result[FoundPicture]]) -> None:
+        """Write the captions of a batch, and those of its copies. Raises MyLLMError."""
+        rows = []
+        for result in results:
+            image, caption = str(result.item.picture), result.caption
+            if caption is not None:
+                if self._is_below_minimum(image, caption):
+                    self.failures[result.digest] = f"a copy of {image}, which has too little confidence"
+                    continue
+                row = row_of(image, caption, self.options.fields) | {DIGEST: result.digest}
+                rows.append(row | self._file_of(result.item))
+                if self.heatmaps is not None:
+                    self.heatmaps.draw(result.item.picture, caption)
+                    self._save([rows.pop()])
+            elif result.error:
+                self.fail(image, result.error)
+                if result.digest:
+                    self.failures[result.digest] = result.error
+            else:
+                self.copies.setdefault(result.digest, []).append(result.item)
+        self._save(rows)
+        self._save(list(self._rows_of_copies()))
+        for result in results:
+            self.in_work.discard(str(result.item.picture))
+            self.claims.discard(result.digest)
+
+    def _rows_of_copies(self) -> Iterator[Row]:
+        """Yield the rows of copies of pictures whose captions are written."""
+        for digest in list(self.copies):
+            place, error = self._find_copy(digest), self.failures.get(digest)
+            if place is None and error is None:
+                continue
+            for found in self.copies.pop(digest):
+                image = str(found.picture)
+                logged = self.log.find(image)
+                if place is None:
+                    self.fail(image, str(error))
+                elif logged is not None and logged.digest == digest and logged.place >= self.first_place:
+                    self.had_caption += 1  # it has not changed
+                    self.seen += 1
+                else:
+                    self.copied += 1
+                    yield {**self.log.row_at(place), "image": image} | self._file_of(found)
+
+    def _file_of(self, found: FoundPicture) -> Row:
+        return {} if self.sidecars is None else {SIDECAR: str(self.sidecars.path_of(found))}
+
+    def _save(self, rows: Sequence[Row]) -> None:
+        """Write rows into the log, then into text files: these can be written again from the log."""
+        self.log.append(rows)
+        if self.sidecars is not None:
+            for row in rows:
+                self.sidecars.write(Path(row[SIDECAR]), self.sidecars.text_of(row))
+                self.files_in_work.discard(Path(row[SIDECAR]))
+        self.count(captioned=len(rows))
+
+    def _repair(self, row: Row) -> None:
+        """Write the text file of a row if it is not there, or is empty."""
+        assert self.sidecars is not None
+        path, text = Path(row[SIDECAR]), self.sidecars.text_of(row)
+        if not self.sidecars.is_written(path, text):
+            self.sidecars.write(path, text)
+
+    def fail(self, image: str, error: str, **facts: Any) -> None:
+        """Report a picture that has no caption, and list it in the file of errors."""
+        super().fail(image, error, **facts)
+        self.in_work.discard(image)
+        self.errors.append({"image": image, "error": error, **facts})
+
+    def see_errors(self) -> str:
+        """Return where all errors are listed."""
+        return f" (see {self.errors_path})"
+
+    def finish(self, is_complete: bool) -> None:
+        """Write the files that are made from the log, and print a summary. Raises MyLLMError."""
+        self.log.remove_old_rows()
+        write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
+        if write is not None:
+            write(self._rows_of_table(), Path(self.out))
+        if is_complete and self.overwrites:
+            facts = read_json(self.facts_path)
+            write_json(facts | {"overwrite": False}, self.facts_path)
+        parts = [f"{quantity(self.captioned, 'picture')} captioned in {self.out}"]
+        parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)
+        parts += [f"{self.had_caption:,} had a caption already"] * bool(self.had_caption)
+        parts += [f"{self.kept:,} have a text file of your own, which stays"] * bool(self.kept)
+        parts += [f"{self.failed:,} could not be captioned{self.see_errors()}"] * bool(self.failed)
+        self.display.say(", ".join(parts))
+
+    def _rows_of_table(self) -> Iterator[Mapping[str, Any]]:
+        for row in self.log.rows():
+            yield {name: value for name, value in row.items() if name != DIGEST}
+
+    def counts(self) -> dict[str, int]:
+        """Return what became of the pictures."""
+        return super().counts() | {"copies": self.copied, "had_caption": self.had_caption, "kept": self.kept}
+
+
+def _log_path(options: CaptionOptions) -> Path:
+    """Return the JSONL file of the run's captions."""
+    if options.form == "txt":
+        folders = [Path(word) for word in options.paths if Path(word).is_dir()]
+        return (Path(options.out) if options.out is not None else (*folders, Path())[0]) / HIDDEN_LOG
+    return Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl")

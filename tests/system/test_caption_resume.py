@@ -1,0 +1,324 @@
+"""`myllm caption --out`: each picture has one caption, whatever interrupts the run; and other forms than JSONL."""
+
+import csv
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from myllm.apps.cli import main
+from myllm.files import lock_file
+from myllm.inference.captioner import Captioner
+
+Capture = pytest.CaptureFixture[str]
+Jsonl = Callable[[Path], list[dict[str, Any]]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with five pictures in pics/ and one that is broken."""
+    (tmp_path / "pics").mkdir()
+    for number, picture in enumerate(pictures):
+        shutil.copy(picture, tmp_path / f"pics/{number}.png")
+    (tmp_path / "pics/broken.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(model: Path, *more: str) -> list[str]:
+    return ["caption", "pics", "--model", str(model), "--devices=cpu", "--batch-size=2", *more]
+
+
+def caption(model: Path, *more: str) -> int:
+    return main(words(model, "--quiet", *more))
+
+
+def expected_captions(model: Path, **decode: Any) -> dict[str, str]:
+    paths = [f"pics/{number}.png" for number in range(5)]
+    captions = Captioner.load(model).caption_batch(map(Path, paths), **decode)
+    return {path: caption.text for path, caption in zip(paths, captions, strict=True)}
+
+
+def captions_of(rows: list[dict[str, Any]]) -> dict[str, str]:
+    assert len({row["image"] for row in rows}) == len(rows)
+    return {row["image"]: row["caption"] for row in rows}
+
+
+def process(*command: str, limit: int | None = None) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{ROOT / 'src'}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "myllm", *command], env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+def test_caption_that_is_killed_again_and_again_captions_each_picture_once(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, form: str
+) -> None:
+    for number in range(5, 40):
+        Image.new("RGB", (64, 64), (number, 99, 0)).save(folder / f"pics/{number}.png")
+    expected = {f"pics/{number}.png" for number in range(40)}
+    out = {"jsonl": "out.jsonl", "csv": "out.csv.jsonl", "txt": "texts/.myllm-captions.jsonl"}[form]
+    target = {"jsonl": "out.jsonl", "csv": "out.csv", "txt": "texts"}[form]
+    chance, code, kills = random.Random(0), -1, 0
+    command = words(tiny_run, "--to", form, "--out", target, "--decode.max_new_tokens=3", "--fields=score")
+    while code != 0:
+        run = process(*command)
+        size = Path(out).stat().st_size if Path(out).exists() else 0
+        while kills < 4 and run.poll() is None and (not Path(out).exists() or Path(out).stat().st_size == size):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.03))
+        if kills < 4:
+            run.kill()
+        code = run.wait(timeout=60)
+        kills += code == -signal.SIGKILL
+    assert kills >= 3
+    assert Counter(row["image"] for row in jsonl(folder / out)) == Counter(expected)
+    errors = jsonl(next(folder.rglob("*.errors.jsonl")))
+    assert [row["image"] for row in errors] == ["pics/broken.png"]
+    if form == "txt":
+        texts = {path.stem: path.read_text() for path in (folder / "texts").glob("*.txt")}
+        rows = {Path(row["image"]).stem: row["caption"] + "\n" for row in jsonl(folder / out)}
+        assert texts == rows and all(text.strip() for text in texts.values())
+    if form == "csv":
+        with (folder / "out.csv").open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert captions_of(table) == captions_of(jsonl(folder / out)) and list(table[0]) == ["image", "caption", "score"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_caption_that_is_stopped_keeps_what_is_done_and_prints_the_command_that_resumes(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, number: signal.Signals, code: int
+) -> None:
+    for index in range(5, 400):
+        Image.new("RGB", (64, 64), (index % 256, index // 256, 0)).save(folder / f"pics/{index}.png")
+    run = process(*words(tiny_run, "--out", "out.jsonl", "--quiet"))
+    while not Path("out.jsonl").exists():
+        time.sleep(0.005)
+    run.send_signal(number)
+    _, message = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert f"Resume with: myllm caption --batch_size 2 --devices cpu --model {tiny_run} --out out.jsonl" in message
+    done = jsonl(folder / "out.jsonl")
+    assert 0 < len(done) < 400
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    assert len(captions_of(jsonl(folder / "out.jsonl"))) == 400 and jsonl(folder / "out.jsonl")[: len(done)] == done
+
+
+def test_a_finished_run_is_not_repeated_and_a_new_picture_is_added(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, capfd: Capture
+) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    before = (folder / "out.jsonl").read_bytes()
+    assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run)
+    shutil.copy("pics/0.png", "pics/00.png")
+    assert main(words(tiny_run, "--out", "out.jsonl")) == 0
+    rows = jsonl(folder / "out.jsonl")
+    assert (folder / "out.jsonl").read_bytes().startswith(before) and rows[-1] == rows[0] | {"image": "pics/00.png"}
+    assert "1 picture captioned in out.jsonl, 1 of them copies of others, 5 had a caption already" in capfd.readouterr().out
+
+
+def test_equal_pictures_are_captioned_once_and_written_for_each(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        shutil.copy(f"pics/{number}.png", f"pics/{number}-copy.png")
+    count, original = [], Captioner.caption_tensors
+    monkeypatch.setattr(
+        Captioner, "caption_tensors",
+        lambda self, images, *rest, **more: count.append(len(images)) or original(self, images, *rest, **more),
+    )
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    rows = captions_of(jsonl(folder / "out.jsonl"))
+    assert len(rows) == 10 and sum(count) == 5
+    assert all(rows[f"pics/{number}.png"] == rows[f"pics/{number}-copy.png"] for number in range(5))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--decode.beams=2", "decode.beams is 2, but the captions in --out out.jsonl were made with 1"),
+        ("--precision=int8", 'precision is "int8", but'), ("--seed=3", "seed is 3, but"),
+        ("--fields=words", 'fields is ["words"], but'),
+    ],
+)
+def test_a_run_with_other_options_is_refused_unless_captions_may_be_mixed(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, capfd: Capture, option: str, message: str
+) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    before = (folder / "out.jsonl").read_bytes()
+    shutil.copy("pics/0.png", "pics/9.png")
+    assert caption(tiny_run, "--out", "out.jsonl", option) == 2
+    assert message in capfd.readouterr().err and (folder / "out.jsonl").read_bytes() == before
+    assert caption(tiny_run, "--out", "out.jsonl", option, "--mixed") == 0
+    assert (folder / "out.jsonl").read_bytes().startswith(before) and len(jsonl(folder / "out.jsonl")) == 6
+
+
+def test_captions_of_another_program_are_not_continued_unless_mixed(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, capfd: Capture
+) -> None:
+    (folder / "out.jsonl").write_text('{"image": "pics/0.png", "caption": "mine"}\n')
+    assert caption(tiny_run, "--out", "out.jsonl") == 2
+    assert "without out.jsonl.run.json, which says how its captions were made" in capfd.readouterr().err
+    assert caption(tiny_run, "--out", "out.jsonl", "--mixed") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run) | {"pics/0.png": "mine"}
+
+
+def test_overwrite_replaces_all_captions_and_keeps_the_old_ones_until_there_are_new_ones(
+    tiny_run: Path, folder: Path, jsonl: Jsonl
+) -> None:
+    (folder / "out.jsonl").write_text("mine")
+    assert main(["caption", "pics", "--model", "nowhere", "--out", "out.jsonl", "--overwrite", "--quiet"]) != 0
+    assert (folder / "out.jsonl").read_text() == "mine"
+    assert caption(tiny_run, "--out", "out.jsonl", "--overwrite") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run)
+    assert caption(tiny_run, "--out", "out.jsonl", "--overwrite", "--decode.beams=3") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run, beams=3)
+
+
+def test_only_chooses_pictures_by_what_became_of_them(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl", "--min-confidence=0.000001") == 0
+    options = ["--out", "out.jsonl", "--min-confidence=0.000001"]
+    shutil.copy("pics/0.png", "pics/broken.png")  # repaired
+    shutil.copy("pics/1.png", "pics/new.png")
+    shutil.copy("pics/2.png", "pics/0.png")  # changed
+    assert caption(tiny_run, *options, "--only=unprocessed") == 0
+    assert [row["image"] for row in jsonl(folder / "out.jsonl")][5:] == ["pics/new.png"]
+    assert [row["image"] for row in jsonl(folder / "out.jsonl.errors.jsonl")] == ["pics/broken.png"]
+    assert caption(tiny_run, *options, "--only=failed") == 0
+    assert [row["image"] for row in jsonl(folder / "out.jsonl")][5:] == ["pics/new.png", "pics/broken.png"]
+    assert not Path("out.jsonl.errors.jsonl").exists()
+    before = captions_of(jsonl(folder / "out.jsonl"))
+    assert caption(tiny_run, *options, "--only=changed") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == before | {"pics/0.png": before["pics/2.png"]}
+    shutil.copy("pics/0.png", "pics/listed.png")
+    shutil.copy("pics/0.png", "pics/unlisted.png")
+    (folder / "list.txt").write_text("pics/listed.png\n")
+    assert caption(tiny_run, *options, "--only=list.txt") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")).keys() == before.keys() | {"pics/listed.png"}
+
+
+def test_text_files_of_your_own_stay_and_empty_ones_do_not_count(tiny_run: Path, folder: Path) -> None:
+    expected = expected_captions(tiny_run)
+    Path("pics/0.txt").write_text("mine\n")
+    Path("pics/1.txt").write_text(" \n")
+    assert caption(tiny_run, "--to=txt", "--template=a photo: {caption}", "--trigger=zxq") == 0
+    assert Path("pics/0.txt").read_text() == "mine\n"
+    for number in range(1, 5):
+        assert Path(f"pics/{number}.txt").read_text() == f"zxq, a photo: {expected[f'pics/{number}.png']}\n"
+    Path("pics/2.txt").write_text("")  # as a full disk leaves it
+    assert caption(tiny_run, "--to=txt", "--template=a photo: {caption}", "--trigger=zxq") == 0
+    assert Path("pics/2.txt").read_text() == f"zxq, a photo: {expected['pics/2.png']}\n"
+
+
+@pytest.mark.parametrize(("option", "template"), [("--append", "old, {}\n"), ("--prepend", "{}, old\n")])
+def test_captions_are_added_to_existing_text_files_once(
+    tiny_run: Path, folder: Path, option: str, template: str
+) -> None:
+    Path("pics/0.txt").write_text("old\n")
+    expected = expected_captions(tiny_run)
+    for _ in range(2):
+        assert caption(tiny_run, "--to=txt", option) == 0
+        assert Path("pics/0.txt").read_text() == template.format(expected["pics/0.png"])
+        assert Path("pics/1.txt").read_text() == f"{expected['pics/1.png']}\n"
+
+
+def test_two_pictures_do_not_share_a_text_file(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    with Image.open("pics/1.png") as image:
+        image.convert("RGB").save("pics/0.jpg")
+    assert caption(tiny_run, "--to=txt", "--out=texts") == 0
+    errors = jsonl(Path("texts/.myllm-captions.jsonl.errors.jsonl"))
+    assert [row["image"] for row in errors] == ["pics/0.png", "pics/broken.png"]
+    assert "texts/0.txt is the text file of another picture with the same name" in errors[0]["error"]
+
+
+def test_parquet_has_the_rows_of_the_log(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    from datasets import Dataset
+
+    assert caption(tiny_run, "--out", "out.parquet", "--n=2", "--fields=words,alternatives") == 0
+    rows = [dict(row) for row in Dataset.from_parquet("out.parquet", cache_dir=str(folder / "cache"))]
+    logged = [{name: row[name] for name in row if name != "digest"} for row in jsonl(Path("out.parquet.jsonl"))]
+    assert rows == logged and all(len(row["alternatives"]) == 1 and row["words"][0]["text"] for row in rows)
+
+
+def test_captions_with_too_little_confidence_are_listed_and_not_computed_again(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert caption(tiny_run, "--out", "all.jsonl") == 0
+    confidences = sorted(row["confidence"] for row in jsonl(Path("all.jsonl")))
+    options = ["--out", "out.jsonl", f"--min-confidence={confidences[2]}"]
+    assert caption(tiny_run, *options) == 0
+    assert sorted(row["confidence"] for row in jsonl(Path("out.jsonl"))) == confidences[2:]
+    unsure = [row for row in jsonl(Path("out.jsonl.errors.jsonl")) if "confidence" in row]
+    assert sorted(row["confidence"] for row in unsure) == confidences[:2]
+    monkeypatch.setattr(Captioner, "caption_tensors", None)
+    assert caption(tiny_run, *options) == 0
+
+
+def test_strict_fails_if_any_picture_failed(tiny_run: Path, folder: Path) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl", "--strict") == 1
+    Path("pics/broken.png").unlink()
+    assert caption(tiny_run, "--out", "out.jsonl", "--strict") == 0
+
+
+def test_two_runs_do_not_write_the_same_file(tiny_run: Path, folder: Path, capfd: Capture) -> None:
+    with lock_file(Path(".out.jsonl.lock"), "out.jsonl", "file"):
+        assert caption(tiny_run, "--out", "out.jsonl") == 2
+    assert "--out out.jsonl is in use by process" in capfd.readouterr().err
+
+
+def test_a_full_disk_leaves_whole_rows_and_the_command_that_resumes(
+    tiny_run: Path, folder: Path, jsonl: Jsonl
+) -> None:
+    run = process(*words(tiny_run, "--out", "out.jsonl", "--quiet"), limit=1000)
+    _, message = run.communicate(timeout=60)
+    assert run.returncode == 1 and "cannot write" in message and "Resume with: myllm caption" in message
+    assert "Traceback" not in message
+    done = jsonl(Path("out.jsonl")) if Path("out.jsonl").exists() else []
+    assert len(done) < 5
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    assert captions_of(jsonl(Path("out.jsonl"))) == expected_captions(tiny_run)
+
+
+def test_an_output_folder_that_vanishes_ends_the_run_with_a_message(
+    tiny_run: Path, folder: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Captioner.caption_tensors
+
+    def caption_and_remove(self: Captioner, *arguments: Any, **more: Any) -> Any:
+        if Path("gone/out.jsonl").exists():
+            shutil.rmtree("gone")
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(Captioner, "caption_tensors", caption_and_remove)
+    assert caption(tiny_run, "--out", "gone/out.jsonl", "--batch-size=1") == 1
+    assert "gone/out.jsonl: was moved, removed or replaced while it was written" in capfd.readouterr().err
+
+
+def test_paths_come_from_a_list_and_from_standard_input(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("list.txt").write_text("pics/1.png\n\npics/nowhere.png\npics/0.png\n")
+    options = ["--model", str(tiny_run), "--devices=cpu", "--quiet"]
+    assert main(["caption", "--from", "list.txt", "--out", "out.jsonl", *options]) == 0
+    assert [row["image"] for row in jsonl(Path("out.jsonl"))] == ["pics/1.png", "pics/0.png"]
+    assert [row["image"] for row in jsonl(Path("out.jsonl.errors.jsonl"))] == ["pics/nowhere.png"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "myllm", "caption", "-", "--json", *options], input="pics/2.png\0pics/3.png\0",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=True,
+    )
+    assert [json.loads(line)["image"] for line in ran.stdout.splitlines()] == ["pics/2.png", "pics/3.png"]
