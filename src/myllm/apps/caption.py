@@ -3,29 +3,39 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
 from myllm.apps.options import CaptionOptions
-from myllm.apps.picture_files import find_pictures
+from myllm.apps.picture_search import FoundPicture, PictureSearch
 from myllm.apps.printing import print_json, printable
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.records import quantity
 from myllm.decoding.sampling import draw_seeds
 from myllm.errors import ConfigError, DataError
-from myllm.files import atomic_write
+from myllm.files import Picture, atomic_write
 from myllm.inference.onnx_captioner import OnnxCaptioner
 
-Draw = Callable[[Path, Caption], None]
+Draw = Callable[[Picture, Caption], None]
 
 
 def caption(options: CaptionOptions) -> int:
     """Caption every picture of `options.paths`. The exit code is 1 if none of them can be captioned."""
     display = Display(options.quiet, json=True)
-    pictures = [picture.path for picture in find_pictures(options.paths)]
+    search = PictureSearch(options.paths)
+    search.check()
+    pictures, unusable = list[Picture](), list[dict[str, str]]()
+    for found in search:
+        if isinstance(found, FoundPicture):
+            pictures.append(found.picture)
+        else:
+            unusable.append({"image": found.path, "error": found.error})
+            display.warn(found.error)
+    if search.skipped:
+        display.warn(search.describe_skipped())
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError(f"--out {out} is there already; replace it by --overwrite or give another name")
@@ -55,19 +65,20 @@ def caption(options: CaptionOptions) -> int:
     if out is not None:
         errors_file = Path(f"{out}.errors.jsonl")
         errors_file.unlink(missing_ok=True)  # of an earlier run
-        if errors:
-            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+        if unusable or errors:
+            lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in (*unusable, *errors))
             with atomic_write(errors_file) as binary_file:
                 binary_file.write(lines.encode(errors="backslashreplace"))
-    if out is not None or errors:
+    count_failed = len(unusable) + len(errors)
+    if out is not None or count_failed:
         in_file, see_file = (f" in {out}", f" (see {out}.errors.jsonl)") if out is not None else ("", "")
-        failed = f", {len(errors):,} could not be captioned{see_file}" if errors else ""
+        failed = f", {count_failed:,} could not be captioned{see_file}" if count_failed else ""
         display.say(f"{quantity(done - len(errors), 'picture')} captioned{in_file}{failed}")
     return 0 if done > len(errors) else 1
 
 
 def caption_files(
-    captioner: CaptionerProtocol, paths: Sequence[Path], draw: Draw | None = None, seeds: Sequence[int] | None = None
+    captioner: CaptionerProtocol, paths: Sequence[Picture], draw: Draw | None = None, seeds: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each path, in order: {image, caption, score, confidence, alternatives, ended_by}.
 
@@ -100,18 +111,19 @@ def caption_files(
     return rows
 
 
-def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> dict[Path, list[Path]]:
+def heatmap_files(folder: Path, pictures: Sequence[Picture], overwrite: bool) -> dict[Picture, list[Path]]:
     """Return the files for each picture's heat maps: as many as the number of times that the picture is given.
 
     A file is named after its picture, with a number if several have that name. Raises ConfigError if a file exists and
     may not be overwritten.
     """
-    files, names = dict[Path, list[Path]](), set[str]()
+    files, names = dict[Picture, list[Path]](), set[str]()
     for picture in pictures:
-        name, number = f"{picture.name}.png", 1
+        file_name, number = PurePosixPath(str(picture)).name, 1
+        name = f"{file_name}.png"
         while name in names:
             number += 1
-            name = f"{picture.name}-{number}.png"
+            name = f"{file_name}-{number}.png"
         names.add(name)
         files.setdefault(picture, []).append(folder / name)
         if files[picture][-1].exists() and not overwrite:
@@ -121,7 +133,7 @@ def heatmap_files(folder: Path, pictures: Sequence[Path], overwrite: bool) -> di
     return files
 
 
-def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Path, list[Path]]) -> Draw:
+def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Picture, list[Path]]) -> Draw:
     """Return a function that writes the heat maps of a picture and its caption to the picture's next file.
 
     Raises ConfigError for an ONNX export.
@@ -134,7 +146,7 @@ def heatmap_drawer(captioner: CaptionerProtocol, files: Mapping[Path, list[Path]
 
     assert isinstance(captioner, Captioner)
 
-    def draw(picture: Path, caption: Caption) -> None:
+    def draw(picture: Picture, caption: Caption) -> None:
         maps = captioner.attention_maps(picture, caption)
         with atomic_write(files[picture].pop(0)) as file:
             draw_words(load_image(picture), caption.words, maps, caption.text).save(file, "png")
