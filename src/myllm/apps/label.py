@@ -10,7 +10,7 @@ from typing import Any
 from myllm.apps.console import CountsDisplay, Display
 from myllm.apps.json_lines import JsonLines, Row
 from myllm.apps.options import LabelOptions
-from myllm.apps.picture_files import pictures_by_name, same_name
+from myllm.apps.picture_search import pictures_by_name, same_name
 from myllm.apps.printing import print_json
 from myllm.data.records import quantity
 from myllm.data.table_formats import TEACHER
@@ -28,7 +28,7 @@ def label(options: LabelOptions) -> int:
     """Ask about each picture that OUT has no captions of. The exit code is 1 if OUT then has none at all."""
     display = Display(options.quiet, options.json)
     out = Path(options.out)
-    pictures = pictures_by_name(options.paths)
+    pictures = pictures_by_name(options.paths, display.warn)
     lock = lock_file(out.with_name(f".{out.name}.lock"), f"--out {out}", "file")
     rows = list[Row]()
     with lock, JsonLines(out, options.overwrite, lambda row, offset: rows.append(row)) as file:
@@ -186,12 +186,14 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
 def command_line(options: LabelOptions) -> str:
     """Return the command that resumes a run."""
     given = [field.name for field in fields(options) if field.name in options.given_names]
-    words = ["myllm", "label", *options.paths]
+    words = list[str]()
     for name in given:
         if name != "overwrite":
             value = getattr(options, name)
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
+    if any(path.startswith("-") for path in options.paths):
+        return shlex.join(["myllm", "label", *words, "--", *options.paths])
+    return shlex.join(["myllm", "label", *options.paths, *words])
 
 
 def _written(value: Any) -> str:

@@ -25,9 +25,9 @@ MAX_PIXELS = 80_000_000
 MAX_BYTES = 2**29
 # Pillow's formats with their suffixes. Not every format that Pillow opens: EPS would start Ghostscript.
 FORMATS = {
-    "JPEG": ".jpg .jpeg .jpe .jfif", "JPEG2000": ".jp2 .j2k .jpx .jpf .jpc .j2c", "PNG": ".png .apng", "GIF": ".gif",
-    "WEBP": ".webp", "BMP": ".bmp", "DIB": ".dib", "TIFF": ".tif .tiff", "PPM": ".ppm .pgm .pbm .pnm .pfm",
-    "AVIF": ".avif .avifs", "ICO": ".ico",
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo", "JPEG2000": ".jp2 .j2k .jpx .jpf .jpc .j2c", "PNG": ".png .apng",
+    "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "DIB": ".dib", "TIFF": ".tif .tiff",
+    "PPM": ".ppm .pgm .pbm .pnm .pfm", "AVIF": ".avif .avifs", "ICO": ".ico",
 }
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
@@ -67,7 +67,8 @@ def load_image(source: Picture | str | bytes | Image.Image, min_side: int | None
 
 def suffix_of_content(picture: Picture) -> str:
     """Return the usual suffix of a picture's format, like .jpg. Raises DataError as `load_image` does."""
-    return FORMATS[str(_open(picture, str(picture)).format)].split()[0]
+    image_format = str(_open(picture, str(picture)).format)
+    return FORMATS.get(image_format, FORMATS["JPEG"]).split()[0]  # Pillow calls a JPEG with a preview MPO
 
 
 def load_thumbnail(picture: Picture, side: int, mode: Literal["L", "YCbCr"]) -> NDArray[np.uint8]:

@@ -62,16 +62,17 @@ def data_name(data: Sources) -> str:
 
 
 def read_records(
-    data: Sources, captions: CaptionsConfig, use_lists: bool = True
+    data: Sources, captions: CaptionsConfig, use_lists: bool = True, keep_uncaptioned: bool = False
 ) -> tuple[list[Record], Findings]:
     """Return the records of the data in the order of its rows; missing pictures are only in the findings.
 
     use_lists: follow lists of splits; otherwise splits are those of the captions file, and no picture is left out.
+    keep_uncaptioned: return pictures whose captions are all empty, too.
     Raises DataError with the fix if the data, its captions or all of its pictures cannot be used.
     """
     findings, records = Findings(), list[Record]()
     for root, paths, source in _roots(data):
-        pictures = _read_pictures(paths, captions, findings)
+        pictures = _read_pictures(paths, captions, findings, keep_uncaptioned)
         images = _locate(root, paths, pictures, findings)
         if not images:
             raise DataError(_all_missing(root, paths, pictures))
@@ -167,8 +168,10 @@ def _download(source: str) -> Path:
         raise DataError(f"{source}: no such folder or file; as data of a hub, {describe(error)}") from error
 
 
-def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Findings) -> dict[str, _Picture]:
-    """Return the pictures that the captions files name, in the order of their rows, without those without a caption."""
+def _read_pictures(
+    paths: Sequence[Path], captions: CaptionsConfig, findings: Findings, keep_uncaptioned: bool = False
+) -> dict[str, _Picture]:
+    """Return the pictures that the captions files name, in the order of their rows; those without a caption if kept."""
     pictures: dict[str, _Picture] = {}
     files = [file for path in paths for file in find_captions(path, captions)]
     findings.formats += _described(files)
@@ -185,9 +188,11 @@ def _read_pictures(paths: Sequence[Path], captions: CaptionsConfig, findings: Fi
             caption = checked_caption(file.path, row.position, name, row.caption)
             if not caption:
                 findings.empty_captions.append(f"{f'{file.name}, ' * (len(files) > 1)}{row.position}: {name}")
-                continue
+                if not keep_uncaptioned:
+                    continue
             picture = pictures.setdefault(name, _Picture())
-            picture.captions.append(caption.lower() if captions.lowercase else caption)
+            if caption:
+                picture.captions.append(caption.lower() if captions.lowercase else caption)
             if row.picture is not None:
                 picture.image, picture.file = row.picture, file
             if row.identity is not None:
@@ -244,7 +249,7 @@ def _locate(
     Names are paths below a picture folder, or below the data folder; letters may be composed or not, and the suffix
     may be missing.
     """
-    picture_folders, others = _folders(root, paths)
+    picture_folders, others = name_folders(root, paths)
     images = {name: picture.image for name, picture in pictures.items() if picture.image is not None}
     listed = {folder: _files(folder) for folder in picture_folders}
 
@@ -283,7 +288,7 @@ def _locate(
     return {name: images[name] for name in pictures if name in images}
 
 
-def _folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def name_folders(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the picture folders, and the other folders, that the names of pictures may be relative to."""
     folders = [root / name for name in PICTURE_FOLDERS if (root / name).is_dir()]
     if root in paths:
@@ -305,7 +310,7 @@ def _files(folder: Path) -> dict[str, Picture]:
 
 
 def _all_missing(root: Path, paths: Sequence[Path], pictures: Mapping[str, _Picture]) -> str:
-    picture_folders, _ = _folders(root, paths)
+    picture_folders, _ = name_folders(root, paths)
     folders = " and ".join(map(str, [*picture_folders, root]))
     return (
         f"{root}: all {len(pictures):,} captioned pictures are missing; looked in {folders} for "

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from fnmatch import translate
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 from myllm.errors import DataError, MyLLMError, reason
@@ -109,7 +109,7 @@ def open_archive(path: Path) -> Archive:
 
 def walk(folder: Path) -> Iterator[Path]:
     """Yield all files below a folder or an archive, sorted within each folder."""
-    inside = _inside(folder)
+    inside = find_inside(folder)
     if inside is not None:
         archive, inner = inside
         yield from (archive.path / name for name in sorted(archive.members) if name.startswith(inner))
@@ -121,7 +121,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def glob(folder: Path, pattern: str) -> list[Path]:
     """Return the files in a folder or an archive that match a pattern of a path below it, sorted."""
-    inside = _inside(folder)
+    inside = find_inside(folder)
     if inside is None:
         return sorted(folder.glob(pattern))
     archive, inner = inside
@@ -131,7 +131,7 @@ def glob(folder: Path, pattern: str) -> list[Path]:
 
 def entries(folder: Path) -> dict[str, bool]:
     """Return the names in a folder or an archive, sorted, and whether each is of a folder."""
-    inside = _inside(folder)
+    inside = find_inside(folder)
     if inside is None:
         return {path.name: path.is_dir() for path in sorted(folder.iterdir())}
     archive, inner = inside
@@ -141,15 +141,18 @@ def entries(folder: Path) -> dict[str, bool]:
 
 def read_file(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file or of a member of an archive. Raises DataError if it cannot be read."""
-    inside = _inside(path)
+    inside = find_inside(path)
     if inside is None:
         return read_data(path, max_bytes)
     archive, inner = inside
     return archive.members[inner.removesuffix("/")].read()
 
 
-def _inside(path: Path) -> tuple[Archive, str] | None:
-    """Return the archive that a path leads into, and the part of the path in it with '/' behind; None without one."""
+def find_inside(path: Path) -> tuple[Archive, str] | None:
+    """Return the archive that a path leads into, and the part of the path in it with '/' behind; None without one.
+
+    Raises DataError as `open_archive` does.
+    """
     text = os.fspath(path)
     for match in INSIDE.finditer(text):
         if os.path.isfile(text[: match.end()]):
@@ -158,7 +161,7 @@ def _inside(path: Path) -> tuple[Archive, str] | None:
     return None
 
 
-@cache
+@lru_cache(maxsize=2)  # a picture search reads one archive while it counts another; an index may be large
 def _open_archive(path: Path, stamp: tuple[int, int]) -> Archive:
     place = path.resolve()
     key = hashlib.blake2b(os.fsencode(place), digest_size=12).hexdigest()

@@ -64,14 +64,20 @@ def is_saved(file: CaptionFile, captions: CaptionsConfig) -> bool:
 def read_saved(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
     """Yield the rows of a folder that `save_to_disk` wrote; a folder in the data folder is named after its split."""
     folder = file.path.parent
-    listed = [part.get("filename") for _, part in objects(file.path, file.json["_data_files"], "_data_file")]
-    for name in listed:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise DataError(f"{file.path}: names {name!r:.100}, which is no file in {folder}; save the data again")
     written = folder.name if folder != file.root else file.json.get("_split")
     split = split_name(written) if isinstance(written, str) else None
-    files = [str(folder / str(name)) for name in listed]
+    files = [str(path) for path in saved_files(file)]
     yield from _rows(file, files, split or folder.resolve().name, split, captions, findings)
+
+
+def saved_files(file: CaptionFile) -> list[Path]:
+    """Return the Arrow files that a file state.json names. Raises DataError if one is not there."""
+    folder = file.path.parent
+    names = [part.get("filename") for _, part in objects(file.path, file.json["_data_files"], "_data_file")]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            raise DataError(f"{file.path}: names {name!r:.100}, which is no file in {folder}; save the data again")
+    return [folder / str(name) for name in names]
 
 
 def _arrow_copy(path: Path) -> str:
@@ -84,12 +90,12 @@ def _arrow_copy(path: Path) -> str:
     stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     target = cache_folder() / "tables" / f"{hashlib.blake2b(stamp.encode(), digest_size=12).hexdigest()}.arrow"
     if not target.is_file():
-        with _table_errors(path):
+        with table_errors(path):
             table = pyarrow.parquet.ParquetFile(path)
         with table, atomic_write(target) as file, pyarrow.ipc.new_stream(file, table.schema_arrow) as stream:
             batches = table.iter_batches(BATCH_ROWS)
             while True:
-                with _table_errors(path):
+                with table_errors(path):
                     batch = next(batches, None)
                 if batch is None:
                     break
@@ -98,7 +104,7 @@ def _arrow_copy(path: Path) -> str:
 
 
 @contextmanager
-def _table_errors(path: Path) -> Iterator[None]:
+def table_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ArithmeticError, TypeError, LookupError) as error:  # bases of pyarrow's errors
@@ -111,12 +117,12 @@ def _rows(
 ) -> Iterator[Row]:
     """Yield a row for each caption. label: what the names of pictures without a name begin with."""
     pyarrow = import_pyarrow(file.path)
-    with _table_errors(file.path):
+    with table_errors(file.path):
         tables = [_arrow(path) for path in arrow_files]
     schema = tables[0].schema if tables else pyarrow.schema([])
     if any(table.schema != schema for table in tables):
         raise DataError(f"{file.path}: its files have different columns; save the data again")
-    picture_column, name_column = _picture_columns(schema, captions)
+    picture_column, name_column = picture_columns(schema, captions)
     caption_columns = _caption_columns(file, schema, captions, picture_column, name_column)
     pictures = [entry for path in arrow_files for entry in _pictures(path, picture_column)]
     # an embedded path is often a placeholder, such as image.png for all rows
@@ -187,7 +193,7 @@ def _content(file: str, column: str) -> Any:
     return pyarrow.compute.struct_field(values, "bytes") if pyarrow.types.is_struct(values.type) else values
 
 
-def _picture_columns(schema: Any, captions: CaptionsConfig) -> tuple[str | None, str | None]:
+def picture_columns(schema: Any, captions: CaptionsConfig) -> tuple[str | None, str | None]:
     """Return the column with the pictures' bytes, and the one with their names or paths."""
     stored = [field.name for field in schema if _holds_bytes(field.type)]
     others = [name for name in schema.names if name not in stored]

@@ -20,6 +20,7 @@ from myllm.data.images import (
     load_image,
     load_thumbnail,
     server_picture,
+    suffix_of_content,
 )
 from myllm.errors import DataError
 
@@ -55,8 +56,15 @@ def test_load_image_takes_path_string_bytes_and_picture(tmp_path: Path) -> None:
 
 
 def test_picture_suffixes_are_all_that_pillow_has_for_the_formats() -> None:
-    registered = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    registered = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
     assert registered == PICTURE_SUFFIXES >= {".jp2", ".j2k", ".jpe", ".pnm", ".apng", ".dib", ".ico"}
+
+
+def test_a_jpeg_with_a_preview_is_read_as_a_jpeg(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "x", format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    assert load_image(tmp_path / "x").getpixel((4, 4)) == (254, 0, 0)
+    assert suffix_of_content(tmp_path / "x") == ".jpg"
 
 
 @pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES - {".pfm"}))  # a .pfm holds floats

@@ -1,0 +1,71 @@
+"""Files that look like pictures and are not read from folders and archives: how many there are, and what to do."""
+
+from collections import Counter
+from pathlib import Path
+
+from myllm.data.images import PICTURE_SUFFIXES
+from myllm.data.stored import SUFFIXES as ARCHIVE_SUFFIXES
+from myllm.data.table_pictures import SUFFIXES as TABLE_SUFFIXES
+from myllm.errors import install_command
+
+FOLDER_LINK = "link to a folder"
+COLLECTIONS = (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES)
+CAMERA = "a camera's raw data is not read; export it as JPEG"
+CONVERT = "this format is not read; convert it to PNG or JPEG"
+INSTALL_HEIF = f"pillow-heif reads them; install it: {install_command('pillow-heif')}"
+ADVICE = {
+    CAMERA: ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl "
+            ".sr2 .srf .srw .x3f",
+    # Pillow opens some of these, too, but its readers of rare formats are not given foreign files
+    CONVERT: ".ai .blp .bw .cdr .cur .dcx .dds .djvu .emf .eps .exr .fit .fits .flc .fli .ftc .ftu .gbr .hdr .icb "
+             ".icns .im .jng .jxl .jxr .mng .msp .palm .pcd .pct .pcx .pict .psb .psd .pxr .qoi .ras .rgb .rgba .sgi "
+             ".svg .svgz .tga .vda .vst .wdp .wmf .xbm .xcf .xpm",
+    INSTALL_HEIF: ".heic .heif .hif",
+}
+ADVICE_FOR = {suffix: advice for advice, suffixes in ADVICE.items() for suffix in suffixes.split()}
+"""What to do with files that look like pictures, by suffix."""
+
+
+def is_skipped(suffix: str) -> bool:
+    """Return whether files with this suffix, in lower case, look like pictures, or like a file of pictures."""
+    return suffix not in PICTURE_SUFFIXES and (suffix in ADVICE_FOR or suffix in COLLECTIONS)
+
+
+class SkippedFiles:
+    """Counts skipped files by suffix, and keeps the first of each."""
+
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+        self.first: dict[str, str] = {}
+
+    def add(self, suffix: str, path: Path | str) -> None:
+        """Count a file; suffix: `FOLDER_LINK` for a link to a folder."""
+        self.counts[suffix] += 1
+        self.first.setdefault(suffix, str(path))
+
+    def update(self, other: "SkippedFiles") -> None:
+        """Add the counts of others that came later."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+
+    def describe(self) -> str:
+        """Return how many were skipped, the first of each suffix, and what to do; '' if there are none."""
+        return "; ".join(
+            f"skipped {count:,} {_noun(suffix, count)}, {'the first is' if count > 1 else 'which is'} "
+            f"{self.first[suffix]}: {_advice(suffix, self.first[suffix])}"
+            for suffix, count in self.counts.most_common()
+        )
+
+
+def _noun(suffix: str, count: int) -> str:
+    if suffix == FOLDER_LINK:
+        return "links to folders" if count > 1 else suffix
+    return f"{suffix} files" if count > 1 else f"{suffix} file"
+
+
+def _advice(suffix: str, first: str) -> str:
+    if suffix == FOLDER_LINK:
+        return "links are not followed; give the folder as a path of its own"
+    if suffix in COLLECTIONS:
+        return f"give such files as paths of their own, like {Path(first).parent}/*{suffix}"
+    return ADVICE_FOR[suffix]
