@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -33,6 +34,26 @@ class StoredImage(ABC):
     @abstractmethod
     def read(self) -> bytes:
         """Return its bytes. Raises DataError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBytes(StoredImage):
+    """A picture whose bytes are in memory."""
+
+    name: str
+    """What it is, for messages."""
+    content: bytes = field(repr=False)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", len(self.content))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        return self.content
 
 
 Picture: TypeAlias = Path | StoredImage

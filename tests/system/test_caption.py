@@ -130,12 +130,12 @@ def test_caption_names_a_path_without_pictures_before_anything_is_written(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_caption_refuses_and_keeps_an_existing_out(
+def test_caption_refuses_and_keeps_an_existing_file_of_another_kind(
     tiny_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
     (tmp_path / "out.jsonl").write_text("mine")
-    assert caption(tiny_run, pictures[0], "--out", tmp_path / "out.jsonl") == 2
-    assert f"--out {tmp_path}/out.jsonl is there already; replace it by --overwrite" in capfd.readouterr().err
+    assert caption(tiny_run, pictures[0], "--out", tmp_path / "out.jsonl") == 1
+    assert f"{tmp_path}/out.jsonl: ends with b'mine', which is no row of captions" in capfd.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "mine"
 
 

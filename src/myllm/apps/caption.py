@@ -4,18 +4,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 
+from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.caption_output import PrintedCaptions, SavedCaptions
 from myllm.apps.console import CountsDisplay, Display
 from myllm.apps.heatmap_files import HeatmapFiles
 from myllm.apps.opening import open_captioner
-from myllm.apps.options import CaptionOptions
-from myllm.apps.picture_search import PictureSearch
+from myllm.apps.picture_search import FoundPicture, PictureSearch
 from myllm.apps.printing import print_json
 from myllm.apps.resuming import command_line
 from myllm.caption import CaptionerProtocol
 from myllm.device import count_cores
 from myllm.errors import ConfigError, MyLLMError
-from myllm.inference.bulk import caption_many
+from myllm.inference.bulk import BulkCaptioner
 from myllm.signals import caught_signals
 
 # Python's own part of the work keeps about so many threads busy
@@ -28,7 +28,7 @@ def caption(options: CaptionOptions) -> int:
     The exit code is 1 if no picture has one, or with --strict if any could not be captioned.
     """
     is_saved = options.out is not None or options.form == "txt"
-    display = Display(options.quiet, json=options.json or not is_saved)
+    display = Display(options.quiet, json=True)
     search = PictureSearch(options.paths, [] if options.from_ is None else [options.from_])
     search.check()
     threads = min(count_cores(), MAX_THREADS)
@@ -66,10 +66,10 @@ def _caption_all(
     """Caption what is left; return the signals that ended it early. Raises MyLLMError."""
     with CountsDisplay(display, "captioning") as bar, caught_signals(output.stop) as signals:
         Thread(target=lambda: bar.set_total(search.count(lambda: output.is_stopped)), daemon=True).start()
-        batches = caption_many(
-            captioner, output.left(search), captioner.decode, options.batch_size, threads, options.seed, output.claim,
-            lambda: output.is_stopped,
+        bulk: BulkCaptioner[FoundPicture] = BulkCaptioner(
+            captioner, options.batch_size, threads, options.seed, output.claim, lambda: output.is_stopped
         )
+        batches = bulk.caption(output.left(search))
         try:
             for results in batches:
                 output.write(results)

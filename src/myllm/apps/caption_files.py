@@ -7,7 +7,7 @@ from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from myllm.apps.options import CaptionOptions
+from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.picture_search import FoundPicture
 from myllm.batched import batched
 from myllm.data.tables import import_pyarrow

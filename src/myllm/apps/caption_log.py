@@ -1,4 +1,4 @@
-"""The captions that a run has written: a JSONL file, and an index of it on disk, so that memory does not grow with it."""
+"""The captions that runs have written: a JSONL file, and an index of it on disk, so that memory does not grow."""
 
 import json
 import os

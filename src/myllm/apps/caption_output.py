@@ -10,10 +10,10 @@ from typing import Any
 
 from myllm.apps.caption_files import Sidecars, check_parquet, read_text, write_csv, write_parquet
 from myllm.apps.caption_log import DIGEST, SIDECAR, CaptionLog, check_same_run, keep_rows, read_rows
+from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.console import Display
 from myllm.apps.heatmap_files import HeatmapFiles
 from myllm.apps.json_lines import JsonLines, Row
-from myllm.apps.options import CaptionOptions
 from myllm.apps.picture_search import FoundPicture, PictureSearch, UnusablePath
 from myllm.apps.printing import print_json, printable
 from myllm.caption import Caption, CaptionerProtocol
@@ -136,12 +136,10 @@ class PrintedCaptions:
         return {"captioned": self.captioned, "failed": self.failed}
 
     def _is_below_minimum(self, image: str, caption: Caption) -> bool:
-        minimum, confidence = self.options.min_confidence, caption.confidence
+        minimum, confidence = self.options.min_confidence, round(caption.confidence, 6)
         if minimum is None or confidence >= minimum:
             return False
-        self.fail(
-            image, f"confidence {confidence:.3f} is below --min-confidence {minimum:g}", confidence=_rounded(confidence)
-        )
+        self.fail(image, f"confidence {confidence:g} is below --min-confidence {minimum:g}", confidence=confidence)
         return True
 
 
@@ -220,9 +218,10 @@ class SavedCaptions(PrintedCaptions):
                 return only == "unprocessed" or (CONFIDENCE in row and not is_forgotten)
 
             self.log.choose(row["image"] for row in read_rows(path) if only == "failed" or is_kept(row))
-            self.failed_before = keep_rows(path, is_kept)
+            keep_rows(path, is_kept)
         elif only != "changed":
-            self.log.choose(str(found.picture) for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
+            listed = (found for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
+            self.log.choose(str(found.picture) for found in listed)
             keep_rows(path, lambda row: not self.log.is_chosen(row["image"]))
 
     def is_left(self, found: FoundPicture) -> bool:
@@ -235,7 +234,8 @@ class SavedCaptions(PrintedCaptions):
         logged = self.log.find(image)
         if logged is None and only == "changed":
             return False
-        if logged is not None and only != "changed" and not (self.options.overwrite and logged.place < self.first_place):
+        is_old = logged is not None and self.options.overwrite and logged.place < self.first_place
+        if logged is not None and only != "changed" and not is_old:
             self.had_caption += 1
             self.seen += 1
             if self.sidecars is not None and not self.sidecars.adds:
@@ -253,7 +253,8 @@ class SavedCaptions(PrintedCaptions):
             path = sidecars.path_of(found)
             other = self.log.find_file(str(path))
             if path in self.files_in_work or other not in (None, image):
-                raise DataError(f"{path} is the text file of another picture with the same name: {other or 'see above'}")
+                same = other or "one of this run"
+                raise DataError(f"{path} is the text file of another picture with the same name: {same}")
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
                 self.kept += 1
                 self.seen += 1

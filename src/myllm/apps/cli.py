@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from myllm.apps import data_options, options
+from myllm.apps import caption_options, data_options, options
 from myllm.apps.printing import printable, replace_unencodable
 from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
@@ -31,7 +31,7 @@ VERBS: Mapping[str, Verb] = {
     "demo": Verb("draw scenes, train on them, judge, report", "demo:demo", options.DemoOptions),
     "scenes": Verb("draw pictures with captions", "scenes:scenes", options.ScenesOptions),
     "train": Verb("train a captioner, or resume a run", "train:train", options.TrainOptions),
-    "caption": Verb("caption pictures and folders", "caption:caption", options.CaptionOptions),
+    "caption": Verb("caption pictures and folders", "caption:caption", caption_options.CaptionOptions),
     "label": Verb("ask a large model for captions to train on", "label:label", options.LabelOptions),
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),

@@ -15,7 +15,7 @@ class HeatmapFiles:
     def __init__(self, folder: Path, captioner: CaptionerProtocol) -> None:
         """Raises ConfigError for an ONNX export."""
         if isinstance(captioner, OnnxCaptioner):
-            raise ConfigError("--heatmaps: an ONNX export has no attention weights; use the captioner that was exported")
+            raise ConfigError("--heatmaps: an ONNX export has no attention weights; use the original captioner")
         self.folder, self.captioner = folder, captioner
         self.files: dict[Picture, list[Path]] = {}
 
@@ -38,7 +38,8 @@ class HeatmapFiles:
             self.files.setdefault(found.picture, []).append(self.folder / name)
             if not is_replaced and (self.folder / name).exists():
                 raise ConfigError(
-                    f"--heatmaps {self.folder}: {name} is there already; replace it by --overwrite or give another folder"
+                    f"--heatmaps {self.folder}: {name} is there already; replace it by --overwrite or give another "
+                    "folder"
                 )
 
     def draw(self, picture: Picture, caption: Caption) -> None:

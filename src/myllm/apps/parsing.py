@@ -229,7 +229,8 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     group._group_actions.sort(key=lambda action: (not action.required, declared.index(action.dest)))
     types = types_of_options(kind)
     for action in parser._actions:
-        action.option_strings = [option.rstrip("_") for option in action.option_strings]
+        if action.dest.endswith("_"):  # a keyword of Python, like `from`
+            action.option_strings, action.metavar = [f"--{action.dest[:-1]}"], action.dest[:-1].upper()
         if action.dest == "print_config":
             action.help = "Print all options as YAML, in the form that --config reads, and exit."
         elif types.get(action.dest) is bool:

@@ -128,7 +128,7 @@ class Preprocess:
         return self.normalise(self.resize(image))
 
     def load(self, source: Picture | str | bytes | Image.Image) -> Image.Image:
-        """Return a picture for `resize`, at least twice as large as the input. Raises DataError as `load_image` does."""
+        """Return a picture for `resize`, still at least twice as large if reduced. Raises DataError."""
         return load_image(source, 2 * max(self._scaled))
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:

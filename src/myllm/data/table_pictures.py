@@ -1,34 +1,16 @@
 """Pictures in the rows of Parquet and Arrow files, for a single pass in flat memory; captions are not needed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from myllm.config import CaptionsConfig
 from myllm.data.tables import import_pyarrow, picture_columns, table_errors
 from myllm.errors import DataError
-from myllm.files import StoredImage
+from myllm.files import ImageBytes
 
 SUFFIXES = (".parquet", ".arrow")
 BATCH_ROWS = 16  # with a camera's pictures, these are 100 MB
-
-
-@dataclass(frozen=True, slots=True)
-class RowImage(StoredImage):
-    """A picture in a row of a table, with its bytes: these cannot be read from their row on its own."""
-
-    shown: str
-    """The file and row, for messages."""
-    content: bytes = field(repr=False)
-    size: int
-
-    def __str__(self) -> str:
-        return self.shown
-
-    def read(self) -> bytes:
-        """Return the bytes."""
-        return self.content
 
 
 class PictureRow(NamedTuple):
@@ -40,7 +22,8 @@ class PictureRow(NamedTuple):
     """What the name column says, as it is; otherwise the default name."""
     default_name: str
     """The file's stem and the number of the row."""
-    image: RowImage | None
+    image: ImageBytes | None
+    """Its bytes, because a row cannot be read on its own."""
     path: str | None
     """The picture's path if the row has no bytes; None if it has neither."""
 
@@ -75,7 +58,7 @@ def read_picture_rows(path: Path, with_content: bool = True) -> Iterator[Picture
             content, stored_path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             named = row[name] if name is not None and isinstance(row[name], str) and row[name].strip() else None
             default_name = f"{path.stem}/{number:06d}"
-            image = None if picture is None or content is None else RowImage(position, content, len(content))
+            image = None if picture is None or content is None else ImageBytes(position, content)
             image_path = named or stored_path if image is None else None
             yield PictureRow(position, named or default_name, default_name, image, image_path)
 
