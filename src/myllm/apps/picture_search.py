@@ -39,7 +39,7 @@ class FoundPicture(NamedTuple):
 
 
 class UnusablePath(NamedTuple):
-    """What was named, and cannot be captioned."""
+    """A path that was given or found, and cannot be captioned."""
 
     path: str
     error: str
@@ -67,7 +67,7 @@ class PictureSearch:
         return self.skipped_files.counts
 
     def describe_skipped(self) -> str:
-        """Return what was skipped, and how it can be read; '' if nothing was."""
+        """Return a sentence on each suffix that was skipped, with advice; '' if there is none."""
         return self.skipped_files.describe()
 
     def __iter__(self) -> Iterator[Found]:
@@ -120,7 +120,7 @@ class PictureSearch:
 
 
 def pictures_by_name(words: Sequence[str], warn: Callable[[str], object]) -> dict[str, Path]:
-    """Return the picture files by their names, each once; `warn` is called with what cannot be used.
+    """Return the picture files by their names, each once; `warn` is called with a message on each unusable path.
 
     Raises ConfigError if different ones share a name, or if they are not files; otherwise as `PictureSearch.check`.
     """
@@ -131,7 +131,7 @@ def pictures_by_name(words: Sequence[str], warn: Callable[[str], object]) -> dic
             warn(found.error)
             continue
         if not isinstance(found.picture, Path):
-            raise ConfigError(f"{found.picture}: is no file of its own; unpack the pictures into a folder")
+            raise ConfigError(f"{found.picture}: is not a separate file; unpack the pictures into a folder")
         known = pictures.setdefault(found.name, found.picture)
         if known != found.picture and known.resolve() != found.picture.resolve():
             raise ConfigError(same_name(found.name, known, found.picture))
@@ -158,15 +158,15 @@ def _fault(pictures: Iterator[Found]) -> str:
     return fault
 
 
-def _folder_of_listed(path: Path) -> Path | None:
+def _folder_of_listed(path: Path) -> Path:
     """Return the folder that the name of a listed path is relative to, so that equal names are of one path."""
-    return Path(path.anchor) if ".." not in path.parts else None
+    return path.parent if ".." in path.parts else Path(path.anchor)
 
 
 def _pictures_of(word: str, folder: Path | None, skipped: SkippedFiles, is_quick: bool) -> Iterator[Found]:
     """Yield the pictures of a path, or of a glob, or why there are none.
 
-    folder: what their names are relative to; None: the word is one of the command line, and may be a glob.
+    folder: folder that their names are relative to; None: the word is from the command line, and may be a glob.
     """
     path = Path(word)
     try:
@@ -222,7 +222,7 @@ def _pictures_in_folder(path: Path, folder: Path, skipped: SkippedFiles, is_quic
         for table in tables:
             yield from _pictures_in_table(table, folder, is_quick)
         return
-    is_empty, skipped_here = True, SkippedFiles()
+    is_empty, skipped_here = True, SkippedFiles(skipped)
     base = _relative(path, folder)
     prefix = "" if base == "." else f"{base}/"
     for file in walk(path, _is_named_like_picture, is_sorted=not is_quick):
@@ -237,7 +237,6 @@ def _pictures_in_folder(path: Path, folder: Path, skipped: SkippedFiles, is_quic
             yield FoundPicture(full, folder, prefix + file.path)
         else:
             skipped_here.add(suffix, full)
-    skipped.update(skipped_here)
     if is_empty:
         raise DataError(f"{path}: no pictures in this folder or its subfolders; {_looked_for(skipped_here)}")
 
@@ -262,9 +261,11 @@ def _unreadable(path: Path, error: OSError | ValueError) -> str:
 
 def _saved_tables(path: Path) -> list[Path]:
     """Return the Arrow files of a folder that `save_to_disk` wrote, with one or several splits; [] for another."""
-    is_divided = os.path.isfile(path / "dataset_dict.json")
-    states = sorted(path.glob("*/state.json")) if is_divided else [path / "state.json"]
-    files = [CaptionFile(state, path) for state in states if os.path.isfile(state.with_name("dataset_info.json"))]
+    parts = [path]
+    if os.path.isfile(path / "dataset_dict.json"):
+        parts = sorted(path.iterdir())
+    names = ("state.json", "dataset_info.json")
+    files = [CaptionFile(part / names[0], path) for part in parts if all(os.path.isfile(part / name) for name in names)]
     return [table for file in files if is_saved(file, CaptionsConfig()) for table in saved_files(file)]
 
 
@@ -285,7 +286,7 @@ def _pictures_in_archive(
     archive: Archive, folder: Path, skipped: SkippedFiles, inner: str = ""
 ) -> Iterator[Found]:
     """Yield the pictures of an archive. inner: only this member, or those in this folder. Raises DataError."""
-    is_empty, skipped_here = True, SkippedFiles()
+    is_empty, skipped_here = True, SkippedFiles(skipped)
     inner = unicodedata.normalize("NFC", inner)
     member = archive.members.get(inner.removesuffix("/"))
     for picture in [member] if member is not None else archive.members.values():
@@ -297,7 +298,6 @@ def _pictures_in_archive(
             yield FoundPicture(picture, folder, f"{_relative(archive.path, folder)}/{picture.name}")
         elif is_skipped(suffix):
             skipped_here.add(suffix, str(picture))
-    skipped.update(skipped_here)
     if not inner:
         for line in archive.left_out:
             path, _, _ = line.rpartition(": ")
@@ -311,7 +311,7 @@ def _pictures_in_archive(
 
 
 def _pictures_in_table(path: Path, folder: Path, is_quick: bool) -> Iterator[Found]:
-    """Yield the pictures of the rows, without their bytes if `is_quick`. Raises MyLLMError."""
+    """Yield the pictures of the rows; their bytes are not read if `is_quick`. Raises MyLLMError."""
     is_empty, last = True, ""
     for row in read_picture_rows(path, with_content=not is_quick):
         is_empty = False

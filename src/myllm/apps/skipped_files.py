@@ -1,4 +1,4 @@
-"""Files that look like pictures and are not read from folders and archives: how many there are, and what to do."""
+"""Files in folders and archives that look like pictures and are not read: their number, and advice."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ ADVICE = {
     INSTALL_HEIF: ".heic .heif .hif",
 }
 ADVICE_FOR = {suffix: advice for advice, suffixes in ADVICE.items() for suffix in suffixes.split()}
-"""What to do with files that look like pictures, by suffix."""
+"""Advice by the suffix of files that look like pictures."""
 
 
 def is_skipped(suffix: str) -> bool:
@@ -34,7 +34,9 @@ def is_skipped(suffix: str) -> bool:
 class SkippedFiles:
     """Counts skipped files by suffix, and keeps the first of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: "SkippedFiles | None" = None) -> None:
+        """total: counts the same files, too."""
+        self.total = total
         self.counts = Counter[str]()
         self.first: dict[str, str] = {}
 
@@ -42,14 +44,11 @@ class SkippedFiles:
         """Count a file; suffix: `FOLDER_LINK` for a link to a folder."""
         self.counts[suffix] += 1
         self.first.setdefault(suffix, str(path))
-
-    def update(self, other: "SkippedFiles") -> None:
-        """Add the counts of others that came later."""
-        self.counts.update(other.counts)
-        self.first = {**other.first, **self.first}
+        if self.total is not None:
+            self.total.add(suffix, path)
 
     def describe(self) -> str:
-        """Return how many were skipped, the first of each suffix, and what to do; '' if there are none."""
+        """Return how many were skipped, the first of each suffix, and advice; '' if there are none."""
         return "; ".join(
             f"skipped {count:,} {_noun(suffix, count)}, {'the first is' if count > 1 else 'which is'} "
             f"{self.first[suffix]}: {_advice(suffix, self.first[suffix])}"
@@ -65,7 +64,9 @@ def _noun(suffix: str, count: int) -> str:
 
 def _advice(suffix: str, first: str) -> str:
     if suffix == FOLDER_LINK:
-        return "links are not followed; give the folder as a path of its own"
+        return "links are not followed; give the folder itself"
     if suffix in COLLECTIONS:
-        return f"give such files as paths of their own, like {Path(first).parent}/*{suffix}"
+        if Path(first).is_file():
+            return f"to read it, give the path {Path(first).parent}/*{suffix}"
+        return "unpack it from its archive"
     return ADVICE_FOR[suffix]

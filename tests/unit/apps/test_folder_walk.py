@@ -66,16 +66,19 @@ def test_walk_resumes_after_a_folder_that_vanished(folder: Path) -> None:
     assert [(file.path, type(file.fault)) for file in walked] == [("b!", FileNotFoundError), ("z/z/7.x", type(None))]
 
 
-def test_walk_enters_folders_of_any_depth(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    for _ in range(1000):  # as deep as Python's calls may be nested
-        folder += "/d"
-        os.mkdir(folder)
-    Path(f"{folder}/1.x").touch()
+def test_walk_enters_folders_of_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    depth = 1000  # as deep as Python's calls may be nested
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("1.x").touch()
     walked = list(walk(tmp_path, lambda name: True))
-    os.remove(f"{folder}/1.x")
-    os.removedirs(folder)  # pytest cannot remove them
-    assert [len(file.path.split("/")) for file in walked] == [1001]
+    os.remove("1.x")
+    for _ in range(depth):  # pytest cannot remove them
+        os.chdir("..")
+        os.rmdir("d")
+    assert [len(file.path.split("/")) for file in walked] == [depth + 1]
 
 
 @pytest.mark.usefixtures("chunk_size")

@@ -182,6 +182,15 @@ def test_standard_input_is_a_list_that_is_not_counted(folder: Path, monkeypatch:
     ]
 
 
+def test_a_listed_path_with_dots_is_named_by_its_last_part_and_is_no_glob(folder: Path) -> None:
+    (folder / "list").write_text("../other/a.png\n../other/?.png\n")
+    os.chdir("pics")
+    search = PictureSearch([], ["../list"])
+    assert [path.name if isinstance(path, FoundPicture) else path.error for path in search] == [
+        "a.png", "../other/?.png: no such file or folder",
+    ]
+
+
 def test_a_count_can_be_stopped(folder: Path) -> None:
     stops = iter([False, True])
     assert PictureSearch(["pics"]).count(lambda: next(stops)) is None
@@ -194,7 +203,7 @@ def test_a_count_can_be_stopped(folder: Path) -> None:
     ("https://example.org/a.png", "web addresses are not downloaded; save the picture"),
     ("loop", "loop: is a link to loop, which cannot be reached"),
     ("empty", "empty: no pictures in this folder or its subfolders; looked for .apng, "),
-    ("shards", "no pictures in this .*; skipped 2 .tar files, the first is shards/[12].tar: .* like shards/.*.tar"),
+    ("shards", "skipped 2 .tar files, the first is shards/[12].tar: to read it, give the path shards/.*.tar"),
     ("other/bad.tar", "other/bad.tar: is no tar archive"),
     ("other/notes.txt", "notes.txt: the file is empty.* A file that lists pictures, .* is given by --from"),
 ])
@@ -273,5 +282,5 @@ def test_pictures_by_name_warns_of_what_it_leaves_out_and_refuses_archives(folde
         "pics/broken.png", "skipped 1 .svg file, which is pics/1.svg",
     ]
     write_tar(folder / "s.tar", "1.jpg")
-    with pytest.raises(ConfigError, match="s.tar/1.jpg: is no file of its own; unpack"):
+    with pytest.raises(ConfigError, match="s.tar/1.jpg: is not a separate file; unpack"):
         pictures_by_name(["s.tar"], print)

@@ -1,7 +1,9 @@
 """Which suffixes are read, which are skipped with a message, and which are of something else."""
 
 import importlib.util
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from myllm.apps.skipped_files import SkippedFiles, is_skipped
@@ -23,14 +25,19 @@ def test_heic_is_read_or_the_message_says_what_to_install() -> None:
     assert (".heic" in PICTURE_SUFFIXES) == has_heif == (not is_skipped(".heic"))
 
 
-def test_the_description_names_counts_first_files_and_what_to_do() -> None:
-    first, later = SkippedFiles(), SkippedFiles()
-    assert first.describe() == ""
-    first.add(".heic", "a/1.heic")
-    for name in ("b/2.heic", "b/3.heic"):
-        later.add(".heic", name)
-    later.add(".tar", "b/x.tar")
-    first.update(later)
-    heic, tar = first.describe().split("; skipped ")
+def test_the_description_names_counts_first_files_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/x.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    total = SkippedFiles()
+    part = SkippedFiles(total)
+    assert total.describe() == ""
+    total.add(".heic", "a/1.heic")
+    for name in ("b/2.heic", "b/3.heic", "b/x.tar"):
+        part.add(name[3:], name)
+    assert part.counts == {".heic": 2, ".tar": 1}
+    heic, tar = total.describe().split("; skipped ")
     assert heic.startswith("skipped 3 .heic files, the first is a/1.heic: ") and heic.endswith("install pillow-heif")
-    assert tar == "1 .tar file, which is b/x.tar: give such files as paths of their own, like b/*.tar"
+    assert tar == "1 .tar file, which is b/x.tar: to read it, give the path b/*.tar"

@@ -1,5 +1,6 @@
 """Archives read by offset, compared with what tarfile and zipfile read."""
 
+import gc
 import gzip
 import io
 import pickle
@@ -8,6 +9,7 @@ import resource
 import struct
 import tarfile
 import unicodedata
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -88,6 +90,12 @@ def test_the_index_is_kept_and_made_again_if_the_archive_changes(tmp_path: Path,
     assert open_archive(path) == first and index.stat().st_mtime_ns == written
     write_tar(path, PICTURES[:2])
     assert contents(path) == dict(PICTURES[:2])
+
+
+def test_indexes_of_earlier_archives_do_not_stay_in_memory(tmp_path: Path) -> None:
+    archives = [weakref.ref(open_archive(write_tar(tmp_path / f"{number}.tar", PICTURES))) for number in range(9)]
+    gc.collect()
+    assert sum(archive() is not None for archive in archives) <= 2
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"of": 1}'])
