@@ -68,7 +68,7 @@ def main() -> None:
     texts = [alternative_text(caption.text, is_cut=caption.ended_by == "length") for caption in captions]
     points = curve([caption.confidence for caption in captions], texts, references)
     charts = sum(bool(complexity(load_image(record.image), "")) for record in split.records)
-    print(f"{len(texts):,} pictures of {arguments.split}, beams {decode.beams}; {charts} look like charts or drawings\n")
+    print(f"{len(texts):,} pictures of {arguments.split}, beams {decode.beams}; {charts} look like charts\n")
     print_table(points)
     with atomic_write(arguments.plot) as file:
         file.write(render(draw(points), ".png"))
@@ -88,9 +88,9 @@ def curve(
     order = np.argsort(-np.asarray(confidence), kind="stable")
     points = []
     for coverage in COVERAGES:
-        kept = order[: math.ceil(coverage * len(order))]
-        lowest = float(confidence[kept[-1]])
-        points.append(Point(coverage, lowest, float(nouns[kept].mean()), float(anything[kept].mean()), len(kept)))
+        chosen = order[: math.ceil(coverage * len(order))]
+        lowest = float(confidence[chosen[-1]])
+        points.append(Point(coverage, lowest, float(nouns[chosen].mean()), float(anything[chosen].mean()), len(chosen)))
     return points
 
 

@@ -39,7 +39,8 @@ SHOP = {
 }
 BLOG = {
     "2021/post.html": """<!DOCTYPE html><html lang="en"><head><meta charset="iso-8859-1"><base href="../">
-<title>é</title></head><body><main><figure><img data-src="img/scene0.png" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
+<title>é</title></head><body><main><figure>
+<img data-src="img/scene0.png" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <figcaption>caf\xe9</figcaption></figure><ul><li><a href="index.htm"><img src="img/scene1.png"></a>
 <li><img src="img/plain.png"><li><img src="img/scene1.png" role="presentation"></ul></main></body></html>
 """.encode("latin-1"),

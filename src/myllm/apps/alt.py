@@ -30,7 +30,7 @@ from myllm.errors import DataError, MyLLMError
 
 UNLIMITED = 1_000_000
 """Width of a table that is not shown on a terminal: each picture gets one line, so that programs can read it."""
-Shown = Path | bytes
+PictureSource = Path | bytes
 """A picture's file, or its content."""
 
 
@@ -58,11 +58,11 @@ def alt(options: AltOptions) -> int:
     """Audit the pages of `options.paths`. The exit code is 1 if a picture has no alternative text in the end."""
     display = Display(options.quiet, json=True)
     pages, errors = list[Page](), list[str]()
-    for found in find_pages(options.paths):
+    for file in find_pages(options.paths):
         try:
-            if isinstance(found, DataError):
-                raise found
-            pages.append(read_page(found))
+            if isinstance(file, DataError):
+                raise file
+            pages.append(read_page(file))
         except DataError as error:
             errors.append(str(error))
     faults, destinations = list[Fault](), Destinations()
@@ -72,7 +72,7 @@ def alt(options: AltOptions) -> int:
             if finding is not None:
                 faults.append(Fault(page, picture, finding))
     describe([fault for fault in faults if fault.finding.alt is None and not fault.finding.reason], options, display)
-    faults = [fault for fault in map(_with_place, faults) if not _is_empty_markdown(fault)]
+    faults = [_with_place(fault) for fault in faults if not _is_empty_markdown(fault)]
     for page, page_faults in _fillable(pages, faults):
         content = filled(page, {fault.picture: fault.finding.alt or "" for fault in page_faults})
         if options.diff:
@@ -92,26 +92,26 @@ def alt(options: AltOptions) -> int:
 
 def describe(faults: Sequence[Fault], options: AltOptions, display: Display) -> None:
     """Give each fault a finding that its picture decides. A picture that several pages show is captioned once."""
-    shown = dict[Shown, list[Fault]]()
+    faults_of = dict[PictureSource, list[Fault]]()
     for fault in faults:
         try:
             picture = find_picture(fault.picture.element, fault.page)
-            shown.setdefault(picture.resolve() if isinstance(picture, Path) else picture, []).append(fault)
+            faults_of.setdefault(picture.resolve() if isinstance(picture, Path) else picture, []).append(fault)
         except (DataError, OSError, ValueError) as error:
             fault.finding = replace(fault.finding, reason=str(error))
-    if not shown:
+    if not faults_of:
         return
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
     captioner.decode = captioner.decode_options(**options.decode_changes)
     done, is_calibrated = 0, True
     with display.progress() as progress:
-        for batch in batched(shown, options.batch_size):
+        for batch in batched(faults_of, options.batch_size):
             for picture, result in caption_pictures(captioner, batch):
-                for fault in shown[picture]:
+                for fault in faults_of[picture]:
                     fault.finding = _finding(fault, result, options)
                 is_calibrated &= not isinstance(result, Caption) or result.calibration is not None
             done += len(batch)
-            progress("captioning", done, len(shown))
+            progress("captioning", done, len(faults_of))
     if not is_calibrated:
         display.warn(
             f"--model {options.model} is not calibrated: its confidence does not say how often captions are right, so "
@@ -120,10 +120,10 @@ def describe(faults: Sequence[Fault], options: AltOptions, display: Display) -> 
 
 
 def caption_pictures(
-    captioner: CaptionerProtocol, pictures: Sequence[Shown]
-) -> Iterator[tuple[Shown, Caption | Finding]]:
+    captioner: CaptionerProtocol, pictures: Sequence[PictureSource]
+) -> Iterator[tuple[PictureSource, Caption | Finding]]:
     """Yield each picture with its caption, or with a finding if it shows nothing or a caption cannot describe it."""
-    images, captioned = list[Any](), list[Shown]()
+    images, captioned = list[Any](), list[PictureSource]()
     for picture in pictures:
         try:
             image = load_image(picture)

@@ -31,7 +31,7 @@ INERT = frozenset(" ".join((
     "iframe noembed noframes script",
     "style template textarea title xmp",
 )).split())
-MAX_DEPTH = 512  # as in browsers; deeper elements become neighbours
+MAX_DEPTH = 128  # deeper elements become neighbours
 
 
 class Element:
@@ -74,9 +74,19 @@ class Element:
         return _joined(self, with_names=False)
 
     @cached_property
+    def sentences(self) -> list[set[str]]:
+        """The words of each sentence of its text, in lower case."""
+        return sentences_of(self.text)
+
+    @cached_property
     def name(self) -> str:
         """Its text as it is read aloud: alternative texts and labels included, hidden elements not."""
         return _joined(self, with_names=True)
+
+
+def sentences_of(text: str) -> list[set[str]]:
+    """Return the words of each sentence of a text, in lower case."""
+    return [set(re.findall(r"\w+", sentence)) for sentence in re.split(r"[.!?;\n]", text.lower())]
 
 
 def _joined(element: Element, with_names: bool) -> str:
@@ -134,9 +144,9 @@ def parse(pieces: Sequence[Piece], text: str) -> Tree:
         piece = pieces[index]
         source = None if piece.source is None else piece.source + element.position - starts[index]
         skipped = len("![") if piece.is_markdown_picture else 1 + len(element.tag)
-        at = None if source is None else source + skipped
+        insert_at = None if source is None else source + skipped
         line = bisect_right(newlines, source if source is not None else _last_source(pieces, index)) + 1
-        pictures.append(Picture(element, line, at, piece.is_markdown_picture))
+        pictures.append(Picture(element, line, insert_at, piece.is_markdown_picture))
     return Tree(builder.root, pictures, builder.base)
 
 

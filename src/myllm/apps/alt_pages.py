@@ -95,10 +95,10 @@ def find_pages(words: Sequence[str]) -> Iterator[PageFile | DataError]:
     """
     known = set[Path]()
     for word in words:
-        for found in _pages_of(word):
-            key = found.path.resolve() if isinstance(found, PageFile) else None
+        for file in _pages_of(word):
+            key = file.path.resolve() if isinstance(file, PageFile) else None
             if key is None or key not in known:
-                yield found
+                yield file
             known |= {key} if key is not None else set()
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from myllm.apps.alt_html import Element
+from myllm.apps.alt_html import Element, sentences_of
 from myllm.apps.alt_pictures import path_of, spacer_by_page
 from myllm.apps.alt_wording import LEAD_IN
 from myllm.data.images import PICTURE_SUFFIXES
@@ -36,7 +36,7 @@ class Finding:
     reason: str
     """Why that is suggested, or why a person has to write it; "" if the picture itself decides."""
     confidence: float | None = None
-    """Of the caption that is suggested or was not sure enough."""
+    """Confidence of the caption, whether it is suggested or not; None without a caption."""
 
     @property
     def is_missing(self) -> bool:
@@ -152,30 +152,27 @@ def _bare_pictures(link: Element) -> Iterator[Element]:
 
 def is_repeated(alt: str, element: Element) -> bool:
     """Whether a sentence next to a picture has all words of a text, apart from words like "the"."""
-    words = _words(alt)
-    sentences = re.split(r"[.!?;\n]", _nearby_text(element))
-    return bool(words) and any(words <= _words(sentence) for sentence in sentences)
+    words = set().union(*sentences_of(alt)) - FILLER_WORDS
+    return bool(words) and any(words <= sentence for sentence in _nearby_sentences(element))
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower())) - FILLER_WORDS
-
-
-def _nearby_text(element: Element) -> str:
-    """Return the text of the block that a picture is in; if that has none, or is no paragraph, of its neighbours."""
+def _nearby_sentences(element: Element) -> list[set[str]]:
+    """Return the sentences of the block around a picture, or of its neighbours if that block is not a paragraph."""
     node = element
     while node.parent is not None and not node.parent.text:
         node = node.parent
     if node.parent is None:
-        return ""
+        return []
     block = node.parent.closest(TEXT_BLOCKS)
     if block is not None:
-        return block.text
+        return block.sentences
     siblings = node.parent.children
-    before = next((text for text in map(_text, reversed(siblings[: node.index])) if text), "")
-    after = next((text for text in map(_text, siblings[node.index + 1 :]) if text), "")
-    return f"{before}\n{after}"
+    sentences = list[set[str]]()
+    for indices in (reversed(range(node.index)), range(node.index + 1, len(siblings))):
+        neighbours = (_sentences(siblings[index]) for index in indices)
+        sentences += next((read for read in neighbours if any(read)), [])
+    return sentences
 
 
-def _text(node: Element | str) -> str:
-    return node.strip() if isinstance(node, str) else node.text
+def _sentences(node: Element | str) -> list[set[str]]:
+    return sentences_of(node) if isinstance(node, str) else node.sentences

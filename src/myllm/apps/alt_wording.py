@@ -84,7 +84,7 @@ def without_gender_and_age(text: str) -> str:
     """Replace "a young woman" by "a person", "boys" by "children" and so on, with articles and verbs that fit."""
     tokens = TOKEN.findall(AGE_IN_YEARS.sub(r"\1-year-old", text))
     words = [token.lower() for token in tokens]
-    kept, is_changed = list[str](), False
+    output, is_changed = list[str](), False
     for index, token in enumerate(tokens):
         following = [word for word in words[index + 1 :] if not word.isspace()]
         neutral = _neutral_word(words[index], following)
@@ -93,18 +93,18 @@ def without_gender_and_age(text: str) -> str:
             continue
         word = token if neutral is None else neutral
         if (is_changed or neutral is not None) and not word.isspace():
-            _fit_article(kept, word)
+            _fit_article(output, word)
             is_changed = False
-        kept.append(word)
-    return _merged(_with_fitting_verbs(" ".join("".join(kept).split())))
+        output.append(word)
+    return _merged(_with_fitting_verbs(" ".join("".join(output).split())))
 
 
-def _fit_article(kept: list[str], word: str) -> None:
+def _fit_article(output: list[str], word: str) -> None:
     """Make "a" or "an" at the end of a text fit the next word, by its sound in the usual cases."""
-    index = next((index for index in reversed(range(len(kept))) if not kept[index].isspace()), None)
-    if index is not None and kept[index].lower() in ("a", "an"):
+    index = next((index for index in reversed(range(len(output))) if not output[index].isspace()), None)
+    if index is not None and output[index].lower() in ("a", "an"):
         has_vowel = re.match(r"(?!uni[^mn]|use|eu|one|ut)[aeiou]|hour|hon|heir", word.lower()) is not None
-        kept[index] = kept[index][0] + "n" * has_vowel
+        output[index] = output[index][0] + "n" * has_vowel
 
 
 def _neutral_word(word: str, following: list[str]) -> str | None:

@@ -74,7 +74,8 @@ def test_line_of_a_picture_is_counted_for_every_kind_of_line_end(end: str, is_ma
 
 
 PARTS = ["<img src=a>", "![](a.png)", "[", "](b)", "`", "> ", "- ", "\n", "\n\n", "<p>", "</p>", "<!--", "-->", "| ",
-         "\t", "    ", "```\n", "<a href=b>", "</a>", "word ", "# ", "\\", "&lt;", "<script>", "</script>", "\r\n", "|---|\n"]
+         "\t", "    ", "```\n", "<a href=b>", "</a>", "word ", "# ", "\\", "&lt;", "<script>", "</script>", "\r\n",
+         "|---|\n"]
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=30).map("".join), st.booleans())

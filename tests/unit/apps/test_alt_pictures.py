@@ -15,7 +15,7 @@ from myllm.data.scenes import draw_scene
 from myllm.errors import DataError
 
 
-def found(folder: Path, markup: str) -> Path | bytes:
+def picture_of(folder: Path, markup: str) -> Path | bytes:
     (folder / "page.html").write_text(markup)
     page = read_page(PageFile(folder / "page.html", folder))
     return find_picture(page.tree.pictures[0].element, page)
@@ -33,11 +33,11 @@ def found(folder: Path, markup: str) -> Path | bytes:
 def test_picture_is_the_first_file_that_its_addresses_lead_to(tmp_path: Path, markup: str) -> None:
     for name in ("dog.jpg", "other.jpg"):
         (tmp_path / name).touch()
-    assert found(tmp_path, markup) == tmp_path / "dog.jpg"
+    assert picture_of(tmp_path, markup) == tmp_path / "dog.jpg"
 
 
 def test_picture_in_its_address_is_its_content(tmp_path: Path) -> None:
-    assert found(tmp_path, f"<img src='data:image/png;base64,{b64encode(b'dog').decode()}'>") == b"dog"
+    assert picture_of(tmp_path, f"<img src='data:image/png;base64,{b64encode(b'dog').decode()}'>") == b"dog"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_picture_in_its_address_is_its_content(tmp_path: Path) -> None:
 )
 def test_picture_that_cannot_be_captioned_has_a_reason(tmp_path: Path, markup: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        found(tmp_path, markup)
+        picture_of(tmp_path, markup)
 
 
 def chart() -> Image.Image:
