@@ -99,7 +99,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     z = 1.96
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def print_table(points: Sequence[Point]) -> None:
