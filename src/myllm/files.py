@@ -61,10 +61,10 @@ Picture: TypeAlias = Path | StoredImage
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `path` when the block ends without an error; otherwise `path` is unchanged.
 
-    Raises MyLLMError if the disk is full or the folder cannot be written to.
+    mode: the file's permissions. Raises MyLLMError if the disk is full or the folder cannot be written to.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, 0o644)
+            os.chmod(part, mode)
             os.replace(part, path)
         finally:
             Path(part).unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def test_caption_that_is_stopped_keeps_what_is_done_and_prints_the_command_that_
     run.send_signal(number)
     _, message = run.communicate(timeout=60)
     assert run.returncode == code
-    assert f"Resume with: myllm caption --batch_size 2 --devices cpu --model {tiny_run} --out out.jsonl" in message
+    assert f"Resume with: myllm caption pics --batch_size 2 --devices cpu --model {tiny_run} --out out.jsonl" in message
     done = jsonl(folder / "out.jsonl")
     assert 0 < len(done) < 300
     assert caption(tiny_run, "--out", "out.jsonl") == 0

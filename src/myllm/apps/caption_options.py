@@ -71,10 +71,10 @@ class CaptionOptions(OneModel, AsJson):
         if "{caption}" not in self.template:
             raise ConfigError(f"--template is {self.template!r}; it must contain {{caption}}")
         for name in ("template", "trigger", "append", "prepend"):
-            if name in self.given_names and self.form != "txt":
+            if getattr(self, name) != getattr(type(self), name) and self.form != "txt":
                 raise ConfigError(f"--{name} is for text files; add --to txt")
         for name in ("only", "mixed"):
-            if name in self.given_names and self.out is None and self.form != "txt":
+            if getattr(self, name) and self.out is None and self.form != "txt":
                 raise ConfigError(f"--{name} needs --out, which holds the captions that are there already")
 
     @property

@@ -32,6 +32,7 @@ VERBS: Mapping[str, Verb] = {
     "scenes": Verb("draw pictures with captions", "scenes:scenes", options.ScenesOptions),
     "train": Verb("train a captioner, or resume a run", "train:train", options.TrainOptions),
     "caption": Verb("caption pictures and folders", "caption:caption", caption_options.CaptionOptions),
+    "alt": Verb("find and fill in missing alternative texts", "alt:alt", options.AltOptions),
     "label": Verb("ask a large model for captions to train on", "label:label", options.LabelOptions),
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),

@@ -1,9 +1,8 @@
 """`myllm label`: captions of pictures by a large model on a server, as data to train on."""
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from myllm.apps.json_lines import JsonLines, Row
 from myllm.apps.options import LabelOptions
 from myllm.apps.picture_search import pictures_by_name, same_name
 from myllm.apps.printing import print_json
+from myllm.apps.resuming import command_line
 from myllm.data.records import quantity
 from myllm.data.table_formats import TEACHER
 from myllm.errors import ConfigError, DataError, MyLLMError
@@ -138,7 +138,7 @@ class _Run:
 
     def hint_to_resume(self) -> str:
         """Return a sentence with the command that resumes the run."""
-        return f"Resume with: {command_line(self.options)}"
+        return f"Resume with: {command_line('label', self.options)}"
 
     def print_summary(self) -> None:
         """Print what was asked, answered and used, and advice on long captions."""
@@ -181,19 +181,6 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
                     f"--{name} is {_written(value)}, but the captions in --out {options.out} were asked for with "
                     f"{_written(teacher.get(name))}; give that, another --out, or --overwrite to ask again"
                 )
-
-
-def command_line(options: LabelOptions) -> str:
-    """Return the command that resumes a run."""
-    given = [field.name for field in fields(options) if field.name in options.given_names]
-    words = list[str]()
-    for name in given:
-        if name != "overwrite":
-            value = getattr(options, name)
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    if any(path.startswith("-") for path in options.paths):
-        return shlex.join(["myllm", "label", *words, "--", *options.paths])
-    return shlex.join(["myllm", "label", *options.paths, *words])
 
 
 def _written(value: Any) -> str:

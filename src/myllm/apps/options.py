@@ -174,6 +174,29 @@ class ScenesOptions(Drawing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AltOptions(OneModel, AsJson):
+    """Find pictures without alternative text in HTML and Markdown files, suggest one for each, and fill it in.
+
+    Existing texts are never changed. The exit code is 1 if a picture has no alternative text.
+    """
+
+    paths: tuple[str, ...] = positional("HTML and Markdown files, or folders; /img/a.jpg starts from the folder.")
+    write: bool = False
+    """Write the suggestions into the files."""
+    diff: bool = False
+    """Print what --write would change, as a unified diff, and change nothing."""
+    min_confidence: Annotated[float, Range.FRACTION] = 0.55
+    """Leave a picture to a person if its caption's confidence is lower than this."""
+    people: bool = False
+    """Keep words of gender and age, like "woman" and "boy", which become "person" and "child" otherwise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.diff and (self.write or self.json):
+            raise ConfigError(f"--diff and --{'write' if self.write else 'json'}: choose one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions(Printed, AsJson):
     """Ask a vision-language model on a server for captions of pictures, to train on. Resumes where it was stopped."""
 

@@ -12,10 +12,12 @@ NOT_REPEATED = ("overwrite",)
 
 def command_line(verb: str, options: VerbOptions) -> str:
     """Return the command with the options that were given, except those that would start anew."""
-    words = ["myllm", verb]
+    words = list[str]()
     for name in sorted(options.given_names - set(NOT_REPEATED)):
         value: Any = reduce(getattr, name.split("."), options)
         text = value if isinstance(value, str) else json.dumps(value)
         words += [f"--{name.rstrip('_')}", *([] if value is True else [text])]
-    paths = list(getattr(options, "paths", ()))
-    return shlex.join([*words, *(["--"] if any(path.startswith("--") for path in paths) else []), *paths])
+    paths = getattr(options, "paths", ())
+    if any(path.startswith("-") for path in paths):
+        return shlex.join(["myllm", verb, *words, "--", *paths])
+    return shlex.join(["myllm", verb, *paths, *words])

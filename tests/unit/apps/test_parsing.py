@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from myllm.apps.cli import main
 from myllm.apps.caption_options import CaptionOptions
+from myllm.apps.cli import main
 from myllm.apps.options import EvaluateOptions, ScenesOptions, TrainOptions, VerbOptions
 from myllm.apps.parsing import parse
 from myllm.config import DecodeConfig

@@ -1,0 +1,219 @@
+"""The elements of an HTML page as a tree in which each picture knows its place, its link and the text around it."""
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from html.parser import HTMLParser
+from itertools import accumulate
+from typing import NamedTuple
+
+from myllm.apps.alt_markdown import Piece
+
+VOID = frozenset(" ".join((
+    "area base br col embed hr img",
+    "input link meta param source track wbr",
+)).split())
+BLOCKS = frozenset(" ".join((
+    "address article aside blockquote body caption dd details div dl dt fieldset figcaption figure footer form h1 h2",
+    "h3 h4 h5 h6 header hr li main nav ol p pre section table tbody td tfoot th thead title tr ul",
+)).split())
+# what an element of this name closes if it is open, and the elements beyond which it does not look for that
+IMPLIED_ENDS = {
+    **dict.fromkeys(BLOCKS - {"body", "title"}, (("p",), ("button", "caption", "table", "td", "th"))),
+    "li": (("p", "li"), ("ul", "ol", "menu")), "dt": (("p", "dt", "dd"), ("dl",)), "dd": (("p", "dt", "dd"), ("dl",)),
+    "tr": (("tr",), ("table",)), "td": (("td", "th"), ("table", "tr")), "th": (("td", "th"), ("table", "tr")),
+    "a": (("a",), ("caption", "table", "td", "th")),
+}
+# what is in them is not shown as elements
+INERT = frozenset(" ".join((
+    "iframe noembed noframes script",
+    "style template textarea title xmp",
+)).split())
+MAX_DEPTH = 128  # deeper elements become neighbours
+
+
+class Element:
+    """An element with its attributes (names in lower case) and children; the root has the tag ""."""
+
+    def __init__(self, tag: str, attributes: dict[str, str], parent: "Element | None", position: int = 0) -> None:
+        self.tag, self.attributes, self.parent, self.position = tag, attributes, parent, position
+        self.children = list[Element | str]()
+        self.index = len(parent.children) if parent else 0
+        """Index among the children of its parent."""
+        self.depth: int = parent.depth + 1 if parent else 0
+
+    def get(self, name: str) -> str:
+        """Return an attribute without blanks around it; "" if it is missing."""
+        return self.attributes.get(name, "").strip()
+
+    def ancestors(self) -> Iterator["Element"]:
+        """Yield the element itself, its parent and so on."""
+        element: Element | None = self
+        while element is not None:
+            yield element
+            element = element.parent
+
+    def closest(self, tags: Collection[str]) -> "Element | None":
+        """Return the nearest of `ancestors` with one of these tags."""
+        return next((element for element in self.ancestors() if element.tag in tags), None)
+
+    def descendants(self) -> Iterator["Element | str"]:
+        """Yield what is in the element, in order of the page; not what is in inert elements."""
+        rest = self.children[::-1]
+        while rest:
+            child = rest.pop()
+            yield child
+            if isinstance(child, Element) and child.tag not in INERT:
+                rest += child.children[::-1]
+
+    @cached_property
+    def text(self) -> str:
+        """Its text as it is seen, with a line end around blocks."""
+        return _joined(self, with_names=False)
+
+    @cached_property
+    def sentences(self) -> list[set[str]]:
+        """The words of each sentence of its text, in lower case."""
+        return sentences_of(self.text)
+
+    @cached_property
+    def name(self) -> str:
+        """Its text as it is read aloud: alternative texts and labels included, hidden elements not."""
+        return _joined(self, with_names=True)
+
+
+def sentences_of(text: str) -> list[set[str]]:
+    """Return the words of each sentence of a text, in lower case."""
+    return [set(re.findall(r"\w+", sentence)) for sentence in re.split(r"[.!?;\n]", text.lower())]
+
+
+def _joined(element: Element, with_names: bool) -> str:
+    parts, rest = list[str](), element.children[::-1]
+    while rest:
+        child = rest.pop()
+        if isinstance(child, str):
+            parts.append(child)
+            continue
+        is_label = with_names and child.tag == "title"  # of an SVG drawing
+        if (child.tag in INERT and not is_label) or (with_names and child.get("aria-hidden") == "true"):
+            continue
+        if with_names:
+            parts.append(f" {child.get('aria-label') or child.get('alt')} ")
+        if child.tag in BLOCKS or child.tag == "br":
+            parts.append("\n")
+            rest.append("\n")
+        rest += child.children[::-1]
+    lines = (" ".join(line.split()) for line in "".join(parts).split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+class Picture(NamedTuple):
+    """A picture of a page, or another element that needs a text in place of a picture."""
+
+    element: Element
+    line: int
+    """Counted from 1."""
+    insert_at: int | None
+    """Offset in the page's text where an alternative text can be inserted; None if there is no such place."""
+    is_markdown: bool
+    """Whether it is written as ![](picture.png)."""
+
+
+class Tree(NamedTuple):
+    """A page: all elements below a root, the pictures in order, and the address that relative ones start from."""
+
+    root: Element
+    pictures: list[Picture]
+    base: str
+
+
+def parse(pieces: Sequence[Piece], text: str) -> Tree:
+    """Return the tree of a page's HTML; `text` is the page that the pieces' sources are offsets in."""
+    builder = _TreeBuilder()
+    html = "".join(piece.html for piece in pieces)
+    builder.line_starts = [0, *(match.end() for match in re.finditer("\n", html))]
+    builder.feed(html)
+    builder.close()
+    starts = list(accumulate((len(piece.html) for piece in pieces), initial=0))
+    newlines = [match.start() for match in re.finditer("\r\n?|\n", text)]
+    pictures = []
+    for element in builder.pictures:
+        index = bisect_right(starts, element.position) - 1
+        piece = pieces[index]
+        source = None if piece.source is None else piece.source + element.position - starts[index]
+        skipped = len("![") if piece.is_markdown_picture else 1 + len(element.tag)
+        insert_at = None if source is None else source + skipped
+        line = bisect_right(newlines, source if source is not None else _last_source(pieces, index)) + 1
+        pictures.append(Picture(element, line, insert_at, piece.is_markdown_picture))
+    return Tree(builder.root, pictures, builder.base)
+
+
+def _last_source(pieces: Sequence[Piece], index: int) -> int:
+    """Return the offset of the nearest piece before `index` that has one."""
+    return next((piece.source for piece in pieces[index::-1] if piece.source is not None), 0)
+
+
+class _TreeBuilder(HTMLParser):
+    """Builds the tree as browsers do in the usual cases of missing end tags."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = self.open = Element("", {}, None)
+        self.counts = Counter[str]()
+        """How many elements of a name are open."""
+        self.pictures = list[Element]()
+        self.base = ""
+        self.line_starts = [0]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Add an element; open it if it can have children."""
+        for closed, barriers in [IMPLIED_ENDS[tag]] if tag in IMPLIED_ENDS else []:
+            self._end(closed, barriers)
+        line, column = self.getpos()
+        attributes = {name: value or "" for name, value in reversed(attrs)}  # the first of equal names counts
+        element = Element(tag, attributes, self.open, self.line_starts[line - 1] + column)
+        self.open.children.append(element)
+        is_inert = any(self.counts[name] for name in INERT)
+        if tag == "base" and "href" in attributes and not self.base and not is_inert:
+            self.base = element.get("href")
+        if _needs_name(element) and not is_inert:
+            self.pictures.append(element)
+        if tag not in VOID and element.depth < MAX_DEPTH:
+            self.open = element
+            self.counts[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close the innermost open element of this name, and what is in it."""
+        self._end((tag,), ())
+
+    def handle_data(self, data: str) -> None:
+        """Add text."""
+        self.open.children.append(data)
+
+    def parse_marked_section(self, i: int, report: int = 1) -> int:
+        """Read <![...> as browsers do, as a comment; the base class raises AssertionError for unknown ones."""
+        return self.parse_bogus_comment(i)
+
+    def _end(self, tags: Collection[str], barriers: Collection[str]) -> None:
+        if not any(self.counts[tag] for tag in tags):
+            return
+        for element in self.open.ancestors():
+            if element.tag in barriers:
+                return
+            if element.tag in tags:
+                while self.open is not element.parent:
+                    self.counts[self.open.tag] -= 1
+                    assert self.open.parent is not None
+                    self.open = self.open.parent
+                return
+
+
+def _needs_name(element: Element) -> bool:
+    """Whether it is a picture, or stands for one."""
+    if element.tag == "input":
+        return element.get("type").lower() == "image"
+    if element.tag == "area":
+        return "href" in element.attributes
+    return element.tag == "img" or element.get("role") == "img"

@@ -1,0 +1,178 @@
+"""What is wrong with a picture's alternative text, and what it should be, after W3C's alt decision tree.
+
+https://www.w3.org/WAI/tutorials/images/decision-tree/
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from myllm.apps.alt_html import Element, sentences_of
+from myllm.apps.alt_pictures import path_of, spacer_by_page
+from myllm.apps.alt_wording import LEAD_IN
+from myllm.data.images import PICTURE_SUFFIXES
+
+MISSING = "no alternative text"
+PLACEHOLDERS = (
+    "image", "picture", "photo", "photograph", "img", "pic", "graphic", "icon", "alt", "alt text", "untitled", "spacer",
+)
+# a text in one of these belongs to the pictures in it; axe-core's rule image-redundant-alt compares with these, too
+TEXT_BLOCKS = ("p", "li", "td", "th", "a", "button", "figure", "dt", "dd", "label")
+COMPARED_BLOCKS = ("p", "li", "td", "th", "a", "button")
+FILLER_WORDS = frozenset(" ".join((
+    "a an the of in on at with by to and or is are it its this that these there here his her their some one",
+    "from near next into onto",
+)).split())
+NAME_PARTS = re.compile(r"[\d_]|-.*-")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a picture, and what can be done."""
+
+    problem: str
+    alt: str | None
+    """Suggested text, "" for a decorative picture; None if a person has to write it."""
+    reason: str
+    """Why that is suggested, or why a person has to write it; "" if the picture itself decides."""
+    confidence: float | None = None
+    """Confidence of the caption, whether it is suggested or not; None without a caption."""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no alternative text, rather than a wrong one."""
+        return self.problem == MISSING
+
+
+def judge(element: Element, name_destination: Callable[[Element], tuple[str, str]]) -> Finding | None:
+    """Return what is wrong with a picture, as far as its page says; None if nothing is.
+
+    name_destination: returns the name of a link's destination and where the name is from, or "", "".
+    """
+    hidden = _hidden_by(element)
+    if element.tag not in ("img", "input", "area"):
+        has_title = any(isinstance(child, Element) and child.tag == "title" for child in element.children)
+        kind = "an SVG drawing" if element.tag == "svg" else f"a <{element.tag}> with the role img"
+        is_named = has_title or _has_label(element) or bool(hidden)
+        return None if is_named else Finding(MISSING, None, f"{kind} needs an aria-label, which a person writes")
+    link = next((ancestor for ancestor in element.ancestors() if _is_link(ancestor)), None)
+    if "alt" in element.attributes:
+        return None if hidden else _judge_existing(element, link)
+    if _has_label(element):
+        return None
+    if element.tag == "input":
+        return _named_button(element.get("value"))
+    if hidden and (link is None or _hidden_by(link)):
+        return Finding(MISSING, "", hidden)
+    if element.tag == "area" or link is not None:
+        return _judge_linked(element, element if link is None else link, name_destination)
+    is_marked = element.get("role") in ("presentation", "none")
+    decoration = "it is marked as decoration" if is_marked else spacer_by_page(element)
+    return Finding(MISSING, "" if decoration else None, decoration)
+
+
+def _judge_linked(
+    element: Element, link: Element, name_destination: Callable[[Element], tuple[str, str]]
+) -> Finding:
+    if element is not link:
+        if link.name.strip() or link.get("aria-labelledby"):
+            return Finding(MISSING, "", "its link has a text")
+        if element is not next(_bare_pictures(link), element):
+            return Finding(MISSING, "", "another picture of its link names where the link leads")
+        if _hidden_by(element) or element.get("role") in ("presentation", "none"):
+            return Finding(MISSING, None, "it is marked as decoration, but its link has no other text")
+    if link.tag not in ("a", "area"):
+        return _named_button(link.get("aria-label") or link.get("title"))
+    name, origin = name_destination(link)
+    if not name:
+        return Finding(MISSING, None, "it is to name where its link leads, which the page does not say")
+    return Finding(MISSING, name, f"names where its link leads: {origin}")
+
+
+def _named_button(label: str) -> Finding:
+    return Finding(MISSING, label or None, "names the button" if label else "it is to name what its button does")
+
+
+def _judge_existing(element: Element, link: Element | None) -> Finding | None:
+    """Return what is wrong with an alternative text that is there. It is never changed."""
+    alt = " ".join(element.attributes["alt"].split())
+    problem = ""
+    if element.attributes["alt"] and not alt:
+        problem = "the alternative text has only blanks"
+    elif not alt and link is not None and not (link.name.strip() or _has_label(link)):
+        problem = "the alternative text is empty, but its link has no other text"
+    elif not alt and element.tag in ("area", "input") and not _has_label(element):
+        problem = "the alternative text is empty, but it names a link or a button"
+    elif _is_file_name(alt, element):
+        problem = "the alternative text is a file name"
+    elif alt.lower() in PLACEHOLDERS:
+        problem = "the alternative text says nothing about the picture"
+    elif LEAD_IN.match(alt):
+        problem = 'the alternative text begins with "image of" or the like'
+    elif alt and (block := element.closest(COMPARED_BLOCKS)) and " ".join(block.text.split()).lower() == alt.lower():
+        problem = "the alternative text repeats the text next to it"
+    return Finding(problem, None, "existing texts are not changed") if problem else None
+
+
+def _is_file_name(alt: str, element: Element) -> bool:
+    name = path_of(element.get("src")).rpartition("/")[2]
+    stem = name.rpartition(".")[0]
+    has_suffix = " " not in alt and alt.lower().endswith((*PICTURE_SUFFIXES, ".svg"))
+    return bool(alt) and (has_suffix or alt == name or (alt == stem and NAME_PARTS.search(alt) is not None))
+
+
+def _is_link(element: Element) -> bool:
+    return (element.tag == "a" and "href" in element.attributes) or "button" in (element.tag, element.get("role"))
+
+
+def _has_label(element: Element) -> bool:
+    """Whether it has a name that screen readers read in place of an alternative text."""
+    return any(element.get(name) for name in ("aria-label", "aria-labelledby", "title"))
+
+
+def _hidden_by(element: Element) -> str:
+    """Return why screen readers leave an element out; "" if they do not."""
+    for ancestor in element.ancestors():
+        if ancestor.get("aria-hidden").lower() == "true":
+            return "it is hidden by aria-hidden"
+        style = "".join(ancestor.get("style").lower().split())
+        if "hidden" in ancestor.attributes or "display:none" in style or "visibility:hidden" in style:
+            return "it is not shown"
+    return ""
+
+
+def _bare_pictures(link: Element) -> Iterator[Element]:
+    """Yield the pictures of a link that could name it and have no alternative text."""
+    for element in link.descendants():
+        if isinstance(element, Element) and element.tag == "img" and "alt" not in element.attributes:
+            is_marked = element.get("role") in ("presentation", "none")
+            if not (is_marked or _has_label(element) or spacer_by_page(element) or _hidden_by(element)):
+                yield element
+
+
+def is_repeated(alt: str, element: Element) -> bool:
+    """Whether a sentence next to a picture has all words of a text, apart from words like "the"."""
+    words = set().union(*sentences_of(alt)) - FILLER_WORDS
+    return bool(words) and any(words <= sentence for sentence in _nearby_sentences(element))
+
+
+def _nearby_sentences(element: Element) -> list[set[str]]:
+    """Return the sentences of the block around a picture, or of its neighbours if that block is not a paragraph."""
+    node = element
+    while node.parent is not None and not node.parent.text:
+        node = node.parent
+    if node.parent is None:
+        return []
+    block = node.parent.closest(TEXT_BLOCKS)
+    if block is not None:
+        return block.sentences
+    siblings = node.parent.children
+    sentences = list[set[str]]()
+    for indices in (reversed(range(node.index)), range(node.index + 1, len(siblings))):
+        neighbours = (_sentences(siblings[index]) for index in indices)
+        sentences += next((read for read in neighbours if any(read)), [])
+    return sentences
+
+
+def _sentences(node: Element | str) -> list[set[str]]:
+    return sentences_of(node) if isinstance(node, str) else node.sentences

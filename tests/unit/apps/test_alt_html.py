@@ -1,0 +1,94 @@
+"""Pictures of HTML and Markdown pages are found where they are; marks in the pages show where that is."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myllm.apps.alt_html import Picture, parse
+from myllm.apps.alt_markdown import Piece, markdown_pieces
+
+
+def with_marks(text: str, pictures: list[Picture]) -> str:
+    """Return the page with a ^ where an alternative text would be inserted."""
+    for picture in reversed(pictures):
+        assert picture.insert_at is not None
+        text = f"{text[: picture.insert_at]}^{text[picture.insert_at :]}"
+    return text
+
+
+HTML_PAGES = [
+    "<p><img^ src=a.jpg>\n<IMG^ SRC='b.jpg'/><img^/src=c.jpg></p>",
+    "<!-- <img src=no> --><script>'<img src=no>'</script><style>/*<img src=no>*/</style><img^ src=a>",
+    "<template><div><img src=no></div></template><textarea><img src=no></textarea><img^ src=a>",
+    "<p title='<img src=no>' data-x=\"<img src=no>\">&lt;img src=no><img^ src='>' title=\"\n\">",
+    "<![if IE]><img^ src=a><![endif]><!doctype x><?php echo '<img src=no'; ?><img^ src=b>",
+    "</p></div><b><i></b><img^ src=a></i><table><tr><td><img^ src=b><tr><td></p><img^ src=c>",
+    "<input^ type=IMAGE src=a><input type=text><map><area^ href=a><area shape=default></map><svg^ role=img></svg>",
+    "<img^ src=a>\0\r\n<img^ src=b>\rtail <img src='no",
+    "<" + "div><" * 2000 + "img^ src=a>",
+]
+
+
+@pytest.mark.parametrize("marked", HTML_PAGES)
+def test_html_pictures_are_found_and_what_only_looks_like_one_is_not(marked: str) -> None:
+    page = marked.replace("^", "")
+    assert with_marks(page, parse([Piece(page, 0)], page).pictures) == marked
+
+
+MARKDOWN_PAGES = [
+    "![^](a.png) text ![^](<b c.png>)",
+    "# A ![^](a.png) #\n\nB\n![^](b.png)\n===\n",
+    "> - ![^](a.png)\n>   ![^](b.png)\n> \n>   1. ![^][r]\n\n[r]: c.png\n",
+    "```\n![](no.png)\n```\n\n~~~html\n<img src=no>\n~~~\n\n    ![](no.png)\n\n`![](no.png)` ![^](a.png)",
+    "<!-- ![](no.png) <img src=no> -->\n\n\\![](no.png) ![^](a.png)",
+    "| a | ![^](a.png) |\n|---|---|\n| ![^](a.png) | ![^](a.png) |\n",
+    "<p align=center>\n  <img^ src=a.png>\n</p>\n\ntext <img^ src=b.png> <b>![^](c.png)</b>\n",
+    "- <div>\n  <img^ src=a.png>\n  </div>\n",
+    "text\r\n\r\n![^](a.png)\r\n> ![^](b.png)\r\n",
+    "[![^](a.png)](b.md) ![text](no.png) ![r]\n\n[r]: no.png",
+    "-\t![^](a.png)\n\n\ttext ![^](b.png)\n",
+    "\0 ![^](a.png)\n",
+]
+
+
+@pytest.mark.parametrize("marked", MARKDOWN_PAGES)
+def test_markdown_pictures_without_text_are_found_outside_of_code(marked: str) -> None:
+    page = marked.replace("^", "")
+    pictures = [picture for picture in parse(markdown_pieces(page), page).pictures if not picture.element.get("alt")]
+    assert with_marks(page, pictures) == marked
+
+
+def test_markdown_picture_whose_place_is_not_certain_has_none() -> None:
+    page = "| a |\n|---|\n| x \\| ![](a.png) |\n"
+    assert [picture.insert_at for picture in parse(markdown_pieces(page), page).pictures] == [None]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("is_markdown", [True, False])
+def test_line_of_a_picture_is_counted_for_every_kind_of_line_end(end: str, is_markdown: bool) -> None:
+    page = end.join(["text", "", "<img src=a>", "<img src=b>", "", "x", ""])
+    pieces = markdown_pieces(page) if is_markdown else [Piece(page, 0)]
+    assert [picture.line for picture in parse(pieces, page).pictures] == [3, 4]
+
+
+PARTS = ["<img src=a>", "![](a.png)", "[", "](b)", "`", "> ", "- ", "\n", "\n\n", "<p>", "</p>", "<!--", "-->", "| ",
+         "\t", "    ", "```\n", "<a href=b>", "</a>", "word ", "# ", "\\", "&lt;", "<script>", "</script>", "\r\n",
+         "|---|\n"]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=30).map("".join), st.booleans())
+def test_pictures_of_any_page_are_where_the_page_has_a_picture(page: str, is_markdown: bool) -> None:
+    pieces = markdown_pieces(page) if is_markdown else [Piece(page, 0)]
+    for picture in parse(pieces, page).pictures:
+        if picture.insert_at is not None:
+            assert re.search(r"!\[$|<img$", page[: picture.insert_at])
+
+
+def test_text_around_a_picture_is_that_of_its_block_although_end_tags_are_left_out() -> None:
+    page = "<ul><li>one<li><img src=a> two<p>three<table><tr><td>four<td>five</table>"
+    element = parse([Piece(page, 0)], page).pictures[0].element
+    item = element.closest(["li"])
+    assert item is not None and item.text.split() == ["two", "three", "four", "five"]
+    assert item.parent is not None and item.parent.text.split()[0] == "one"

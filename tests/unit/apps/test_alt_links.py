@@ -1,0 +1,44 @@
+"""Names of what links lead to."""
+
+from pathlib import Path
+
+import pytest
+
+from myllm.apps.alt_links import Destinations
+from myllm.apps.alt_pages import PageFile, read_page
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "about.html").write_text("<title>\n About  us &amp; you</title><h1>No</h1>")
+    (tmp_path / "heading.md").write_text("text\n\n# Our *team*\n")
+    (tmp_path / "untitled.html").write_text("<p>text")
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news/index.html").write_text("<title>News</title>")
+    (tmp_path / "broken.html").write_bytes(b"<title>\xe9</title>")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("href=about.html", "About us & you"), ("href=/about.html#team", "About us & you"),
+        ("href=heading.md", "Our team"), ("href=news/", "News"), ("href=/news", "News"),
+        ("href=untitled.html", "Untitled"), ("href=broken.html", "Broken"),
+        ("href=about.html title='the team'", "The team"),
+        ("href=about.html title=x aria-label='Who we are'", "Who we are"),
+        ("href=https://example.org/2021/03/red_shoes-forSale.php?id=7", "Red shoes for Sale"),
+        ("href=https://www.example.org", "Example.org"), ("href=https://example.org/p/12345678", "Example.org"),
+        ("href=files/report-2020.pdf", "Report 2020 (PDF)"), ("href=caf%C3%A9/index.php", "Café"),
+        ("href=#opening-hours", "Opening hours"), ("href=mailto:a@example.org", "Email a@example.org"),
+        ("href=tel:+49123", "Call +49123"), ("href=big/dog.jpg", "Full-size picture"),
+        ("href=#", ""), ("href=''", ""), ("href=javascript:open()", ""), ("href=http://[", ""), ("href=%00", ""),
+    ],
+)
+def test_destination_is_named_by_label_title_page_or_address(site: Path, link: str, expected: str) -> None:
+    (site / "page.html").write_text(f"<a {link}><img src=a.jpg></a>")
+    page = read_page(PageFile(site / "page.html", site))
+    [picture] = page.tree.pictures
+    assert picture.element.parent is not None
+    name, origin = Destinations().name(picture.element.parent, page)
+    assert name == expected and bool(origin) == bool(expected)
