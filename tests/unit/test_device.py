@@ -23,10 +23,16 @@ def test_choose_device_refuses_unknown_and_missing_devices(monkeypatch: pytest.M
         choose_device("tpu")
 
 
-def test_choose_precision_on_a_cpu_is_fp32_unless_asked() -> None:
-    assert [choose_precision(name, CPU) for name in ("auto", "fp32", "bf16")] == ["fp32", "fp32", "bf16"]
+@pytest.mark.parametrize("is_faster", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_choose_precision_auto_on_a_cpu_is_bf16_for_a_frozen_backbone_if_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, is_faster: bool, is_frozen: bool
+) -> None:
+    monkeypatch.setattr("myllm.device.multiplies_faster_in_bf16", lambda: is_faster)
+    assert choose_precision("auto", CPU, is_frozen) == ("bf16" if is_faster and is_frozen else "fp32")
+    assert [choose_precision(name, CPU, is_frozen) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
     with pytest.raises(ConfigError, match=r"precision fp16: a CPU does not train in it; take fp32 or bf16"):
-        choose_precision("fp16", CPU)
+        choose_precision("fp16", CPU, is_frozen)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((7, 0), "fp32"), ((9, 0), "bf16")])
@@ -41,7 +47,7 @@ def test_choose_precision_auto_takes_no_emulated_bf16(
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
     monkeypatch.setattr("torch.cuda._check_bf16_tensor_supported", lambda _: True)
-    assert choose_precision("auto", GPU) == expected
+    assert choose_precision("auto", GPU, False) == expected
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

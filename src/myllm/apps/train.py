@@ -150,7 +150,8 @@ def run_training(
             display.warn(change)
     device = choose_device(config.devices)
     processes = f" in each of {ranks.count} processes" if ranks.count > 1 else ""
-    display.say(f"Training on {device} in {choose_precision(config.precision, device)}, seed {config.seed}{processes}")
+    precision = choose_precision(config.precision, device, config.vision.frozen)
+    display.say(f"Training on {device} in {precision}, seed {config.seed}{processes}")
     with display.progress() as progress, ranks.first_before_others():
         tokenizer = Tokenizer.from_str(content["tokenizer"]) if resume else None
         prepared = prepare(config, progress, given_options, tokenizer)

@@ -140,8 +140,9 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
 
     def _encode(self, variant: Variant, images: Tensor | Sequence[Tensor]) -> ImageKV:
         images = images if isinstance(images, Tensor) else torch.stack(list(images))
+        model = variant.checkpoint.model
         with autocast("bf16" if self.precision == "bf16" else "fp32", self.device):
-            return variant.checkpoint.model.encode(images.to(self.device))
+            return model.image_kv(model.image_tokens(variant.encoder()(images.to(self.device))))
 
     def _request(
         self, variant: Variant, encoded: ImageKV, rows: Sequence[int], decode: DecodeConfig, seeds: Sequence[int]

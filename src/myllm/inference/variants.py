@@ -10,7 +10,9 @@ from myllm.caption import Calibration
 from myllm.checkpoints import lora
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
+from myllm.data.features import Encode
 from myllm.inference.base_captioner import Once
+from myllm.inference.onnx_encoder import OnnxEncoder, is_faster_in_onnx
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.inference.torch_steppers import RecordedStepper
 from myllm.model.lora import with_adapters
@@ -23,6 +25,8 @@ class Variant:
 
     adapter: str | None
     checkpoint: Checkpoint
+    encoder: Once[Encode]
+    """What computes the encoder's features (B, S, C) of images (B, 3, H, W), one tensor for each output."""
     stepper: Once[OnnxStepper | RecordedStepper | None]
     """What computes decoding steps faster than the model itself; None if nothing does."""
 
@@ -46,13 +50,22 @@ def make_variant(
     name: str | None, base: Checkpoint, adapters: Mapping[str, lora.Adapter], device: torch.device, precision: str
 ) -> Variant:
     """Return the captioner `base` with the adapter of that name; it shares all weights that the adapter leaves as they
-    are. The stepper is made when it is first needed.
+    are. Encoder and stepper are made when they are first needed.
     """
     checkpoint = base
     if name is not None:
         model = with_adapters(base.model, adapters[name].layers)
         checkpoint = replace(lora.with_options(adapters[name], base), model=model)
-    return Variant(name, checkpoint, Once(partial(_make_stepper, checkpoint.model, device, precision)))
+    model = checkpoint.model
+    return Variant(
+        name, checkpoint, Once(partial(_make_encoder, model, device)),
+        Once(partial(_make_stepper, model, device, precision)),
+    )
+
+
+def _make_encoder(model: VisionGPT2, device: torch.device) -> Encode:
+    is_onnx = device.type == "cpu" and is_faster_in_onnx(model.encoder)
+    return OnnxEncoder(model.encoder) if is_onnx else model.encoder
 
 
 def _make_stepper(model: VisionGPT2, device: torch.device, precision: str) -> OnnxStepper | RecordedStepper | None:

@@ -50,5 +50,5 @@ def frozen_backbone(start: Checkpoint, device: torch.device, half: bool, picture
     key = f"{vision.name} {geometry} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
     cache = FeatureCache(cache_folder() / "features", key, half)
     if device.type == "cpu" and pictures >= MIN_PICTURES:
-        return FrozenBackbone(cache, OnnxEncoder(encoder, vision.name))
+        return FrozenBackbone(cache, OnnxEncoder(encoder))
     return FrozenBackbone(cache, lambda images: encoder(images.to(device)))

@@ -51,7 +51,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.out = Path(config.out)
         self.device = choose_device(config.devices)
-        self.precision = choose_precision(config.precision, self.device)
+        self.precision = choose_precision(config.precision, self.device, config.vision.frozen)
         self.model = prepared.model.to(self.device)
         train, text, presence = prepared.train, self.model.config.text, None
         if config.word_presence_weight:

@@ -3,7 +3,6 @@ import torch
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import VisionConfig
-from myllm.errors import ConfigError
 from myllm.inference.onnx_encoder import OnnxEncoder
 from myllm.model.vision import ImageEncoder
 
@@ -11,7 +10,7 @@ from myllm.model.vision import ImageEncoder
 @pytest.mark.parametrize(("name", "depth"), [("test_efficientnet", None), ("vit_mini_conv8_64", 2)])
 def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None) -> None:
     encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64), depth).eval()
-    onnx = OnnxEncoder(encoder, name)
+    onnx = OnnxEncoder(encoder)
     with torch.inference_mode():
         for count in (3, 1):
             images = torch.randn(count, 3, 64, 64)
@@ -24,9 +23,9 @@ def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None
 def test_onnx_encoder_is_torch_if_the_backbone_cannot_be_traced(
     tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise ConfigError("no counterpart")
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no counterpart")
 
-    monkeypatch.setattr("myllm.inference.onnx_encoder.trace", refuse)
+    monkeypatch.setattr("torch.onnx.export", refuse)
     encoder, images = tiny_checkpoint.model.encoder, torch.randn(2, 3, 64, 64)
-    assert torch.equal(OnnxEncoder(encoder, "?")(images)[0], encoder(images)[0])
+    assert torch.equal(OnnxEncoder(encoder)(images)[0], encoder(images)[0])
