@@ -36,7 +36,7 @@ def choose_device(name: str) -> "torch.device":
 def choose_precision(name: str, device: "torch.device", is_frozen: bool) -> str:
     """Return fp32, bf16 or fp16 for training; `auto` is bf16 where it is faster.
 
-    is_frozen: whether the backbone does not train; a CPU computes the convolutions of one that does more slowly in bf16.
+    is_frozen: whether the backbone does not train; if it does, a CPU computes its convolutions more slowly in bf16.
     Raises ConfigError for fp16 on a CPU.
     """
     import torch

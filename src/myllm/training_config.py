@@ -109,8 +109,8 @@ class TrainConfig:
     seed: Annotated[int, Range.SEED] = 0
     """Random seed of weights, data order and augmentation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic in training; auto is bf16 on a GPU with bf16 units, and with vision.frozen also on a CPU that multiplies
-    faster in it; else fp32."""
+    """Arithmetic in training; auto is bf16 on a GPU with bf16 units, and with vision.frozen on a CPU that multiplies
+    faster in it, too; else fp32."""
     devices: str = "auto"
     """Device: auto, cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one."""
     save_minutes: Annotated[float, Range.POSITIVE] = 10.0
