@@ -37,6 +37,15 @@ ROWS = {
         "dropout", "--text.dropout 0.1 --self_critical.samples 5 --epochs 5 --lr 4e-4 --muon_lr 2e-3 --ema 0.98"
     ),
 }
+VIEWS = "--text.dropout 0.2 --views 5 --half_features true --ema 0.99"
+REWARDS = "--self_critical.samples 5 --lr 4e-4 --muon_lr 2e-3"
+LITE2 = "--vision.name tf_efficientnet_lite2"
+ROWS |= {
+    "views, no smoothing": ("", f"{VIEWS} --label_smoothing 0"),
+    "views, no smoothing, rewards": ("views, no smoothing", f"{VIEWS} --label_smoothing 0 {REWARDS} --epochs 8"),
+    "lite2": ("", f"{LITE2} {VIEWS} --epochs 7"),
+    "lite2, rewards": ("lite2", f"{LITE2} {VIEWS} {REWARDS} --epochs 10"),
+}
 FIGURES = ("CIDEr-D", "BLEU-4", "METEOR", "CIDEr-D_shuffled", "distinct_captions")
 
 
