@@ -14,6 +14,8 @@ class SelfCriticalConfig:
 
     samples: Annotated[int, Range.AT_LEAST_0] = 0
     """Captions sampled for each picture, at least 2; 0 learns people's captions. Needs a trained captioner as base."""
+    people_weight: Annotated[float, Range.AT_LEAST_0] = 0.0
+    """Weight of the usual loss of people's captions, which are then learned, too: it keeps captions natural."""
     kl_weight: Annotated[float, Range.AT_LEAST_0] = 0.0
     """Penalty, in the reward, for each nat by which a sample has become more likely than it is to the base."""
 

@@ -57,7 +57,9 @@ class Batch:
     captions: tuple[Sequence[str], ...] = ()
     """All captions of each picture; if it is flipped, those with left and right swapped."""
     rewards: Tensor | None = None
-    """(B, G) float32: what sampled captions have earned; None for people's captions."""
+    """(B, samples) float32, on the CPU: what sampled captions have earned; None without samples."""
+    importance: Tensor | None = None
+    """(B, G) float32: factor of each caption's loss; None: 1 for all."""
 
     def without_targets(self) -> "Batch":
         """Return the batch as one of no pictures and captions; its first picture stays, to be run without effect."""
@@ -70,8 +72,11 @@ class Batch:
         features = None if self.features is None else tuple(map(move, self.features))
         tokens = move(self.tokens)
         inputs = tokens if self.inputs is self.tokens else move(self.inputs)
-        rewards = None if self.rewards is None else move(self.rewards)
-        return Batch(images, features, tokens, inputs, self.lengths, move(self.index), self.captions, rewards)
+        importance = None if self.importance is None else move(self.importance)
+        return replace(
+            self, images=images, features=features, tokens=tokens, inputs=inputs, index=move(self.index),
+            importance=importance,
+        )
 
 
 @dataclass(frozen=True)

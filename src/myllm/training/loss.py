@@ -73,15 +73,6 @@ def word_occurrences(captions: Sequence[Sequence[Sequence[int]]], vocab_size: in
     )
 
 
-def advantages(rewards: Tensor) -> Tensor:
-    """Return by how much each sample's reward exceeds the mean of its picture's other samples: (B, G) of (B, G).
-
-    This baseline needs no further caption (Luo 2020, https://arxiv.org/abs/2003.09971).
-    """
-    samples = rewards.shape[1]
-    return (rewards - rewards.mean(1, keepdim=True)) * (samples / (samples - 1))
-
-
 class HeadLoss(torch.autograd.Function):
     """Cross-entropies over the vocabulary, and their gradients, from a few rows of logits at a time.
 
@@ -152,14 +143,15 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, tokens: int | None = None, pictures: int | None = None) -> Losses:
         """Return the losses. Smoothing and word presence apply only in training mode, and not to sampled captions.
 
-        The loss of a sampled caption is multiplied by its advantage (REINFORCE).
+        The loss of each caption is multiplied by `batch.importance`.
         tokens, pictures: if the batch is a part of a step, their numbers in the whole step: means are over these.
         Nothing here waits for the device: lengths, and the rows and positions that follow from them, are on the CPU.
         """
         features = batch.features if batch.features is not None else self.model.encoder(batch.images)
         image_tokens = self.model.image_tokens(features)
         image = self.model.image_kv(image_tokens)
-        smoothing = self.label_smoothing if self.training and batch.rewards is None else 0.0
+        is_plain = self.training and batch.importance is None
+        smoothing = self.label_smoothing if is_plain else 0.0
         lengths, device, batch_tokens = batch.lengths, batch.tokens.device, int(batch.lengths.sum())
         caption_sum = torch.zeros((), device=device)
         total = 0.0 * image_tokens[-1].sum()  # a batch without targets has a gradient too, of zeros
@@ -169,13 +161,13 @@ class Objective(nn.Module):
             inputs, targets = batch.inputs.flatten()[rows], batch.tokens.flatten()[rows + 1]
             hidden = self.model.decoder.hidden(inputs, Packed(lengths, device), image)
             importance = torch.ones(is_input.shape, device=device)
-            if batch.rewards is not None:
-                importance = importance * advantages(batch.rewards)[..., None]
+            if batch.importance is not None:
+                importance = importance * batch.importance[..., None]
             loss, caption_sum = HeadLoss.apply(
                 hidden, self.model.decoder.lm_head.weight, targets, smoothing, importance.flatten()[rows]
             )
             total = total + loss / (tokens or batch_tokens)
-        if self.training and self.presence is not None and batch.rewards is None and len(batch.index):
+        if is_plain and self.presence is not None and len(batch.index):
             share = len(batch.index) / (pictures or len(batch.index))
             total = total + self.presence_weight * share * self.presence(image_tokens[-1], batch.index)
         return Losses(total, caption_sum, batch_tokens)

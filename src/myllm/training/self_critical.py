@@ -1,16 +1,18 @@
 """Self-critical sequence training (Rennie et al. 2017): captions are sampled, and those that people's captions resemble
 become more likely.
 
-The model samples several captions of each picture; the reward of each is its CIDEr-D. `Objective` multiplies the losses
-of samples by their advantage over the picture's others (Luo 2020).
+The model samples several captions of each picture; the reward of each is its CIDEr-D. The losses of samples are
+multiplied by their advantage over the picture's others (Luo 2020). People's captions may be learned at the same time.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from myllm.config import DecodeConfig
 from myllm.data.batches import Batch, pad_captions
@@ -28,6 +30,17 @@ from myllm.training_config import TrainConfig
 
 # A word of the reward, so that captions learn to end: without it, ones that end in "on a" earn as much (Luo 2020).
 END_WORD = "<end>"
+# Words of the reward have no punctuation, so that more of it at the end would cost nothing.
+SEVERAL_MARKS = re.compile(r"[.,!?;]\s*[.,!?;]\s*$")
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Return by how much each sample's reward exceeds the mean of its picture's other samples: (B, G) of (B, G).
+
+    This baseline needs no further caption (Luo 2020, https://arxiv.org/abs/2003.09971).
+    """
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * (samples / (samples - 1))
 
 
 class CaptionSampler:
@@ -66,7 +79,23 @@ class CaptionSampler:
         ids = [[[end, *caption.tokens, *[end] * (caption.ended_by == "end")] for caption in group] for group in groups]
         tokens, lengths = pad_captions(ids, end)
         sampled = replace(batch, tokens=tokens, inputs=tokens, lengths=lengths)
-        return replace(sampled, rewards=self._rewards(groups, batch.captions) - self._drift(sampled, groups))
+        rewards = self._rewards(groups, batch.captions) - self._drift(sampled, groups)
+        sampled = replace(sampled, rewards=rewards, importance=advantages(rewards))
+        return self._with_people(sampled, batch) if self.options.people_weight else sampled
+
+    def _with_people(self, sampled: Batch, batch: Batch) -> Batch:
+        """Return the samples together with people's captions of the same pictures."""
+        longest = max(sampled.tokens.shape[2], batch.tokens.shape[2])
+        tokens, inputs = (
+            torch.cat([F.pad(part, (0, longest - part.shape[2]), value=self.vocabulary.end) for part in parts], 1)
+            for parts in ((sampled.tokens, batch.tokens.cpu()), (sampled.inputs, batch.inputs.cpu()))
+        )
+        weights = torch.full(batch.lengths.shape, self.options.people_weight)
+        assert sampled.importance is not None
+        return replace(
+            sampled, tokens=tokens, inputs=inputs, lengths=torch.cat([sampled.lengths, batch.lengths], 1),
+            importance=torch.cat([sampled.importance, weights], 1),
+        )
 
     def _rewards(self, groups: Sequence[Sequence[Hypothesis]], captions: Sequence[Sequence[str]]) -> Tensor:
         """Return the CIDEr-D of each sample (B, G), compared with people's captions of the picture."""
@@ -76,8 +105,9 @@ class CaptionSampler:
         return torch.tensor(self.cider.score(words, of_samples), dtype=torch.float32).view(len(groups), -1)
 
     def _words(self, caption: Hypothesis) -> Words:
-        words = ptb_tokenize(caption_text(self.tokenizer, caption.tokens, self.vocabulary))
-        return [*words, END_WORD] if caption.ended_by == "end" else words
+        text = caption_text(self.tokenizer, caption.tokens, self.vocabulary)
+        has_ended = caption.ended_by == "end" and SEVERAL_MARKS.search(text) is None
+        return [*ptb_tokenize(text), *[END_WORD] * has_ended]
 
     def _drift(self, sampled: Batch, groups: Sequence[Sequence[Hypothesis]]) -> Tensor | float:
         """Return kl_weight x how much likelier each sample is than to the model at the start: nats (B, G)."""

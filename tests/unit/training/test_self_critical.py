@@ -10,9 +10,9 @@ from myllm.data.batches import Batch
 from myllm.data.tokenizer import decode_tokens
 from myllm.metrics.cider import CiderD
 from myllm.metrics.ptb import ptb_tokenize
-from myllm.training.loss import Objective, advantages
+from myllm.training.loss import Objective
 from myllm.training.prepare import Prepared, prepare
-from myllm.training.self_critical import END_WORD, CaptionSampler
+from myllm.training.self_critical import END_WORD, SEVERAL_MARKS, CaptionSampler, advantages
 from myllm.training.trainer import Trainer
 from myllm.training_config import SelfCriticalConfig, TrainConfig
 
@@ -76,7 +76,7 @@ def test_samples_depend_on_seed_step_and_picture_but_not_on_the_batch(config: Tr
 
 def test_a_batch_without_pictures_is_not_sampled(config: TrainConfig) -> None:
     batch, prepared = sample(config)
-    empty = replace(batch, rewards=None).without_targets()
+    empty = replace(batch, rewards=None, importance=None).without_targets()
     assert CaptionSampler(prepared.model, config, prepared)(empty, 0) is empty
 
 
@@ -94,6 +94,26 @@ def test_kl_weight_penalises_only_what_has_become_likelier(config: TrainConfig) 
     drift = plain(batch, 0).rewards.sum() - sampled.rewards.sum()
     assert float(drift) == pytest.approx(0.5 * float(start.caption_sum - after.caption_sum), rel=1e-3)
     assert float(before.caption_sum) > 0
+
+
+def test_people_weight_adds_the_loss_of_peoples_captions(config: TrainConfig) -> None:
+    prepared = prepare(config)
+    plain = next(Trainer(config, prepared, SimpleNamespace(step=id, epoch=id, warn=id)).batches.epoch(0))
+    sampled = CaptionSampler(prepared.model, config, prepared)(plain, 0)
+    mixed_config = replace(config, self_critical=SelfCriticalConfig(samples=4, people_weight=0.3))
+    mixed = CaptionSampler(prepared.model, mixed_config, prepared)(plain, 0)
+    objective = Objective(prepared.model).eval()
+    # each total is a mean over its batch's tokens
+    sums = [float(losses.total) * losses.tokens for losses in map(objective, (sampled, plain, mixed))]
+    assert sums[2] == pytest.approx(sums[0] + 0.3 * sums[1], rel=1e-4)
+    assert torch.equal(mixed.rewards, sampled.rewards)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"), [("a dog .", True), ("a dog", True), ("a dog . .", False), ("a dog ...", False)]
+)
+def test_a_caption_that_ends_with_several_marks_earns_nothing_for_its_end(text: str, ends: bool) -> None:
+    assert (SEVERAL_MARKS.search(text) is None) is ends
 
 
 def test_advantages_are_rewards_minus_the_mean_of_the_others() -> None:
