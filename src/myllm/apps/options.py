@@ -185,7 +185,7 @@ class AltOptions(OneModel, AsJson):
     """Write the suggestions into the files."""
     diff: bool = False
     """Print what --write would change, as a unified diff, and change nothing."""
-    min_confidence: Annotated[float, Range.FRACTION] = 0.55
+    min_confidence: Annotated[float, Range.FRACTION] = 0.7
     """Leave a picture to a person if its caption's confidence is lower than this."""
     people: bool = False
     """Keep words of gender and age, like "woman" and "boy", which become "person" and "child" otherwise."""
