@@ -94,7 +94,7 @@ class CaptionOptions(OneModel, AsJson):
     def _check_ray(self) -> None:
         """Raise ConfigError for what --ray cannot do."""
         for name, fix in NOT_WITH_RAY.items():
-            if name in self.given_names:
+            if getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"--{name} does not work with --ray; {fix}")
         if re.fullmatch(r"auto|local|(\[.+\]|[^:/]+):\d+", str(self.ray)) is None:
             raise ConfigError(f"--ray {self.ray}: expected local, auto, or an address like node0:6379")
