@@ -20,6 +20,7 @@ HOMES = {
     "httpx2": ["inference/teacher.py", "inference/teacher_apis.py"],
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
+    "ray": ["apps/ray_data.py"],
     "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],
 }
 MAX_LINES = 400

@@ -17,7 +17,7 @@ from myllm.apps.cli import main, parse_verb, split_group
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-NEEDS = ("network", "gpu", "data", "server")
+NEEDS = ("network", "gpu", "data", "server", "cluster")
 TEACHER = "http://localhost:8123/v1"  # what a block with the need "server" starts
 
 

@@ -27,6 +27,10 @@ def caption(options: CaptionOptions) -> int:
 
     The exit code is 1 if no picture has one, or with --strict if any could not be captioned.
     """
+    if options.ray is not None:
+        from myllm.apps.ray_data import caption_on_cluster  # imports Ray, for seconds
+
+        return caption_on_cluster(options)
     is_saved = options.out is not None or options.form == "txt"
     display = Display(options.quiet, json=True)
     search = PictureSearch(options.paths, [] if options.from_ is None else [options.from_])

@@ -1,5 +1,6 @@
 """The options of `myllm caption`."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,13 @@ from myllm.option_checks import Range
 
 FIELDS = ("score", "confidence", "alternatives", "ended_by", "words", "text", "caption")
 """What --fields chooses from; text and caption are written always."""
+NOT_WITH_RAY = {
+    "overwrite": "give another --out, or remove it and OUT.checkpoint",
+    "only": "list the pictures in a file for --from, and give another --out",
+    "heatmaps": "draw them with another command, without --ray",
+    **dict.fromkeys(("template", "trigger", "append", "prepend"), "write text files from the Parquet files of --out"),
+}
+"""Options that do not work with --ray, and what to do instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +66,16 @@ class CaptionOptions(OneModel, AsJson):
     heatmaps: str | None = None
     """Folder for heat maps: a PNG for each picture, with a panel for each word that shows where the model looked;
     --overwrite replaces existing ones."""
+    ray: str | None = None
+    """Caption on all machines of a Ray cluster: its address like node0:6379, auto for the one this machine belongs to,
+    or local to start one on this machine. --out is then a folder of Parquet files on a disk that all machines share."""
     seed: Annotated[int | None, Range.SEED] = None
     """Random seed for --decode.do_sample: a picture's captions depend on it and on the picture's bytes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ray is not None:
+            self._check_ray()
         for name in self.fields:
             if name not in FIELDS:
                 raise ConfigError(f"--fields has {name!r}; known are {', '.join(FIELDS)}{nearest(name, FIELDS)}")
@@ -76,6 +89,22 @@ class CaptionOptions(OneModel, AsJson):
         for name in ("only", "mixed"):
             if getattr(self, name) and self.out is None and self.form != "txt":
                 raise ConfigError(f"--{name} needs --out, which holds the captions that are there already")
+
+
+    def _check_ray(self) -> None:
+        """Raise ConfigError for what --ray cannot do."""
+        for name, fix in NOT_WITH_RAY.items():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"--{name} does not work with --ray; {fix}")
+        if re.fullmatch(r"auto|local|(\[.+\]|[^:/]+):\d+", str(self.ray)) is None:
+            raise ConfigError(f"--ray {self.ray}: expected local, auto, or an address like node0:6379")
+        if self.out is None:
+            raise ConfigError("--ray needs --out, a folder for Parquet files on a disk that all machines share")
+        form = self.to or (self.form if self.form != "jsonl" or self.out.lower().endswith(".jsonl") else "parquet")
+        if form != "parquet":
+            raise ConfigError(f"--ray writes a folder of Parquet files, not {form}; leave out --to, and name --out so")
+        if self.devices not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"--devices {self.devices} does not work with --ray; take auto, cpu or cuda")
 
     @property
     def form(self) -> str:

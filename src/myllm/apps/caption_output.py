@@ -45,6 +45,23 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
+def low_confidence(caption: Caption, minimum: float | None) -> str:
+    """Return the error of a caption whose confidence is below the minimum; '' if it is not."""
+    confidence = round(caption.confidence, 6)
+    is_low = minimum is not None and confidence < minimum
+    return f"confidence {confidence:g} is below --min-confidence {minimum:g}" if is_low else ""
+
+
+def run_facts(options: CaptionOptions, captioner: CaptionerProtocol) -> dict[str, Any]:
+    """Return what the captions of a run depend on, by name."""
+    names = ("precision", "seed", "min_confidence", "fields", "template", "trigger", "append", "prepend", "heatmaps")
+    return {
+        "myllm": VERSION, "model": options.model, "weights": captioner.weights_hash(),
+        **{f"decode.{name}": value for name, value in asdict(captioner.decode).items()},
+        **{name: getattr(options, name) for name in names}, "overwrite": options.overwrite,
+    }
+
+
 class PrintedCaptions:
     """Prints captions as they come, and keeps nothing."""
 
@@ -136,11 +153,9 @@ class PrintedCaptions:
         return {"captioned": self.captioned, "failed": self.failed}
 
     def _is_below_minimum(self, image: str, caption: Caption) -> bool:
-        minimum, confidence = self.options.min_confidence, round(caption.confidence, 6)
-        if minimum is None or confidence >= minimum:
-            return False
-        self.fail(image, f"confidence {confidence:g} is below --min-confidence {minimum:g}", confidence=confidence)
-        return True
+        if error := low_confidence(caption, self.options.min_confidence):
+            self.fail(image, error, confidence=_rounded(caption.confidence))
+        return bool(error)
 
 
 class SavedCaptions(PrintedCaptions):
@@ -186,16 +201,9 @@ class SavedCaptions(PrintedCaptions):
     def start(self, captioner: CaptionerProtocol) -> None:
         """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
         options = self.options
-        facts = {
-            "myllm": VERSION, "model": options.model, "weights": captioner.weights_hash(),
-            **{f"decode.{name}": value for name, value in asdict(captioner.decode).items()},
-        }
-        names = (
-            "precision", "seed", "min_confidence", "fields", "template", "trigger", "append", "prepend", "heatmaps"
-        )
-        facts |= {name: getattr(options, name) for name in names} | {"overwrite": options.overwrite}
         before = read_json(self.facts_path) if self.facts_path.exists() else {}
-        check_same_run(self.facts_path, facts, self.is_resumed and not options.overwrite, options.mixed, self.out)
+        facts, has_rows = run_facts(options, captioner), self.is_resumed and not options.overwrite
+        check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out)
         self.overwrites = options.overwrite or (self.is_resumed and bool(before.get("overwrite")))
         if options.mixed or options.overwrite:
             self.first_place = self.log.size

@@ -97,9 +97,10 @@ def exit_code(run: Callable[[], int]) -> int:
         message, code = str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in TRAIN_PACKAGES:
+        if package not in (*TRAIN_PACKAGES, "ray"):
             raise
-        message = f"this needs {package}, which is not installed; install it with `{install_command(*TRAIN_PACKAGES)}`"
+        packages = ("ray[data]",) if package == "ray" else TRAIN_PACKAGES
+        message = f"this needs {package}, which is not installed; install it with `{install_command(*packages)}`"
         code = FAILED
     except KeyboardInterrupt:
         message, code = "interrupted", INTERRUPTED

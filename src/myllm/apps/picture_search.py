@@ -119,6 +119,13 @@ class PictureSearch:
                 yield UnusablePath(source, str(error))
 
 
+def is_collection(path: str) -> bool:
+    """Return whether it is an archive, a table, or a folder of tables that `save_to_disk` wrote."""
+    if os.path.isdir(path):
+        return any(os.path.isfile(f"{path}/{name}") for name in ("dataset_dict.json", "state.json"))
+    return os.path.isfile(path) and (is_archive(Path(path)) or Path(path).suffix.lower() in TABLE_SUFFIXES)
+
+
 def pictures_by_name(words: Sequence[str], warn: Callable[[str], object]) -> dict[str, Path]:
     """Return the picture files by their names, each once; `warn` is called with a message on each unusable path.
 
