@@ -136,11 +136,14 @@ def test_ray_that_is_killed_and_repeated_captions_each_picture_once(
 ) -> None:
     monkeypatch.chdir(folder)
     command = words("stopped", ray_option(cluster), "pics")
-    stopped(command, signal.SIGKILL, lambda: any(folder.glob("stopped.checkpoint/*[0-9].parquet")))
-    before = set(folder.glob("stopped/*.parquet"))
+    stopped(command, signal.SIGKILL, lambda: len(list(folder.glob("stopped.checkpoint/*[0-9].parquet"))) > 1)
+    note, *others = folder.glob("stopped.checkpoint/*[0-9].parquet")
+    # as if it had been killed between the file and the note that it is complete
+    note.rename(note.with_suffix(".pending.parquet"))
     assert main(command) == 0
     assert set(rows_of(folder / "stopped")) == all_pictures()
-    assert before & set(folder.glob("stopped/*.parquet"))
+    written = {path.name for path in folder.glob("stopped/*.parquet")}
+    assert f"{note.stem}-0.parquet" not in written and all(f"{other.stem}-0.parquet" in written for other in others)
 
 
 @pytest.mark.parametrize(("more", "message"), [

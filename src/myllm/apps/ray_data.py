@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from glob import has_magic
 from itertools import chain
@@ -69,8 +69,7 @@ def caption_on_cluster(options: CaptionOptions) -> int:
     out = Path(str(options.out))
     display = Display(options.quiet, json=True)
     PictureSearch(options.paths, [] if options.from_ is None else [options.from_]).check()
-    with ExitStack() as stack:
-        stack.enter_context(lock_file(Path(f"{out}.lock"), f"--out {out}", "folder"))
+    with lock_file(Path(f"{out}.lock"), f"--out {out}", "folder"):
         captioner = open_captioner(options.model, "cpu", options.precision, options.adapter, threads=1)
         captioner.decode = captioner.decode_options(**options.decode_changes)
         has_rows = _has_rows(out)
