@@ -159,12 +159,15 @@ def check_same_run(path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixe
             )
         before = read_json(path)
         for name, value in json.loads(json_text(facts)).items():
-            if name not in NOT_COMPARED and before.get(name, value) != value:
-                raise ConfigError(
-                    f"{name} is {json.dumps(value)}, but the captions in --out {out} were made with "
-                    f"{json.dumps(before[name])}; give that, another --out, --mixed to keep them beside the new ones, "
-                    "or --overwrite to make them again"
-                )
+            if name in NOT_COMPARED or before.get(name, value) == value:
+                continue
+            now, then = f"{name} is {json.dumps(value)}", f"with {json.dumps(before[name])}"
+            if name == "weights":
+                now, then = f"--model {facts['model']} is another model", f"by {before.get('model')}"
+            raise ConfigError(
+                f"{now}, but the captions in --out {out} were made {then}; give that, another --out, --mixed to keep "
+                "them beside the new ones, or --overwrite to make them again"
+            )
     with atomic_write(path) as file:
         file.write(json_text(facts).encode(errors="backslashreplace"))
 

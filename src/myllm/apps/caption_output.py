@@ -368,7 +368,8 @@ class SavedCaptions(PrintedCaptions):
         if is_complete and self.overwrites:
             facts = read_json(self.facts_path)
             write_json(facts | {"overwrite": False}, self.facts_path)
-        parts = [f"{quantity(self.captioned, 'picture')} captioned in {self.out}"]
+        where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
+        parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
         parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)
         parts += [f"{self.had_caption:,} had a caption already"] * bool(self.had_caption)
         parts += [f"{self.kept:,} have a text file of your own, which stays"] * bool(self.kept)
