@@ -320,3 +320,12 @@ def test_paths_come_from_a_list_and_from_standard_input(
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=True,
     )
     assert [json.loads(line)["image"] for line in ran.stdout.splitlines()] == ["pics/2.png", "pics/3.png"]
+
+
+def test_a_copy_of_a_picture_that_cannot_be_captioned_is_listed_too(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    for number in range(5):
+        shutil.copy(f"pics/{number}.png", f"pics/{number}-copy.png")
+    impossible = ["--decode.min_new_tokens=7", "--decode.no_repeat_ngram_size=1", "--decode.only_words=[a]"]
+    assert caption(tiny_run, "--out", "out.jsonl", *impossible) == 1
+    errors = jsonl(Path("out.jsonl.errors.jsonl"))
+    assert len({row["image"] for row in errors}) == len(errors) == 11 and not Path("out.jsonl").exists()

@@ -27,6 +27,7 @@ from myllm.inference.bulk import Result
 HIDDEN_LOG = ".myllm-captions.jsonl"
 CONFIDENCE = "confidence"
 MAX_WARNINGS = 20
+MAX_FAILURES = 10_000
 
 
 def row_of(image: str, caption: Caption, fields: Sequence[str]) -> Row:
@@ -174,7 +175,7 @@ class SavedCaptions(PrintedCaptions):
         self.in_work, self.files_in_work = set[str](), set[Path]()
         self.claims, self.claims_lock = set[str](), Lock()
         self.failures = dict[str, str]()
-        """Errors of pictures that can be read, by the hash of their bytes: those of copies, too."""
+        """Errors of the last pictures that can be read, but not captioned, by the hash of their bytes."""
         self.copies = dict[str, list[FoundPicture]]()
         """Copies of pictures that are in work, by the hash of their bytes."""
         self.stack = ExitStack()
@@ -293,7 +294,7 @@ class SavedCaptions(PrintedCaptions):
             image, caption = str(result.item.picture), result.caption
             if caption is not None:
                 if self._is_below_minimum(image, caption):
-                    self.failures[result.digest] = f"a copy of {image}, which has too little confidence"
+                    self._keep_failure(result.digest, f"a copy of {image}, which has too little confidence")
                     continue
                 row = row_of(image, caption, self.options.fields) | {DIGEST: result.digest}
                 rows.append(row | self._file_of(result.item))
@@ -302,8 +303,7 @@ class SavedCaptions(PrintedCaptions):
                     self._save([rows.pop()])
             elif result.error:
                 self.fail(image, result.error)
-                if result.digest:
-                    self.failures[result.digest] = result.error
+                self._keep_failure(result.digest, result.error)
             else:
                 self.copies.setdefault(result.digest, []).append(result.item)
         self._save(rows)
@@ -311,6 +311,14 @@ class SavedCaptions(PrintedCaptions):
         for result in results:
             self.in_work.discard(str(result.item.picture))
             self.claims.discard(result.digest)
+
+    def _keep_failure(self, digest: str, error: str) -> None:
+        """Keep the error of a picture for its copies in work; they were not claimed, so nothing else fails for them."""
+        with self.claims_lock:
+            if digest in self.claims:
+                self.failures[digest] = error
+                if len(self.failures) > MAX_FAILURES:
+                    self.failures.pop(next(iter(self.failures)))
 
     def _rows_of_copies(self) -> Iterator[Row]:
         """Yield the rows of copies of pictures whose captions are written."""
