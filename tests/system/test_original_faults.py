@@ -21,6 +21,7 @@ from myllm.data.records import Findings
 from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.inference.captioner import Captioner
+from myllm.inference.onnx_encoder import OnnxEncoder
 from myllm.inference.onnx_stepper import OnnxStepper
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.loss import Objective
@@ -78,16 +79,17 @@ def test_original_fault_3_gpt2_norms_are_loaded_in_their_places_and_the_cross_at
 def test_original_fault_4_a_picture_is_encoded_once_and_each_step_reads_one_token(
     tiny_checkpoint: Checkpoint, beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded, lengths, step = [], [], OnnxStepper.step
+    encoded, lengths, step, encode = [], [], OnnxStepper.step, OnnxEncoder.__call__
 
     def recording(self: OnnxStepper, tokens: Tensor, state: Any) -> Any:
         lengths.append(tokens.shape[2])
         return step(self, tokens, state)
 
     monkeypatch.setattr(OnnxStepper, "step", recording)
-    hook = tiny_checkpoint.model.encoder.register_forward_hook(lambda module, inputs, _: encoded.append(len(inputs[0])))
+    monkeypatch.setattr(
+        OnnxEncoder, "__call__", lambda self, images: encoded.append(len(images)) or encode(self, images)
+    )
     caption = Captioner(tiny_checkpoint, torch.device("cpu")).caption(PICTURE, beams=beams)
-    hook.remove()
     assert encoded == [1]
     assert set(lengths) == {1} and len(lengths) >= len(caption.tokens) > 1
 
