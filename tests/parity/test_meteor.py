@@ -159,7 +159,7 @@ def test_the_jar_gives_the_recorded_scores(jar: Jar) -> None:
 
 @pytest.mark.slow
 def test_meteor_equals_the_jar_for_random_captions(jar: Jar) -> None:
-    judged = [picture for kind in (phrased, repeated, punctuated) for picture in pictures(kind, 500, seed=1)]
+    judged = [picture for kind in (phrased, repeated, punctuated) for picture in pictures(kind, 300, seed=1)]
     assert_equal(judged, jar(judged))
 
 
@@ -168,7 +168,7 @@ def test_meteor_equals_the_jar_for_words_of_wordnet(jar: Jar) -> None:
     with zipfile.ZipFile(FILES / wrapper.METEOR_JAR) as files:
         known = files.read("synonym/english.synsets").decode().split("\n")[:-1:2]
         irregular = files.read("synonym/english.exceptions").decode().split()
-    judged = pictures(inflected(known), 500, seed=2) + pictures(inflected(irregular), 500, seed=3)
+    judged = pictures(inflected(known), 300, seed=2) + pictures(inflected(irregular), 300, seed=3)
     assert_equal(judged, jar(judged))
 
 
@@ -181,7 +181,7 @@ def test_meteor_equals_the_jar_for_phrases_of_the_paraphrase_table(jar: Jar) -> 
             for number, (_, phrase, paraphrase) in enumerate(zip(lines, lines, lines, strict=True))
             if number % 1000 == 0
         ]
-    judged = pictures(paraphrased(pairs), 1000, seed=4)
+    judged = pictures(paraphrased(pairs), 500, seed=4)
     assert_equal(judged, jar(judged))
 
 
