@@ -5,13 +5,14 @@ from pathlib import Path
 from threading import Thread
 
 from myllm.apps.caption_options import CaptionOptions
-from myllm.apps.caption_output import PrintedCaptions, SavedCaptions
+from myllm.apps.caption_output import PrintedCaptions
 from myllm.apps.console import CountsDisplay, Display
 from myllm.apps.heatmap_files import HeatmapFiles
 from myllm.apps.opening import open_captioner
 from myllm.apps.picture_search import FoundPicture, PictureSearch
 from myllm.apps.printing import print_json
 from myllm.apps.resuming import command_line
+from myllm.apps.saved_captions import SavedCaptions
 from myllm.caption import CaptionerProtocol
 from myllm.device import count_cores
 from myllm.errors import ConfigError, MyLLMError

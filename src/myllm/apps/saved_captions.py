@@ -1,0 +1,266 @@
+"""Captions in files that a later run continues: a log, and what is made from it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from myllm.apps.caption_files import Sidecars, check_parquet, read_text, write_csv, write_parquet
+from myllm.apps.caption_log import DIGEST, SIDECAR, CaptionLog, check_same_run, keep_rows, read_rows
+from myllm.apps.caption_options import CaptionOptions
+from myllm.apps.caption_output import CONFIDENCE, PrintedCaptions, row_of, run_facts
+from myllm.apps.console import Display
+from myllm.apps.json_lines import JsonLines, Row
+from myllm.apps.picture_search import FoundPicture, PictureSearch
+from myllm.caption import CaptionerProtocol
+from myllm.data.records import quantity
+from myllm.errors import ConfigError, DataError, MyLLMError
+from myllm.files import lock_file, read_json, write_json
+from myllm.inference.bulk import Result
+
+# the log of captions in text files
+HIDDEN_LOG = ".myllm-captions.jsonl"
+MAX_FAILURES = 10_000
+
+
+class SavedCaptions(PrintedCaptions):
+    """Writes captions to a log, and from it to other files; a picture is captioned once."""
+
+    def __init__(self, options: CaptionOptions, display: Display) -> None:
+        super().__init__(options, display)
+        check_parquet(options)
+        self.sidecars = Sidecars(options) if options.form == "txt" else None
+        self.path = _log_path(options)
+        self.out = options.out or str(self.path)
+        self.errors_path = Path(f"{self.path if self.sidecars else self.out}.errors.jsonl")
+        self.facts_path = Path(f"{self.path if self.sidecars else self.out}.run.json")
+        self.had_caption, self.kept, self.copied = 0, 0, 0
+        self.overwrites, self.first_place = options.overwrite, 0
+        self.in_work, self.files_in_work = set[str](), set[Path]()
+        self.claims, self.claims_lock = set[str](), Lock()
+        self.failures = dict[str, str]()
+        """Errors of the last pictures that can be read, but not captioned, by the hash of their bytes."""
+        self.copies = dict[str, list[FoundPicture]]()
+        """Copies of pictures that are in work, by the hash of their bytes."""
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "SavedCaptions":
+        """Lock the output, and read what is there. Raises ConfigError, DataError and MyLLMError."""
+        path, out = self.path, self.out
+        with self.stack as stack:
+            try:
+                stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), f"--out {out}", "file"))
+            except ConfigError:
+                raise
+            except MyLLMError as error:
+                raise DataError(f"--out {out}: cannot be written to ({error})") from error
+            replaces = self.options.overwrite and self.options.only is None
+            self.log = stack.enter_context(CaptionLog(path, replaces))
+            self.is_resumed = self.log.count > 0
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def start(self, captioner: CaptionerProtocol) -> None:
+        """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
+        options = self.options
+        before = read_json(self.facts_path) if self.facts_path.exists() else {}
+        facts, has_rows = run_facts(options, captioner), self.is_resumed and not options.overwrite
+        check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out)
+        self.overwrites = options.overwrite or (self.is_resumed and bool(before.get("overwrite")))
+        if options.mixed or options.overwrite:
+            self.first_place = self.log.size
+        self.log.open()
+        self._choose()
+        self.errors = self.stack.enter_context(JsonLines(self.errors_path))
+        self.errors.cut_torn_row()
+        if self.sidecars is not None and self.sidecars.adds:
+            for place in self.log.last_places:
+                self._repair(self.log.row_at(place))
+
+    def _choose(self) -> None:
+        """Set which pictures are wanted, and remove the errors of those that are tried again."""
+        only, path = self.options.only, self.errors_path
+        if only in (None, "failed", "unprocessed"):
+            is_forgotten = only == "failed" or self.options.mixed or self.options.overwrite
+
+            def is_kept(row: Row) -> bool:
+                # one that was captioned, with too little confidence, gets the same caption again
+                return only == "unprocessed" or (CONFIDENCE in row and not is_forgotten)
+
+            self.log.choose(row["image"] for row in read_rows(path) if only == "failed" or is_kept(row))
+            keep_rows(path, is_kept)
+        elif only != "changed":
+            listed = (found for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
+            self.log.choose(str(found.picture) for found in listed)
+            keep_rows(path, lambda row: not self.log.is_chosen(row["image"]))
+
+    def is_left(self, found: FoundPicture) -> bool:
+        """Return whether a picture is to be captioned: it is wanted, and has no caption yet."""
+        image, only = str(found.picture), self.options.only
+        if image in self.in_work:
+            return False
+        if only != "changed" and self.log.is_chosen(image) == (only in (None, "unprocessed")):
+            return False
+        logged = self.log.find(image)
+        if logged is None and only == "changed":
+            return False
+        is_old = logged is not None and self.options.overwrite and logged.place < self.first_place
+        if logged is not None and only != "changed" and not is_old:
+            self.had_caption += 1
+            self.seen += 1
+            if self.sidecars is not None and not self.sidecars.adds:
+                self._repair(self.log.row_at(logged.place))
+            return False
+        if self.sidecars is not None and not self._may_write(found, self.sidecars):
+            return False
+        self.in_work.add(image)
+        return True
+
+    def _may_write(self, found: FoundPicture, sidecars: Sidecars) -> bool:
+        """Return whether the picture's text file is free, and reserve it."""
+        image = str(found.picture)
+        try:
+            path = sidecars.path_of(found)
+            other = self.log.find_file(str(path))
+            if path in self.files_in_work or other not in (None, image):
+                same = other or "one of this run"
+                raise DataError(f"{path} is the text file of another picture with the same name: {same}")
+            if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
+                self.kept += 1
+                self.seen += 1
+                return False
+        except MyLLMError as error:
+            self.fail(image, str(error))
+            return False
+        self.files_in_work.add(path)
+        return True
+
+    def claim(self, digest: str) -> bool:
+        """Return whether a picture with this hash is to be captioned; if not, it is a copy of one that is."""
+        if self.heatmaps is not None:  # each copy gets a heat map of its own
+            return True
+        with self.claims_lock:
+            if digest in self.claims or digest in self.failures or self._find_copy(digest) is not None:
+                return False
+            self.claims.add(digest)
+        return True
+
+    def _find_copy(self, digest: str) -> int | None:
+        return self.log.find_copy(digest, self.first_place)
+
+    def write(self, results: Sequence[Result[FoundPicture]]) -> None:
+        """Write the captions of a batch, and those of its copies. Raises MyLLMError."""
+        rows = []
+        for result in results:
+            image, caption = str(result.item.picture), result.caption
+            if caption is not None:
+                if self._is_below_minimum(image, caption):
+                    self._keep_failure(result.digest, f"a copy of {image}, which has too little confidence")
+                    continue
+                row = row_of(image, caption, self.options.fields) | {DIGEST: result.digest}
+                rows.append(row | self._file_of(result.item))
+                if self.heatmaps is not None:
+                    self.heatmaps.draw(result.item.picture, caption)
+                    self._save([rows.pop()])
+            elif result.error:
+                self.fail(image, result.error)
+                self._keep_failure(result.digest, result.error)
+            else:
+                self.copies.setdefault(result.digest, []).append(result.item)
+        self._save(rows)
+        self._save(list(self._rows_of_copies()))
+        for result in results:
+            self.in_work.discard(str(result.item.picture))
+            self.claims.discard(result.digest)
+
+    def _keep_failure(self, digest: str, error: str) -> None:
+        """Keep the error of a picture for its copies in work; they were not claimed, so nothing else fails for them."""
+        with self.claims_lock:
+            if digest in self.claims:
+                self.failures[digest] = error
+                if len(self.failures) > MAX_FAILURES:
+                    self.failures.pop(next(iter(self.failures)))
+
+    def _rows_of_copies(self) -> Iterator[Row]:
+        """Yield the rows of copies of pictures whose captions are written."""
+        for digest in list(self.copies):
+            place, error = self._find_copy(digest), self.failures.get(digest)
+            if place is None and error is None:
+                continue
+            for found in self.copies.pop(digest):
+                image = str(found.picture)
+                logged = self.log.find(image)
+                if place is None:
+                    self.fail(image, str(error))
+                elif logged is not None and logged.digest == digest and logged.place >= self.first_place:
+                    self.had_caption += 1  # it has not changed
+                    self.seen += 1
+                else:
+                    self.copied += 1
+                    yield {**self.log.row_at(place), "image": image} | self._file_of(found)
+
+    def _file_of(self, found: FoundPicture) -> Row:
+        return {} if self.sidecars is None else {SIDECAR: str(self.sidecars.path_of(found))}
+
+    def _save(self, rows: Sequence[Row]) -> None:
+        """Write rows into the log, then into text files: these can be written again from the log."""
+        self.log.append(rows)
+        if self.sidecars is not None:
+            for row in rows:
+                self.sidecars.write(Path(row[SIDECAR]), self.sidecars.text_of(row))
+                self.files_in_work.discard(Path(row[SIDECAR]))
+        self.count(captioned=len(rows))
+
+    def _repair(self, row: Row) -> None:
+        """Write the text file of a row if it is not there, or is empty."""
+        assert self.sidecars is not None
+        path, text = Path(row[SIDECAR]), self.sidecars.text_of(row)
+        if not self.sidecars.is_written(path, text):
+            self.sidecars.write(path, text)
+
+    def fail(self, image: str, error: str, **facts: Any) -> None:
+        """Report a picture that has no caption, and list it in the file of errors."""
+        super().fail(image, error, **facts)
+        self.in_work.discard(image)
+        self.errors.append({"image": image, "error": error, **facts})
+
+    def see_errors(self) -> str:
+        """Return where all errors are listed."""
+        return f" (see {self.errors_path})"
+
+    def finish(self, is_complete: bool) -> None:
+        """Write the files that are made from the log, and print a summary. Raises MyLLMError."""
+        self.log.remove_old_rows()
+        write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
+        if write is not None:
+            write(self._rows_of_table(), Path(self.out))
+        if is_complete and self.overwrites:
+            facts = read_json(self.facts_path)
+            write_json(facts | {"overwrite": False}, self.facts_path)
+        where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
+        parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
+        parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)
+        parts += [f"{self.had_caption:,} had a caption already"] * bool(self.had_caption)
+        parts += [f"{self.kept:,} have a text file of your own, which stays"] * bool(self.kept)
+        parts += [f"{self.failed:,} could not be captioned{self.see_errors()}"] * bool(self.failed)
+        self.display.say(", ".join(parts))
+
+    def _rows_of_table(self) -> Iterator[Mapping[str, Any]]:
+        for row in self.log.rows():
+            yield {name: value for name, value in row.items() if name != DIGEST}
+
+    def counts(self) -> dict[str, int]:
+        """Return what became of the pictures."""
+        return super().counts() | {"copies": self.copied, "had_caption": self.had_caption, "kept": self.kept}
+
+
+def _log_path(options: CaptionOptions) -> Path:
+    """Return the JSONL file of the run's captions."""
+    if options.form == "txt":
+        folders = [Path(word) for word in options.paths if Path(word).is_dir()]
+        return (Path(options.out) if options.out is not None else (*folders, Path())[0]) / HIDDEN_LOG
+    return Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl")
