@@ -43,6 +43,10 @@ LITE2 = "--vision.name tf_efficientnet_lite2"
 ROWS |= {
     "views, no smoothing": ("", f"{VIEWS} --label_smoothing 0"),
     "views, no smoothing, rewards": ("views, no smoothing", f"{VIEWS} --label_smoothing 0 {REWARDS} --epochs 8"),
+    "views, no smoothing, rewards and people": (
+        "views, no smoothing",
+        f"{VIEWS} --label_smoothing 0 {REWARDS} --self_critical.people_weight 0.2 --epochs 6",
+    ),
     "lite2": ("", f"{LITE2} {VIEWS} --epochs 7"),
     "lite2, rewards": ("lite2", f"{LITE2} {VIEWS} {REWARDS} --epochs 10"),
 }
