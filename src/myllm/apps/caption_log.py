@@ -3,13 +3,14 @@
 import json
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from myllm.apps.json_lines import JsonLines, Row
+from myllm.apps.json_lines import JsonLines, Row, line_of
 from myllm.errors import ConfigError
 from myllm.files import atomic_write, json_text, read_json
 
@@ -23,7 +24,6 @@ DIGEST = "digest"
 """Key of a row: hash of the picture's bytes."""
 SIDECAR = "sidecar"
 """Key of a row: the text file of its picture."""
-
 
 NOT_COMPARED = ("myllm", "model", "overwrite")
 
@@ -46,7 +46,7 @@ class CaptionLog:
         self._index, self._lock = sqlite3.connect("", check_same_thread=False), Lock()  # "": a temporary file
         self._index.executescript(TABLE)
         self.count, self.has_old_rows = 0, False
-        self.last_places: list[int] = []
+        self.last_places = deque[int](maxlen=1024)
         """Where the rows of the last `append` begin, or the last rows of the file that was opened."""
         self._lines = JsonLines(path, replace, self._add)
         self.path = path
@@ -104,7 +104,7 @@ class CaptionLog:
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, on disk when this returns. Raises MyLLMError."""
         if rows:
-            self.last_places = []
+            self.last_places.clear()
             for row, place in zip(rows, self._lines.append(*rows), strict=True):
                 self._add(row, place)
 
@@ -117,7 +117,7 @@ class CaptionLog:
         if self.has_old_rows:
             with atomic_write(self.path) as file:
                 for row in self.rows():
-                    file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+                    file.write(line_of(row))
 
     def choose(self, names: Iterator[str]) -> None:
         """Set the pictures that `is_chosen` is true of."""
@@ -138,7 +138,7 @@ class CaptionLog:
             self._index.execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", values)
         self.count += not is_old
         self.has_old_rows |= is_old
-        self.last_places = [*self.last_places[-1023:], place]
+        self.last_places.append(place)
 
 
 def _key(image: str) -> bytes:
@@ -186,4 +186,4 @@ def keep_rows(path: Path, is_kept: Callable[[Row], bool]) -> None:
         return
     with atomic_write(path) as file:
         for row in filter(is_kept, read_rows(path)):
-            file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+            file.write(line_of(row))

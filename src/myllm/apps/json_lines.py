@@ -75,7 +75,7 @@ class JsonLines:
 
         Raises MyLLMError.
         """
-        lines = [json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n" for row in rows]
+        lines = [line_of(row) for row in rows]
         assert all(line.startswith(ROW_BEGINS) for line in lines)
         offset = self.size + self._ends_in_row
         with disk_errors(self.path):
@@ -131,6 +131,11 @@ class JsonLines:
             self._file.truncate(self.size)
             raise
         self.size += len(content)
+
+
+def line_of(row: Row) -> bytes:
+    """Return the line of a row; a name that is not UTF-8 is escaped, as JSON allows."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _parse(line: bytes) -> Row | None:

@@ -175,7 +175,8 @@ class SavedCaptions(PrintedCaptions):
         self._save(list(self._rows_of_copies()))
         for result in results:
             self.in_work.discard(str(result.item.picture))
-            self.claims.discard(result.digest)
+            if result.caption is not None or result.error:  # a copy's claim is that of another picture, still in work
+                self.claims.discard(result.digest)
 
     def _keep_failure(self, digest: str, error: str) -> None:
         """Keep the error of a picture for its copies in work; they were not claimed, so nothing else fails for them."""

@@ -1,6 +1,5 @@
 """Captions of many pictures: threads read, decode and caption at the same time; results come in the pictures' order."""
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from myllm.batched import batched
 from myllm.caption import Caption, CaptionerProtocol
 from myllm.data.images import MAX_BYTES
-from myllm.data.splits import name_hash
+from myllm.data.splits import name_hash, picture_digest
 from myllm.errors import DataError
 from myllm.files import ImageBytes, Picture, read_picture
 
@@ -80,9 +79,9 @@ class BulkCaptioner(Generic[Item]):
         """Return the result so far, and the captioner's input; None if the picture cannot be read."""
         digest = ""
         try:
-            content = read_picture(item.picture, MAX_BYTES)
-            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-            return Result(item, digest), self.captioner.preprocess(ImageBytes(str(item.picture), content))
+            image = ImageBytes(str(item.picture), read_picture(item.picture, MAX_BYTES))
+            digest = picture_digest(image)
+            return Result(item, digest), self.captioner.preprocess(image)
         except DataError as error:
             return Result(item, digest, error=str(error)), None
 
