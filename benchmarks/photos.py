@@ -2,7 +2,7 @@
 
 With --folder, the same call resumes an interrupted run.
 
-    python benchmarks/photos.py --preset photos --folder runs/photos --seed 0
+    python benchmarks/photos.py --preset photos --folder runs/photos --seed 0 --processes 2
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=FLICKR8K)
     parser.add_argument("--preset", default="photos-fast")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="training processes, by torchrun; default: 1")
     parser.add_argument("--folder", type=Path, help="keep run, features and evaluation in this folder")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
@@ -48,7 +49,7 @@ def train(arguments: argparse.Namespace, folder: Path) -> float:
         words = ["train", "--resume"]
     start = time.monotonic()
     try:
-        _run_myllm([*words, "--out", str(out), "--quiet"], folder)
+        _run_myllm([*words, "--out", str(out), "--quiet"], folder, arguments.processes)
     finally:
         folder.mkdir(parents=True, exist_ok=True)
         spent.write_text(json.dumps([*sessions, (time.monotonic() - start) / 60]))
@@ -73,10 +74,11 @@ def print_figures(data: str, evaluation: Path, minutes: float) -> None:
         print(f"| {row['image']} | {row['caption']} | {row['CIDEr-D']:.2f} |")
 
 
-def _run_myllm(words: list[str], folder: Path) -> None:
+def _run_myllm(words: list[str], folder: Path, processes: int = 1) -> None:
     # a cache of its own, so that the time includes the features
     environment = os.environ | {"MYLLM_CACHE": str(folder / "cache")}
-    subprocess.run([sys.executable, "-m", "myllm", *words], check=True, env=environment, stdout=sys.stderr)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    subprocess.run([sys.executable, *torchrun, "-m", "myllm", *words], check=True, env=environment, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

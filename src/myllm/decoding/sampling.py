@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, pick, softmax, to_device_of, to_numpy
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Floats, pick, to_device_of, to_numpy
 from myllm.decoding.engine import Hypothesis, NextTokens, SearchRequest
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import no_token_message
@@ -83,10 +83,11 @@ def draw_seeds(seed: int, count: int) -> list[int]:
     return [(high << 32 | low) % 2**62 for high, low in zip(words[::2].tolist(), words[1::2].tolist(), strict=True)]
 
 
+@np.errstate(invalid="ignore")  # infinite scores give NaN, which the engine reports
 def draw(scores: Array, uniforms: Array) -> Array:
     """Draw a token for each caption: scores (B, G, vocab_size), uniforms (B, G) from 0 to 1 -> (B, G)."""
     xp = array_namespace(scores)
-    cumulative = xp.cumulative_sum(softmax(xp.astype(scores, xp.float64)), axis=-1)
+    weights = xp.exp(xp.astype(scores - xp.max(scores, axis=-1, keepdims=True), xp.float64))
+    cumulative = xp.cumulative_sum(weights, axis=-1)
     threshold = xp.astype(uniforms, xp.float64)[..., None] * cumulative[..., -1:]
-    tokens = xp.sum(xp.astype(cumulative <= threshold, xp.int64), axis=-1)
-    return xp.clip(tokens, max=scores.shape[-1] - 1)
+    return xp.argmax(xp.astype(cumulative > threshold, xp.int8), axis=-1)  # the first one
