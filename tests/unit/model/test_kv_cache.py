@@ -43,3 +43,9 @@ def test_image_kv_select_copies_the_rows_of_every_block() -> None:
     assert selected.batch_size == 3 and selected.device == torch.device("cpu")
     for (key, value), (old_key, old_value) in zip(selected.layers, pairs, strict=True):
         assert torch.equal(key, old_key[[2, 2, 0]]) and torch.equal(value, old_value[[2, 2, 0]])
+
+
+def test_under_autocast_the_cache_has_its_dtype_so_that_attention_converts_nothing() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert SelfKV(1, 2, 3, 4, 5, like=torch.empty(0)).keys.dtype == torch.bfloat16
+    assert SelfKV(1, 2, 3, 4, 5, like=torch.empty(0)).keys.dtype == torch.float32
