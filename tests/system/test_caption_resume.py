@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
+from myllm.errors import MyLLMError
 from myllm.files import lock_file
 from myllm.inference.captioner import Captioner
 
@@ -184,6 +185,37 @@ def test_overwrite_replaces_all_captions_and_keeps_the_old_ones_until_there_are_
     assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run)
     assert caption(tiny_run, "--out", "out.jsonl", "--overwrite", "--decode.beams=3") == 0
     assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run, beams=3)
+
+
+def test_overwriting_a_list_resumes_where_it_was_interrupted(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    old, new = expected_captions(tiny_run), expected_captions(tiny_run, prefix="a small")
+    Path("list.txt").write_text("".join(f"pics/{number}.png\n" for number in range(4)))
+    options = ["--out", "out.jsonl", "--only=list.txt", "--decode.prefix=a small", "--batch-size=1"]
+    original, count = Captioner.caption_tensors, 0
+
+    def caption_once_and_fail(*arguments: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count % 2 == 0:
+            raise MyLLMError("a fault")
+        return original(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("myllm.apps.caption.count_cores", lambda: 1)
+        patch.setattr(Captioner, "caption_tensors", caption_once_and_fail)
+        assert caption(tiny_run, *options, "--overwrite") == caption(tiny_run, *options) == 1
+    assert captions_of(jsonl(folder / "out.jsonl")[-2:]) == {name: new[name] for name in ("pics/0.png", "pics/1.png")}
+    # another command in between neither ends nor repeats it
+    shutil.copy("pics/4.png", "pics/new.png")
+    assert caption(tiny_run, "--out", "out.jsonl", "--decode.prefix=a small") == 0
+    assert caption(tiny_run, *options) == 0
+    rows = captions_of(jsonl(folder / "out.jsonl"))
+    assert rows == new | {"pics/4.png": old["pics/4.png"], "pics/new.png": old["pics/4.png"]}
+    before = Path("out.jsonl").read_bytes()
+    assert caption(tiny_run, *options) == 0 and Path("out.jsonl").read_bytes() == before
 
 
 def test_only_chooses_pictures_by_what_became_of_them(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:

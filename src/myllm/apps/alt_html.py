@@ -24,13 +24,14 @@ IMPLIED_ENDS = {
     **dict.fromkeys(BLOCKS - {"body", "title"}, (("p",), ("button", "caption", "table", "td", "th"))),
     "li": (("p", "li"), ("ul", "ol", "menu")), "dt": (("p", "dt", "dd"), ("dl",)), "dd": (("p", "dt", "dd"), ("dl",)),
     "tr": (("tr",), ("table",)), "td": (("td", "th"), ("table", "tr")), "th": (("td", "th"), ("table", "tr")),
-    "a": (("a",), ("caption", "table", "td", "th")),
+    "a": (("a",), ("caption", "table", "td", "th")), "button": (("button",), ("caption", "table", "td", "th")),
 }
 # what is in them is not shown as elements
 INERT = frozenset(" ".join((
     "iframe noembed noframes script",
     "style template textarea title xmp",
 )).split())
+UNFINISHED_TAG = re.compile("</?[a-zA-Z]")
 MAX_DEPTH = 128  # deeper elements become neighbours
 
 
@@ -135,6 +136,8 @@ def parse(pieces: Sequence[Piece], text: str) -> Tree:
     html = "".join(piece.html for piece in pieces)
     builder.line_starts = [0, *(match.end() for match in re.finditer("\n", html))]
     builder.feed(html)
+    if UNFINISHED_TAG.match(builder.rawdata):  # browsers leave it out, too; `close` would look for its end at each "<"
+        builder.rawdata = ""
     builder.close()
     starts = list(accumulate((len(piece.html) for piece in pieces), initial=0))
     newlines = [match.start() for match in re.finditer("\r\n?|\n", text)]

@@ -25,7 +25,9 @@ DIGEST = "digest"
 SIDECAR = "sidecar"
 """Key of a row: the text file of its picture."""
 
-NOT_COMPARED = ("myllm", "model", "overwrite")
+OVERWRITING = ("overwrite", "only", "first_place")
+"""Facts of a run with --overwrite: whether it is unfinished, its --only, and where its rows begin in the log."""
+NOT_COMPARED = ("myllm", "model", *OVERWRITING)
 
 
 class Logged(NamedTuple):
@@ -145,17 +147,19 @@ def _key(image: str) -> bytes:
     return os.fsencode(image)
 
 
-def check_same_run(path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixed: bool, out: str) -> None:
+def check_same_run(
+    path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixed: bool, out: str, anew: str = "--overwrite"
+) -> None:
     """Check that captions that are there were made as `facts` say, and write the facts into the file `path`.
 
-    has_rows: whether there are any captions. is_mixed: whether captions made in other ways may stay. Raises ConfigError
-    with what differs.
+    has_rows: whether there are any captions. is_mixed: whether captions made in other ways may stay. anew: how to
+    caption all again, for the message. Raises ConfigError with what differs.
     """
     if has_rows and not is_mixed:
         if not path.exists():
             raise ConfigError(
-                f"--out {out} is there already, without {path.name}, which says how its captions were made; replace it "
-                "by --overwrite, keep its captions by --mixed, or give another name"
+                f"--out {out} is there already, without {path.name}, which says how its captions were made; give "
+                f"another name, --mixed to keep its captions, or {anew} to replace them"
             )
         before = read_json(path)
         for name, value in json.loads(json_text(facts)).items():
@@ -166,8 +170,13 @@ def check_same_run(path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixe
                 now, then = f"--model {facts['model']} is another model", f"by {before.get('model')}"
             raise ConfigError(
                 f"{now}, but the captions in --out {out} were made {then}; give that, another --out, --mixed to keep "
-                "them beside the new ones, or --overwrite to make them again"
+                f"them beside the new ones, or {anew} to make them again"
             )
+    write_facts(path, facts)
+
+
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write how captions were made; names that are not UTF-8 are escaped, as JSON allows. Raises MyLLMError."""
     with atomic_write(path) as file:
         file.write(json_text(facts).encode(errors="backslashreplace"))
 

@@ -7,7 +7,16 @@ from threading import Lock
 from typing import Any
 
 from myllm.apps.caption_files import Sidecars, check_parquet, read_text, write_csv, write_parquet
-from myllm.apps.caption_log import DIGEST, SIDECAR, CaptionLog, check_same_run, keep_rows, read_rows
+from myllm.apps.caption_log import (
+    DIGEST,
+    OVERWRITING,
+    SIDECAR,
+    CaptionLog,
+    check_same_run,
+    keep_rows,
+    read_rows,
+    write_facts,
+)
 from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.caption_output import CONFIDENCE, PrintedCaptions, row_of, run_facts
 from myllm.apps.console import Display
@@ -16,7 +25,7 @@ from myllm.apps.picture_search import FoundPicture, PictureSearch
 from myllm.caption import CaptionerProtocol
 from myllm.data.records import quantity
 from myllm.errors import ConfigError, DataError, MyLLMError
-from myllm.files import lock_file, read_json, write_json
+from myllm.files import lock_file, read_json
 from myllm.inference.bulk import Result
 
 # the log of captions in text files
@@ -68,10 +77,15 @@ class SavedCaptions(PrintedCaptions):
         """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
         options = self.options
         before = read_json(self.facts_path) if self.facts_path.exists() else {}
-        facts, has_rows = run_facts(options, captioner), self.is_resumed and not options.overwrite
+        if options.overwrite or not self.is_resumed:
+            before = {"overwrite": options.overwrite, "only": options.only, "first_place": self.log.size}
+        overwriting = {name: before.get(name) for name in OVERWRITING}
+        facts, has_rows = run_facts(options, captioner) | overwriting, self.is_resumed and not options.overwrite
         check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out)
-        self.overwrites = options.overwrite or (self.is_resumed and bool(before.get("overwrite")))
-        if options.mixed or options.overwrite:
+        self.overwrites = bool(before.get("overwrite")) and before.get("only") == options.only
+        if self.overwrites:
+            self.first_place = before.get("first_place", 0)
+        elif options.mixed:
             self.first_place = self.log.size
         self.log.open()
         self._choose()
@@ -108,7 +122,7 @@ class SavedCaptions(PrintedCaptions):
         logged = self.log.find(image)
         if logged is None and only == "changed":
             return False
-        is_old = logged is not None and self.options.overwrite and logged.place < self.first_place
+        is_old = logged is not None and self.overwrites and logged.place < self.first_place
         if logged is not None and only != "changed" and not is_old:
             self.had_caption += 1
             self.seen += 1
@@ -235,13 +249,15 @@ class SavedCaptions(PrintedCaptions):
 
     def finish(self, is_complete: bool) -> None:
         """Write the files that are made from the log, and print a summary. Raises MyLLMError."""
-        self.log.remove_old_rows()
+        facts = read_json(self.facts_path)
+        if is_complete and self.overwrites:
+            facts["overwrite"] = False
+            write_facts(self.facts_path, facts)
+        if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
+            self.log.remove_old_rows()
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None:
             write(self._rows_of_table(), Path(self.out))
-        if is_complete and self.overwrites:
-            facts = read_json(self.facts_path)
-            write_json(facts | {"overwrite": False}, self.facts_path)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
         parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
         parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)

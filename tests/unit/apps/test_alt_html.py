@@ -86,6 +86,19 @@ def test_pictures_of_any_page_are_where_the_page_has_a_picture(page: str, is_mar
             assert re.search(r"!\[$|<img$", page[: picture.insert_at])
 
 
+@pytest.mark.parametrize("rest", ["<a " * 20_000, "<img src='b" * 20_001, "</p", "<b title=c"])
+def test_a_tag_that_the_page_ends_in_is_left_out(rest: str) -> None:
+    page = f"<p>text <img src=a>{rest}"
+    tree = parse([Piece(page, 0)], page)
+    assert [picture.element.get("src") for picture in tree.pictures] == ["a"] and tree.root.text == "text"
+
+
+def test_a_button_ends_the_button_before_it() -> None:
+    page = "<button>one" * 300 + "<button><img src=a>"
+    element = parse([Piece(page, 0)], page).pictures[0].element
+    assert element.parent is not None and element.parent.text == ""
+
+
 def test_text_around_a_picture_is_that_of_its_block_although_end_tags_are_left_out() -> None:
     page = "<ul><li>one<li><img src=a> two<p>three<table><tr><td>four<td>five</table>"
     element = parse([Piece(page, 0)], page).pictures[0].element

@@ -1,0 +1,46 @@
+"""Captions of equal pictures are written for each, in whatever order the pictures are finished."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from myllm.apps.caption_options import CaptionOptions
+from myllm.apps.console import Display
+from myllm.apps.json_lines import line_of
+from myllm.apps.picture_search import FoundPicture
+from myllm.apps.saved_captions import SavedCaptions
+from myllm.caption import Caption
+from myllm.checkpoints.native import Checkpoint
+from myllm.inference.bulk import Result
+from myllm.inference.captioner import Captioner
+
+COPY, ORIGINAL = (FoundPicture(Path(name), Path(), name) for name in ("copy.png", "original.png"))
+DIGEST = "the hash of both"
+
+
+@pytest.fixture
+def output(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[SavedCaptions]:
+    """Captions that are written to out.jsonl."""
+    options = CaptionOptions(paths=("pictures",), model="captioner", out=str(tmp_path / "out.jsonl"))
+    with SavedCaptions(options, Display(quiet=True, json=True)) as output:
+        output.start(Captioner(tiny_checkpoint, torch.device("cpu")))
+        assert output.is_left(COPY) and output.is_left(ORIGINAL)
+        # another thread captions the original; meanwhile the batch of the copy is finished
+        assert output.claim(DIGEST) and not output.claim(DIGEST)
+        output.write([Result(COPY, DIGEST)])
+        assert not output.claim(DIGEST)
+        yield output
+
+
+def test_a_copy_that_is_finished_before_its_original_gets_its_caption(output: SavedCaptions, tmp_path: Path) -> None:
+    output.write([Result(ORIGINAL, DIGEST, Caption("a dog", 0.0, [], [], "end"))])
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    assert lines[1] == lines[0].replace(b"original.png", b"copy.png")
+
+
+def test_a_copy_that_is_finished_before_its_original_gets_its_error(output: SavedCaptions, tmp_path: Path) -> None:
+    output.write([Result(ORIGINAL, DIGEST, error="no token is allowed")])
+    rows = [{"image": f"{name}.png", "error": "no token is allowed"} for name in ("original", "copy")]
+    assert (tmp_path / "out.jsonl.errors.jsonl").read_bytes() == b"".join(map(line_of, rows))
