@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from myllm.apps import caption_options, data_options, options
+from myllm.apps import caption_options, data_options, options, serve_options
 from myllm.apps.printing import printable, replace_unencodable
 from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
@@ -37,6 +37,7 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),
     "compare": Verb("compare two captioners", "compare:compare_two", options.CompareOptions),
+    "serve": Verb("serve captioners over HTTP", "serve:serve", serve_options.ServeOptions),
     "data inspect": Verb("count, check and show data", "data:inspect_data", data_options.InspectOptions),
     "data convert": Verb("change the form of data", "data:convert_data", data_options.ConvertOptions),
     "data split": Verb("divide data for training and judging", "data:split_data", data_options.SplitOptions),
