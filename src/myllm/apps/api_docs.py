@@ -38,6 +38,10 @@ STATUSES = {
     415: "The body is neither a form nor JSON.", 503: "The queue is full; try again later.",
     504: "There was no time for a caption; try again later.",
 }
+STREAMS = {
+    "/v1/caption": "text/event-stream", "/v1/chat/completions": "text/event-stream",
+    "/api/generate": "application/x-ndjson", "/api/chat": "application/x-ndjson",
+}
 MESSAGES = {
     "type": "array", "items": {"type": "object"},
     "description": "The newest message with a picture counts; text is not read.",
@@ -50,13 +54,20 @@ MODEL = {"type": "string", "description": FIELD_TEXTS["model"]}
 def operation(path: str) -> dict[str, Any]:
     """Return the arguments of FastAPI's `add_api_route` that describe what is at a path."""
     bodies = _bodies()
-    if path not in bodies:
-        return {"responses": {503: {"description": "The server is stopping."}} if path == "/readyz" else {}}
     error = OLLAMA_ERROR if path.startswith("/api/") else ERROR
-    responses = {
+    statuses = STATUSES if path in bodies else {401: STATUSES[401], 503: "The server is stopping, or has no time."}
+    responses: dict[int, Any] = {
         status: {"description": text, "content": {"application/json": {"schema": error}}}
-        for status, text in STATUSES.items()
+        for status, text in statuses.items()
     }
+    if path in STREAMS:
+        responses[200] = {"description": "The answer.", "content": {"application/json": {}, STREAMS[path]: {}}}
+    if path == "/metrics":
+        responses[200] = {"description": "Figures.", "content": {"text/plain": {}}}
+    if path == "/readyz":
+        del responses[503]["content"]
+    if path not in bodies:
+        return {"responses": responses}
     content = {kind: {"schema": schema} for kind, schema in bodies[path].items()}
     return {"responses": responses, "openapi_extra": {"requestBody": {"required": True, "content": content}}}
 

@@ -27,7 +27,7 @@ from myllm.caption import Caption
 from myllm.errors import ConfigError
 from myllm.option_checks import has_type
 
-UNSUPPORTED = ("response_format", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+UNSUPPORTED = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
 FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 
 
@@ -115,8 +115,10 @@ class OpenAIApi:
 
     def _read(self, given: dict[str, Any], picture: bytes) -> _Completion:
         """Return what is asked for. Raises ApiError and ConfigError."""
-        model, count = self.service.model(given.get("model")), given.get("n", 1) or 1
-        refuse_unsupported({**given, "response_format": _is_json(given.get("response_format"))}, UNSUPPORTED)
+        model, count = self.service.model(given.get("model")), 1 if given.get("n") is None else given["n"]
+        refuse_unsupported(given, UNSUPPORTED)
+        if given.get("response_format") not in (None, {"type": "text"}):
+            raise bad_request("response_format is not supported: captions are plain text; leave it out")
         if not has_type(count, int) or count < 1:
             raise ConfigError(f"n is {count!r:.100}; expected a whole number above 0")
         stops = given.get("stop") or []
@@ -161,10 +163,6 @@ class OpenAIApi:
             if not is_begun:
                 raise
             yield _data(as_api_error(error).as_json())
-
-
-def _is_json(response_format: Any) -> bool:
-    return isinstance(response_format, dict) and response_format.get("type") not in (None, "text")
 
 
 def _data(content: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        is_good = is_good and url.isascii() and url.isprintable() and not parts.username
+        is_good = is_good and url.isascii() and url.isprintable() and " " not in url and not parts.username
     except ValueError:
         is_good = False
     if not is_good:

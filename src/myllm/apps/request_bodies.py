@@ -35,7 +35,15 @@ class BodyReader:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.max_bytes:
             self._refuse_size()
-        parts, size = list[bytes](), 0
+        parts = list[bytes]()
+        try:
+            await self._receive(request, parts)
+            yield b"".join(parts)
+        finally:
+            self.held -= sum(map(len, parts))
+
+    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+        size = 0
         try:
             async with asyncio.timeout(self.timeout):
                 async for part in request.stream():
@@ -46,14 +54,11 @@ class BodyReader:
                         self._refuse_size()
                     if self.held > self.max_total:
                         raise queue_full()
-            yield b"".join(parts)
         except TimeoutError:
             message = f"the request did not arrive within {self.timeout:g} seconds"
             raise ApiError(408, "slow_body", message, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise bad_request("the connection ended before the request was complete") from None
-        finally:
-            self.held -= size
 
     def _refuse_size(self) -> NoReturn:
         message = f"the request is larger than this server's limit of {self.max_bytes:,} bytes"

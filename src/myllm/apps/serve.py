@@ -43,10 +43,10 @@ def serve(options: ServeOptions) -> int:
     """Serve until a signal comes; then answer what has been received, and end."""
     display = Display(options.quiet, json=True)
     key = options.api_key or os.environ.get(KEY_VARIABLE, "").strip() or None
-    with _listening_socket(options) as listener:
+    with listening_socket(options) as listener:
         models = open_models(options)
         served = make_served(options, models, key)
-        server = _Server(served, options)
+        server = HttpServer(served, options)
         if key is None and options.host not in PRIVATE_HOSTS:
             display.warn(f"all who reach {options.host} may use this server; set {KEY_VARIABLE} to require a key")
         log_as_json(logging.WARNING if options.quiet else logging.INFO)
@@ -66,16 +66,20 @@ def open_models(options: ServeOptions) -> list[ServedModel]:
             raise ConfigError(f"--model {text}: a model of the name {name!r} is given already; write NAME={path}")
         threads = max(1, count_cores() // MAX_THREADS)
         captioner = open_captioner(path, options.devices, options.precision, threads=threads)
-        decode = captioner.decode_options(**options.decode_changes)
-        if options.max_tokens is not None:
-            decode = replace(decode, max_new_tokens=min(decode.max_new_tokens, options.max_tokens))
-        if max(decode.beams, decode.num_return_sequences or 1) > options.max_captions:
-            raise ConfigError(f"--max_captions {options.max_captions} is less than the beams or captions of {name!r}")
-        captioner.decode = decode
+        captioner.decode = captioner.decode_options(**options.decode_changes)
         # makes what is made at first use, and finds damaged weights
-        captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (64, 64)))], decode)
+        captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (64, 64)))], captioner.decode)
         models[name] = ServedModel(name, captioner, Path(path), int(time.time()))
     return list(models.values())
+
+
+def limit_defaults(model: ServedModel, options: ServeOptions) -> None:
+    """Bring a model's decoding defaults within the limits of requests. Raises ConfigError."""
+    decode = model.captioner.decode
+    if max(decode.beams, decode.num_return_sequences or 1) > options.max_captions:
+        raise ConfigError(f"--max_captions {options.max_captions} is less than the beams or captions of {model.name!r}")
+    if options.max_tokens is not None and decode.max_new_tokens > options.max_tokens:
+        model.captioner.decode = replace(decode, max_new_tokens=options.max_tokens)
 
 
 def named_path(text: str) -> tuple[str, str]:
@@ -91,6 +95,8 @@ def named_path(text: str) -> tuple[str, str]:
 
 def make_served(options: ServeOptions, models: Sequence[ServedModel], key: str | None) -> Served:
     """Return the parts of the application, with the threads that compute running."""
+    for model in models:
+        limit_defaults(model, options)
     threads = min(count_cores(), MAX_THREADS)
     metrics = Metrics()
     # a GPU computes one batch at a time; a second thread would only take pictures away from the next batch
@@ -103,7 +109,7 @@ def make_served(options: ServeOptions, models: Sequence[ServedModel], key: str |
     return Served(CaptionService(models, batcher, limits, threads), bodies, remote, metrics, key, options.cors)
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Prints its address when it listens, and loses nothing that has arrived when it is stopped."""
 
     def __init__(self, served: Served, options: ServeOptions) -> None:
@@ -138,7 +144,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listening_socket(options: ServeOptions) -> socket.socket:
+def listening_socket(options: ServeOptions) -> socket.socket:
     """Return a socket that is bound to the address, so that one in use is noticed before models are loaded."""
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -156,7 +156,7 @@ class _Gate:
             return True
         given = Headers(scope=scope).get("authorization", "")
         scheme, _, token = given.partition(" ")
-        is_equal = hmac.compare_digest(token.strip().encode(), key.encode())  # takes as long for any token
+        is_equal = hmac.compare_digest(token.strip().encode("latin-1"), key.encode())  # takes as long for any token
         return is_equal and scheme.lower() == "bearer"
 
 

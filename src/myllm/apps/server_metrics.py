@@ -4,7 +4,12 @@ import time
 from collections.abc import Sequence
 
 from prometheus_client import (
-    CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
 )
 
 from myllm.apps.batching import Batcher, Observer
