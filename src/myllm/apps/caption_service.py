@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,14 @@ class ServedModel:
     path: Path
     created: int
     """Seconds since 1970 at which the server opened it."""
+    digest: str
+    """Hash of its weights."""
 
     @property
     def bytes(self) -> int:
         """Size of its files."""
         files = self.path.rglob("*") if self.path.is_dir() else [self.path]
         return sum(file.stat().st_size for file in files if file.is_file())
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of its weights."""
-        return self.captioner.weights_hash()
 
     @property
     def has_attention(self) -> bool:
@@ -137,7 +134,8 @@ class CaptionService:
         """Return the heat maps of a caption's words. Raises ApiError if the model has none."""
         model = self.model(request.model)
         self.check_attention(model)
-        return await self._in_thread(partial(_word_maps, model.captioner, request.picture, caption))
+        async with asyncio.timeout(self.limits.seconds):
+            return await self._in_thread(partial(_word_maps, model.captioner, request.picture, caption))
 
     def check_attention(self, model: ServedModel) -> None:
         """Raise ApiError if the model has no heat maps."""

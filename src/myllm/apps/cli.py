@@ -17,6 +17,7 @@ from myllm.errors import ConfigError, MyLLMError, install_command
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 # the packages of the extra `train`; an installation without them cannot run every verb
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "tensorboardX", "matplotlib")
+SERVE_PACKAGES = ("fastapi", "httpcore2", "prometheus_client", "python-multipart", "uvicorn")
 
 
 class Verb(NamedTuple):
@@ -98,9 +99,10 @@ def exit_code(run: Callable[[], int]) -> int:
         message, code = str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in (*TRAIN_PACKAGES, "ray"):
+        extras = (TRAIN_PACKAGES, SERVE_PACKAGES, ("ray[data]",))
+        packages = next((names for names in extras if package in [name.partition("[")[0] for name in names]), None)
+        if packages is None:
             raise
-        packages = ("ray[data]",) if package == "ray" else TRAIN_PACKAGES
         message = f"this needs {package}, which is not installed; install it with `{install_command(*packages)}`"
         code = FAILED
     except KeyboardInterrupt:

@@ -35,7 +35,8 @@ MAX_TOTAL_BYTES = 2**30  # of all requests that are in memory
 MAX_DOWNLOAD_SECONDS = 10.0
 SWITCH_SECONDS = 0.0005
 GRACE_SECONDS = 0.2
-BACKLOG = 512  # connections that are accepted at once; each needs a file descriptor until it is counted
+BACKLOG, OTHER_FILES = 512, 256
+"""Connections that are accepted at once, before they are counted; files of everything else."""
 PRIVATE_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,6 +52,7 @@ def serve(options: ServeOptions) -> int:
             display.warn(f"all who reach {options.host} may use this server; set {KEY_VARIABLE} to require a key")
         log_as_json(logging.WARNING if options.quiet else logging.INFO)
         sys.setswitchinterval(SWITCH_SECONDS)  # so that requests are answered while Python computes
+        allow_files(options.max_connections + BACKLOG + OTHER_FILES)
         with caught_signals(server.stop):
             server.run(sockets=[listener])
         served.service.close()
@@ -69,8 +71,20 @@ def open_models(options: ServeOptions) -> list[ServedModel]:
         captioner.decode = captioner.decode_options(**options.decode_changes)
         # makes what is made at first use, and finds damaged weights
         captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (64, 64)))], captioner.decode)
-        models[name] = ServedModel(name, captioner, Path(path), int(time.time()))
+        models[name] = ServedModel(name, captioner, Path(path), int(time.time()), captioner.weights_hash())
     return list(models.values())
+
+
+def allow_files(count: int) -> None:
+    """Let this process have so many open files, if the system permits it."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = max(soft, count if hard == resource.RLIM_INFINITY else min(count, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def limit_defaults(model: ServedModel, options: ServeOptions) -> None:

@@ -46,7 +46,7 @@ def running(captioner: Any, names: list[str], **options: Any) -> Iterator[Runnin
 
     key = options.pop("api_key", None)
     serve_options = ServeOptions(port=0, quiet=True, **options)
-    models = [ServedModel(name, captioner, Path("/nowhere"), 0) for name in names]
+    models = [ServedModel(name, captioner, Path("/nowhere"), 0, "0123") for name in names]
     with listening_socket(serve_options) as listener:
         served = make_served(serve_options, models, key)
         server = HttpServer(served, serve_options)
