@@ -1,6 +1,6 @@
 """Distil a captioner into a small one by `myllm label`, `train` and `evaluate`, on Flickr8k and without a network.
 
-The teacher is a captioner of ours, served by benchmarks/teacher_server.py. Students have less than a quarter of the
+The teacher is a captioner of ours, served by `myllm serve`. Students have less than a quarter of the
 decoder of `photos-fast` and never see people's captions. Prints a row for each number of training pictures, and draws
 them as docs/distil.png. With the same --folder, finished parts are not repeated.
 
@@ -20,7 +20,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
-SERVER = Path(__file__).parent / "teacher_server.py"
 # pictures: epochs, so that few pictures are seen more often
 SIZES = {500: 36, 1000: 24, 2000: 16, 6000: 8}
 STUDENT = [
@@ -81,10 +80,10 @@ def train_student(size: int, captions: Path, data: Path, folder: Path) -> tuple[
 @contextmanager
 def served(teacher: Path) -> Iterator[str]:
     """Yield the address of a server that captions with the teacher."""
-    words = [sys.executable, str(SERVER), "--model", str(teacher), "--beams", "5"]
+    words = [sys.executable, "-m", "myllm", "serve", "--model", str(teacher), "--decode.beams=5", "--port=0", "--quiet"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().strip()
+        yield server.stdout.readline().split()[-1] + "/v1"  # "Serving run on http://127.0.0.1:43211"
         server.terminate()
 
 

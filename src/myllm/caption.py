@@ -173,11 +173,15 @@ class Caption:
             return 0.0
         return math.exp(self.score) if self.calibration is None else self.calibration.of_caption(self.words)
 
+    @property
+    def prefix_length(self) -> int:
+        """Number of tokens of the prefix."""
+        return len(self.tokens) + (self.ended_by == "end") - len(self.token_logprobs)
+
     @cached_property
     def words(self) -> list[Word]:
         """The words in order, each with its tokens and confidence."""
-        prefix_length = len(self.tokens) + (self.ended_by == "end") - len(self.token_logprobs)
-        words = split_words(self.pieces, self.token_logprobs, prefix_length)
+        words = split_words(self.pieces, self.token_logprobs, self.prefix_length)
         return words if self.calibration is None else self.calibration.of_words(words, self.score)
 
     @cached_property
@@ -190,6 +194,17 @@ class Caption:
         if self.compute_attention is None:
             raise ConfigError("this caption has no picture; use Captioner.attention_maps(picture, caption)")
         return self.compute_attention(self)
+
+
+@dataclass(frozen=True)
+class Follower:
+    """Follows the decoding of one picture's caption, and can end it."""
+
+    has_left: Callable[[], bool]
+    """Called after each step; if it returns True, the caption is given up, and costs no further step."""
+    show: Callable[[str], object] | None = None
+    """Called after each step with the text so far; never with beams or several captions, whose best is known only at
+    the end."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +223,11 @@ class CaptionerProtocol(Protocol):
     decode: DecodeConfig
 
     @property
+    def context(self) -> int:
+        """Maximum length of a caption in tokens, begin token and prefix included."""
+        ...
+
+    @property
     def captions(self) -> CaptionsConfig:
         """How captions were read in training."""
         ...
@@ -221,9 +241,13 @@ class CaptionerProtocol(Protocol):
         ...
 
     def caption_tensors(
-        self, images: Sequence[Any], decode: DecodeConfig, /, *, seeds: Sequence[int] | None = None
+        self, images: Sequence[Any], decode: DecodeConfig, /, *, seeds: Sequence[int] | None = None,
+        followers: Sequence[Follower] | None = None,
     ) -> list[Caption]:
-        """Return a caption for each preprocessed image; seeds: a random seed for each, used with `do_sample`."""
+        """Return a caption for each preprocessed image.
+
+        seeds: a random seed for each, used with `do_sample`. followers: who follows each.
+        """
         ...
 
     def blind_caption(self, decode: DecodeConfig, /) -> Caption | None:

@@ -21,6 +21,10 @@ HOMES = {
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
     "ray": ["apps/ray_data.py"],
+    "fastapi": ["apps/server.py"],
+    "httpcore2": ["apps/remote_pictures.py"],
+    "prometheus_client": ["apps/server_metrics.py"],
+    "uvicorn": ["apps/serve.py", "apps/connections.py"],
     "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],
 }
 MAX_LINES = 400

@@ -20,7 +20,7 @@ def loaded_modules(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [
     "myllm", "myllm.config", "myllm.data.records",
-    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "label", "evaluate", "compare")),
+    *(f"myllm.apps.{verb}" for verb in ("score", "caption", "label", "evaluate", "compare", "serve")),
     *(f"myllm.apps.{verb}" for verb in ("scenes", "diagram", "data")),
 ])
 def test_module_imports_without_torch(module: str) -> None:

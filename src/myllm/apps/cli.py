@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from myllm.apps import caption_options, data_options, options
+from myllm.apps import caption_options, data_options, options, serve_options
 from myllm.apps.printing import printable, replace_unencodable
 from myllm.apps.startup import without_garbage_collection
 from myllm.config import VERSION, nearest
@@ -17,6 +17,7 @@ from myllm.errors import ConfigError, MyLLMError, install_command
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 # the packages of the extra `train`; an installation without them cannot run every verb
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "tensorboardX", "matplotlib")
+SERVE_PACKAGES = ("fastapi", "httpcore2", "prometheus_client", "python-multipart", "uvicorn")
 
 
 class Verb(NamedTuple):
@@ -37,6 +38,7 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb("caption a split and score the captions", "evaluate:evaluate_split", options.EvaluateOptions),
     "score": Verb("score captions from any source", "score:score", options.ScoreOptions),
     "compare": Verb("compare two captioners", "compare:compare_two", options.CompareOptions),
+    "serve": Verb("serve captioners over HTTP", "serve:serve", serve_options.ServeOptions),
     "data inspect": Verb("count, check and show data", "data:inspect_data", data_options.InspectOptions),
     "data convert": Verb("change the form of data", "data:convert_data", data_options.ConvertOptions),
     "data split": Verb("divide data for training and judging", "data:split_data", data_options.SplitOptions),
@@ -97,9 +99,10 @@ def exit_code(run: Callable[[], int]) -> int:
         message, code = str(error), WRONG_USAGE if isinstance(error, ConfigError) else FAILED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in (*TRAIN_PACKAGES, "ray"):
+        extras = (TRAIN_PACKAGES, SERVE_PACKAGES, ("ray[data]",))
+        packages = next((names for names in extras if package in [name.partition("[")[0] for name in names]), None)
+        if packages is None:
             raise
-        packages = ("ray[data]",) if package == "ray" else TRAIN_PACKAGES
         message = f"this needs {package}, which is not installed; install it with `{install_command(*packages)}`"
         code = FAILED
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ Options = TypeVar("Options", bound=VerbOptions)
 MAX_YAML_BYTES = 2**24
 NOT_OPTIONS = ("given_names", "paths")
 PARSER_OPTIONS = ("help", "print_config")
-REPEATED = ("data", "references")  # several times on one command line, they are several values
+REPEATED = ("data", "references", "model")  # several times on one command line, they are several values
 
 
 class GivenOption(NamedTuple):

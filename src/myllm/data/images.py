@@ -65,6 +65,12 @@ def load_image(source: Picture | str | bytes | Image.Image, min_side: int | None
     return _decode(image, name)
 
 
+def picture_pixels(picture: Picture) -> int:
+    """Return the number of pixels of a picture, read from its head. Raises DataError as `load_image` does."""
+    image = _open(picture, str(picture))
+    return image.width * image.height
+
+
 def suffix_of_content(picture: Picture) -> str:
     """Return the usual suffix of a picture's format, like .jpg. Raises DataError as `load_image` does."""
     image_format = str(_open(picture, str(picture)).format)

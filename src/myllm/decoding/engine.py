@@ -5,15 +5,15 @@ are possible, a `SearchStrategy` (`sampling.py`, `beam.py`) which of them are ch
 """
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from myllm.config import DecodeConfig
-from myllm.decoding.arrays import IMPOSSIBLE, Array, Ints, log_softmax, logsumexp, pick, to_numpy
+from myllm.decoding.arrays import IMPOSSIBLE, Array, Bools, Ints, log_softmax, logsumexp, pick, to_device_of, to_numpy
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.history import Choice, History
 from myllm.decoding.rules import apply_rules
@@ -72,6 +72,8 @@ class SearchRequest:
     """Argument of `stepper.start` for as many grey pictures; needed by `contrastive_weight`."""
     seeds: Sequence[int] = ()
     """A random seed for each image; needed by `do_sample`."""
+    is_given_up: Callable[[int], bool] | None = None
+    """Asked about each image after each step: whether its caption is no longer wanted. The image then fails."""
 
     def ended_by(self, history: History, row: int, caption: int, token: int) -> Ending:
         """Return what ends a caption of `history` after `token`; "length" if the token and stop strings do not."""
@@ -169,6 +171,8 @@ def run_search(request: SearchRequest, strategy: SearchStrategy) -> Generator[No
                 assert scores.shape[:2] == newest.shape[:2]  # `next_tokens` would broadcast one caption's scores
                 logits.append(scores)
             following = next_tokens(logits, history, config, strategy.ranks_logprobs)
+            if request.is_given_up is not None:
+                following = without_images(following, np.array([*map(request.is_given_up, history.images.tolist())]))
             choice = strategy.choose(history, following)
             # read after the choice, so that the program waits for a GPU only once
             if not np.isfinite(to_numpy(following.normalizer)).all():
@@ -204,6 +208,15 @@ def next_tokens(logits: Sequence[Array], history: History, config: DecodeConfig,
     elif ranks_logprobs and config.repetition_penalty != 1:  # the only rule for which the sign of scores matters
         scores, offset = raw - normalizer, xp.zeros_like(normalizer)
     return NextTokens(raw, normalizer, apply_rules(scores, history, config), offset)
+
+
+def without_images(following: NextTokens, is_left_out: Bools) -> NextTokens:
+    """Return the scores with every token impossible for some images (B,), so that their search ends."""
+    if not is_left_out.any():
+        return following
+    scores = following.scores
+    left_out = to_device_of(is_left_out[:, None, None], scores)
+    return replace(following, scores=array_namespace(scores).where(left_out, IMPOSSIBLE, scores))
 
 
 def contrast(logprobs: Array, blind: Array, weight: float) -> Array:

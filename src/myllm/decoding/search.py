@@ -1,6 +1,6 @@
 """`generate`: the search that a configuration asks for, from beginning to end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from myllm.decoding.beam import Beams
@@ -9,16 +9,19 @@ from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
 
-def generate(request: SearchRequest) -> list[list[Hypothesis]]:
+def generate(
+    request: SearchRequest, after_step: Callable[[SearchStrategy], object] = lambda strategy: None
+) -> list[list[Hypothesis]]:
     """Return the captions of each image, best first: those of all beams, or num_return_sequences.
 
+    after_step: called after each step, with the strategy, which has the captions so far.
     An image for which the rules allow no token has a single hypothesis with `error`. Raises as `run_search`.
     """
     config = request.config
     strategy: SearchStrategy = Beams(request) if config.beams > 1 else GreedyOrSampling(request)
     with closing(run_search(request, strategy)) as steps:
         for _ in steps:
-            pass
+            after_step(strategy)
     results = strategy.results()
     if config.rank_by == "consensus":
         results = [by_consensus(hypotheses) for hypotheses in results]

@@ -15,7 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from myllm.batched import batched
-from myllm.caption import Calibration, Caption
+from myllm.caption import Calibration, Caption, Follower
 from myllm.config import DecodeConfig
 from myllm.data.records import quantity
 from myllm.decoding.engine import SearchRequest
@@ -145,14 +145,19 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
         """Return the decoding defaults with some replaced. Raises ConfigError for an unknown name or a wrong value."""
         return _replace_options(self._variant(adapter), decode)
 
+    @property
+    def context(self) -> int:
+        """Maximum length of a caption in tokens, begin token and prefix included."""
+        return self._variant(...).n_positions
+
     def caption_tensors(
         self, images: Sequence[Pixels], decode: DecodeConfig | Sequence[DecodeConfig],
-        seeds: Sequence[int] | None = None, adapter: AdapterName = ...,
+        seeds: Sequence[int] | None = None, adapter: AdapterName = ..., followers: Sequence[Follower] | None = None,
     ) -> list[Caption]:
         """Caption preprocessed images (B, 3, H, W) float32, with options for all or for each.
 
         seeds: a random seed for each image; drawn by default. In fp32, a captioner and its export sample the same
-        captions from the same seeds.
+        captions from the same seeds. followers: who follows the decoding of each image.
 
         The captions have no `attention`, as the images are not kept; `Captioner.attention_maps` computes it.
         """
@@ -165,7 +170,8 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
             for distinct in dict.fromkeys(options):
                 rows = [row for row, row_options in enumerate(options) if row_options == distinct]
                 request = self._request(variant, encoded, rows, distinct, [seeds[row] for row in rows])
-                captions |= zip(rows, generate_captions(request, self.tokenizer), strict=True)
+                following = None if followers is None else [followers[row] for row in rows]
+                captions |= zip(rows, generate_captions(request, self.tokenizer, following), strict=True)
         for caption in captions.values():
             caption.calibration = variant.calibration
         return [captions[row] for row in range(len(images))]

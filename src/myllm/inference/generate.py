@@ -8,11 +8,11 @@ from functools import partial
 
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption, encode_text, token_bytes
+from myllm.caption import Caption, Follower, encode_text, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.constraints import Vocabulary
-from myllm.decoding.engine import Hypothesis, SearchRequest, run_search
+from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.decoding.search import generate
 from myllm.errors import ConfigError
@@ -39,10 +39,28 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
     return replace(decode, **lengths), prefix
 
 
-def generate_captions(request: SearchRequest, tokenizer: Tokenizer) -> list[Caption]:
-    """Return the best caption of each image with its alternatives; one with `error` if the rules allowed no token."""
-    assert request.vocabulary is not None
-    return [_to_caption(hypotheses, tokenizer, request.vocabulary) for hypotheses in generate(request)]
+def generate_captions(
+    request: SearchRequest, tokenizer: Tokenizer, followers: Sequence[Follower] | None = None
+) -> list[Caption]:
+    """Return the best caption of each image with its alternatives; one with `error` if the rules allowed no token.
+
+    followers: who follows each image.
+    """
+    vocabulary, config = request.vocabulary, request.config
+    assert vocabulary is not None
+    followers = followers or ()
+    shows = [follower.show for follower in followers]
+
+    def show_texts(strategy: SearchStrategy) -> None:
+        for show, [hypothesis] in zip(shows, strategy.results(), strict=True):
+            if show is not None and not hypothesis.error:
+                show(caption_text(tokenizer, hypothesis.tokens, vocabulary))
+
+    if followers:
+        request = replace(request, is_given_up=lambda image: followers[image].has_left())
+    is_single = config.beams == 1 and (config.num_return_sequences or 1) == 1
+    hypotheses = generate(request, show_texts) if is_single and any(shows) else generate(request)
+    return [_to_caption(captions, tokenizer, vocabulary) for captions in hypotheses]
 
 
 def stream_text(

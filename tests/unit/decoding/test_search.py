@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -326,3 +326,22 @@ def test_a_search_that_fails_releases_its_state() -> None:
     with pytest.raises(MyLLMError):
         toy.search()
     assert len(toy.released) == 1
+
+
+@pytest.mark.parametrize("decode", [{}, {"do_sample": True}, {"beams": 3}, {"contrastive_weight": 0.5}], ids=str)
+def test_search_that_is_given_up_ends_without_changing_others(decode: dict[str, Any]) -> None:
+    table = random_table(3, seed=1)
+    table[..., END] = -50  # no caption ends by itself
+    expected = Toy(table).search(max_new_tokens=9, **decode)
+    toy, asked = Toy(table), list[int]()
+
+    def is_given_up(image: int) -> bool:
+        asked.append(image)
+        return image == 1 and asked.count(1) > 4
+
+    request = replace(toy.request(max_new_tokens=9, **decode), is_given_up=is_given_up)
+    first, second, third = generate(request)
+    assert [first, third] == [expected[0], expected[2]]
+    assert second[0].error
+    # the images of each step: three in the first five, two in the last four
+    assert asked == [0, 1, 2] * 5 + [0, 2] * 4

@@ -1,0 +1,264 @@
+"""The server as a whole: keys, figures, its description, and limits that keep it alive."""
+
+import html
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from typing import Any
+
+import httpx2
+import pytest
+
+from myllm.apps import connections
+from myllm.caption import Caption
+from myllm.inference.captioner import Captioner
+
+Png = Callable[[int], bytes]
+
+
+def post(address: str, picture: bytes, timeout: float = 60, **fields: Any) -> httpx2.Response:
+    return httpx2.post(f"{address}/v1/caption", files={"image": picture}, data=fields, timeout=timeout)
+
+
+def figures(address: str, name: str) -> dict[str, float]:
+    """Return the figures of this name, by their labels."""
+    text = httpx2.get(f"{address}/metrics").text
+    return {labels: float(value) for labels, value in re.findall(rf"^{name}(\{{.*\}}|) (\S+)$", text, re.MULTILINE)}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Gate(Captioner):
+    """A captioner that computes nothing until it is opened."""
+
+    opened: threading.Event
+
+    def caption_tensors(self, *arguments: Any, **named: Any) -> list[Caption]:
+        assert self.opened.wait(60)
+        return super().caption_tensors(*arguments, **named)
+
+
+@pytest.fixture
+def gate(served_captioner: Captioner) -> Iterator[Gate]:
+    gate = Gate(served_captioner.checkpoint, served_captioner.device)
+    gate.opened = threading.Event()
+    yield gate
+    gate.opened.set()
+
+
+def test_the_key_is_required_where_pictures_are_answered(run_server: Callable[..., Any], png: Png) -> None:
+    address = run_server(api_key="s3cret ü").url
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
+        assert httpx2.get(address + path).status_code == 200
+    wrong = ("", "Bearer wrong", "s3cret", "Basic s3cret", "Bearer", "Bearer s3cret")
+    for header in ({}, *({"Authorization": value} for value in wrong)):
+        for path in ("/v1/models", "/metrics", "/api/tags", "/v1/nothing"):
+            answer = httpx2.get(address + path, headers=header)
+            assert answer.status_code == 401 and "s3cret" not in answer.text
+        answer = httpx2.post(f"{address}/v1/caption", content=b"x" * 10, headers=header)
+        assert answer.json()["error"]["code"] == "bad_key"
+    right = [(b"Authorization", "Bearer s3cret ü".encode())]
+    assert httpx2.get(f"{address}/v1/models", headers=right).status_code == 200
+
+
+def test_pages_of_other_sites_may_call_the_server_only_if_they_are_listed(run_server: Callable[..., Any]) -> None:
+    def allowed(address: str, origin: str) -> list[str | None]:
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answers = [httpx2.request(*call, headers=headers) for call in (
+            ("OPTIONS", f"{address}/v1/caption"), ("GET", f"{address}/v1/models"),
+        )]
+        return [answer.headers.get("access-control-allow-origin") for answer in answers]
+
+    assert allowed(run_server().url, "https://photos.example") == [None, None]
+    address = run_server(cors=("https://photos.example",), api_key="abc").url
+    assert allowed(address, "https://photos.example") == ["https://photos.example"] * 2
+    assert allowed(address, "https://other.example") == [None, None]
+
+
+def test_addresses_that_are_not_served_are_errors_in_json(server: Any) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404), ("GET", "/v1/caption", 405), ("DELETE", "/v1/models", 405),
+        ("GET", "/page/../../server.py", 404), ("GET", "/%2e%2e/server.py", 404), ("GET", "/..%2fserver.py", 404),
+        ("GET", "//etc/passwd", 404), ("POST", "/api/pull", 404),
+    ):
+        with closing(socket.create_connection(("127.0.0.1", server.port))) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.split()[1] == str(status).encode(), path
+        assert "error" in json.loads(body)
+
+
+def test_docs_describe_every_address_and_need_no_other(server: Any) -> None:
+    page, schema = html.unescape(httpx2.get(f"{server.url}/docs").text), httpx2.get(f"{server.url}/openapi.json").json()
+    assert set(schema["paths"]) > {"/v1/caption", "/v1/models", "/v1/chat/completions", "/api/generate", "/metrics"}
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert f"{method.upper()} {path}" in page and operation["description"] in page
+    assert "Number of beams in beam search" in page
+    assert re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", page) == []
+
+
+def test_page_is_served(server: Any) -> None:
+    answer = httpx2.get(server.url)
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+
+
+def test_figures_count_what_happened(run_server: Callable[..., Any], png: Png) -> None:
+    address = run_server().url
+    for content in (png(0), png(1), b"no picture"):
+        post(address, content)
+    assert figures(address, "myllm_requests_total") == {
+        '{path="/v1/caption",status="200"}': 2, '{path="/v1/caption",status="400"}': 1,
+    }
+    assert figures(address, "myllm_batch_pictures_sum") == {"": 2}
+    assert figures(address, "myllm_queue_pictures") == figures(address, "myllm_pictures") == {"": 0}
+    assert figures(address, "myllm_decode_steps_total")['{wanted="false"}'] == 0
+
+
+def test_full_queue_is_refused_at_once_and_loses_nobody(run_server: Callable[..., Any], gate: Gate, png: Png) -> None:
+    server = run_server(captioner=gate, max_queue=3)
+    with ThreadPoolExecutor(3) as clients:
+        waiting = [clients.submit(post, server.url, png(number)) for number in range(3)]
+        wait_until(lambda: server.served.service.batcher.is_full)
+        refused = post(server.url, png(0))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "queue_full"
+        ollama = httpx2.post(f"{server.url}/api/generate", json={"model": "tiny", "images": ["YWJj"]})
+        assert ollama.status_code == 503 and "try again later" in ollama.json()["error"]
+        assert httpx2.get(f"{server.url}/healthz").status_code == 200
+        gate.opened.set()
+        assert [client.result().json()["caption"] for client in waiting] == [
+            gate.caption(png(number)).text for number in range(3)
+        ]
+    assert post(server.url, png(0)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_caption_that_takes_too_long_is_given_up(
+    run_server: Callable[..., Any], gate: Gate, png: Png, stream: bool
+) -> None:
+    server = run_server(captioner=gate, timeout=0.5)
+    answer = post(server.url, png(0), stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    assert server.served.service.batcher.places_taken == 0
+    gate.opened.set()
+    wait_until(lambda: post(server.url, png(0)).status_code == 200)
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_client_that_leaves_frees_its_place_and_costs_no_step(
+    run_server: Callable[..., Any], gate: Gate, png: Png, stream: str
+) -> None:
+    server = run_server(captioner=gate)
+    batcher = server.served.service.batcher
+    for number in range(5):
+        with pytest.raises(httpx2.TimeoutException):
+            post(server.url, png(number), timeout=0.3, stream=stream)
+    wait_until(lambda: batcher.places_taken == 0)
+    gate.opened.set()
+    assert post(server.url, png(0)).json()["caption"] == gate.caption(png(0)).text
+    steps = figures(server.url, "myllm_decode_steps_total")
+    # those that were in a batch, at most one for each thread, end after its first step
+    assert steps['{wanted="false"}'] <= 5 and steps['{wanted="true"}'] == len(gate.caption(png(0)).token_logprobs)
+    assert '{path="/v1/caption",status="499"}' in figures(server.url, "myllm_requests_total") or stream == "true"
+
+
+def test_requests_that_are_too_large_are_refused_before_they_are_read(run_server: Callable[..., Any], png: Png) -> None:
+    address = run_server(max_bytes=30_000).url
+    assert post(address, png(0)).status_code == 200
+    answer = post(address, bytes(40_000))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(10_000)
+
+    answer = httpx2.post(f"{address}/v1/caption", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert post(address, png(0)).status_code == 200
+
+
+def test_a_gigabyte_is_refused_before_it_is_read(server: Any) -> None:
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
+        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert b" 413 " in connection.recv(1000)
+
+
+def test_slow_bodies_are_ended(run_server: Callable[..., Any]) -> None:
+    server = run_server(timeout=0.3)
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
+        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answer = connection.makefile("rb").read()
+    assert b" 408 " in answer and b"did not arrive within 0.3 seconds" in answer
+
+
+def test_memory_for_requests_is_limited(run_server: Callable[..., Any]) -> None:
+    server = run_server(max_bytes=1000)
+    server.served.bodies.max_total = 1500
+    head = b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with (
+        closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as first,
+        closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as second,
+    ):
+        first.sendall(head + bytes(900))
+        wait_until(lambda: server.served.bodies.held == 900)
+        second.sendall(head + bytes(900))
+        assert b" 503 " in second.recv(1000)
+        first.close()
+        wait_until(lambda: server.served.bodies.held == 0)
+
+
+def test_connections_that_ask_for_nothing_are_closed(
+    run_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections.BoundedConnection, "idle_seconds", 0.2)
+    server = run_server()
+    for sent in (b"", b"GET /healthz HTTP/1.1\r\nX-Slow: "):
+        with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
+            connection.sendall(sent)
+            with suppress(ConnectionResetError):
+                assert connection.recv(1000) == b""
+
+
+def test_too_many_connections_are_refused_in_words(run_server: Callable[..., Any]) -> None:
+    server = run_server(max_connections=5)
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(5)]
+    answer = httpx2.get(f"{server.url}/healthz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_many_connections")
+    for connection in held:
+        connection.close()
+    wait_until(lambda: httpx2.get(f"{server.url}/healthz").status_code == 200)
+    connections.BoundedConnection.max_connections = 1000
+
+
+def test_what_is_not_http_is_an_error_in_json(server: Any) -> None:
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_fault_of_ours_is_logged_and_answered_without_details(
+    run_server: Callable[..., Any], served_captioner: Captioner, png: Png
+) -> None:
+    class Broken(Captioner):
+        def caption_tensors(self, *arguments: Any, **named: Any) -> list[Caption]:
+            raise RuntimeError("secret path")
+
+    server = run_server(captioner=Broken(served_captioner.checkpoint, served_captioner.device))
+    for stream in ("false", "true"):
+        answer = post(server.url, png(0), stream=stream)
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert answer.json()["error"]["code"] == "internal_error"
+
+
