@@ -53,13 +53,9 @@ PRESETS = _Presets({
     },
     "photos": {
         "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
-        "text": {"n_layer": 4, "n_head": 8, "n_embd": 384, "n_positions": 28, "dropout": 0.2},
-        **PHOTOS, "lr": 3e-3, "epochs": 8, "max_minutes": 30.0,
-        "next_runs": (
-            {"vision": {"frozen": False}, "views": 1, "augment": True, "vision_layers": 3, "vision_lr": 2e-4,
-             "vision_weight_decay": 0.05, "lr": 1e-3, "muon_lr": 5e-3, "epochs": 8, "max_minutes": 80.0},
-            {**REWARDS, "epochs": 8, "max_minutes": 50.0},
-        ),
+        "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.2},
+        **PHOTOS, "lr": 4e-3, "epochs": 7, "max_minutes": 30.0,
+        "next_runs": ({**REWARDS, "text": {"dropout": 0.35}, "ema": 0.995, "epochs": 10, "max_minutes": 90.0},),
     },
 })
 
