@@ -63,14 +63,21 @@ def measure(site: Path, pictures: list[Path], screenshot: Path | None) -> None:
         page.wait_for_selector("body[data-state=ready]", timeout=600_000)
         print(f"| ready after | {perf_counter() - start:.1f} s |")
         for beams in (1, 4):
-            page.fill("#beams", str(beams))
-            page.evaluate("document.getElementById('results').replaceChildren()")
+            page.evaluate("beams => { document.getElementById('beams').value = beams; }", beams)
+            while page.locator(".remove").count():
+                page.locator(".remove").first.click()
             start = perf_counter()
             page.set_input_files("#chooser", [str(picture) for picture in pictures])
-            page.locator("figcaption small, figcaption.error").nth(len(pictures) - 1).wait_for(timeout=600_000)
+            finished = page.locator(".card:not([data-state=waiting], [data-state=working])")
+            finished.nth(len(pictures) - 1).wait_for(timeout=600_000)
             print(f"| a picture, {beams} beams | {(perf_counter() - start) / len(pictures):.2f} s |")
-            if beams == 1 and screenshot is not None:
-                page.screenshot(path=screenshot)
+        start = perf_counter()
+        page.locator(".locate").first.click()
+        page.locator(".locate").first.wait_for(state="hidden", timeout=600_000)
+        print(f"| heat maps of a picture | {perf_counter() - start:.2f} s |")
+        if screenshot is not None:
+            page.locator(".word").last.scroll_into_view_if_needed()
+            page.screenshot(path=screenshot)
         print(f"| memory of the page's process | {renderer_megabytes():,.0f} MB |")
         foreign = [url for url in requests if not url.startswith((address, "blob:", "data:"))]
         print(f"| requests to other servers | {len(foreign)} of {len(requests)} |")

@@ -9,7 +9,7 @@ from myllm.apps.cli import VERBS
 
 PACKAGE = Path(__file__).parents[2] / "src/myllm"
 ORDER = (
-    "errors < option_checks < config, files, device, batched, progress, hub, signals < training_config"
+    "errors < option_checks < config, files, device, batched, progress, hub, signals, page < training_config"
     " < caption, presets < metrics < data, model, decoding < attribution, checkpoints < export < inference"
     " < training, evaluation < apps"
 )

@@ -4,11 +4,11 @@ import { readFileSync } from 'node:fs';
 
 // as text, because Node.js takes a .js file for a CommonJS module
 function load(name) {
-  const source = readFileSync(new URL(`../../src/myllm/export/page/${name}`, import.meta.url), 'utf8');
+  const source = readFileSync(new URL(`../../src/myllm/page/browser/${name}`, import.meta.url), 'utf8');
   return import(`data:text/javascript,${encodeURIComponent(source)}`);
 }
 
-const { captionConfidence, normalizeWord, splitWords } = await load('confidence.js');
+const { captionConfidence, captionWords, normalizeWord } = await load('confidence.js');
 const { preprocess } = await load('pixels.js');
 const { runSearch } = await load('search.js');
 
@@ -26,7 +26,7 @@ const JOBS = {
   search: ({ table, ...request }) =>
     runSearch({ ...request, step: toyStep(table, request.end) }).catch(error => ({ error: error.message })),
   confidence: ({ calibration, ...caption }) =>
-    ({ confidence: captionConfidence(caption, calibration), words: splitWords(caption) }),
+    ({ confidence: captionConfidence(caption, calibration), words: captionWords(caption, calibration) }),
   normalize: normalizeWord,
   preprocess: ({ image, config }) => [...preprocess({ ...image, data: Uint8Array.from(image.data) }, config)],
 };

@@ -1,5 +1,6 @@
 """`myllm export --to web` in a real browser: the captions of Python, and no request to any other server."""
 
+import base64
 import functools
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from myllm.apps.cli import main
@@ -84,15 +86,19 @@ def save_pictures(folder: Path) -> list[Path]:
 
 
 def caption_in_page(page: Any, files: list[Path]) -> list[tuple[str, str]]:
-    """Return each file's caption and the note below it, in the order of the files."""
+    """Return what the page shows of each file: its caption, and its confidence or the error."""
     page.wait_for_selector("body[data-state=ready]", timeout=60_000)
+    while page.locator(".remove").count():
+        page.locator(".remove").first.click()
     page.set_input_files("#chooser", [str(file) for file in files])
-    page.locator("figcaption small, figcaption.error").nth(len(files) - 1).wait_for(timeout=120_000)
-    rows = page.evaluate(
-        """[...document.querySelectorAll('figcaption')].map(({textContent, lastElementChild: note}) =>
-            note ? [textContent.slice(0, -note.textContent.length), note.textContent] : [textContent, ''])"""
+    cards = page.locator(".card:is([data-state=done], [data-state=failed])")
+    cards.nth(len(files) - 1).wait_for(timeout=120_000)
+    rows: list[list[str]] = cards.evaluate_all(
+        """cards => cards.map(card => card.dataset.state === 'done'
+            ? [card.querySelector('.caption').textContent, card.querySelector('.share').textContent]
+            : ['', card.querySelector('.error').textContent])"""
     )
-    return [(text.strip(), note) for text, note in reversed(rows)]
+    return [(text, note) for text, note in rows]
 
 
 def test_page_shows_the_captions_and_confidence_of_python(page: Any, random_model: Path, tmp_path: Path) -> None:
@@ -104,9 +110,9 @@ def test_page_shows_the_captions_and_confidence_of_python(page: Any, random_mode
     assert percents == pytest.approx([100 * caption.confidence for caption in expected], abs=0.51)
     assert len(set(percents)) > 3
     assert page.input_value("#beams") == "2"
-    assert page.get_attribute("figure img", "alt") == results[-1][0]
+    assert page.get_attribute(".card img", "alt") == results[0][0]
+    page.click("#options summary")
     page.fill("#beams", "1")
-    page.evaluate("document.getElementById('results').replaceChildren()")
     greedy = [captioner.caption(file, beams=1).text for file in files]
     assert [text for text, _ in caption_in_page(page, files)] == greedy
 
@@ -115,7 +121,7 @@ def test_page_names_a_broken_picture_and_captions_the_next(page: Any, random_mod
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     broken, red = caption_in_page(page, [tmp_path / "broken.png", tmp_path / "red.png"])
-    assert broken[0] == "broken.png: not a picture that this browser opens"
+    assert broken == ("", "Not a picture that this browser opens")
     assert red[0] == Captioner.load(random_model).caption(tmp_path / "red.png").text
 
 
@@ -177,10 +183,48 @@ def test_page_captions_as_torch_with_every_search(page: Any, random_model: Path,
         expected = captioner.caption(image, **options)
         expected.calibration = expected.calibration if is_calibrated else None
         assert result["tokens"] == expected.tokens, options
-        assert result["text"] == expected.text
+        assert result["caption"] == expected.text and result["ended_by"] == expected.ended_by
+        assert [word["text"] for word in result["words"]] == [word.text for word in expected.words]
         assert result["alternatives"] == expected.alternatives
         assert result["score"] == pytest.approx(expected.score, abs=1e-4)
         assert result["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(100, 80), (50, 120)])
+def test_page_finds_the_heat_maps_of_occlusion_in_python(
+    page: Any, random_model: Path, size: tuple[int, int]
+) -> None:
+    captioner = Captioner.load(random_model)
+    image = Image.fromarray(RNG.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    result = page.evaluate(
+        """async image => {
+            const { Captioner } = await import('./captioner.js');
+            const captioner = await Captioner.load(new URL('./model/', location.href).href);
+            const answer = await captioner.caption(image, { beams: 1 });
+            return captioner.findMaps(image, answer);
+        }""",
+        {"width": size[0], "height": size[1], "data": list(image.tobytes())},
+    )
+    caption = captioner.caption(image, beams=1)
+    maps = captioner.attention_maps(image, caption, method="occlusion", longest=32).double()
+    words = torch.stack([maps[word.tokens].mean(0) for word in caption.words])
+    attention = result["attention"]
+    assert (attention["height"], attention["width"]) == words.shape[1:]
+    assert attention["peak"] == pytest.approx(float(words.max()) * words[0].numel(), rel=1e-3)
+    for encoded, expected in zip(result["maps"], words, strict=True):
+        cells = np.frombuffer(base64.b64decode(encoded), np.uint8)
+        assert cells == pytest.approx(255 * (expected / words.max()).flatten().numpy(), abs=1)
+
+
+def test_page_shows_where_the_captioner_looked(page: Any, tmp_path: Path) -> None:
+    Image.fromarray(RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    caption_in_page(page, [tmp_path / "noise.png"])
+    page.locator(".word").first.hover()
+    assert not page.locator(".card canvas").is_visible()
+    page.click(".locate")
+    page.locator(".locate").wait_for(state="hidden")
+    page.locator(".word").first.hover()
+    assert page.locator(".card canvas").is_visible() and "looked" in page.inner_text(".description")
 
 
 def test_page_names_a_missing_model_file(browser: Any, site: tuple[Path, str]) -> None:

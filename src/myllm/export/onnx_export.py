@@ -69,7 +69,7 @@ def to_folder(
         "transformers.js_config": {"dtype": dtype},
         "myllm": {
             "version": VERSION, "precision": precision, "n_positions": model.config.text.n_positions,
-            "given": begin_tokens, "preprocess": asdict(checkpoint.preprocess),
+            "given": begin_tokens, "preprocess": asdict(checkpoint.preprocess), "grid": model.encoder.grid,
             "captions": asdict(checkpoint.captions), "decode": asdict(decode),
             "calibration": checkpoint.calibration and checkpoint.calibration.as_json(),
         },

@@ -1,6 +1,6 @@
 """Export to a folder of static files that captions pictures in a browser: page, model and ONNX Runtime.
 
-Any web server can serve it, and no picture leaves the browser. The page's own files are in `page/`.
+Any web server can serve it, and no picture leaves the browser. The page's own files are in `myllm/page`.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
 from myllm.export.onnx_export import Precision
 from myllm.files import atomic_folder, cache_folder
+from myllm.page.files import page_files
 from myllm.progress import Progress
 
-PAGE = Path(__file__).with_name("page")
 PACKAGE = "onnxruntime-web@1.30.0"
 DOWNLOAD_MB = 33  # the whole package, although the two files below take only 14
 TIMEOUT_SECONDS = 600
@@ -27,7 +27,7 @@ RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# Decoding options that `page/search.js` knows; `prefix` is part of the export
+# Decoding options that `page/browser/search.js` knows; `prefix` is part of the export
 PAGE_OPTIONS = {
     "beams", "early_stopping", "length_penalty", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size",
     "num_return_sequences", "prefix", "repetition_penalty",
@@ -42,7 +42,8 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progre
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
         onnx_export.to_folder(checkpoint, out / "model", precision, progress)
-        shutil.copytree(PAGE, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        for name, path in page_files("browser").items():
+            shutil.copyfile(path, out / name)
         shutil.copytree(runtime, out / "runtime")
 
 

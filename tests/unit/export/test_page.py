@@ -20,6 +20,7 @@ from myllm.data.images import Preprocess
 from myllm.decoding.engine import SearchRequest
 from myllm.decoding.search import generate
 from myllm.export import web
+from myllm.page.files import page_files
 
 RUNNER = Path(__file__).parents[2] / "javascript/page.mjs"
 VOCAB_SIZE, END = 5, 4
@@ -107,7 +108,7 @@ def test_page_search_returns_num_return_sequences(run_page: RunPage) -> None:
 
 def test_page_knows_every_option_of_its_search() -> None:
     """Each option that `search.js` reads is announced as known, and each that is announced is read."""
-    source = (web.PAGE / "search.js").read_text(encoding="utf-8")
+    source = page_files("browser")["search.js"].read_text(encoding="utf-8")
     read = {name for name in DecodeConfig.__dataclass_fields__ if re.search(rf"\b{name}\b", source)}
     assert read == web.PAGE_OPTIONS
 
@@ -179,6 +180,8 @@ def compare_confidence(
         assert [word["text"] for word in result["words"]] == [word.text for word in caption.words]
         for word, expected_word in zip(result["words"], caption.words, strict=True):
             assert word["logprob"] == pytest.approx(expected_word.logprob, abs=1e-9), caption.pieces
+            assert word["confidence"] == pytest.approx(expected_word.confidence, abs=1e-9), caption.pieces
+            assert word["tokens"] == [expected_word.tokens.start, expected_word.tokens.stop]
 
 
 @pytest.mark.parametrize("calibration", [CALIBRATION, None], ids=["calibrated", "uncalibrated"])

@@ -10,23 +10,20 @@ captioner.then(
   error => self.postMessage({ error: error.message }),
 );
 
-// one picture at a time, so that only one is decoded in memory
-let queue = Promise.resolve();
-self.onmessage = ({ data }) => {
-  queue = queue.then(() => captionFile(data));
-};
-
-async function captionFile({ id, file, options }) {
+// data: {id, file}, and either the decoding options or the answer whose words are to be located
+self.onmessage = async ({ data: { id, file, options, answer } }) => {
+  const report = update => self.postMessage({ id, update });
   try {
     const loaded = await captioner;
     const image = fromRgba(await decode(file));
-    const start = performance.now();
-    const caption = await loaded.caption(image, options);
-    self.postMessage({ id, caption, seconds: (performance.now() - start) / 1000 });
+    const result = answer
+      ? await loaded.findMaps(image, answer, report)
+      : await loaded.caption(image, options, report);
+    self.postMessage({ id, result });
   } catch (error) {
     self.postMessage({ id, error: error.message });
   }
-}
+};
 
 // RGBA bytes of a picture file: upright, on white, without colour conversion.
 async function decode(file) {

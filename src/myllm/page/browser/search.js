@@ -2,9 +2,10 @@
 
 const IMPOSSIBLE = -Infinity;
 
-// request: {step, end, prefix, config}. end: the token that begins and ends a caption; prefix: tokens that a caption
-// begins with; config: decoding options; step(tokens, origin): the model. In step, tokens[i] are the newest tokens of
-// caption i, which continues caption origin[i] of the call before; it resolves to a Float32Array of logits for each.
+// request: {step, end, prefix, config, onTokens}. end: the token that begins and ends a caption; prefix: tokens that a
+// caption begins with; config: decoding options; step(tokens, origin): the model. In step, tokens[i] are the newest
+// tokens of caption i, which continues caption origin[i] of the call before; it resolves to a Float32Array of logits for
+// each. onTokens(tokens), if given: called with the tokens so far, the prefix included; not with beams.
 // Returns hypotheses, best first: {tokens, logprobs, endedBy, rank}; tokens include the prefix, not the end.
 export async function runSearch(request) {
   const { step, end, prefix, config } = request;
@@ -20,6 +21,7 @@ export async function runSearch(request) {
     const choice = strategy.choose(history, scores, logprobs);
     history = choice.map(candidate => extend(history[candidate.origin], candidate));
     newest = choice.map(({ token }) => [token]);
+    if (config.beams === 1 && history.length) request.onTokens?.(history[0].tokens.slice(1));
     origin = choice.map(candidate => candidate.origin);
   }
   return strategy.results().slice(0, config.num_return_sequences ?? undefined);
@@ -145,7 +147,7 @@ function applyRules(scores, caption, { config, end }) {
   return scores;
 }
 
-function logSoftmax(logits) {
+export function logSoftmax(logits) {
   const largest = logits.reduce((first, second) => Math.max(first, second), IMPOSSIBLE);
   const sum = logits.reduce((total, logit) => total + Math.exp(logit - largest), 0);
   if (Number.isNaN(sum)) {

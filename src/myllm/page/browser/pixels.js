@@ -50,36 +50,60 @@ export function preprocess(image, config) {
   return planes;
 }
 
-// Cut the ends off a picture whose longer side is over MAX_ASPECT times the shorter one.
-function limitAspect(image) {
-  const longest = MAX_ASPECT * Math.min(image.width, image.height);
-  if (Math.max(image.width, image.height) <= longest) return image;
-  const left = Math.floor(Math.max(0, image.width - longest) / 2);
-  const top = Math.floor(Math.max(0, image.height - longest) / 2);
-  return crop(image, left, top, Math.min(image.width, longest), Math.min(image.height, longest));
+// The part of a picture that `preprocess` keeps: [left, top, right, bottom] in the picture's pixels. An added border
+// lies outside of the picture.
+export function visibleWindow({ width, height }, config) {
+  const box = limitedBox(width, height);
+  const target = [config.image_size[1], config.image_size[0]];
+  const resizeTo = config.image_size.map(side => Math.floor(side / config.crop_pct));
+  const scaled = scaledSize([box.height, box.width], resizeTo, config).reverse();
+  const begins = [box.left, box.top];
+  const sides = [box.width, box.height].map((length, axis) => {
+    const pixel = length / scaled[axis];
+    const begin = begins[axis] + cropOffset(scaled[axis], target[axis]) * pixel;
+    return [begin, begin + target[axis] * pixel];
+  });
+  return [sides[0][0], sides[1][0], sides[0][1], sides[1][1]];
 }
 
-function resizeToFit(image, [height, width], { crop_mode, interpolation }) {
-  const sides = [image.height, image.width];
-  let size;
-  if (crop_mode === 'squash') {
-    size = [height, width];
-  } else if (crop_mode === 'center' && height === width) {
-    size = sides.map(side => Math.floor((height * side) / Math.min(...sides)));
-  } else {
-    const ratios = [image.height / height, image.width / width];
-    const ratio = crop_mode === 'border' ? Math.max(...ratios) : Math.min(...ratios);
-    size = sides.map(side => Math.max(1, roundHalfToEven(side / ratio)));
+// Cut the ends off a picture whose longer side is over MAX_ASPECT times the shorter one.
+function limitAspect(image) {
+  const { left, top, width, height } = limitedBox(image.width, image.height);
+  return width === image.width && height === image.height ? image : crop(image, left, top, width, height);
+}
+
+function limitedBox(width, height) {
+  const longest = MAX_ASPECT * Math.min(width, height);
+  const left = Math.floor(Math.max(0, width - longest) / 2);
+  const top = Math.floor(Math.max(0, height - longest) / 2);
+  return { left, top, width: Math.min(width, longest), height: Math.min(height, longest) };
+}
+
+function resizeToFit(image, resizeTo, config) {
+  const [height, width] = scaledSize([image.height, image.width], resizeTo, config);
+  return resize(image, width, height, config.interpolation);
+}
+
+// sides and resizeTo: [height, width]
+function scaledSize(sides, [height, width], { crop_mode }) {
+  if (crop_mode === 'squash') return [height, width];
+  if (crop_mode === 'center' && height === width) {
+    return sides.map(side => Math.floor((height * side) / Math.min(...sides)));
   }
-  return resize(image, size[1], size[0], interpolation);
+  const ratios = [sides[0] / height, sides[1] / width];
+  const ratio = crop_mode === 'border' ? Math.max(...ratios) : Math.min(...ratios);
+  return sides.map(side => Math.max(1, roundHalfToEven(side / ratio)));
 }
 
 // Crop the middle; a smaller picture is padded with the mean colour, or with black.
 function cropCenter(image, height, width, { crop_mode, mean }) {
-  const [left, top] = [[image.width, width], [image.height, height]].map(([before, after]) =>
-    before > after ? roundHalfToEven((before - after) / 2) : -Math.floor((after - before) / 2));
+  const [left, top] = [cropOffset(image.width, width), cropOffset(image.height, height)];
   const colour = mean.map(value => roundHalfToEven(255 * value));
   return crop(image, left, top, width, height, crop_mode === 'border' ? colour : null);
+}
+
+function cropOffset(before, after) {
+  return before > after ? roundHalfToEven((before - after) / 2) : -Math.floor((after - before) / 2);
 }
 
 // A rectangle of the picture; what lies outside the picture gets the colour, or is black.

@@ -1,9 +1,10 @@
-// A captioner that `myllm export` wrote, on ONNX Runtime Web: pixels in, captions out.
+// A captioner that `myllm export` wrote, on ONNX Runtime Web: pixels in, captions and heat maps out.
 
 import * as ort from './runtime/ort.wasm.bundle.min.mjs';
-import { captionConfidence, meanLogprob } from './confidence.js';
-import { preprocess } from './pixels.js';
-import { runSearch } from './search.js';
+import { captionConfidence, captionWords, meanLogprob } from './confidence.js';
+import { occlusionMaps, wordMaps } from './occlusion.js';
+import { preprocess, visibleWindow } from './pixels.js';
+import { logSoftmax, runSearch } from './search.js';
 
 // what str.strip removes in Python
 const OUTER_BLANKS = /^(?:[^\S\ufeff]|[\x1c-\x1f\x85])+|(?:[^\S\ufeff]|[\x1c-\x1f\x85])+$/g;
@@ -40,44 +41,74 @@ export class Captioner {
     this.config = config;
     this.settings = config.myllm;
     this.bytes = tokenBytes(tokenizer);
+    const layers = Array.from({ length: config.decoder.n_layer }, (_, layer) => layer);
+    this.cacheParts = layers.flatMap(layer => [`${layer}.key`, `${layer}.value`]);
     this.special = new Set(tokenizer.added_tokens.map(({ id }) => id));
     this.encoder = encoder;
     this.decoder = decoder;
   }
 
-  // image: {width, height, data} of RGB bytes -> {text, score, confidence, tokens, alternatives}
-  async caption(image, options = {}) {
-    const { preprocess: preprocessing, decode, given: [end, ...prefix], n_positions, calibration } = this.settings;
+  // image: {width, height, data} of RGB bytes. onText(text): called with the text so far, unless there are beams.
+  // Resolves to the answer of `POST /v1/caption` of `myllm serve`, and the caption's tokens.
+  async caption(image, options = {}, onText = () => {}) {
+    const { decode, given: [end, ...prefix], n_positions, calibration } = this.settings;
     const config = { ...decode, ...options };
     config.max_new_tokens = Math.min(config.max_new_tokens, n_positions - prefix.length);
     config.min_new_tokens = Math.min(config.min_new_tokens, config.max_new_tokens);
-    const shape = [1, 3, ...preprocessing.image_size];
-    const pixels = new ort.Tensor('float32', preprocess(image, preprocessing), shape);
-    const hidden = (await this.encoder.run({ pixel_values: pixels })).last_hidden_state;
-    const hypotheses = await runSearch({ step: this.stepper(hidden), end, prefix, config });
+    const step = this.stepper(await this.encode(preprocess(image, this.settings.preprocess), 1));
+    const onTokens = tokens => onText(this.text(tokens));
+    const hypotheses = await runSearch({ step, end, prefix, config, onTokens });
     const texts = hypotheses.map(({ tokens }) => this.text(tokens));
-    const { tokens, logprobs } = hypotheses[0];
+    const { tokens, logprobs, endedBy } = hypotheses[0];
     const caption = { pieces: this.pieces(tokens), logprobs, prefixLength: prefix.length };
-    const confidence = captionConfidence(caption, calibration);
-    return { text: texts[0], score: meanLogprob(logprobs), confidence, tokens, alternatives: texts.slice(1) };
+    return {
+      caption: texts[0], score: meanLogprob(logprobs), confidence: captionConfidence(caption, calibration),
+      alternatives: texts.slice(1), ended_by: endedBy, words: captionWords(caption, calibration), tokens,
+    };
+  }
+
+  // Where the captioner looked for each word of `answer`, which is what `caption` resolved to for this image.
+  // Resolves to {attention, maps}; see `wordMaps`. progress(share): called with 0..1.
+  async findMaps(image, answer, progress) {
+    const { preprocess: preprocessing, given, grid } = this.settings;
+    const inputs = [given[0], ...answer.tokens];
+    const logprobsOf = async (pixels, count) => {
+      const hidden = await this.encode(pixels, count);
+      const { logits } = await this.decode(hidden, Array(count).fill(inputs.slice(0, -1)), null);
+      return logprobsOfTokens(logits, answer.tokens);
+    };
+    const pixels = preprocess(image, preprocessing);
+    const maps = await occlusionMaps(pixels, preprocessing.image_size, grid, logprobsOf, progress);
+    return wordMaps(maps, answer.words, grid, image, visibleWindow(image, preprocessing));
+  }
+
+  // pixels: Float32Array (count, 3, H, W), preprocessed
+  async encode(pixels, count) {
+    const shape = [count, 3, ...this.settings.preprocess.image_size];
+    const outputs = await this.encoder.run({ pixel_values: new ort.Tensor('float32', pixels, shape) });
+    return outputs.last_hidden_state;
+  }
+
+  // The decoder for equally long `tokens` of each caption. past: the cache of the tokens before, or null.
+  async decode(hidden, tokens, past) {
+    const inputs = { encoder_hidden_states: hidden };
+    const shape = [tokens.length, tokens[0].length];
+    inputs.input_ids = new ort.Tensor('int64', BigInt64Array.from(tokens.flat(), BigInt), shape);
+    const { n_head, n_embd } = this.config.decoder;
+    for (const part of this.cacheParts) {
+      inputs[`past_key_values.${part}`] =
+        past?.[part] ?? new ort.Tensor('float32', [], [tokens.length, n_head, 0, n_embd / n_head]);
+    }
+    return this.decoder.run(inputs);
   }
 
   // The `step` of a search: the decoder with its cache.
   stepper(hidden) {
-    const { n_layer, n_head, n_embd } = this.config.decoder;
-    const parts = Array.from({ length: n_layer }, (_, layer) => [`${layer}.key`, `${layer}.value`]).flat();
     let past = null;
     return async (tokens, origin) => {
-      const inputs = { encoder_hidden_states: hidden };
-      const shape = [tokens.length, tokens[0].length];
-      inputs.input_ids = new ort.Tensor('int64', BigInt64Array.from(tokens.flat(), BigInt), shape);
-      for (const part of parts) {
-        inputs[`past_key_values.${part}`] = past
-          ? reorder(past[part], origin)
-          : new ort.Tensor('float32', [], [tokens.length, n_head, 0, n_embd / n_head]);
-      }
-      const outputs = await this.decoder.run(inputs);
-      past = Object.fromEntries(parts.map(part => [part, outputs[`present.${part}`]]));
+      const reordered = past && Object.fromEntries(this.cacheParts.map(part => [part, reorder(past[part], origin)]));
+      const outputs = await this.decode(hidden, tokens, reordered);
+      past = Object.fromEntries(this.cacheParts.map(part => [part, outputs[`present.${part}`]]));
       const [captions, length, vocabSize] = outputs.logits.dims;
       return Array.from({ length: captions }, (_, caption) => {
         const start = (caption * length + length - 1) * vocabSize;
@@ -103,6 +134,15 @@ export class Captioner {
       return kept;
     });
   }
+}
+
+// logits (captions, T, vocabulary), tokens (T) -> the log-probabilities of the tokens in each caption.
+function logprobsOfTokens({ dims: [captions, , vocabSize], data }, tokens) {
+  return Array.from({ length: captions }, (_, caption) => tokens.map((token, position) => {
+    const start = (caption * tokens.length + position) * vocabSize;
+    const row = data.subarray(start, start + vocabSize);
+    return logSoftmax(row)[token];
+  }));
 }
 
 // skipsIncomplete: an incomplete character at the end is left out, not replaced.
