@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,11 +27,13 @@ from myllm.apps.request_bodies import BodyReader
 from myllm.apps.server_metrics import Metrics
 from myllm.config import VERSION
 from myllm.errors import MyLLMError
+from myllm.page.files import page_files
 
-PAGE = Path(__file__).parent / "page"
 KEYED_PATHS = ("/v1/", "/api/", "/metrics")
 """Beginnings of the paths that need the key, if there is one; the others give nothing away."""
 ROUTER_ERRORS = {404: ("not_found", "is not served"), 405: ("bad_method", "is not served, only with another method")}
+# a page of another site may not show this one in a frame; browsers ask for the newest version
+PAGE_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Cache-Control": "no-cache"}
 LOG = logging.getLogger("myllm.serve")
 
 
@@ -74,14 +75,14 @@ def make_app(served: Served) -> FastAPI:
     async def docs(request: Request) -> Response:
         return HTMLResponse(api_docs.page(app.openapi()))
 
-    files = {path.name: path for path in PAGE.iterdir()}
+    files = page_files("server")
 
     @app.get("/", include_in_schema=False)
     @app.get("/{name}", include_in_schema=False)
     async def page(name: str = "index.html") -> Response:
         if name not in files:
             raise HTTPException(404)
-        return FileResponse(files[name])
+        return FileResponse(files[name], headers=PAGE_HEADERS)
 
     for kind in (ApiError, MyLLMError, QueueFull, TimeoutError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)

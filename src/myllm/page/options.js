@@ -45,9 +45,11 @@ function chosen(models) {
   return models.find(({ id }) => id === fields.model.value) ?? models[0];
 }
 
+// A default may be more than the field's maximum, which then holds.
 function setDefault(field, value) {
   if (field.type === 'checkbox') field.checked = field.defaultChecked = Boolean(value);
-  else field.value = field.defaultValue = [value ?? (field.type === 'number' ? 1 : '')].flat().join(', ');
+  else if (field.type === 'number') field.value = field.defaultValue = Math.min(value ?? 1, field.max);
+  else field.value = field.defaultValue = [value].flat().join(', ');
 }
 
 function isChanged(field) {

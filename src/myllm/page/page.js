@@ -81,11 +81,17 @@ async function captionPicture(card) {
     const chosen = readOptions(models.data);
     card.setState('working');
     showProgress();
+    let texts = 0;
+    const onText = text => {
+      texts++;
+      card.setState('working', text);
+    };
     const answer = await engine.caption(file, {
-      ...chosen, signal, onText: text => card.setState('working', text),
+      ...chosen, signal, onText,
       onWait: seconds => card.setState('waiting', `The server is busy. Trying again in ${seconds} s …`),
     });
     if (signal.aborted) return;
+    card.caption.classList.toggle('appearing', texts < 2); // the words came all at once
     card.showAnswer(answer);
     announce(`${name}: ${answer.caption}`);
     await keep(card);

@@ -9,17 +9,16 @@ const PLACES = [
   ['at the lower left', 'at the bottom', 'at the lower right'],
 ];
 
-export const percent = share => `${Math.round(100 * share)} %`;
+export const percent = share => `${Math.round(100 * share)}\u00a0%`;
 
 // parts: elements of a card: {caption, description, image, canvas}; answer: of `POST /v1/caption`.
 export function showWords({ caption, description, image, canvas }, answer) {
-  const hint = describeUse(answer);
   const words = fillCaption(caption, answer);
   let pressed = null;
 
   const show = current => {
     for (const { button } of words) button.classList.toggle('shown', button === current?.button);
-    description.textContent = current?.description ?? hint;
+    description.textContent = current?.description ?? '';
     canvas.hidden = !current?.map;
     if (current?.map) paintHeatMap(canvas, image, current.map);
   };
@@ -49,11 +48,20 @@ function fillCaption(caption, { caption: text, words, attention }) {
   for (const word of words) {
     const start = text.indexOf(word.text, end);
     if (start < 0) continue;
+    if (!/[\p{L}\p{N}]/u.test(word.text)) { // punctuation, which stays on the line of its word
+      const unbroken = document.createElement('span');
+      unbroken.className = 'unbroken';
+      unbroken.append(...parts.splice(-1), text.slice(end, start + word.text.length));
+      parts.push(unbroken);
+      end = start + word.text.length;
+      continue;
+    }
     const button = document.createElement('button');
     button.type = 'button';
     button.className = word.confidence !== null && word.confidence < UNSURE ? 'word unsure' : 'word';
     button.textContent = word.text;
     button.setAttribute('aria-pressed', 'false');
+    button.style.setProperty('--index', result.length); // for the style sheet
     parts.push(text.slice(end, start), button);
     end = start + word.text.length;
     const map = word.map && attention ? relativeMap(word.map, attention) : '';
@@ -65,17 +73,9 @@ function fillCaption(caption, { caption: text, words, attention }) {
   return result;
 }
 
-function describeUse({ words, attention }) {
-  const shown = attention ? 'where the captioner looked for it, and how sure it was' : 'how sure the captioner was';
-  const unsure = words.some(({ confidence }) => confidence !== null && confidence < UNSURE);
-  return `Point at a word, or tap it, to see ${shown}.${unsure ? ` Dashed: less than ${percent(UNSURE)}.` : ''}`;
-}
-
-function describeWord({ text, confidence, map }, attention) {
-  const parts = [];
-  if (map && attention) parts.push(`looked ${describePosition(bytesOf(map), attention)}`);
-  parts.push(confidence === null ? 'given as the beginning' : `confidence ${percent(confidence)}`);
-  return `“${text}”: ${parts.join('; ')}`;
+function describeWord({ confidence, map }, attention) {
+  const sureness = confidence === null ? 'given as the beginning' : `confidence ${percent(confidence)}`;
+  return map && attention ? `looked ${describePosition(bytesOf(map), attention)}; ${sureness}` : sureness;
 }
 
 // Where most of a map lies, by the ninths of the picture.

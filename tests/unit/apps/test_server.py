@@ -111,6 +111,10 @@ def test_docs_describe_every_address_and_need_no_other(server: Any) -> None:
 def test_page_is_served(server: Any) -> None:
     answer = httpx2.get(server.url)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    for name, kind in (("page.css", "text/css"), ("engine.js", "text/javascript"), ("heatmap.js", "text/javascript")):
+        answer = httpx2.get(f"{server.url}/{name}")
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+    assert httpx2.get(f"{server.url}/files.py").status_code == 404
 
 
 def test_figures_count_what_happened(run_server: Callable[..., Any], png: Png) -> None:
