@@ -1,12 +1,18 @@
-"""The page of `myllm serve` in a real browser, with a stand-in for the server."""
+"""The page of `myllm serve` in a real browser: with a stand-in that fails on purpose, and with the server itself."""
 
 import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -219,13 +225,18 @@ def test_changed_options_are_sent_and_reset(page: Any, server: Any, picture: Cal
     page.click(".alternatives summary")
     assert page.locator(".alternatives li").all_inner_texts() == ["a ball and 2 cubes", "a ball and 3 cubes"]
     page.click("#decoding [type=reset]")
+    page.fill("#force_words", "cat")
+    page.click(".again")
+    page.get_by_text("Not in the caption: cat.").wait_for()
+    assert server.requests[1]["force_words"] == ["cat"]
+    page.fill("#force_words", "")
     page.check("#do_sample")
     page.fill("#temperature", "0.7")
     page.fill("#num_return_sequences", "2")
     assert page.is_disabled("#beams")
     page.click(".again")
     page.wait_for_selector(".card[data-state=done]")
-    sent = {name: value for name, value in server.requests[1].items() if name in STAND_IN["DEFAULTS"]}
+    sent = {name: value for name, value in server.requests[2].items() if name in STAND_IN["DEFAULTS"]}
     assert sent == {"do_sample": ["true"], "temperature": ["0.7"], "num_return_sequences": ["2"]}
 
 
@@ -409,3 +420,43 @@ def test_phone_offers_its_camera(open_page: OpenPage, page: Any) -> None:
     phone = open_page(**PHONE)
     assert phone.is_visible("#camera")
     assert phone.get_attribute("#camera input", "capture") == "environment"
+
+
+@pytest.fixture
+def real_server(tiny_checkpoint: Any, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of `myllm serve`, and the file of its captioner, which captions every picture differently."""
+    from myllm.checkpoints import native
+
+    decode = replace(tiny_checkpoint.decode, prefix="a red")  # so that each caption has words of letters
+    native.save(replace(tiny_checkpoint, decode=decode), tmp_path / "captioner.pt")
+    environment = os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{TESTS.parent / 'src'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myllm", "serve", "--model", str(tmp_path / "captioner.pt"), "--port", "0"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    assert process.stdout is not None
+    address = next((found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line))), "no address")
+    yield address, tmp_path / "captioner.pt"
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def test_page_shows_the_captions_and_confidence_of_the_real_server(
+    browser: Any, real_server: tuple[str, Path], tmp_path: Path
+) -> None:
+    from myllm.inference.captioner import Captioner
+
+    rng, files = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(3)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(file)
+    page = browser.new_page()
+    page.goto(real_server[0])
+    cards = captioned(page, *files)
+    captioner = Captioner.load(real_server[1])
+    expected = [captioner.caption(file) for file in files]
+    assert cards.locator(".caption").all_text_contents() == [caption.text for caption in expected]
+    percents = [int(text.split()[1]) for text in cards.locator(".share").all_inner_texts()]
+    assert percents == pytest.approx([100 * caption.confidence for caption in expected], abs=0.51)
+    page.locator(".word").first.hover()
+    assert page.locator(".card canvas").first.is_visible()
+    page.close()

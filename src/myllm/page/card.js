@@ -73,9 +73,20 @@ export class Card {
     this.element.querySelector('.share').textContent = `confidence ${percent(answer.confidence)}`;
     this.element.querySelector('.scale span').style.setProperty('width', `${100 * answer.confidence}%`);
     showWords(this, answer);
+    this.showNote(answer);
     this.locateButton.hidden ||= Boolean(answer.attention) || !answer.words.length;
     this.locateButton.textContent = 'Show where it looked';
     this.showAlternatives(answer.alternatives);
+  }
+
+  // What is wrong with a caption, although it was written.
+  showNote({ missing = [], ended_by }) {
+    const note = this.element.querySelector('.note');
+    const parts = [];
+    if (missing.length) parts.push(`Not in the caption: ${missing.join(', ')}.`);
+    if (ended_by === 'length') parts.push('Cut off at the longest length.');
+    note.textContent = parts.join(' ');
+    note.hidden = !parts.length;
   }
 
   showAlternatives(texts) {
