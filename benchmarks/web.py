@@ -56,7 +56,7 @@ def measure(site: Path, pictures: list[Path], screenshot: Path | None) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
-        page, requests = chromium.new_page(viewport={"width": 900, "height": 640}), list[str]()
+        page, requests = chromium.new_page(viewport={"width": 1000, "height": 760}), list[str]()
         page.context.on("request", lambda request: requests.append(request.url))
         start, address = perf_counter(), f"http://127.0.0.1:{server.server_port}/"
         page.goto(address)
@@ -76,7 +76,7 @@ def measure(site: Path, pictures: list[Path], screenshot: Path | None) -> None:
         page.locator(".locate").first.wait_for(state="hidden", timeout=600_000)
         print(f"| heat maps of a picture | {perf_counter() - start:.2f} s |")
         if screenshot is not None:
-            page.locator(".word").last.scroll_into_view_if_needed()
+            page.locator(".card").first.locator(".word").last.hover()
             page.screenshot(path=screenshot)
         print(f"| memory of the page's process | {renderer_megabytes():,.0f} MB |")
         foreign = [url for url in requests if not url.startswith((address, "blob:", "data:"))]

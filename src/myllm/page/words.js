@@ -1,5 +1,5 @@
 // A caption's words as buttons: each shows its confidence, and over the picture where the captioner looked for it.
-// `paintHeatMap` is a function of heatmap.js.
+// Uses the functions of heatmap.js and word_buttons.js, which the report uses, too.
 
 const UNSURE = 0.5; // words with less confidence are marked
 const MAX_RATIO = 8; // of heatmap.js: times the even share at which a map has its strongest colour
@@ -14,76 +14,63 @@ export const percent = share => `${Math.round(100 * share)}\u00a0%`;
 // parts: elements of a card: {caption, description, image, canvas}; answer: of `POST /v1/caption`.
 export function showWords({ caption, description, image, canvas }, answer) {
   const words = fillCaption(caption, answer);
-  let pressed = null;
-
-  const show = current => {
-    for (const { button } of words) button.classList.toggle('shown', button === current?.button);
-    description.textContent = current?.description ?? '';
-    canvas.hidden = !current?.map;
-    if (current?.map) paintHeatMap(canvas, image, current.map);
+  const show = word => {
+    description.textContent = word?.dataset.description ?? '';
+    canvas.hidden = !word?.dataset.map;
+    if (word?.dataset.map) paintHeatMap(canvas, image, word.dataset.map);
   };
-  const press = word => {
-    pressed = word === pressed ? null : word;
-    for (const other of words) other.button.setAttribute('aria-pressed', other === pressed);
-    show(pressed);
-  };
-  for (const word of words) {
-    const { button } = word;
-    button.addEventListener('click', () => press(word));
-    button.addEventListener('focus', () => show(word));
-    button.addEventListener('blur', () => show(pressed));
-    button.addEventListener('pointerenter', event => { if (event.pointerType !== 'touch') show(word); });
-    button.addEventListener('pointerleave', event => { if (event.pointerType !== 'touch') show(pressed); });
-    button.addEventListener('keydown', event => { if (event.key === 'Escape') press(pressed); });
-  }
-  if (words.length) addArrowKeys(caption, words.map(({ button }) => button));
+  showWhenPointedAt(words, show);
+  addArrowKeys(caption, 'Words of the caption');
   show(null);
 }
 
-// Returns {button, description, map} for each word.
+// Returns the buttons, which hold a description and a map.
 function fillCaption(caption, { caption: text, words, attention }) {
   const parts = [];
-  const result = [];
+  const buttons = [];
   let end = 0;
   for (const word of words) {
     const start = text.indexOf(word.text, end);
     if (start < 0) continue;
+    const before = text.slice(end, start);
+    end = start + word.text.length;
     if (!/[\p{L}\p{N}]/u.test(word.text)) { // punctuation, which stays on the line of its word
       const unbroken = document.createElement('span');
       unbroken.className = 'unbroken';
-      unbroken.append(...parts.splice(-1), text.slice(end, start + word.text.length));
+      unbroken.append(...parts.splice(-1), before, word.text);
       parts.push(unbroken);
-      end = start + word.text.length;
       continue;
     }
-    const button = document.createElement('button');
-    button.type = 'button';
-    button.className = word.confidence !== null && word.confidence < UNSURE ? 'word unsure' : 'word';
-    button.textContent = word.text;
-    button.setAttribute('aria-pressed', 'false');
-    button.style.setProperty('--index', result.length); // for the style sheet
-    parts.push(text.slice(end, start), button);
-    end = start + word.text.length;
-    const map = word.map && attention ? relativeMap(word.map, attention) : '';
-    const description = describeWord(word, attention);
-    button.setAttribute('aria-description', description);
-    result.push({ button, map, description });
+    const button = makeButton(word, attention);
+    button.style.setProperty('--index', buttons.length); // for the style sheet
+    buttons.push(button);
+    parts.push(before, button);
   }
   caption.replaceChildren(...parts, text.slice(end));
-  return result;
+  return buttons;
 }
 
-function describeWord({ confidence, map }, attention) {
-  const sureness = confidence === null ? 'given as the beginning' : `confidence ${percent(confidence)}`;
-  return map && attention ? `looked ${describePosition(bytesOf(map), attention)}; ${sureness}` : sureness;
+function makeButton(word, attention) {
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.className = word.confidence !== null && word.confidence < UNSURE ? 'word unsure' : 'word';
+  button.textContent = word.text;
+  const cells = attention && word.map ? [...atob(word.map)].map(character => character.charCodeAt(0)) : [];
+  const hasMap = cells.some(cell => cell > 0); // nothing supports a word whose map is zero
+  if (hasMap) button.dataset.map = relativeMap(cells, attention);
+  const sureness = word.confidence === null ? 'given as the beginning' : `confidence ${percent(word.confidence)}`;
+  const description = hasMap ? `looked ${describePosition(cells, attention)}; ${sureness}` : sureness;
+  button.dataset.description = description;
+  button.setAttribute('aria-description', description);
+  return button;
 }
 
 // Where most of a map lies, by the ninths of the picture.
-function describePosition(bytes, { width, height }) {
+function describePosition(cells, { width, height }) {
   const sums = Array(9).fill(0);
-  bytes.forEach((byte, cell) => {
-    const [row, column] = [Math.floor(cell / width), cell % width];
-    sums[3 * Math.floor((row + 0.5) * 3 / height) + Math.floor((column + 0.5) * 3 / width)] += byte;
+  cells.forEach((value, index) => {
+    const [row, column] = [Math.floor(index / width), index % width];
+    sums[3 * Math.floor((row + 0.5) * 3 / height) + Math.floor((column + 0.5) * 3 / width)] += value;
   });
   const most = Math.max(...sums);
   const place = PLACES.flat()[sums.indexOf(most)];
@@ -92,34 +79,10 @@ function describePosition(bytes, { width, height }) {
 }
 
 // As heatmap.js paints it: the same scale for all maps, so that an even map looks even.
-function relativeMap(map, { width, height, peak }) {
-  const strengths = bytesOf(map).map(byte => {
-    const ratio = Math.min(MAX_RATIO, Math.max(1 / MAX_RATIO, byte / 255 * peak));
+function relativeMap(cells, { width, height, peak }) {
+  const strengths = cells.map(value => {
+    const ratio = Math.min(MAX_RATIO, Math.max(1 / MAX_RATIO, value / 255 * peak));
     return Math.round(255 * (0.5 + 0.5 * Math.log(ratio) / Math.log(MAX_RATIO)));
   });
   return `${width},${height},${btoa(String.fromCharCode(...strengths))}`;
-}
-
-function bytesOf(base64) {
-  return [...atob(base64)].map(character => character.charCodeAt(0));
-}
-
-// The Tab key stops once per caption; the arrow keys move from word to word (a "roving tabindex").
-function addArrowKeys(caption, buttons) {
-  caption.setAttribute('role', 'toolbar');
-  caption.setAttribute('aria-label', 'Words of the caption');
-  buttons.forEach((button, index) => {
-    button.tabIndex = index ? -1 : 0;
-    button.addEventListener('focus', () => {
-      for (const other of buttons) other.tabIndex = other === button ? 0 : -1;
-    });
-  });
-  caption.onkeydown = event => {
-    const index = buttons.indexOf(event.target);
-    const step = getComputedStyle(caption).direction === 'rtl' ? -1 : 1;
-    const next = { ArrowRight: index + step, ArrowLeft: index - step, Home: 0, End: buttons.length - 1 }[event.key];
-    if (next === undefined) return;
-    event.preventDefault();
-    buttons[next]?.focus();
-  };
 }
