@@ -231,7 +231,7 @@ def test_page_names_a_missing_model_file(browser: Any, site: tuple[Path, str]) -
     page = browser.new_page()
     page.route("**/model/config.json", lambda route: route.fulfill(status=404))
     page.goto(site[1])
-    page.get_by_text("config.json: the server answered 404").wait_for()
+    page.locator("#status").get_by_text("config.json: the server answered 404").wait_for()
     assert page.inner_text("#status").startswith("The model could not be opened")
     page.close()
 
