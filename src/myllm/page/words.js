@@ -2,7 +2,7 @@
 // Uses the functions of heatmap.js and word_buttons.js, which the report uses, too.
 
 const UNSURE = 0.5; // words with less confidence are marked
-const MAX_RATIO = 8; // of heatmap.js: times the even share at which a map has its strongest colour
+const MAX_RATIO = 16; // of heatmap.js: times the even share at which a map has its strongest colour
 const PLACES = [
   ['at the upper left', 'at the top', 'at the upper right'],
   ['on the left', 'in the middle', 'on the right'],
