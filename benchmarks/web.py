@@ -76,7 +76,9 @@ def measure(site: Path, pictures: list[Path], screenshot: Path | None) -> None:
         page.locator(".locate").first.wait_for(state="hidden", timeout=600_000)
         print(f"| heat maps of a picture | {perf_counter() - start:.2f} s |")
         if screenshot is not None:
-            page.locator(".card").first.locator(".word").last.hover()
+            words = page.locator(".card").first.locator(".word")
+            longest = max(words.all_inner_texts(), key=len)  # it names a thing or a colour
+            words.filter(has_text=longest).first.hover()
             page.screenshot(path=screenshot)
         print(f"| memory of the page's process | {renderer_megabytes():,.0f} MB |")
         foreign = [url for url in requests if not url.startswith((address, "blob:", "data:"))]
