@@ -8,7 +8,7 @@ from typing import Literal
 from matplotlib.ticker import MaxNLocator
 
 from myllm.data.records import quantity
-from myllm.evaluation.compare import Comparison
+from myllm.evaluation.compare import CHANCE, Comparison
 from myllm.evaluation.judge import MAIN, Judgement
 from myllm.evaluation.metric_table import describe_metrics
 from myllm.evaluation.slices import Slice
@@ -144,12 +144,12 @@ def difference_groups(comparison: Comparison) -> list[Group]:
         title = LOWER if name in LOWER_IS_BETTER else MAIN if name.startswith((MAIN, "grounding")) else HIGHER
         groups[title].append(Dot(
             label, difference.difference, difference.interval, format(difference.difference, f"+{form}"),
-            f"{low:+{form}} to {high:+{form}}{p}", [meaning.removeprefix("lower is better: "), f"{values}; {wins}"],
+            f"{low:+{form}} to {high:+{form}}{p}", [meaning.removeprefix("lower is better: "), values, wins],
             _tone(name, difference),
         ))
     ends = "A is higher", "B is higher"
     return [
-        Group(title, dots, _scale(dots, 0, is_share=title == LOWER), 0, ends=ends)
+        Group(title, dots, _scale(dots, *_mirrored(dots), is_share=title == LOWER), 0, ends=ends)
         for title, dots in groups.items() if dots
     ]
 
@@ -160,6 +160,11 @@ def _scale(dots: Sequence[Dot], *others: float, is_share: bool = False) -> Scale
     low, high = min(numbers), max(numbers)
     locator = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
     return Scale([float(tick) for tick in locator.tick_values(low, high if high > low else low + 1)], is_share)
+
+
+def _mirrored(dots: Sequence[Dot]) -> list[float]:
+    """Return the ends of the dots' intervals with the opposite sign: a scale that includes them has 0 in the middle."""
+    return [-end for dot in dots for end in (dot.interval or ())]
 
 
 def _metric_dot(label: str, judgement: Judgement, name: str) -> Dot:
@@ -183,9 +188,8 @@ def _slice_dot(part: Slice, whole: float) -> Dot:
 
 
 def _tone(name: str, difference: Difference) -> Tone:
-    low, high = difference.interval
-    if low <= 0 <= high:
+    if difference.p is None or difference.p >= CHANCE:
         return "unsure"
     if name == f"{MAIN}_shuffled":
         return "control"
-    return "better" if (low > 0) != (name in LOWER_IS_BETTER) else "worse"
+    return "better" if (difference.difference > 0) != (name in LOWER_IS_BETTER) else "worse"

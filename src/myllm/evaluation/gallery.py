@@ -20,7 +20,7 @@ THUMBNAIL_SIDE = 320  # pixels
 SMALL_SIDE = 128  # pixels; a smaller picture is probably drawn, and JPEG would blur its edges
 JPEG_QUALITIES = (82, 65, 45, 25)
 MAP_SIDE = 32
-MAX_RATIO = 8
+MAX_RATIO = 16
 """Times the even share at which a heat map has its strongest colour; the weakest is at 1 / MAX_RATIO."""
 # bytes for the whole gallery, before base64 adds a third, so that a page of any pictures stays under 5 MB
 THUMBNAIL_BYTES, MAP_BYTES = 2_000_000, 1_000_000

@@ -282,7 +282,7 @@ def write_report(path: Path, report: Report) -> None:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(
         report=report, quantity=quantity, pictures_per_order=gallery.PICTURES_PER_ORDER, style=style,
-        script=script, script_hash=script_hash,
+        script=script, script_hash=script_hash, max_ratio=gallery.MAX_RATIO,
     )
     with atomic_write(path) as file:
         file.write(page.encode())

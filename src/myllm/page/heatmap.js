@@ -1,8 +1,8 @@
 // Paints heat maps of words over a picture, on one scale for all words, so that an even map looks even.
 'use strict';
 
-// Position, red, green, blue and opacity. 0: at most an eighth of the even share, dark. 0.5: an even share, the picture
-// as it is. 1: at least 8 times the even share, yellow. Lightness rises steadily, for readers with any colour vision.
+// Position, red, green, blue and opacity. 0: at most a sixteenth of the even share, dark. 0.5: an even share, the
+// picture as it is. 1: at least 16 times the even share, yellow. Lightness rises steadily, for readers with any colour vision.
 const HEAT = [[0, 16, 20, 60, 180], [0.5, 120, 70, 20, 0], [0.75, 213, 94, 0, 130], [1, 255, 236, 110, 170]];
 
 function heatColour(byte) {

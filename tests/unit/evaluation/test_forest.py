@@ -58,6 +58,7 @@ def test_slices_keep_their_order_and_the_weakest_kind_comes_first() -> None:
 def test_differences_are_grouped_by_direction_and_coloured_by_who_is_better() -> None:
     groups = difference_groups(compare(("good", CAPTIONS), ("bad", WORSE), RECORDS, "val"))
     assert [group.title for group in groups] == ["CIDEr-D", "Higher is better", "Lower is better"]
+    assert [group.scale.percent(0) for group in groups] == ["50.00%"] * 3
     dots = {dot.label: dot for group in groups for dot in group.dots}
     assert dots["CIDEr-D"].tone == "worse" and dots["CIDEr-D"].value < 0
     assert dots["CHAIRi"].tone == "worse" and dots["CHAIRi"].value > 0
