@@ -113,7 +113,7 @@ def test_large_word_map_is_reduced_without_moving(records: list[Record]) -> None
     (span,) = spans_of(records, "dog", [WordMap("dog", word_map, 0.875)])
     small = unpack_map(span)
     assert small.shape == (16, 32)
-    assert (small[8:, 24:] == 255).all() and small.sum() == 255 * 8 * 8
+    assert small[8:, 24:].min() == small.max() > 200 and small.sum() == int(small.max()) * 8 * 8
     assert span.description == "“dog”: looked mostly at the lower right; confidence 88%"
 
 
