@@ -27,6 +27,7 @@ from myllm.evaluation.plots import FAINT, MARK, VAL, render
 from myllm.files import atomic_write
 from myllm.metrics.hallucination import compare_names
 from myllm.metrics.score import tokenized
+from myllm.metrics.wilson import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 FLICKR8K = ROOT.parent / "shared/data/flickr8k"
@@ -92,14 +93,6 @@ def curve(
         lowest = float(confidence[chosen[-1]])
         points.append(Point(coverage, lowest, float(nouns[chosen].mean()), float(anything[chosen].mean()), len(chosen)))
     return points
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` cases (Wilson 1927)."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def print_table(points: Sequence[Point]) -> None:

@@ -43,9 +43,14 @@ def test_demo_report_judges_seen_and_held_out_pairs(finished: Path) -> None:
     assert report.keys() == {"seen pairs", "held-out pairs"}
     for figures in report.values():
         assert figures.keys() - {"placed"} == {
-            "true", "complete", "invented", "miscoloured", "miscounted", "CIDEr-D", "CIDEr-D_shuffled"
+            "pictures", "true", "complete", "invented", "miscoloured", "miscounted", "CIDEr-D", "CIDEr-D_shuffled"
         }
-        assert 0 <= figures["complete"] <= figures["true"] <= 1
+        assert figures["pictures"] == 4 and 0 <= figures["complete"] <= figures["true"] <= 1
+
+
+def test_demo_report_page_has_true_complete_and_held_out_captions(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "was held out of training" in page and "True, held out" in page and "Complete, held out" in page
 
 
 def test_demo_trains_by_steps_instead_of_minutes() -> None:

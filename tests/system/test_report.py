@@ -16,6 +16,7 @@ from myllm.data.records import Record
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.compare import compare
 from myllm.evaluation.evaluate import Evaluation
+from myllm.evaluation.forest import slice_groups
 from myllm.evaluation.gallery import PICTURES_PER_ORDER, GalleryPicture, WordMap
 from myllm.evaluation.judge import judge_captions
 from myllm.evaluation.plots import Row
@@ -74,7 +75,7 @@ def single(evaluation: Evaluation) -> Report:
     report = evaluation_report("a run", {"Seed": "7"}, evaluation, HISTORY, word_maps)
     assert report.training is not None
     confidence = Section("Confidence is the share of words that are right.", report.training.plots)
-    slices = [Slice("people", "three or more", 40, 0.31, -0.1, (0.25, 0.37))]
+    slices = slice_groups([Slice("people", "three or more", 40, 0.31, -0.1, (0.25, 0.37))], 0.41, (0.35, 0.47))
     records = evaluation.records
     leaks = leak_section(["2 pictures are in training too"], [(records[0], records[1]), (records[2], records[3])])
     return replace(report, slices=slices, leaks=leaks, confidence=confidence)
@@ -108,16 +109,22 @@ def axe(program: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def open_report(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[..., Any]]:
-    """open_report(name, **options of a browser context): the page; errors and requests fail the test at its end."""
+    """open_report(name, shows_all, **options of a browser context): the page; errors and requests fail the test.
+
+    shows_all: whether all pictures of the gallery are shown instead of the first six.
+    """
     contexts, errors, requests = [], list[str](), list[str]()
 
-    def open_page(name: str = "single", **options: Any) -> Any:
+    def open_page(name: str = "single", shows_all: bool = True, **options: Any) -> Any:
         contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options}))
         page = contexts[-1].new_page()
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address(name))
+        if shows_all and options.get("java_script_enabled", True):
+            page.locator("#all").click()
+            page.evaluate("scrollTo(0, 0)")
         return page
 
     yield open_page
@@ -131,7 +138,7 @@ def open_report(browser: Any, address: Callable[[str], str]) -> Iterator[Callabl
 def numbers_of(page: Any) -> list[int]:
     """Return the numbers of the gallery's pictures, in the order in which they are shown."""
     boxes = page.locator("#gallery > li").evaluate_all(
-        "all => all.map(item => [item.offsetTop, item.offsetLeft, parseInt(item.querySelector('img').title)])"
+        "all => all.map(item => [item.offsetTop, item.offsetLeft, parseInt(item.querySelector('.name').innerText)])"
     )
     return [number for _, _, number in sorted(boxes)]
 
@@ -176,7 +183,8 @@ def test_report_opens_without_errors_and_shows_a_script_in_a_caption_as_text(
     widths = page.locator("#gallery img").evaluate_all("all => all.map(image => image.naturalWidth)")
     assert min(widths) == 160
     if any(picture.name == "1.png" for picture in report.gallery):
-        caption = page.locator("#gallery li", has=page.get_by_title("1.png", exact=True)).locator(".caption").first
+        card = page.locator("#gallery > li", has=page.get_by_text("1.png", exact=True))
+        caption = card.locator(".caption").first
         assert caption.inner_text().startswith("<script>document.title = 'run'</script>")
 
 
@@ -240,12 +248,12 @@ def test_word_map_is_shown_while_the_word_is_pointed_at(open_report: Callable[..
         for word in (0, 2):
             words.nth(word).hover()
             assert shows_map(item, picture, word)
-            status = item.get_by_role("status").inner_text()
+            status = page.get_by_role("status").inner_text()
             assert status.startswith(f"“{words.nth(word).inner_text()}”: looked mostly") and status.endswith("50%")
         assert item.locator("canvas").bounding_box() == item.locator("img").bounding_box()
         page.mouse.move(0, 0)
         item.locator("canvas").wait_for(state="hidden")
-        assert item.get_by_role("status").inner_text() == ""
+        assert page.get_by_role("status").inner_text() == "" and page.locator("#hint").is_visible()
 
 
 def test_word_maps_are_reached_by_keys(open_report: Callable[..., Any], single: Report) -> None:
@@ -291,6 +299,73 @@ def test_report_is_not_wider_than_the_screen(open_report: Callable[..., Any], na
         "all => all.filter(item => item.checkVisibility() && item.getBoundingClientRect().right > innerWidth + 1)"
         ".map(item => item.outerHTML)"
     ) == []
+
+
+@pytest.mark.parametrize("name", ["single", "comparison"])
+def test_first_screen_has_the_verdict_and_six_pictures_with_captions(
+    open_report: Callable[..., Any], name: str, single: Report, comparison: Report
+) -> None:
+    report = {"single": single, "comparison": comparison}[name]
+    page = open_report(name, shows_all=False, viewport={"width": 1280, "height": 800})
+    assert page.locator(".verdict").inner_text() == "\n\n".join(report.verdict)
+    for selector in (".verdict", "#gallery .caption"):
+        boxes = [item.bounding_box() for item in page.locator(selector).all() if item.is_visible()]
+        assert min(box["y"] + 20 for box in boxes) < 800
+    shown = page.locator("#gallery > li:visible")
+    assert shown.count() == 6
+    assert all(item.locator("img").bounding_box()["y"] < 650 for item in shown.all())
+    assert shown.locator(".name").all_inner_texts() == [picture.name for picture in report.gallery[:6]]
+    page.locator("#all").click()
+    assert page.locator("#gallery > li:visible").count() == len(report.gallery)
+    page.locator("#all").click()
+    assert shown.count() == 6
+
+
+def test_even_heat_map_leaves_the_picture_as_it_is(
+    browser: Any, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    report = evaluation_report("even", {}, evaluation, word_maps=lambda index: [WordMap("a", np.ones((8, 8)))])
+    write_report(tmp_path / "even.html", report)
+    page = browser.new_page()
+    page.goto((tmp_path / "even.html").as_uri())
+    item = page.locator("#gallery > li", has=page.locator(".word")).first
+    item.locator(".word").hover()
+    colours = painted_map(item)
+    assert colours is not None and colours[..., 3].max() < 5  # opacity
+    page.close()
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_captions_that_are_read_from_the_right_stay_within_their_card(
+    browser: Any, evaluation: Evaluation, tmp_path: Path, width: int
+) -> None:
+    arabic = "كلب يجري على العشب"
+    records = [replace(record, captions=(arabic,)) for record in evaluation.records]
+    write_report(tmp_path / "right.html", evaluation_report("right", {}, replace(evaluation, records=records)))
+    page = browser.new_page(viewport={"width": width, "height": 740})
+    page.goto((tmp_path / "right.html").as_uri())
+    inset = page.locator(".references li").first.evaluate(
+        "item => [getComputedStyle(item, '::before').right, getComputedStyle(item).paddingRight, "
+        "getComputedStyle(item).listStyleType]"
+    )
+    assert inset[0] == "0px" and float(inset[1].removesuffix("px")) > 10 and inset[2] == "none"
+    page.close()
+
+
+def test_comparison_on_a_phone_shows_all_values(open_report: Callable[..., Any]) -> None:
+    page = open_report("comparison", **PHONE)
+    cells = page.locator(".forest th, .forest td, .forest circle").all()
+    boxes = [cell.bounding_box() for cell in cells if cell.is_visible()]
+    assert len(boxes) > 60 and all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes)
+
+
+def test_invented_words_are_marked(open_report: Callable[..., Any], comparison: Report) -> None:
+    page = open_report("comparison")
+    marked = [
+        span.text for picture in comparison.gallery for caption in picture.captions for span in caption.spans
+        if span.is_invented
+    ]
+    assert len(marked) > 10 and page.locator("#gallery mark.invented").all_inner_texts() == marked
 
 
 @pytest.mark.parametrize("name", ["single", "comparison"])
@@ -343,5 +418,5 @@ def test_evaluate_and_compare_write_reports(tiny_run: Path, scenes: Path, tmp_pa
         assert page.count("<img ") == 12 and len(page) < 5_000_000
         for name in ("lengths.png", "lengths.svg", "words.png", "words.svg"):
             assert (folder / name).stat().st_size > 1000
-        assert "data-map=" in page and "dark blue" in page
+        assert "data-map=" in page and 'class="heat-scale"' in page
     assert page.count(" better</button>") == 2 and "B decodes</dt><dd>captions from a file</dd>" in page

@@ -56,8 +56,8 @@ def run_demo(options: DemoOptions, display: Display) -> int:
     except SystemExit:
         display.print("Interrupted, and saved. The same command resumes the demo.")
         raise
-    evaluation = finish(*trained, display)
     report = judge_on_new_scenes(options, display)
+    evaluation = finish(*trained, display, report)
     write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     display.print(f"\n{evaluation_as_text(evaluation)}\n\n{report_as_text(report, options)}")
     display.print(f"\n{(time.monotonic() - begin) / 60:.1f} minutes in all. {list_files(out)}")
@@ -119,7 +119,9 @@ def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dic
                 progress(f"drawing new {name}", number + 1, options.judged)
             captions = [caption.text for caption in captioner.caption_batch(images, batch_size=100)]
             references = [scene.captions for scene in drawn]
-            report[name] = score_scene_captions(captions, [scene.things for scene in drawn])
+            report[name] = {
+                "pictures": options.judged, **score_scene_captions(captions, [scene.things for scene in drawn])
+            }
             for figure, texts in (("CIDEr-D", captions), ("CIDEr-D_shuffled", shuffled(captions))):
                 report[name][figure] = score_captions(texts, references, metrics=("CIDEr",)).corpus["CIDEr-D"]
     return report

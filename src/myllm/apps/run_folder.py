@@ -17,6 +17,7 @@ from myllm.errors import ConfigError
 from myllm.evaluation.calibration import ConfidenceReport, calibrate, described
 from myllm.evaluation.evaluate import Evaluation, describe_search
 from myllm.evaluation.judge import MAIN
+from myllm.evaluation.slices import worst_first
 from myllm.files import atomic_write, json_text
 from myllm.training_config import TrainConfig
 
@@ -129,7 +130,7 @@ def evaluation_as_text(evaluation: Evaluation) -> str:
     slices = [
         f"{MAIN} {part.value:.3f} ({part.interval[0]:.3f} to {part.interval[1]:.3f}) of "
         f"{quantity(part.pictures, 'picture')}, {part.kind}: {part.label}"
-        for part in evaluation.slices[:WEAKEST_SLICES]
+        for part in worst_first(evaluation.slices)[:WEAKEST_SLICES]
     ]
     confidence = [] if evaluation.trust is None else _confidence_lines(evaluation.trust)
     return "\n  ".join([first, *evaluation.judgement.lines(), *evaluation.describe_leaks(), *slices, *confidence])

@@ -4,8 +4,9 @@ import csv
 import io
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -220,8 +221,14 @@ def print_data(prepared: Prepared, config: TrainConfig, display: Display) -> Non
         display.say(f"Only {trained / 1e6:.2f} M of these train: the adapters of {layers}")
 
 
-def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Display) -> Evaluation:
-    """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html."""
+def finish(
+    config: TrainConfig, prepared: Prepared, state: RunState, display: Display,
+    new_scenes: Mapping[str, Mapping[str, float]] | None = None,
+) -> Evaluation:
+    """Evaluate captioner.pt on the validation pictures; write metrics.json, the samples and report.html.
+
+    new_scenes: for the report, figures on further drawn scenes; see `Evaluation`.
+    """
     display.say(
         f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
@@ -231,6 +238,7 @@ def finish(config: TrainConfig, prepared: Prepared, state: RunState, display: Di
     data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))
     with display.progress() as progress:
         evaluation = evaluate(captioner, data, config.decode, progress=progress)
+    evaluation = replace(evaluation, new_scenes=new_scenes or {})
     facts = report_facts(config, prepared, state)
     run_folder.write_evaluation(captioner, evaluation, out, facts, title=out.resolve().name, history=state.history)
     if not config.lora.rank:  # an adapter has no place for a calibration

@@ -12,7 +12,8 @@ from myllm.caption import Calibration, Caption, normalize_word
 from myllm.config import DecodeConfig
 from myllm.data.records import quantity
 from myllm.errors import DataError
-from myllm.metrics.result import Floats
+from myllm.metrics.bootstrap import interval, intervals
+from myllm.metrics.result import Floats, share_of
 
 COMMON_SHARE = 1 / 3
 """A word in the references of a greater share of pictures is common; other words are informative."""
@@ -23,6 +24,7 @@ BINS = 10
 RIDGE = 0.01
 DRAWS = 2_000
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
+HALF = SHARES.index(0.5)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Bin:
     """Mean confidence."""
     right: float
     """Share that is right."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of `right`; None if it is not known which pictures the cases come from."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,11 @@ class ConfidenceReport:
     is_cross_fitted: bool
     """Whether each fifth of the pictures was judged with a calibration learned from the other four."""
     gain: tuple[float, float] | None = None
-    """95 % interval of `half` minus the mean of all captions (`gain_interval`); None if there is only one caption."""
+    """95 % interval of `half` minus the mean of all captions; None if there is only one caption."""
     half_by_score: float | None = None
     """Mean metric of the half with the higher `score`, the plain mean log-probability."""
+    coverage_intervals: tuple[tuple[float, float], ...] = ()
+    """95 % interval of each value of `coverage`; empty if there is only one caption."""
 
     @property
     def word_error(self) -> float:
@@ -66,7 +72,7 @@ class ConfidenceReport:
     @property
     def half(self) -> float:
         """Mean metric of the more confident half of the captions."""
-        return self.coverage[SHARES.index(0.5)]
+        return self.coverage[HALF]
 
     def describe_sorting(self, metric: str) -> str:
         """Return whether more confident captions are better by the metric, and whether `score` sorts them better."""
@@ -85,6 +91,7 @@ class ConfidenceReport:
         return {
             "word_calibration_error": self.word_error, "caption_calibration_error": self.caption_error,
             "coverage": dict(zip(map("{:.0%}".format, SHARES), self.coverage, strict=True)),
+            "coverage_intervals": self.coverage_intervals,
             "half_minus_all": self.gain, "half_by_score": self.half_by_score, "cross_fitted": self.is_cross_fitted,
             "words": list(map(asdict, self.words)), "captions": list(map(asdict, self.captions)),
         }
@@ -196,48 +203,63 @@ def measure_confidence(
     is_cross_fitted = any(c is None or _may_overlap(c.calibrated_on, on or {}) for c in calibrations)
     if is_cross_fitted:
         captions = cross_fitted(captions, references)
-    words: list[tuple[float, bool]] = []
-    whole: list[tuple[float, float]] = []
-    for caption, used in zip(captions, _words_used(references), strict=True):
+    words: list[tuple[float, bool, int]] = []
+    whole: list[tuple[float, float, int]] = []
+    for picture, (caption, used) in enumerate(zip(captions, _words_used(references), strict=True)):
         assert caption.calibration is not None
         cases = [
-            (word.confidence, normalize_word(word.text) in used)
+            (word.confidence, normalize_word(word.text) in used, picture)
             for word in caption.words
             if word.confidence is not None and caption.calibration.is_informative(word)
         ]
         words += cases
         if cases:
-            whole.append((caption.confidence, sum(right for _, right in cases) / len(cases)))
+            whole.append((caption.confidence, sum(right for _, right, _ in cases) / len(cases), picture))
     confidence = np.array([caption.confidence for caption in captions])
     values, scores = np.asarray(figures, dtype=np.float64), [caption.score for caption in captions]
+    drawn = resample_coverage(confidence, values) if len(captions) > 1 else None
     return ConfidenceReport(
-        reliability([sure for sure, _ in words], [right for _, right in words]),
-        reliability([sure for sure, _ in whole], [right for _, right in whole]),
+        reliability(*np.array(words).reshape(-1, 3).T), reliability(*np.array(whole).reshape(-1, 3).T),
         risk_coverage(confidence, values), is_cross_fitted,
-        gain_interval(confidence, values) if len(captions) > 1 else None,
-        risk_coverage(scores, values)[SHARES.index(0.5)],
+        gain=None if drawn is None else interval(drawn[:, HALF] - drawn[:, -1]),
+        half_by_score=risk_coverage(scores, values)[HALF],
+        coverage_intervals=() if drawn is None else tuple(map(interval, drawn.T)),
     )
 
 
-def gain_interval(confidence: ArrayLike, figures: ArrayLike) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of the more confident half minus the mean of all, by the bootstrap."""
+def resample_coverage(confidence: ArrayLike, figures: ArrayLike) -> Floats:
+    """Return `risk_coverage` (DRAWS, 10) of captions drawn with replacement, for intervals by the bootstrap."""
     sure, values = np.asarray(confidence, dtype=np.float64), np.asarray(figures, dtype=np.float64)
     generator = np.random.default_rng(0)
-    gains = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        chosen = generator.integers(0, len(sure), len(sure))
-        order = chosen[np.argsort(-sure[chosen], kind="stable")]
-        gains[draw] = values[order[: -(-len(order) // 2)]].mean() - values[chosen].mean()
-    low, high = np.quantile(gains, (0.025, 0.975))
-    return float(low), float(high)
+    draws = (generator.integers(0, len(sure), len(sure)) for _ in range(DRAWS))
+    return np.array([risk_coverage(sure[chosen], values[chosen]) for chosen in draws])
 
 
-def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> tuple[Bin, ...]:
-    """Return cases sorted by confidence in bins of equally many."""
+def reliability(
+    confidence: ArrayLike, right: ArrayLike, pictures: ArrayLike | None = None, bins: int = BINS
+) -> tuple[Bin, ...]:
+    """Return cases sorted by confidence in bins of equally many.
+
+    pictures: index of each case's picture. With it the bins have intervals, by the bootstrap over pictures: words of
+    the same caption are often right or wrong together.
+    """
     sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     order = np.argsort(sure, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    return tuple(Bin(len(part), float(sure[part].mean()), float(hits[part].mean())) for part in parts)
+    spreads: dict[str, tuple[float, float]] = {}
+    if pictures is not None and parts:
+        picture = np.asarray(pictures, dtype=np.int64)
+        counted = np.stack([hits, np.ones_like(hits)], axis=1)
+        shares = {}
+        for number, part in enumerate(parts):
+            sums = np.zeros((picture.max() + 1, 2))
+            np.add.at(sums, picture[part], counted[part])
+            shares[str(number)] = share_of(sums, "case")
+        spreads = intervals(shares, DRAWS)
+    return tuple(
+        Bin(len(part), float(sure[part].mean()), float(hits[part].mean()), spreads.get(str(number)))
+        for number, part in enumerate(parts)
+    )
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:

@@ -17,9 +17,10 @@ from myllm.errors import DataError
 from myllm.evaluation.calibration import ConfidenceReport, cross_fitted, described, measure_confidence
 from myllm.evaluation.judge import MAIN, Judgement, defined, judge_captions
 from myllm.evaluation.leaks import Leaks, find_leaks
-from myllm.evaluation.scenes import score_scene_captions
-from myllm.evaluation.slices import Slice, slice_pictures, worst_first
+from myllm.evaluation.scenes import score_scene_captions, wrong_spans
+from myllm.evaluation.slices import Slice, measure_slices, slice_pictures, worst_first
 from myllm.metrics.diversity import self_cider
+from myllm.metrics.hallucination import invented_spans
 from myllm.metrics.ngrams import Words
 from myllm.metrics.result import Floats, MetricResult
 from myllm.metrics.score import evenly_spaced, tokenized
@@ -40,9 +41,13 @@ class Evaluation:
     leaks: Leaks | None = None
     """Judged pictures and captions that are in the training data, too; None if the training data is not known."""
     slices: Sequence[Slice] = ()
-    """Groups of pictures by CIDEr-D, lowest first."""
+    """CIDEr-D of groups of pictures."""
     trust: ConfidenceReport | None = None
     """How reliable the captions' confidence is; None if there are too few words to measure it."""
+    things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
+    """For drawn scenes, what was drawn, by the picture's name."""
+    new_scenes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Shares of true and complete captions of further drawn scenes, and their number as `pictures`, by part."""
 
     @property
     def protocol(self) -> Mapping[str, Any]:
@@ -81,7 +86,7 @@ class Evaluation:
             **self.judgement.as_json(),
             **self.truth,
             "leaks": self.leaks and {**self.leaks.as_json(), "without": self.without_leaks(self.leaks)},
-            "slices": [asdict(part) for part in self.slices],
+            "slices": [asdict(part) for part in worst_first(self.slices)],
             "confidence": self.trust and self.trust.as_json(),
             "broken_pictures": list(self.broken),
             "failed_pictures": self.failed,
@@ -106,6 +111,13 @@ class Evaluation:
             for kind, figures in self.without_leaks(self.leaks).items()
         ]
         return [*self.leaks.lines(), *without]
+
+    def invented(self, index: int) -> list[tuple[int, int]]:
+        """Return (begin, end) of the words of a caption that do not fit what was drawn, or else the references."""
+        record, text = self.records[index], self.captions[index].text
+        if record.name in self.things:
+            return wrong_spans(text, self.things[record.name])
+        return invented_spans(text, record.captions)
 
     def spread(self, count: int) -> list[int]:
         """Return the indices of at most `count` pictures, evenly spaced over the split."""
@@ -194,10 +206,10 @@ def evaluate(
         judgement = judgement.with_figures({"self-CIDEr": self_cider(groups, references)})
     captions, trust = _with_confidence(captioned, judgement)
     slices = slice_pictures(records, training_captions, data.things or None)
-    worst = worst_first(slices, judgement.figures[MAIN])
+    measured = measure_slices(slices, judgement.figures[MAIN])
     is_drawn = all(record.name in data.things for record in records)  # pictures added to drawn scenes are not
     truth = score_scene_captions(texts, [data.things[record.name] for record in records]) if is_drawn else {}
-    return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, worst, trust)
+    return Evaluation(judgement, records, captions, captioned.broken, truth, leaks, measured, trust, data.things)
 
 
 def _with_confidence(captioned: CaptionedSplit, judgement: Judgement) -> tuple[list[Caption], ConfidenceReport | None]:

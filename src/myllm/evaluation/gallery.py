@@ -1,7 +1,7 @@
 """The gallery of a report: which pictures it shows, in which orders, with captions, references and word maps."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -20,6 +20,8 @@ THUMBNAIL_SIDE = 320  # pixels
 SMALL_SIDE = 128  # pixels; a smaller picture is probably drawn, and JPEG would blur its edges
 JPEG_QUALITIES = (82, 65, 45, 25)
 MAP_SIDE = 32
+MAX_RATIO = 16
+"""Times the even share at which a heat map has its strongest colour; the weakest is at 1 / MAX_RATIO."""
 # bytes for the whole gallery, before base64 adds a third, so that a page of any pictures stays under 5 MB
 THUMBNAIL_BYTES, MAP_BYTES = 2_000_000, 1_000_000
 MAX_REFERENCES = 10
@@ -73,13 +75,14 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class WordSpan:
-    """A part of a caption: a word with a map, or text between such words."""
+    """A part of a caption: a word with a map, an invented word, or text between such words."""
 
     text: str
     map: str = ""
     """`width,height,` and then the base64 of one byte per cell; empty if there is no map."""
     description: str = ""
-    """The map in words, and the word's confidence."""
+    """The map in words, the word's confidence, and whether it is invented."""
+    is_invented: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class GalleryCaptions:
     scores: Sequence[float] | None = None
     confidence: Sequence[float] | None = None
     word_maps: WordMapsOf | None = None
+    invented: Callable[[int], Sequence[tuple[int, int]]] = lambda index: ()
+    """Function from the index of a picture to (begin, end) of the words of its caption that are invented."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,16 @@ def make_thumbnail(picture: Picture, max_bytes: int, side: int = THUMBNAIL_SIDE)
     return Thumbnail(uri, *image.size)
 
 
+def relative_strength(word_map: Floats) -> Floats:
+    """Return a map (H, W) on a scale that is the same for every map, so that an even map looks weaker than a sharp one.
+
+    The scale is logarithmic: 0.5 is the even share (the mean of the map), 1 at least `MAX_RATIO` times as much, and 0
+    at most a `MAX_RATIO`th of it, also for a map that is zero everywhere.
+    """
+    ratios = word_map / (float(word_map.mean()) or 1)
+    return 0.5 + 0.5 * np.log(ratios.clip(1 / MAX_RATIO, MAX_RATIO)) / np.log(MAX_RATIO)
+
+
 def describe_position(word_map: Floats) -> str:
     """Say where most of a map (H, W) lies, by the ninths of the picture: `mostly at the top` and so on."""
     # a cell counts for the ninth that its centre lies in
@@ -214,30 +229,43 @@ def _shrink(word_map: Floats | None, side: int) -> Floats | None:
 def _picture_caption(captions: GalleryCaptions, index: int, map_side: int) -> PictureCaption:
     text, words = captions.captions[index], captions.word_maps(index) if captions.word_maps else ()
     return PictureCaption(
-        text, _spans(text, words, map_side), float(captions.cider_d[index]),
+        text, _spans(text, words, captions.invented(index), map_side), float(captions.cider_d[index]),
         None if captions.scores is None else captions.scores[index],
         None if captions.confidence is None else captions.confidence[index],
     )
 
 
-def _spans(text: str, words: Sequence[WordMap], map_side: int) -> list[WordSpan]:
-    """Split the text so that each word with a map is a span."""
-    spans, end = [], 0
+def _spans(
+    text: str, words: Sequence[WordMap], invented: Sequence[tuple[int, int]], map_side: int
+) -> list[WordSpan]:
+    """Split the text so that each word with a map, and each invented word, is a span."""
+    spans, end = list[WordSpan](), 0
     for word in words:
         start = text.find(word.text, end) if word.text else -1
         small = _shrink(word.map, map_side)
         if start < 0 or small is None:
             continue
-        confidence = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
-        description = f"“{word.text}”: looked {describe_position(small)}{confidence}"
-        spans += [WordSpan(text[end:start]), WordSpan(word.text, _pack_map(small), description)]
+        spans += _mark(text, end, start, invented)
         end = start + len(word.text)
-    return [span for span in [*spans, WordSpan(text[end:])] if span.text]
+        is_invented = any(begin < end and start < stop for begin, stop in invented)
+        confidence = "" if word.confidence is None else f"; confidence {word.confidence:.0%}"
+        description = f"“{word.text}”: {'invented; ' * is_invented}looked {describe_position(small)}{confidence}"
+        spans.append(WordSpan(word.text, _pack_map(small), description, is_invented))
+    return [span for span in [*spans, *_mark(text, end, len(text), invented)] if span.text]
+
+
+def _mark(text: str, start: int, stop: int, invented: Sequence[tuple[int, int]]) -> Iterator[WordSpan]:
+    """Yield the spans of a part of the text that has no maps."""
+    for begin, end in invented:
+        if start <= begin and end <= stop:
+            yield WordSpan(text[start:begin])
+            yield WordSpan(text[begin:end], is_invented=True)
+            start = end
+    yield WordSpan(text[start:stop])
 
 
 def _pack_map(word_map: Floats) -> str:
-    """Encode a map for `WordSpan`, stretched from its minimum to its maximum so that a nearly even map shows detail."""
+    """Encode a map for `WordSpan`: its `relative_strength`, from 0 to 255."""
     height, width = word_map.shape
-    extent = float(word_map.max() - word_map.min())
-    values = np.rint(255 * (word_map - word_map.min()) / (extent or 1)).astype(np.uint8)
+    values = np.rint(255 * relative_strength(word_map)).astype(np.uint8)
     return f"{width},{height},{base64.b64encode(values.tobytes()).decode()}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from myllm.caption import Caption, CaptionerProtocol, Word, normalize_word
 from myllm.data.records import Record
 from myllm.errors import DataError
-from myllm.evaluation.gallery import WordMap, WordMapsOf
+from myllm.evaluation.gallery import WordMap, WordMapsOf, relative_strength
 from myllm.evaluation.plots import FAINT, INK, render
 from myllm.inference.captioner import Captioner
 
@@ -22,11 +22,12 @@ COLUMNS = 5
 
 
 def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
-    """Return the picture in grey with one word's heat over it, in the picture's size; the maximum is yellow.
+    """Return the picture in grey with one word's heat over it, in the picture's size.
 
-    heat: (H, W), at least 0. It may have another size than the picture, but must show the same section.
+    The colours have the same scale for every word: grey is at most the even share, yellow at least `MAX_RATIO` times
+    as much. heat: (H, W), at least 0. It may have another size than the picture, but must show the same section.
     """
-    values = heat.numpy() / max(float(heat.max()), np.finfo(np.float32).tiny)
+    values = (2 * relative_strength(heat.numpy()) - 1).clip(0, 1)
     resized = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
     strength = np.asarray(resized).clip(0, 1)[..., None]
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255

@@ -7,9 +7,8 @@ from typing import Any
 
 from myllm.data.records import quantity
 from myllm.evaluation.calibration import changed_options
-from myllm.evaluation.compare import CHANCE, Comparison
 from myllm.evaluation.evaluate import describe_search
-from myllm.evaluation.judge import MAIN, Judgement
+from myllm.evaluation.judge import Judgement
 
 METRICS = {
     "BLEU-1": ("BLEU-1", ".3f", "share of the captions’ words that a reference contains"),
@@ -65,32 +64,13 @@ class Table:
     rows: Sequence[tuple[str, str, Sequence[Cell]]]
 
 
-def headline(judgement: Judgement) -> list[tuple[str, Cell]]:
-    """Return CIDEr-D, its controls and the gap between them, with labels and intervals."""
-    labels = {
-        MAIN: MAIN, f"{MAIN}_shuffled": "with shuffled pictures", f"{MAIN}_blind": "with no picture",
-        "grounding_gap": "grounding gap",
-    }
-    present = {name: label for name, label in labels.items() if name in judgement.figures}
-    return [(label, _metric_cell(judgement, name, ".2f")) for name, label in present.items()]
-
-
-def comparison_headline(comparison: Comparison) -> list[tuple[str, Cell]]:
-    """Return CIDEr-D of both captioners and the difference, with labels and intervals."""
-    difference = comparison.differences[MAIN]
-    chance = "" if difference.p is None else ": may be chance" if difference.p >= CHANCE else ": more than chance"
-    a, b = (_metric_cell(side.judgement, MAIN, ".2f") for side in (comparison.a, comparison.b))
-    gain = _cell(difference.difference, difference.interval, "+.2f")
-    return [(f"{MAIN} of A", a), (f"{MAIN} of B", b), (f"B − A{chance}", gain)]
-
-
 def judgement_table(judgement: Judgement, values: Mapping[str, float]) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known.
 
     values: figures that have no interval, by name.
     """
     people, rows = judgement.people, []
-    for name, label, form, meaning in _described({**judgement.figures, **values}):
+    for name, label, form, meaning in describe_metrics({**judgement.figures, **values}):
         is_judged = name in judgement.figures
         cells = [_metric_cell(judgement, name, form) if is_judged else Cell(format(values[name], form))]
         if name in people:
@@ -102,16 +82,9 @@ def judgement_table(judgement: Judgement, values: Mapping[str, float]) -> Table:
     return Table(["Value, 95 % interval", *["People"] * bool(people)], rows)
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return all metrics of two captioners: the difference, both values, and how often each of them is higher."""
-    rows = []
-    for name, label, form, meaning in _described(comparison.differences):
-        difference = comparison.differences[name]
-        p = "" if difference.p is None else f"; p\u00a0{difference.p:.4f}"
-        gain = _cell(difference.difference, difference.interval, f"+{form}", p)
-        values = [_metric_cell(side.judgement, name, form) for side in (comparison.a, comparison.b)]
-        rows.append((label, meaning, [gain, *values, Cell(" / ".join(f"{wins:,}" for wins in difference.wins))]))
-    return Table(["B − A", "A", "B", "Pictures where A / B / neither is higher"], rows)
+def describe_metrics(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    """Return name, label, number format and meaning of each metric, without CIDEr, another name of CIDEr-D."""
+    return [(name, *METRICS.get(name, (name, ".3f", ""))) for name in names if name != "CIDEr"]
 
 
 def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
@@ -127,19 +100,11 @@ def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     return {label: texts[name] for name, label in PROTOCOL.items() if name in texts}
 
 
-def _described(names: Iterable[str]) -> list[tuple[str, str, str, str]]:
-    """Return name, label, number format and meaning of each metric, without CIDEr, another name of CIDEr-D."""
-    return [(name, *METRICS.get(name, (name, ".3f", ""))) for name in names if name != "CIDEr"]
-
-
 def _metric_cell(judgement: Judgement, name: str, form: str) -> Cell:
     """Return a metric with its interval. A share also says of how many things; without any, it is "-"."""
     metric = judgement.figures[name]
     if name in judgement.undefined:
         return Cell("-", judgement.undefined[name])
     total = "" if metric.denominator is None else f"; of {quantity(metric.denominator, metric.unit)}"
-    return _cell(metric.corpus, judgement.intervals[name], form, total)
-
-
-def _cell(value: float, interval: tuple[float, float], form: str, note: str = "") -> Cell:
-    return Cell(format(value, form), f"{interval[0]:{form}} to {interval[1]:{form}}{note}")
+    low, high = judgement.intervals[name]
+    return Cell(format(metric.corpus, form), f"{low:{form}} to {high:{form}}{total}")

@@ -173,10 +173,16 @@ def _draw_curve(axes: Axes, history: Sequence[Row], name: str, unit: str) -> Non
 
 
 def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
-    """Draw the share of words and captions that are right against their confidence; the diagonal is the ideal."""
+    """Draw the share of words and captions that are right against their confidence, with 95 % intervals.
+
+    The diagonal is the ideal.
+    """
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
     for label, bins, colour, marker in (("words", report.words, VAL, "o"), ("captions", report.captions, MARK, "s")):
         confidence, right = [part.confidence for part in bins], [part.right for part in bins]
+        known = [(part.confidence, *part.interval) for part in bins if part.interval is not None]
+        for sure, low, high in known:
+            axes.plot([sure, sure], [low, high], color=colour, linewidth=1.2)
         axes.plot(
             confidence, right, color=colour, linewidth=1.6, marker=marker, markersize=5, label=label, clip_on=False
         )
@@ -185,13 +191,20 @@ def _draw_reliability(axes: Axes, report: ConfidenceReport) -> None:
 
 
 def _draw_coverage(axes: Axes, report: ConfidenceReport) -> None:
-    """Draw the CIDEr-D of the most confident 10, 20 ... 100 % of the captions; the dashed line is that of all."""
+    """Draw the CIDEr-D of the most confident 10, 20 ... 100 % of the captions, with 95 % intervals.
+
+    The dashed line is the CIDEr-D of all captions.
+    """
     percents = [100 * share for share in SHARES]
     axes.axhline(report.coverage[-1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    if report.coverage_intervals:
+        low, high = zip(*report.coverage_intervals, strict=True)
+        axes.fill_between(percents, low, high, color=VAL, alpha=0.2, linewidth=0)
     axes.plot(percents, report.coverage, color=VAL, linewidth=2.2, marker="o", markersize=4)
     for percent, value in list(zip(percents, report.coverage, strict=True))[4::5]:
         axes.annotate(f"{value:.2f}", (percent, value), xytext=(0, 7), ha="center", color=VAL, **LABEL)
-    axes.set_ylim(0, 1.15 * max(*report.coverage, 1e-9))
+    highest = max(*report.coverage, *(high for _, high in report.coverage_intervals), 1e-9)
+    axes.set_ylim(0, 1.1 * highest)
     _finish(axes, "most confident captions, %", "CIDEr-D")
 
 

@@ -1,8 +1,10 @@
 // Sorts the gallery, and shows over a picture where the captioner looked for a word of the caption.
-'use strict';
 
 const gallery = document.getElementById('gallery');
 const orders = document.getElementById('orders');
+const all = document.getElementById('all');
+const hint = document.getElementById('hint');
+const wordStatus = document.getElementById('status');
 
 function sort(pressed) {
   const key = pressed.dataset.order;
@@ -10,38 +12,21 @@ function sort(pressed) {
   for (const button of orders.querySelectorAll('button')) button.setAttribute('aria-pressed', button === pressed);
 }
 
+function showAll(isAll) {
+  gallery.classList.toggle('short', !isAll);
+  all.setAttribute('aria-expanded', isAll);
+  all.textContent = isAll ? 'Show fewer pictures' : `Show all ${gallery.children.length} pictures with all references`;
+}
+
 for (const button of orders.querySelectorAll('button')) button.addEventListener('click', () => sort(button));
-orders.hidden = false;
-
-// Red, green, blue and opacity from the least to the most: dark blue, orange, yellow. Lightness rises steadily, so that
-// the scale can be read with any colour vision.
-const RAMP = [[16, 20, 60, 180], [213, 94, 0, 120], [255, 236, 110, 140]];
-
-function colour(value) {
-  const position = value / 255 * (RAMP.length - 1);
-  const below = Math.min(RAMP.length - 2, Math.floor(position));
-  return RAMP[below].map((low, channel) => low + (position - below) * (RAMP[below + 1][channel] - low));
-}
-
-function paint(canvas, image, map) {
-  const [width, height, bytes] = map.split(',');
-  const small = document.createElement('canvas');
-  small.width = width;
-  small.height = height;
-  const pixels = new ImageData(Number(width), Number(height));
-  [...atob(bytes)].forEach((byte, index) => pixels.data.set(colour(byte.charCodeAt(0)), 4 * index));
-  small.getContext('2d').putImageData(pixels, 0, 0);
-  canvas.width = image.width * 2;
-  canvas.height = image.height * 2;
-  const context = canvas.getContext('2d');
-  context.imageSmoothingQuality = 'high';
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
-}
+all.addEventListener('click', () => showAll(gallery.classList.contains('short')));
+showAll(false);
+orders.hidden = all.hidden = false;
 
 function asButton(span) {
   const word = document.createElement('button');
   word.type = 'button';
-  word.className = 'word';
+  word.className = span.className;
   word.textContent = span.textContent;
   Object.assign(word.dataset, span.dataset);
   word.setAttribute('aria-pressed', 'false');
@@ -74,22 +59,18 @@ function addWordMaps(item) {
   const image = item.querySelector('.picture img');
   if (!image || !item.querySelector('.word')) return;
   const canvas = document.createElement('canvas');
-  const description = document.createElement('p');
-  description.className = 'description faint';
-  description.setAttribute('role', 'status');
   canvas.hidden = true;
   image.after(canvas);
-  // below the words, because above them it would push them away from the pointer
-  item.querySelector('.references').before(description);
   const words = [...item.querySelectorAll('.word')].map(asButton);
   item.querySelectorAll('.caption').forEach(addArrowKeys);
   let pressed = null;
 
   const show = current => {
     for (const word of words) word.classList.toggle('shown', word === current);
-    description.textContent = current ? current.dataset.description : '';
+    wordStatus.textContent = current ? current.dataset.description : '';
+    hint.hidden = Boolean(current);
     canvas.hidden = !current;
-    if (current) paint(canvas, image, current.dataset.map);
+    if (current) paintHeatMap(canvas, image, current.dataset.map);
   };
   const press = word => {
     pressed = word === pressed ? null : word;

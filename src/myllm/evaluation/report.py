@@ -5,28 +5,35 @@ The page is complete in itself: it loads nothing from the network or from other 
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from myllm.caption import Sample
 from myllm.data.records import Record, quantity
-from myllm.evaluation import gallery, metric_table, plots
+from myllm.evaluation import forest, gallery, metric_table, plots
 from myllm.evaluation.calibration import ConfidenceReport
 from myllm.evaluation.compare import Comparison
 from myllm.evaluation.evaluate import Evaluation
-from myllm.evaluation.gallery import GalleryCaptions, GalleryPicture, Order, Thumbnail, WordMapsOf
+from myllm.evaluation.forest import Group
+from myllm.evaluation.gallery import GalleryCaptions, GalleryPicture, Order, Thumbnail, WordMapsOf, WordSpan
 from myllm.evaluation.judge import MAIN, Judgement, judge_captions
-from myllm.evaluation.metric_table import Cell, Table
+from myllm.evaluation.metric_table import Table
 from myllm.evaluation.plots import Data, PlotKind, Row, WordsByAuthor
-from myllm.evaluation.slices import Slice
+from myllm.evaluation.verdict import describe_quality, describe_truth
 from myllm.files import atomic_write
+from myllm.metrics.hallucination import invented_spans
 
+PAGE = Path(__file__).parents[1] / "page"
+"""Style and scripts that all pages of MyLLM share."""
 MAX_PAIRS = 12
 PAIR_SIDE, PAIR_BYTES = 160, 10_000
+NOT_IN_REFERENCES = "not in any reference"
 
 
 @dataclass(frozen=True)
@@ -66,20 +73,26 @@ class Report:
     title: str
     subtitle: str
     facts: Mapping[str, str]
-    headline: Sequence[tuple[str, Cell]]
     pictures: int
     """Number of judged pictures."""
-    table: Table
     protocol: Mapping[str, str]
     gallery: Sequence[GalleryPicture]
     orders: Sequence[Order]
+    verdict: Sequence[str] = ()
+    """How good it is, in sentences."""
+    scores: Sequence[Group] = ()
+    """CIDEr-D of people, captioners and controls; for drawn scenes, shares of true and of complete captions."""
+    invented: str = NOT_IN_REFERENCES
+    """What it means that a word is marked as invented."""
+    table: Table | None = None
+    """All metrics of one captioner."""
+    differences: Sequence[Group] = ()
+    """All metrics of two captioners."""
     words: Section | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
     """Metrics that were not computed, with the reason."""
     sides: Sequence[str] = ()
     """Names of the two captioners of a comparison."""
-    conclusion: str = ""
-    """What a comparison shows."""
     cautions: Sequence[str] = ()
     """Why some metrics mean less than they seem to."""
     broken: Sequence[str] = ()
@@ -88,13 +101,20 @@ class Report:
     """Pictures for which the decoding rules left nothing, with the reason."""
     training: Section | None = None
     confidence: Section | None = None
-    slices: Sequence[Slice] = ()
-    """CIDEr-D of groups of pictures, the worst first."""
+    slices: Sequence[Group] = ()
+    """CIDEr-D of groups of pictures."""
     leaks: LeakSection | None = None
 
     @property
     def has_maps(self) -> bool:
-        return any(span.map for picture in self.gallery for caption in picture.captions for span in caption.spans)
+        return any(span.map for span in self._spans())
+
+    @property
+    def has_invented(self) -> bool:
+        return any(span.is_invented for span in self._spans())
+
+    def _spans(self) -> Iterator[WordSpan]:
+        return (span for picture in self.gallery for caption in picture.captions for span in caption.spans)
 
 
 def evaluation_report(
@@ -110,15 +130,21 @@ def evaluation_report(
     judgement, captions, leaks = evaluation.judgement, evaluation.captions, evaluation.leaks
     shown = GalleryCaptions(
         [caption.text for caption in captions], judgement.per_image[MAIN], [caption.score for caption in captions],
-        [caption.confidence for caption in captions], word_maps,
+        [caption.confidence for caption in captions], word_maps, evaluation.invented,
     )
     orders = gallery.gallery_orders(shown)
+    verdict, scores = [describe_quality(judgement)], forest.score_groups(judgement)
+    if evaluation.truth:
+        verdict.append(describe_truth(evaluation.truth, evaluation.new_scenes))
+        scores.append(forest.truth_group(evaluation.truth, len(evaluation.records), evaluation.new_scenes))
     return Report(
         title=title,
-        subtitle="An image captioner: how good its captions are, and what they say.",
+        subtitle=f"An image captioner, judged on {_describe_data(len(evaluation.records), evaluation.protocol)}.",
         facts=facts,
-        headline=metric_table.headline(judgement),
         pictures=len(evaluation.records),
+        verdict=verdict,
+        scores=scores,
+        invented="not what was drawn" if evaluation.truth else NOT_IN_REFERENCES,
         table=metric_table.judgement_table(judgement, evaluation.figures),
         protocol=metric_table.describe_protocol(evaluation.protocol),
         absent=_absent(judgement),
@@ -129,7 +155,7 @@ def evaluation_report(
         broken=evaluation.broken,
         failed=evaluation.failed,
         training=training_section(history) if history else None,
-        slices=evaluation.slices,
+        slices=forest.slice_groups(evaluation.slices, judgement.figures[MAIN].corpus, judgement.intervals[MAIN]),
         leaks=None if leaks is None else leak_section(
             evaluation.describe_leaks(), [(pair.judged, pair.training) for pair in leaks.pairs]
         ),
@@ -150,7 +176,7 @@ def progress_report(
         title=title,
         subtitle="A training that is not finished: the metrics are those of a few validation pictures.",
         facts=facts,
-        headline=metric_table.headline(judgement),
+        scores=forest.score_groups(judgement),
         pictures=len(samples),
         table=metric_table.judgement_table(judgement, {}),
         protocol={},
@@ -167,19 +193,22 @@ def comparison_report(
     """Return the report of two captioners on the same pictures; facts and word_maps as in `evaluation_report`."""
     sides = comparison.a, comparison.b
     a, b = (
-        GalleryCaptions(side.captions, side.judgement.per_image[MAIN], word_maps=side_maps)
+        GalleryCaptions(
+            side.captions, side.judgement.per_image[MAIN], word_maps=side_maps,
+            invented=partial(_invented, side.captions, comparison.records),
+        )
         for side, side_maps in zip(sides, word_maps, strict=True)
     )
     orders = gallery.comparison_orders(a, b)
     return Report(
         title=" and ".join(side.name for side in sides),
-        subtitle="Two captioners side by side on the same pictures.",
+        subtitle=f"Two captioners, compared on {_describe_data(len(comparison.records), comparison.protocol)}.",
         facts=facts,
         sides=[side.name for side in sides],
-        headline=metric_table.comparison_headline(comparison),
-        conclusion=comparison.sentence(),
+        verdict=[comparison.sentence()],
+        scores=forest.compared_groups(comparison),
+        differences=forest.difference_groups(comparison),
         pictures=len(comparison.records),
-        table=metric_table.comparison_table(comparison),
         protocol=metric_table.describe_protocol(comparison.protocol),
         absent=_absent(comparison.a.judgement),
         cautions=list(dict.fromkeys(caution for side in sides for caution in side.judgement.cautions)),
@@ -209,7 +238,8 @@ def confidence_section(report: ConfidenceReport) -> Section:
         "Confidence is the captioner’s estimate of how likely it is that the references use its words; it was computed "
         f"by {calibration}. In the first plot, on the dashed line, the words with a confidence of 80 % are in the "
         "references of 80 of 100 pictures; below the line the captioner is overconfident. The second plot shows how "
-        "good the captions are if only the most confident ones are kept."
+        "good the captions are if only the most confident ones are kept. Vertical lines and the shaded area are 95 % "
+        "intervals."
     )
     errors = f"{report.word_error:.3f} on average for a word, by {report.caption_error:.3f} for a caption"
     return _section(text, plots.CONFIDENCE_PLOTS, report, {
@@ -247,12 +277,12 @@ def write_report(path: Path, report: Report) -> None:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = ((folder / f"report.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js"))
+    style, script = _read(PAGE / "style.css", folder / "report.css"), _read(PAGE / "heatmap.js", folder / "report.js")
     # the browser runs only the script with this hash, whatever a caption contains
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(
         report=report, quantity=quantity, pictures_per_order=gallery.PICTURES_PER_ORDER, style=style,
-        script=script, script_hash=script_hash,
+        script=script, script_hash=script_hash, max_ratio=gallery.MAX_RATIO,
     )
     with atomic_write(path) as file:
         file.write(page.encode())
@@ -261,6 +291,20 @@ def write_report(path: Path, report: Report) -> None:
 def _section(text: str, kinds: Mapping[str, PlotKind[Data]], data: Data, descriptions: Mapping[str, str]) -> Section:
     drawn = [Plot(kind.title, plots.plot_svg(kind, data), descriptions[name]) for name, kind in kinds.items()]
     return Section(text, drawn)
+
+
+def _read(*paths: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def _describe_data(pictures: int, protocol: Mapping[str, Any]) -> str:
+    """Return the number of pictures, and their split if it is known."""
+    return quantity(pictures, "picture") + (f" of split {protocol['split']}" if "split" in protocol else "")
+
+
+def _invented(captions: Sequence[str], records: Sequence[Record], index: int) -> list[tuple[int, int]]:
+    """Return (begin, end) of the words of a caption that no reference supports."""
+    return invented_spans(captions[index], records[index].captions)
 
 
 def _absent(judgement: Judgement) -> dict[str, str]:

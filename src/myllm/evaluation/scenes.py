@@ -37,6 +37,24 @@ def find_named(caption: str, things: Sequence[Thing]) -> list[tuple[tuple[int, i
     return [(span, meant) for span, meant in nouns if meant]
 
 
+def wrong_spans(caption: str, things: Sequence[Thing]) -> list[tuple[int, int]]:
+    """Return (begin, end) of each noun, colour or number that does not fit what was drawn, in order.
+
+    Of a thing only the first fault is returned: a kind that was not drawn, else a wrong colour, else a wrong number.
+    """
+    pairs = [(thing.colour, thing.kind) for thing in things]
+    spans = []
+    for match in _NAMED.finditer(caption.lower()):
+        count, colour, kind = _COUNT[match[1]], match[2], _KIND[match[3]]
+        if kind not in {drawn for _, drawn in pairs}:
+            spans.append(match.span(3))
+        elif (colour, kind) not in pairs:
+            spans.append(match.span(2))
+        elif pairs.count((colour, kind)) != count:
+            spans.append(match.span(1))
+    return spans
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A caption compared with what was drawn."""

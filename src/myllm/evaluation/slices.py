@@ -1,4 +1,4 @@
-"""Find where a captioner is weak: a metric's value for groups of similar pictures, worst first."""
+"""Find where a captioner is weak: a metric's value for groups of similar pictures."""
 
 import math
 from collections import Counter
@@ -104,15 +104,20 @@ def slice_pictures(
     return {kind: masks for kind, masks in non_empty.items() if len(masks) > 1}
 
 
-def worst_first(slices: Slices, figure: MetricResult, min_pictures: int = MIN_PICTURES) -> list[Slice]:
-    """Return the slices of at least `min_pictures` pictures by their value, lowest first."""
+def measure_slices(slices: Slices, figure: MetricResult, min_pictures: int = MIN_PICTURES) -> list[Slice]:
+    """Return the metric of each slice of at least `min_pictures` pictures."""
     rows = []
     for kind, label, mask in ((kind, *entry) for kind, masks in slices.items() for entry in masks.items()):
         if (count := int(mask.sum())) >= min_pictures:
             part = MetricResult(figure.per_image[mask], figure.sums[mask], figure.of_sums)
             interval = intervals({label: part}, DRAWS)[label]
             rows.append(Slice(kind, label, count, part.corpus, part.corpus - figure.corpus, interval))
-    return sorted(rows, key=lambda row: row.value)
+    return rows
+
+
+def worst_first(slices: Sequence[Slice]) -> list[Slice]:
+    """Return the slices by their value, lowest first."""
+    return sorted(slices, key=lambda part: part.value)
 
 
 def count_people(words: Words) -> int:

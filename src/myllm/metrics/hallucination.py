@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from myllm.metrics.lexicon import Mention, colour_mentions, colours, things
 from myllm.metrics.ngrams import Words
+from myllm.metrics.ptb import ptb_tokenize
 from myllm.metrics.result import MetricResult, share_of
 
 # "one" is a pronoun more often than a number: "one dog chases another".
@@ -26,6 +27,8 @@ _NO_COUNT_BEFORE |= {"pairs"}  # "two pairs of shoes" are four
 LOWER_IS_BETTER = ("CHAIRi", "CHAIRs", "places_wrong", "colours_wrong", "counts_wrong")
 _COUNTED_TOGETHER = frozenset(["animal", "vehicle"])  # "a dog and a cat" are two animals
 
+Range = tuple[int, int]
+
 
 class Named(NamedTuple):
     """What a caption names of one kind."""
@@ -37,17 +40,26 @@ class Named(NamedTuple):
 
 def compare_names(words: Words, references: Sequence[Words]) -> dict[str, Named]:
     """Compare the things, places, colours and numbers that a tokenized caption names with those of its references."""
-    mentions = things().mentions(words)
-    places = list(filter(_is_place, mentions))
-    numbers, supported = _numbers_in(words, mentions), things().supported(references)
-    possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
-    invented_numbers = tuple(words[index] for index, number in numbers.items() if number not in possible)
     return {
-        "things": _named(words, [mention for mention in mentions if mention not in places], supported),
-        "places": _named(words, places, supported),
-        "colours": _named(words, colour_mentions(words), colours().supported(references)),
-        "numbers": Named(len(numbers), invented_numbers),
+        kind: Named(total, tuple(" ".join(words[start:stop]) for start, stop in invented))
+        for kind, (total, invented) in _compare_ranges(words, references).items()
     }
+
+
+def invented_spans(caption: str, references: Sequence[str]) -> list[Range]:
+    """Return (begin, end) in the caption's characters of everything it names that no reference names, in order."""
+    words = ptb_tokenize(caption)
+    ranges = chain.from_iterable(
+        invented for _, invented in _compare_ranges(words, list(map(ptb_tokenize, references))).values()
+    )
+    spans = list[Range | None]()
+    lowered, end = caption.lower(), 0
+    for word in words:
+        begin = lowered.find(word, end)  # the tokenizer respells a few words, which are then not found
+        spans.append(None if begin < 0 else (begin, begin + len(word)))
+        end = end if begin < 0 else begin + len(word)
+    ends = ((spans[start], spans[stop - 1]) for start, stop in sorted(ranges))
+    return [(first[0], last[1]) for first, last in ends if first is not None and last is not None]
 
 
 def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
@@ -77,9 +89,23 @@ def _is_place(mention: Mention) -> bool:
     return any("place" in things().broader[name] for name in mention.classes)
 
 
-def _named(words: Words, mentions: Sequence[Mention], supported: set[str]) -> Named:
-    invented = (" ".join(words[m.start : m.stop]) for m in mentions if supported.isdisjoint(m.classes))
-    return Named(len(mentions), tuple(invented))
+def _compare_ranges(words: Words, references: Sequence[Words]) -> dict[str, tuple[int, list[Range]]]:
+    """Return, by kind, how many a caption names, and the ranges of its words that no reference supports."""
+    mentions = things().mentions(words)
+    places = list(filter(_is_place, mentions))
+    numbers, supported = _numbers_in(words, mentions), things().supported(references)
+    possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
+    wrong_numbers = [(index, index + 1) for index, number in numbers.items() if number not in possible]
+    return {
+        "things": _unsupported([mention for mention in mentions if mention not in places], supported),
+        "places": _unsupported(places, supported),
+        "colours": _unsupported(colour_mentions(words), colours().supported(references)),
+        "numbers": (len(numbers), wrong_numbers),
+    }
+
+
+def _unsupported(mentions: Sequence[Mention], supported: set[str]) -> tuple[int, list[Range]]:
+    return len(mentions), [(m.start, m.stop) for m in mentions if supported.isdisjoint(m.classes)]
 
 
 def _numbers_in(words: Words, mentions: Sequence[Mention]) -> dict[int, int]:

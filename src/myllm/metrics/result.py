@@ -43,10 +43,10 @@ def mean_of(per_image: Sequence[float] | Floats) -> MetricResult:
     return MetricResult(values, np.stack([values, np.ones_like(values)], axis=1), _ratio)
 
 
-def share_of(pairs: Sequence[tuple[int, int]], unit: str) -> MetricResult:
+def share_of(pairs: Sequence[tuple[int, int]] | Floats, unit: str) -> MetricResult:
     """Return a metric that is the share of `unit`s with some property.
 
-    pairs: for each picture, how many have the property, and how many there are.
+    pairs: (N, 2), for each picture, how many have the property, and how many there are.
     """
     sums = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return MetricResult(_ratio(sums), sums, _ratio, unit)

@@ -17,9 +17,9 @@ from myllm.evaluation.calibration import (
     cross_fitted,
     expected_calibration_error,
     fit_log_odds,
-    gain_interval,
     measure_confidence,
     reliability,
+    resample_coverage,
     risk_coverage,
 )
 
@@ -65,7 +65,7 @@ def test_calibration_error_equals_planted_overconfidence() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.integers(1, 12))
 def test_bins_are_equally_large_and_sorted_by_confidence(cases: list[tuple[float, bool]], bins: int) -> None:
-    result = reliability([sure for sure, _ in cases], [right for _, right in cases], bins)
+    result = reliability([sure for sure, _ in cases], [right for _, right in cases], bins=bins)
     counts = [item.count for item in result]
     assert sum(counts) == len(cases) and max(counts) - min(counts) <= 1
     assert [item.confidence for item in result] == sorted(item.confidence for item in result)
@@ -188,12 +188,35 @@ def test_coverage_starts_with_the_most_confident_and_ends_with_all() -> None:
     assert entries["word_calibration_error"] == expected_calibration_error(trust.words)
 
 
-def test_gain_interval_holds_the_difference_between_the_confident_half_and_all() -> None:
+def test_interval_of_the_gain_holds_the_difference_between_the_confident_half_and_all() -> None:
     sure = RNG.uniform(size=400)
-    low, high = gain_interval(sure, 2 * sure)
-    assert low < 0.5 < high  # of uniform numbers the upper half has mean 0.75, all have 0.5; times 2
-    noise_low, noise_high = gain_interval(sure, RNG.uniform(size=400))
-    assert noise_low < 0 < noise_high
+    trust = measure_confidence(*world(400), RNG.uniform(size=400))
+    assert trust.gain is not None and trust.gain[0] < 0 < trust.gain[1]
+    drawn = resample_coverage(sure, 2 * sure)
+    gains = drawn[:, 4] - drawn[:, -1]
+    # of uniform numbers the upper half has mean 0.75, all have 0.5; times 2
+    assert np.quantile(gains, 0.025) < 0.5 < np.quantile(gains, 0.975)
+
+
+def test_coverage_has_intervals_that_hold_it_and_narrow_with_the_number_of_captions() -> None:
+    trust = measure_confidence(*world(400), RNG.uniform(size=400))
+    assert all(
+        low < value < high for value, (low, high) in zip(trust.coverage, trust.coverage_intervals, strict=True)
+    )
+    widths = [high - low for low, high in trust.coverage_intervals]
+    assert widths[0] > 2 * widths[-1]
+
+
+def test_intervals_of_bins_hold_the_share_as_often_as_they_say() -> None:
+    """Cases of one picture are all right or all wrong, so that an interval over cases would be too narrow."""
+    hits, trials = 0, 60
+    for _ in range(trials):
+        is_right = np.repeat(RNG.uniform(size=200) < 0.7, 5)
+        (result,) = reliability(np.full(1000, 0.7), is_right, np.repeat(np.arange(200), 5), bins=1)
+        assert result.interval is not None
+        hits += result.interval[0] <= 0.7 <= result.interval[1]
+    assert hits >= 0.85 * trials
+    assert reliability([0.5], [True])[0].interval is None
 
 
 def test_describe_sorting_says_when_confidence_does_not_help() -> None:

@@ -21,6 +21,7 @@ from myllm.evaluation.gallery import (
     comparison_orders,
     describe_position,
     gallery_orders,
+    relative_strength,
 )
 
 RNG = np.random.default_rng(0)
@@ -102,7 +103,8 @@ def test_word_spans_of_a_repeated_word_have_different_maps(records: list[Record]
     first, second = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     spans = spans_of(records, "a dog, a cat", [WordMap("a", first), WordMap("dog"), WordMap("a", second)])
     assert [span.text for span in spans] == ["a", " dog, ", "a", " cat"]
-    assert unpack_map(spans[0]).tolist() == [[255, 0]] and unpack_map(spans[2]).tolist() == [[0, 255]]
+    left, right = unpack_map(spans[0])[0].tolist(), unpack_map(spans[2])[0].tolist()
+    assert left == right[::-1] and left[0] > 128 and left[1] == 0
 
 
 def test_large_word_map_is_reduced_without_moving(records: list[Record]) -> None:
@@ -111,7 +113,7 @@ def test_large_word_map_is_reduced_without_moving(records: list[Record]) -> None
     (span,) = spans_of(records, "dog", [WordMap("dog", word_map, 0.875)])
     small = unpack_map(span)
     assert small.shape == (16, 32)
-    assert (small[8:, 24:] == 255).all() and small.sum() == 255 * 8 * 8
+    assert small[8:, 24:].min() == small.max() > 200 and small.sum() == int(small.max()) * 8 * 8
     assert span.description == "“dog”: looked mostly at the lower right; confidence 88%"
 
 
@@ -122,7 +124,30 @@ def test_word_span_without_a_usable_map_is_plain_text(records: list[Record], wor
 
 def test_even_word_map_is_packed_and_described(records: list[Record]) -> None:
     (span,) = spans_of(records, "dog", [WordMap("dog", np.ones((7, 7)))])
-    assert not unpack_map(span).any() and span.description.startswith("“dog”: looked all over")
+    assert set(unpack_map(span).flatten().tolist()) == {128} and span.description.startswith("“dog”: looked all over")
+
+
+def test_maps_have_a_common_scale() -> None:
+    even, nearly_even, sharp = np.full((4, 4), 0.3), np.full((4, 4), 0.3), np.zeros((4, 4))
+    nearly_even[0, 0], sharp[0, 0] = 0.33, 0.3
+    assert np.allclose(relative_strength(even), 0.5) and np.abs(relative_strength(nearly_even) - 0.5).max() < 0.03
+    assert relative_strength(sharp)[0, 0] == 1 and relative_strength(sharp)[1:].max() == 0
+    assert np.array_equal(relative_strength(sharp), relative_strength(100 * sharp))
+    assert not relative_strength(np.zeros((2, 2))).any()
+
+
+def test_invented_words_are_marked_with_and_without_maps(records: list[Record]) -> None:
+    text, invented = "a hot dog, a cat", [(2, 9), (13, 16)]
+    for maps in ((), [WordMap(word, np.eye(2)) for word in ("a", "hot", "dog,", "a", "cat")]):
+        captions = GalleryCaptions(
+            [text], [1.0], word_maps=lambda _, maps=maps: maps, invented=lambda index: invented  # type: ignore[misc]
+        )
+        (picture,) = build_gallery(records[:1], [captions], [Order("random", "Random", [0])])
+        spans = picture.captions[0].spans
+        assert "".join(span.text for span in spans) == text
+        marked = [span for span in spans if span.is_invented]
+        assert [span.text for span in marked] == (["hot", "dog,", "cat"] if maps else ["hot dog", "cat"])
+        assert all("invented" in span.description for span in marked if span.map)
 
 
 @pytest.mark.parametrize(("row", "column", "position"), [

@@ -7,6 +7,7 @@ from myllm.evaluation.scenes import (
     judge_scene_caption,
     named_groups,
     score_scene_captions,
+    wrong_spans,
 )
 
 BALL = Thing("ball", "red", "big", (0, 0, 9, 9))
@@ -46,3 +47,16 @@ def test_score_scene_captions_returns_shares_of_captions() -> None:
     figures = score_scene_captions(captions, [[BALL, CUBE]] * 4)
     assert figures["placed"] == 0.5
     assert describe_scene_figures(figures) == "true  75.0%   complete  50.0%   placed  50.0%"
+
+
+@pytest.mark.parametrize(
+    ("caption", "wrong"),
+    [
+        ("a red ball left of a blue cube", []),
+        ("a blue ball and a red star", ["blue", "star"]),
+        ("Two big red balls above a blue cube", ["Two"]),
+        ("", []),
+    ],
+)
+def test_wrong_spans_are_nouns_colours_and_numbers_that_were_not_drawn(caption: str, wrong: list[str]) -> None:
+    assert [caption[begin:end] for begin, end in wrong_spans(caption, [BALL, CUBE])] == wrong

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from myllm.data.scenes import draw_scene
 from myllm.evaluation.scenes import judge_scene_caption, named_groups
-from myllm.metrics.hallucination import Named, compare_names, hallucination
+from myllm.metrics.hallucination import Named, compare_names, hallucination, invented_spans
 
 REFERENCES = [
     "a man and a boy play with a red frisbee",
@@ -34,6 +34,20 @@ def compare(caption: str, references: Sequence[str] = REFERENCES) -> dict[str, N
 )
 def test_things_that_no_reference_names_are_invented(caption: str, invented: tuple[str, ...]) -> None:
     assert compare(caption)["things"].invented == invented
+
+
+@pytest.mark.parametrize(
+    ("caption", "invented"),
+    [
+        ("A man in a Top Hat with dogs, and a hot dog.", ["Hat", "dogs", "hot dog"]),
+        ("Three green boats on the beach", ["Three", "green", "boats", "beach"]),
+        ("a red frisbee", []),
+        ("", []),
+        ("ein Hund", []),
+    ],
+)
+def test_invented_spans_are_those_of_the_captions_own_characters(caption: str, invented: list[str]) -> None:
+    assert [caption[begin:end] for begin, end in invented_spans(caption, REFERENCES)] == invented
 
 
 def test_places_are_counted_separately() -> None:
