@@ -28,9 +28,8 @@ from myllm.evaluation.plots import Data, PlotKind, Row, WordsByAuthor
 from myllm.evaluation.verdict import describe_quality, describe_truth
 from myllm.files import atomic_write
 from myllm.metrics.hallucination import invented_spans
+from myllm.page.files import FOLDER as PAGE
 
-PAGE = Path(__file__).parents[1] / "page"
-"""Style and scripts that all pages of MyLLM share."""
 MAX_PAIRS = 12
 PAIR_SIDE, PAIR_BYTES = 160, 10_000
 NOT_IN_REFERENCES = "not in any reference"
@@ -277,7 +276,8 @@ def write_report(path: Path, report: Report) -> None:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = _read(PAGE / "style.css", folder / "report.css"), _read(PAGE / "heatmap.js", folder / "report.js")
+    style = _read(PAGE / "style.css", folder / "report.css")
+    script = _read(PAGE / "heatmap.js", PAGE / "word_buttons.js", folder / "report.js")
     # the browser runs only the script with this hash, whatever a caption contains
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(
