@@ -49,6 +49,16 @@ ROWS |= {
     ),
     "lite2": ("", f"{LITE2} {VIEWS} --epochs 7"),
     "lite2, rewards": ("lite2", f"{LITE2} {VIEWS} {REWARDS} --epochs 10"),
+    "lite2, no smoothing": ("", f"{LITE2} {VIEWS} --label_smoothing 0"),
+    "lite2, no smoothing, rewards and people, dropout": (
+        "lite2, no smoothing",
+        f"{LITE2} {VIEWS} {REWARDS} --self_critical.people_weight 0.1 --text.dropout 0.35 --ema 0.995 --epochs 5",
+    ),
+    "views, no smoothing, fine-tuned": (
+        "views, no smoothing",
+        "--vision.frozen false --vision_layers 3 --vision_lr 2e-4 --vision_weight_decay 0.05 --augment true "
+        "--text.dropout 0.2 --ema 0.99 --label_smoothing 0 --lr 1e-3 --muon_lr 5e-3 --epochs 3",
+    ),
 }
 FIGURES = ("CIDEr-D", "BLEU-4", "METEOR", "CIDEr-D_shuffled", "distinct_captions")
 

@@ -55,7 +55,10 @@ PRESETS = _Presets({
         "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
         "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.2},
         **PHOTOS, "lr": 4e-3, "epochs": 7, "max_minutes": 30.0,
-        "next_runs": ({**REWARDS, "text": {"dropout": 0.35}, "ema": 0.995, "epochs": 10, "max_minutes": 90.0},),
+        "next_runs": ({
+            **REWARDS, "self_critical": {"samples": 5, "people_weight": 0.1}, "text": {"dropout": 0.35}, "ema": 0.995,
+            "epochs": 10, "max_minutes": 90.0,
+        },),
     },
 })
 
