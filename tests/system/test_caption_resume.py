@@ -194,7 +194,7 @@ def test_overwriting_a_list_resumes_where_it_was_interrupted(
     old, new = expected_captions(tiny_run), expected_captions(tiny_run, prefix="a small")
     Path("list.txt").write_text("".join(f"pics/{number}.png\n" for number in range(4)))
     options = ["--out", "out.jsonl", "--only=list.txt", "--decode.prefix=a small", "--batch-size=1"]
-    original, count = Captioner.caption_tensors, 0
+    original, count, before = Captioner.caption_tensors, 0, len(jsonl(folder / "out.jsonl"))
 
     def caption_once_and_fail(*arguments: Any, **more: Any) -> Any:
         nonlocal count
@@ -207,15 +207,16 @@ def test_overwriting_a_list_resumes_where_it_was_interrupted(
         patch.setattr("myllm.apps.caption.count_cores", lambda: 1)
         patch.setattr(Captioner, "caption_tensors", caption_once_and_fail)
         assert caption(tiny_run, *options, "--overwrite") == caption(tiny_run, *options) == 1
-    assert captions_of(jsonl(folder / "out.jsonl")[-2:]) == {name: new[name] for name in ("pics/0.png", "pics/1.png")}
+    # a fault may come before the row of the picture before it is written, which is then captioned again
+    assert captions_of(jsonl(folder / "out.jsonl")[before:]).items() <= new.items()
     # another command in between neither ends nor repeats it
     shutil.copy("pics/4.png", "pics/new.png")
     assert caption(tiny_run, "--out", "out.jsonl", "--decode.prefix=a small") == 0
     assert caption(tiny_run, *options) == 0
     rows = captions_of(jsonl(folder / "out.jsonl"))
     assert rows == new | {"pics/4.png": old["pics/4.png"], "pics/new.png": old["pics/4.png"]}
-    before = Path("out.jsonl").read_bytes()
-    assert caption(tiny_run, *options) == 0 and Path("out.jsonl").read_bytes() == before
+    content = Path("out.jsonl").read_bytes()
+    assert caption(tiny_run, *options) == 0 and Path("out.jsonl").read_bytes() == content
 
 
 def test_only_chooses_pictures_by_what_became_of_them(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
