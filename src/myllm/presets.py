@@ -25,13 +25,13 @@ PHOTOS = {
     "text": {"n_layer": 3, "n_head": 8, "n_embd": 256, "n_positions": 28, "dropout": 0.2},
     "mode": "last", "augment": False, "batch_size": 64, "captions": {"vocab_size": 3000}, "optimizer": "muon",
     "lr": 4e-3, "muon_lr": 0.02, "schedule": "linear", "weight_decay": 0.3, "word_dropout": 0.1, "views": 5,
-    "half_features": True, "ema": 0.99, "val_images": 500, "best_by": "CIDEr-D",
+    "half_features": True, "ema": 0.99, "val_images": 250,
     "decode": {"beams": 5, "max_new_tokens": 30, "no_repeat_ngram_size": 3},
 }
 # their last run: captions that are rewarded
 REWARDS = {
     "self_critical": {"samples": 5, "people_weight": 0.1}, "text": {"dropout": 0.35}, "ema": 0.995,
-    "lr": 4e-4, "muon_lr": 2e-3,
+    "lr": 4e-4, "muon_lr": 2e-3, "val_images": 500, "best_by": "CIDEr-D",
 }
 
 PRESETS = _Presets({
