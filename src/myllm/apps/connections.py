@@ -71,7 +71,7 @@ async def begun(request: Request, pieces: AsyncGenerator[T]) -> AsyncGenerator[T
 class BoundedConnection(H11Protocol):
     """A connection that is closed if it asks for nothing, or sends a request too slowly; refused if there are too many.
 
-    The body of a request, while it is being answered, has limits of its own.
+    The body of a request, while it is being answered, has other limits.
     """
 
     max_connections = 1000

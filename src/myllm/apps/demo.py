@@ -82,7 +82,7 @@ def holds_demo(out: Path, options: DemoOptions) -> bool:
 
 
 def recipe(options: DemoOptions) -> str:
-    """Return, as JSON, what a demo's scenes and checkpoints depend on."""
+    """Return, as JSON, all that a demo's scenes and checkpoints depend on."""
     names = ("count", "seed", "minutes", "max_steps")
     return json.dumps([{name: getattr(options, name) for name in names}, PRESETS["scenes"]], sort_keys=True)
 

@@ -10,7 +10,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
 def sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the decoding options for what a client gives of `SAMPLING`.
+    """Return the decoding options for the options of `SAMPLING` that a client gives.
 
     Temperature 0 and no option at all are the captioner's own way of decoding, without chance; else it samples.
     """
@@ -34,7 +34,7 @@ def several_captions(options: Mapping[str, Any], count: int, default: DecodeConf
 
 
 def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a client gives of our own decoding options, except those that `sampling_options` reads."""
+    """Return the values of our own decoding options that a client gives, except those that `sampling_options` reads."""
     known = DecodeConfig.__dataclass_fields__.keys() - {*SAMPLING}
     return {name: value for name, value in given.items() if name in known and value is not None}
 

@@ -66,7 +66,7 @@ class _Run:
         self.long, self.errors = list[str](), list[dict[str, Any]]()
 
     def pictures_left(self, pictures: Mapping[str, Path]) -> dict[str, Path]:
-        """Return the pictures, by name, without captions in OUT. Raises ConfigError if OUT does not fit the options."""
+        """Return the pictures without captions in OUT. Raises ConfigError if OUT does not fit the options."""
         options, out = self.options, self.options.out
         check_rows(self.rows, options, options.model)
         done = {row["image"]: self.folder / row["path"] for row in self.rows}
@@ -141,7 +141,7 @@ class _Run:
         return f"Resume with: {command_line('label', self.options)}"
 
     def print_summary(self) -> None:
-        """Print what was asked, answered and used, and advice on long captions."""
+        """Print the numbers of requests, answers and tokens, and advice on long captions."""
         options, usage = self.options, self.teacher.usage
         failed = f", {len(self.errors):,} failed (see {options.out}.errors.jsonl)" if self.errors else ""
         self.display.say(

@@ -77,7 +77,7 @@ class OllamaApi:
                 # clients ask so for a model to be loaded
                 return JSONResponse({**_head(model), **form.text(""), "done": True, "done_reason": "load"})
             if not isinstance(images, list):
-                raise bad_request("images is no list of pictures in base64")
+                raise bad_request("images must be a list of pictures in base64")
             wanted, stops = self._read(given, model, picture_of_text(picture_of(images)))
             if given.get("stream", True):
                 lines = self._lines(wanted, model, form, stops)
@@ -87,11 +87,11 @@ class OllamaApi:
         return JSONResponse({**_head(model), **form.text(text), **_end(caption, begin)})
 
     def _read(self, given: Mapping[str, Any], model: ServedModel, picture: bytes) -> tuple[CaptionRequest, list[str]]:
-        """Return what is asked for, and the stop strings. Raises ApiError and ConfigError."""
+        """Return the request for captions, and the stop strings. Raises ApiError and ConfigError."""
         if given.get("format"):
             raise bad_request("format is not supported: captions are plain text; leave it out")
         if not isinstance(values := given.get("options") or {}, dict):
-            raise bad_request("options is no object of names and values")
+            raise bad_request("options must be an object of names and values")
         refuse_unsupported(values, UNSUPPORTED)
         options = {**own_options(values), **sampling_options(values)}
         if (count := values.get("num_predict")) is not None and count not in (-1, -2):  # both: no limit

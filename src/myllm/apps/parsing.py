@@ -44,7 +44,7 @@ def parse(
 ) -> Options:
     """Return the options that the words of a command line give.
 
-    program: the command before the words, for messages. defaults: values of options that are not given, by name.
+    program: the command before the words, for messages. defaults: values of options that are not given.
     Raises ConfigError for wrong usage.
     """
     types, defaults = types_of_options(kind), defaults or {}

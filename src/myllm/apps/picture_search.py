@@ -341,7 +341,7 @@ def _named_in_table(table: Path, row: PictureRow, name: str) -> Found:
     picture = next((folder / name for folder in (*near, *others) if os.path.isfile(folder / name)), None)
     if picture is not None:
         return FoundPicture(picture, table.parent, _inner_name(row.name, row.default_name))
-    return UnusablePath(row.position, f"{row.position}: names {name}, which is no file in {table.parent}")
+    return UnusablePath(row.position, f"{row.position}: names {name}, which is not a file in {table.parent}")
 
 
 def _captioned_pictures(path: Path) -> Iterator[Found]:
@@ -353,7 +353,7 @@ def _captioned_pictures(path: Path) -> Iterator[Found]:
     for record in records:
         yield FoundPicture(record.image, path.parent, _inner_name(record.name, PurePosixPath(record.name).name))
     for name in findings.missing_pictures:
-        yield UnusablePath(name, f"{name}: named in {path}, but there is no such picture; put it into {path.parent}")
+        yield UnusablePath(name, f"{name}: named in {path}, but the picture is missing; put it into {path.parent}")
     for row in findings.unreadable_rows:
         yield UnusablePath(f"{path}, {row}", f"{path}, {row}: cannot be read; correct the row")
 

@@ -176,7 +176,7 @@ def run_training(
 
 
 def try_run(options: TrainOptions, given_options: Collection[str], display: Display, ranks: Ranks) -> int:
-    """Print what the run would need, and write nothing into its folder; return the exit code."""
+    """Print the memory and time that the run would need, without writing into its folder; return the exit code."""
     if options.resume:
         raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
     recorder = _NoRecorder(display.warn) if ranks.is_first else _NoRecorder()
@@ -250,7 +250,7 @@ def finish(
 
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
-    """Return, for the report, when the run finished, what was trained, for how long and on which data."""
+    """Return, for the report, when the run finished, its model, duration and data."""
     return {
         "Finished": run_folder.current_time(),
         "Data": data_name(config.data),

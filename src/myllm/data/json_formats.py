@@ -52,7 +52,7 @@ def read_karpathy(file: CaptionFile, captions: CaptionsConfig, findings: Finding
 
 
 class _Seen:
-    """The pictures of a file so far; each has a name and an id of its own."""
+    """The pictures of a file so far; no two have the same name or the same id."""
 
     def __init__(self, file: CaptionFile) -> None:
         self.path, self.names, self.ids = file.path, set[str](), dict[str, str]()

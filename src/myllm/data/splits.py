@@ -1,6 +1,6 @@
 """Splits pictures into training, validation and other parts; all captions of a picture are in the same part.
 
-Lists of names decide, then what the captions file says; without either a hash of the picture's name does.
+Lists of names decide first, then the captions file; without either a hash of the picture's name decides.
 """
 
 import hashlib

@@ -74,7 +74,7 @@ def _open(path: Path) -> _Table:
     import pyarrow.parquet
 
     if path.suffix.lower() == ".parquet":
-        # without a buffer of its own, a whole group of rows is read at once: gigabytes
+        # without a separate buffer, a whole group of rows is read at once: gigabytes
         table = pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         return _Table(table.schema_arrow, lambda wanted: table.iter_batches(BATCH_ROWS, columns=wanted))
     stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))

@@ -76,7 +76,7 @@ def saved_files(file: CaptionFile) -> list[Path]:
     names = [part.get("filename") for _, part in objects(file.path, file.json["_data_files"], "_data_file")]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise DataError(f"{file.path}: names {name!r:.100}, which is no file in {folder}; save the data again")
+            raise DataError(f"{file.path}: names {name!r:.100}, which is not a file in {folder}; save the data again")
     return [folder / str(name) for name in names]
 
 
@@ -115,7 +115,7 @@ def _rows(
     file: CaptionFile, arrow_files: Sequence[str], label: str, split: str | None, captions: CaptionsConfig,
     findings: Findings,
 ) -> Iterator[Row]:
-    """Yield a row for each caption. label: what the names of pictures without a name begin with."""
+    """Yield a row for each caption. label: beginning of the names of pictures without a name."""
     pyarrow = import_pyarrow(file.path)
     with table_errors(file.path):
         tables = [_arrow(path) for path in arrow_files]

@@ -104,7 +104,7 @@ def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a calibration records of an evaluation: its data, and decoding options that are not the defaults."""
+    """Return a calibration's record of an evaluation: its data, and decoding options that are not the defaults."""
     changed = changed_options(protocol["decode"]).items()
     decode = {name: list(value) if isinstance(value, tuple) else value for name, value in changed}
     data = {"data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"]}
@@ -146,8 +146,8 @@ def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so
-    that of a word that occurs once stays close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
+    word that occurs once has one close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
     uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()

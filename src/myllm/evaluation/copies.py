@@ -141,8 +141,8 @@ def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thu
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:
     """Whether one picture is a copy or a crop of the other; both must be in the same orientation.
 
-    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of what they
-    show. They are compared without alignment, because all of that has to agree.
+    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of the
+    thing that they show. They are compared without alignment, because all of that has to agree.
     """
     blocks = picture.luma.reshape(SIDE // 4, 4, SIDE // 4, 4)
     is_simple = (blocks.std(axis=(1, 3)) > BLANK).mean() < MIN_BUSY

@@ -56,7 +56,7 @@ class Inspection:
     """Number of captions with letters of each script."""
     pictures: int
     findings: Sequence[str]
-    """Sentences about what is unusual."""
+    """Sentences about anything unusual."""
 
     @property
     def rare_words(self) -> list[str]:

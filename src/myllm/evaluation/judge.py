@@ -31,7 +31,7 @@ class Judgement:
     """The quality of captions of N pictures."""
 
     figures: Mapping[str, MetricResult]
-    """Metrics by name, and the controls of CIDEr-D: `_shuffled`, `_blind` if known, and `grounding_gap`."""
+    """Metrics, {name: result}, and the controls of CIDEr-D: `_shuffled`, `_blind` if known, and `grounding_gap`."""
     diversity: Diversity
     people: Mapping[str, tuple[float, float]]
     """By metric, the score of people's captions and of the judged ones, each compared with all but one of a picture's
@@ -65,7 +65,7 @@ class Judgement:
         return _undefined(self.figures)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures by name (None for undefined ones), with all that is needed to read them."""
+        """Return the figures, {name: value} (None for undefined ones), with all that is needed to read them."""
         return {
             **{name: defined(figure.corpus) for name, figure in self.figures.items()},
             "distinct_captions": self.diversity.distinct_share,

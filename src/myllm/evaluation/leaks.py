@@ -49,7 +49,7 @@ class Leaks:
     """(N,): one of the picture's captions is in the training data, word for word."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entries for metrics.json: what is shared, by names."""
+        """Return the entries for metrics.json: the shared pictures and captions, by their names."""
         shared = {"equal": self.equal, "alike": self.alike, "repeated_captions": self.repeated}
         return {"training_pictures": self.training, **shared}
 

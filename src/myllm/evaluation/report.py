@@ -82,7 +82,7 @@ class Report:
     scores: Sequence[Group] = ()
     """CIDEr-D of people, captioners and controls; for drawn scenes, shares of true and of complete captions."""
     invented: str = NOT_IN_REFERENCES
-    """What it means that a word is marked as invented."""
+    """Meaning of the mark on invented words."""
     table: Table | None = None
     """All metrics of one captioner."""
     differences: Sequence[Group] = ()
@@ -143,7 +143,7 @@ def evaluation_report(
         pictures=len(evaluation.records),
         verdict=verdict,
         scores=scores,
-        invented="not what was drawn" if evaluation.truth else NOT_IN_REFERENCES,
+        invented="not in the drawing" if evaluation.truth else NOT_IN_REFERENCES,
         table=metric_table.judgement_table(judgement, evaluation.figures),
         protocol=metric_table.describe_protocol(evaluation.protocol),
         absent=_absent(judgement),
@@ -262,7 +262,7 @@ def words_section(words: WordsByAuthor) -> Section:
 
 
 def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Record, Record]] = ()) -> LeakSection:
-    """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
+    """Return the report's part on pictures shared with training. pairs: a judged picture, and its copy in training."""
     return LeakSection(sentences, [
         [(record.name, gallery.make_thumbnail(record.image, PAIR_BYTES, PAIR_SIDE)) for record in pair]
         for pair in pairs[:MAX_PAIRS]

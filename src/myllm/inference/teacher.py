@@ -78,7 +78,7 @@ class Teacher:
     ) -> None:
         """Send nothing yet; call `connect` before anything else.
 
-        key, ollama_key: for the API of OpenAI, for that of Ollama.
+        key, ollama_key: for the API of OpenAI, for the API of Ollama.
         timeout: seconds that an answer may take. tries: requests for a caption until its picture is given up.
         first_wait: seconds before the second try; each further wait is twice as long. Raises ConfigError.
         """
@@ -99,7 +99,7 @@ class Teacher:
         """Whether the server gives several captions at once; None: not known yet."""
 
     def connect(self) -> "Teacher":
-        """Find out which API the server has: nothing is sent if the address says so. Raises MyLLMError."""
+        """Find out which API the server has: nothing is sent if the address shows it. Raises MyLLMError."""
         self._api = self._find_api(self._url)
         self._key = self._keys[type(self._api)]
         self._takes_n = None if self._api.may_take_n else False

@@ -1,4 +1,4 @@
-"""The APIs of OpenAI and Ollama: what a request for captions holds, and what is read from the answers."""
+"""The APIs of OpenAI and Ollama: making requests for captions, and reading the answers."""
 
 import base64
 import json
@@ -136,7 +136,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def error_message(text: str) -> str:
-    """Return what a server says in an error, quoted: its message, or the beginning of its text without HTML's tags."""
+    """Return the text of a server's error, quoted: its message, or the beginning of its text without HTML's tags."""
     try:
         content = json.loads(text)
         content = content.get("error", content.get("detail", content.get("message", content)))

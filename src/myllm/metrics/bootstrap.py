@@ -14,7 +14,7 @@ from myllm.metrics.result import Floats, MetricResult
 DRAWS = 10_000
 LEVEL = 0.95
 MIN_TESTED = 10
-"""Pictures; with fewer there is no p-value."""
+"""Minimum number of pictures for a p-value."""
 MIN_RELIABLE = 100
 """Pictures; with fewer, intervals are too narrow (docs/metrics.md has the figures)."""
 TIE_BELOW = 0.001
@@ -30,7 +30,7 @@ def draws_for(pictures: int, draws: int = DRAWS) -> int:
 
 
 def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
-    """Return each metric's values (draws,) on pictures drawn with replacement (Efron 1979), by name.
+    """Return {name: values (draws,)} of each metric, on pictures drawn with replacement (Efron 1979).
 
     results: metrics of the same N pictures.
     """

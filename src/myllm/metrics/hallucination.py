@@ -63,7 +63,7 @@ def invented_spans(caption: str, references: Sequence[str]) -> list[Range]:
 
 
 def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """Return five shares by name, 0 to 1, lower is better; NaN if the captions name nothing of the kind.
+    """Return five shares, {name: result}, 0 to 1, lower is better; NaN if the captions name nothing of the kind.
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class Metric(NamedTuple):
-    """A function from tokenized candidates and references, one entry for each picture, to results by name."""
+    """A function from tokenized candidates and references, one entry for each picture, to {name: result}."""
 
     compute: Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, MetricResult]]
     results: tuple[str, ...]
@@ -51,7 +51,7 @@ _WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics by name, as fractions (CIDEr: 0 to 10), and how they were measured."""
+    """Metrics, {name: result}, as fractions (CIDEr: 0 to 10), and how they were measured."""
 
     figures: dict[str, MetricResult]
     protocol: dict[str, str | int]

@@ -33,7 +33,7 @@ class Padded(Sequences):
 class Packed(Grid):
     """A `Grid` of captions that differ in length: row n is token `position[n]` of its caption.
 
-    Padding is half of a batch of natural captions. Here it takes part only in attention, where it is a tenth to a
+    Padding is half of a batch of natural captions. Here it takes part only in attention, as a tenth to a
     third: self-attention sees sequences of several captions, cross-attention those of all captions of an image.
     """
 

@@ -46,8 +46,8 @@ class Prepared:
     val: CaptionSource
     findings: Findings
     fingerprints: dict[str, str]
-    """What a run must be resumed with, by name ("training split"): hashes of pictures' names with their captions, and
-    of the base's weights if adapters train on them."""
+    """Must be the same when a run is resumed, {"training split": hash}: hashes of pictures' names with their captions,
+    and of the base's weights if adapters train on them."""
     base_hash: str | None = None
     """Hash of the base's weights if adapters train on them."""
 
@@ -59,7 +59,7 @@ def prepare(
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. tokenizer: that of a run that is resumed. pictures: for a dry run, the number of
+    if their value is the default. tokenizer: of a run that is resumed. pictures: for a dry run, the number of
     pictures of each split that are read; they stand for the others.
     Raises DataError, ConfigError or CheckpointError.
     """

@@ -20,7 +20,7 @@ def run_sequence(config: TrainConfig, given_options: Collection[str] = ()) -> li
     """Return the configurations of the run and of its `next_runs`; each starts from the captioner of the one before.
 
     The last writes to `config.out`, those before it to folders run1, run2, ... in there. given_options: dotted names of
-    options that hold for all runs, whatever `next_runs` says. Raises ConfigError for what is not an option.
+    options that hold for all runs, whatever `next_runs` says. Raises ConfigError for unknown options.
     """
     shared, total = dict(flatten(asdict(config), ".")), 1 + len(config.next_runs)
     folders = [*(Path(config.out) / f"run{number}" for number in range(1, total)), Path(config.out)]
