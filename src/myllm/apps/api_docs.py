@@ -83,9 +83,9 @@ def page(openapi: Mapping[str, Any]) -> str:
 @cache
 def _bodies() -> dict[str, dict[str, Any]]:
     """Return the schemas of the bodies that are sent to each path, by media type."""
-    own = {name: _schema(kind) | {"description": text} for name, kind, text in _own_fields()}
+    properties = {name: _schema(kind) | {"description": text} for name, kind, text in _own_fields()}
     form, json = (
-        {"type": "object", "required": ["image"], "properties": {"image": IMAGE | {"format": kind}, **own}}
+        {"type": "object", "required": ["image"], "properties": {"image": IMAGE | {"format": kind}, **properties}}
         for kind in ("binary", "byte")
     )
     pictures = {"type": "array", "items": {"type": "string"}, "description": "One picture in base64."}

@@ -103,13 +103,13 @@ class CountsDisplay:
 
     def show(self, done: int, counts: str) -> None:
         """Move the bar to `done`, with these counts."""
-        shown = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
-        self.bar.update(self.task, completed=done, total=self.total, done=shown, counts=counts)
+        progress = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
+        self.bar.update(self.task, completed=done, total=self.total, done=progress, counts=counts)
         if self.bar.disable and self.display.is_log_due():
             left = ""
             if self.total is not None and done:
                 left = f"  {(self.total - done) / self.rate(done) / 60:,.0f} min left"
-            self.display.say(f"{self.job} {shown}  {counts}{left}")
+            self.display.say(f"{self.job} {progress}  {counts}{left}")
 
 
 class TrainingDisplay:

@@ -154,8 +154,8 @@ def split_data(options: SplitOptions) -> int:
             f"{name:<6} {quantity(len(members), 'picture')} ({len(members) / len(records):.1%}), "
             f"{quantity(captions, 'caption')}"
         )
-    if kept := [" = ".join(record.name for record in group) for group in groups if len(group) > 1]:
-        display.print(counted(kept, "group of copies kept together", "groups of copies kept together"))
+    if groups_of_copies := [" = ".join(record.name for record in group) for group in groups if len(group) > 1]:
+        display.print(counted(groups_of_copies, "group of copies kept together", "groups of copies kept together"))
     display.print(f"Wrote {folder}")
     return 0
 

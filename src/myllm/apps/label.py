@@ -165,7 +165,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
 
     model: the model to ask; None: not known yet.
     """
-    asked: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "model": model, "prompt": options.prompt, "n": options.n, "temperature": options.temperature,
     }
     for number, row in enumerate(rows, 1):
@@ -175,7 +175,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
                 f"--out {options.out} is there already, and line {number:,} is not of `myllm label`; replace the file "
                 "by --overwrite, or give another name"
             )
-        for name, value in asked.items():
+        for name, value in expected.items():
             if teacher.get(name) != value and not (name == "model" and value is None):
                 raise ConfigError(
                     f"--{name} is {_written(value)}, but the captions in --out {options.out} were asked for with "

@@ -14,9 +14,9 @@ from myllm.training_config import TrainConfig
 DEFAULT_PRESET = "vit-gpt2"
 
 
-def positional(text: str, shown: str = "PATH...") -> Any:
-    """Return the field of the words after a verb that are not options: `text` is their help, `shown` their usage."""
-    return field(default=(), metadata={"help": text, "shown": shown})
+def positional(text: str, usage: str = "PATH...") -> Any:
+    """Return the field of the words after a verb that are not options. text: their help. usage: their name in it."""
+    return field(default=(), metadata={"help": text, "usage": usage})
 
 
 @dataclass(frozen=True, kw_only=True)

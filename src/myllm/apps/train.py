@@ -56,11 +56,11 @@ def train(options: TrainOptions) -> int:
     with started_by_torchrun(options.devices) as ranks:
         display = Display(options.quiet or not ranks.is_first, options.json)
         preset = PRESETS[options.preset] if options.preset else {}
-        given = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
+        given_options = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
         if options.dry_run:
-            return try_run(options, given, display, ranks)
+            return try_run(options, given_options, display, ranks)
         with lock_folder(out) if ranks.is_first else nullcontext():
-            evaluation = run_all(options, given, display, ranks)
+            evaluation = run_all(options, given_options, display, ranks)
     if evaluation is None:
         return 0
     if options.json:

@@ -92,10 +92,10 @@ def portable_records(records: Sequence[Record], needs_suffix: bool) -> tuple[lis
 
 def picture_suffix(record: Record) -> str:
     """Return the suffix that a picture's name lacks: its file's or its format's; empty if it has one."""
-    own, of_file = (PurePosixPath(str(path)).suffix for path in (record.name, record.image))
-    if own.lower() in PICTURE_SUFFIXES:
+    name_suffix, file_suffix = (PurePosixPath(str(path)).suffix for path in (record.name, record.image))
+    if name_suffix.lower() in PICTURE_SUFFIXES:
         return ""
-    return of_file if of_file.lower() in PICTURE_SUFFIXES else suffix_of_content(record.image)
+    return file_suffix if file_suffix.lower() in PICTURE_SUFFIXES else suffix_of_content(record.image)
 
 
 def picture_bytes(record: Record) -> bytes:

@@ -163,10 +163,10 @@ def find_inside(path: Path) -> tuple[Archive, str] | None:
 
 @lru_cache(maxsize=2)  # a picture search reads one archive while it counts another; an index may be large
 def _open_archive(path: Path, stamp: tuple[int, int]) -> Archive:
-    place = path.resolve()
-    key = hashlib.blake2b(os.fsencode(place), digest_size=12).hexdigest()
+    resolved = path.resolve()
+    key = hashlib.blake2b(os.fsencode(resolved), digest_size=12).hexdigest()
     index = cache_folder() / "archives" / f"{key}.json"
-    head = [INDEX_VERSION, os.fspath(place), *stamp]
+    head = [INDEX_VERSION, os.fspath(resolved), *stamp]
     with suppress(OSError, ValueError, TypeError, KeyError):  # no index yet, or a damaged one
         stored = json.loads(index.read_bytes())
         if stored["of"] == head:

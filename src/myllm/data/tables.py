@@ -31,11 +31,11 @@ class TableImage(StoredImage):
     column: str
     row: int
     size: int
-    shown: str
+    label: str
     """The table and row, for messages."""
 
     def __str__(self) -> str:
-        return self.shown
+        return self.label
 
     def read(self) -> bytes:
         """Return its bytes. Raises DataError if the Arrow file is gone."""
@@ -128,8 +128,8 @@ def _rows(
     # an embedded path is often a placeholder, such as image.png for all rows
     sizes: dict[str | None, int | None] = {}
     has_paths = all(sizes.setdefault(picture.path, picture.size) == picture.size for picture in pictures)
-    wanted = [name for name in schema.names if name in (*caption_columns, name_column, SPLIT_COLUMN)]
-    batches = (batch for table in tables for batch in table.select(wanted).to_batches(BATCH_ROWS))
+    columns = [name for name in schema.names if name in (*caption_columns, name_column, SPLIT_COLUMN)]
+    batches = (batch for table in tables for batch in table.select(columns).to_batches(BATCH_ROWS))
     read = (row for batch in batches for row in batch.to_pylist())
     for number, (row, picture) in enumerate(zip(read, pictures, strict=True), 1):
         position = f"row {number:,}"

@@ -73,8 +73,8 @@ def temperature(scores: Array, history: History, value: float) -> Array:
 
 def top_k(scores: Array, history: History, value: int) -> Array:
     """Keep the `value` likeliest tokens (Fan et al. 2018)."""
-    kept, _ = largest(scores, min(value, scores.shape[-1]))
-    return _keep(scores, scores >= kept[..., -1:])
+    top, _ = largest(scores, min(value, scores.shape[-1]))
+    return _keep(scores, scores >= top[..., -1:])
 
 
 def top_p(scores: Array, history: History, value: float) -> Array:

@@ -217,13 +217,13 @@ def measure_confidence(
             whole.append((caption.confidence, sum(right for _, right, _ in cases) / len(cases), picture))
     confidence = np.array([caption.confidence for caption in captions])
     values, scores = np.asarray(figures, dtype=np.float64), [caption.score for caption in captions]
-    drawn = resample_coverage(confidence, values) if len(captions) > 1 else None
+    resampled = resample_coverage(confidence, values) if len(captions) > 1 else None
     return ConfidenceReport(
         reliability(*np.array(words).reshape(-1, 3).T), reliability(*np.array(whole).reshape(-1, 3).T),
         risk_coverage(confidence, values), is_cross_fitted,
-        gain=None if drawn is None else interval(drawn[:, HALF] - drawn[:, -1]),
+        gain=None if resampled is None else interval(resampled[:, HALF] - resampled[:, -1]),
         half_by_score=risk_coverage(scores, values)[HALF],
-        coverage_intervals=() if drawn is None else tuple(map(interval, drawn.T)),
+        coverage_intervals=() if resampled is None else tuple(map(interval, resampled.T)),
     )
 
 

@@ -71,8 +71,8 @@ class Leaks:
         first = f"None of {total} is a copy of one of the {self.training:,} in the training data."
         if count:
             equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
-            alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
-            named = "; ".join(filter(None, (equal, alike)))
+            similar = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
+            named = "; ".join(filter(None, (equal, similar)))
             verb = "is" if count == 1 else "are"
             first = f"{count:,} of {total} {verb} in the training data, too ({named})."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
@@ -129,6 +129,6 @@ def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> 
     }
 
 
-def _listed(names: Sequence[str], shown: int, opening: str = "") -> str:
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return f"{opening}{', '.join(names[:shown])}{more}" if names else ""
+def _listed(names: Sequence[str], limit: int, opening: str = "") -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return f"{opening}{', '.join(names[:limit])}{more}" if names else ""

@@ -46,7 +46,7 @@ def wrong_spans(caption: str, things: Sequence[Thing]) -> list[tuple[int, int]]:
     spans = []
     for match in _NAMED.finditer(caption.lower()):
         count, colour, kind = _COUNT[match[1]], match[2], _KIND[match[3]]
-        if kind not in {drawn for _, drawn in pairs}:
+        if kind not in {thing.kind for thing in things}:
             spans.append(match.span(3))
         elif (colour, kind) not in pairs:
             spans.append(match.span(2))
@@ -111,7 +111,7 @@ def score_scene_captions(texts: Sequence[str], things: Sequence[Sequence[Thing]]
     things: the drawn things, for each caption. `placed` is a share of the captions that name a relation; it is left out
     if none does.
     """
-    verdicts = [judge_scene_caption(text, drawn) for text, drawn in zip(texts, things, strict=True)]
+    verdicts = [judge_scene_caption(text, scene) for text, scene in zip(texts, things, strict=True)]
     placed = [verdict.placed for verdict in verdicts if verdict.placed is not None]
     claims = ("true", "complete", "invented", "miscoloured", "miscounted")
     figures = {claim: sum(getattr(verdict, claim) for verdict in verdicts) / len(verdicts) for claim in claims}

@@ -71,8 +71,8 @@ class OpenAI(Api):
         data = f"data:{kind};base64,{base64.b64encode(content).decode()}"
         parts = [{"type": "text", "text": question.prompt}, {"type": "image_url", "image_url": {"url": data}}]
         options = {"n": n if n > 1 else None, "temperature": question.temperature}
-        given = {name: value for name, value in options.items() if value is not None}
-        return {"model": question.model, "messages": [{"role": "user", "content": parts}], **given}
+        set_options = {name: value for name, value in options.items() if value is not None}
+        return {"model": question.model, "messages": [{"role": "user", "content": parts}], **set_options}
 
     def texts(self, answer: Any) -> list[Any]:
         return [choice["message"]["content"] for choice in answer["choices"]]

@@ -107,19 +107,19 @@ def score_words(
 
 
 def select_metrics(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the metrics to compute, each with its wanted results, in the order of `METRICS`.
+    """Return the metrics to compute, each with its selected results, in the order of `METRICS`.
 
     names: names of metrics or of their results, in any case. Raises ConfigError for an unknown name.
     """
     spellings = [*METRICS, *chain.from_iterable(metric.results for metric in METRICS.values())]
-    known, wanted = {spelling.lower(): spelling for spelling in spellings}, set[str]()
+    known, selected = {spelling.lower(): spelling for spelling in spellings}, set[str]()
     for name in map(str.strip, names):
         if name.lower() not in known:
             hint = nearest(name, spellings)
             raise ConfigError(f"metric {name!r} is unknown{hint}; known are {', '.join(known.values())}")
-        wanted.add(known[name.lower()])
+        selected.add(known[name.lower()])
     chosen = {
-        name: [result for result in metric.results if wanted & {name, result}] for name, metric in METRICS.items()
+        name: [result for result in metric.results if selected & {name, result}] for name, metric in METRICS.items()
     }
     return {name: results for name, results in chosen.items() if results}
 

@@ -159,8 +159,8 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
             )
     text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
     vision = replace(model.vision, frozen=config.vision.frozen)
-    given = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
-    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given}
+    given_decode = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
+    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given_decode}
     decode = replace(base.decode, **set_decode)
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 

@@ -30,9 +30,9 @@ def run_sequence(config: TrainConfig, given_options: Collection[str] = ()) -> li
         for name in changed:
             if name not in shared or name in NOT_IN_NEXT_RUNS:
                 raise ConfigError(f"next_runs has {name}, which cannot be an option of it{nearest(name, shared)}")
-        own = {name: value for name, value in changed.items() if name not in given_options}
+        overrides = {name: value for name, value in changed.items() if name not in given_options}
         base = str(folders[number - 1] / native.FILE_NAME) if number else config.base
-        options = shared | own | {"out": str(folders[number]), "base": base, "next_runs": ()}
+        options = shared | overrides | {"out": str(folders[number]), "base": base, "next_runs": ()}
         try:
             runs.append(dataclass_from_dict(TrainConfig, nested(options)))
         except CheckpointError as error:
