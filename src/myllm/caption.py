@@ -186,7 +186,7 @@ class Caption:
 
     @cached_property
     def attention(self) -> "Tensor":
-        """Heat maps (T, H, W) in the picture's coordinates: where the model looked for each token; each sums to one.
+        """Heat maps (T, H, W) in the picture's coordinates of where the model looked for each token; each sums to one.
 
         Computed at the first access, by the default method and size of `Captioner.attention_maps`. Raises ConfigError
         if the picture is not known, and DataError if it cannot be read any more.

@@ -169,7 +169,7 @@ class DecodeConfig:
     top_p: Annotated[float, Range.SHARE] = 1.0
     """Nucleus sampling: sample from the smallest set of most likely tokens whose probabilities sum to top_p."""
     min_p: Annotated[float, Range.FRACTION] = 0.0
-    """Sample only from tokens whose probability is at least min_p times that of the most likely token."""
+    """Sample only from tokens whose probability is at least min_p times the highest one."""
     typical_p: Annotated[float, Range.SHARE] = 1.0
     """Locally typical sampling: keep the tokens whose surprise is closest to the entropy, until their probabilities sum
     to typical_p."""

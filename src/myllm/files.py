@@ -22,7 +22,7 @@ MAX_JSON_BYTES = 2**28
 
 
 class StoredImage(ABC):
-    """A picture that is not a file of its own, but in an archive or a table.
+    """A picture that is not a separate file, but in an archive or a table.
 
     It can be compared, hashed, pickled and read in any process; `str` names it in messages.
     """
@@ -123,7 +123,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        hint = "; what was there before is still there" if path.exists() else ""
+        hint = "; the previous content is kept" if path.exists() else ""
         message = cause.strerror or cause
         raise MyLLMError(f"cannot write {path}: {message}{hint}. Make room or choose another folder") from error
 
@@ -144,9 +144,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path, reserved: str, noun: str) -> Iterator[None]:
-    """Reserve what the lock file `path` stands for until the block ends; then the lock file is removed.
+    """Lock a resource by the lock file `path` until the block ends; then the lock file is removed.
 
-    reserved, noun: what it is, for messages: "runs/a", "folder". The lock is released when the process ends, even if it
+    reserved, noun: names for messages: "runs/a", "folder". The lock is released when the process ends, even if it
     is killed. On systems without fcntl (Windows) nothing is locked. Raises ConfigError with the id of the process that
     holds the lock, and MyLLMError if the disk refuses.
     """

@@ -1,4 +1,4 @@
-"""Repositories of a hub, captioners and data: how they are named, and what the hub's errors mean."""
+"""Repositories of a hub, captioners and data: their names, and the meaning of the hub's errors."""
 
 import re
 from pathlib import Path

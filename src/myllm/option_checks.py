@@ -67,7 +67,7 @@ class Range(Enum):
 def check_options(config: Any, group: str = "") -> None:
     """Raise ConfigError, naming the option, for a value of another type, or outside the `Range` in its annotation.
 
-    The range of a tuple is that of each item; None is in every range.
+    The range of a tuple applies to each item; None is in every range.
     """
     for option in fields(config):
         value, name = getattr(config, option.name), f"{group}{option.name}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("reading pictures"), the number of items done, and the number of all items."""
+"""Called with the activity ("reading pictures"), the number of items done, and the number of all items."""
 
 
 def no_progress(activity: str, done: int, total: int) -> None:

@@ -135,7 +135,7 @@ def test_caption_refuses_and_keeps_an_existing_file_of_another_kind(
 ) -> None:
     (tmp_path / "out.jsonl").write_text("mine")
     assert caption(tiny_run, pictures[0], "--out", tmp_path / "out.jsonl") == 1
-    assert f"{tmp_path}/out.jsonl: ends with b'mine', which is no row of captions" in capfd.readouterr().err
+    assert f"{tmp_path}/out.jsonl: ends with b'mine', which is not a row of captions" in capfd.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == "mine"
 
 

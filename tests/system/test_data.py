@@ -190,7 +190,7 @@ def test_data_split_replaces_lists_only_if_told_to(data: Path, capsys: Capture) 
 def test_data_split_says_that_it_replaces_the_splits_that_data_has(data: Path, capsys: Capture) -> None:
     (data / "Flickr_8k.trainImages.txt").write_text("train_000000.png\n")
     assert main(["data", "split", str(data), "--fast", "--quiet"]) == 0
-    assert "the data has splits of its own, which the lists replace" in capsys.readouterr().out
+    assert "the lists replace the splits that the data has" in capsys.readouterr().out
     records, _ = read_records(data, AS_WRITTEN)
     assert {record.split for record in records} == {"train", "val", "test"} and len(records) == 60
 

@@ -150,8 +150,8 @@ def string_literals() -> str:
 
 
 @pytest.mark.parametrize(
-    ("page", "title", "least"), [("training.md", "What a message means", 30), ("formats.md", "What is checked", 8),
-     ("without-torch.md", "What a message means", 5)]
+    ("page", "title", "least"), [("training.md", "Messages and their causes", 30), ("formats.md", "Checks when", 8),
+     ("without-torch.md", "Messages and their causes", 5)]
 )
 def test_docs_messages_are_those_of_the_program(page: str, title: str, least: int) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {title}")[2]

@@ -332,7 +332,7 @@ def test_label_reports_a_full_disk_and_loses_nothing(teacher_server: Any, folder
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
     assert process.returncode == 1
-    assert "cannot write out.jsonl: File too large; what was there before is still there" in process.stderr
+    assert "cannot write out.jsonl: File too large; the previous content is kept" in process.stderr
     assert "Resume with: myllm label" in process.stderr
     written = {row["image"] for row in jsonl(folder / "out.jsonl")}
     assert 1 <= len(written) < COUNT

@@ -39,7 +39,7 @@ def test_atomic_write_keeps_the_old_file_if_the_block_fails(tmp_path: Path, erro
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_atomic_write_reports_a_full_disk_and_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"before")
-    message = rf"cannot write {tmp_path}/a.txt: No space left on device; what was there before is still there"
+    message = rf"cannot write {tmp_path}/a.txt: No space left on device; the previous content is kept"
     with pytest.raises(MyLLMError, match=message), atomic_write(tmp_path / "a.txt") as file:
         file.write(b"half")
         Path("/dev/full").write_bytes(b"the rest")

@@ -13,7 +13,7 @@ from myllm.apps.caption_api import FIELD_TYPES, OPTION_TYPES
 from myllm.config import DecodeConfig
 
 DESCRIPTION = (
-    "Captions for pictures. Where the server has a key, send it as the header `Authorization: Bearer KEY`. "
+    "Captions for pictures. If the server has a key, send it as the header `Authorization: Bearer KEY`. "
     "Errors are JSON with a message in words."
 )
 TEMPLATE = Path(__file__).parent / "api_docs.html.jinja"
@@ -34,7 +34,7 @@ ERROR = {
 OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 STATUSES = {
     400: "The request, an option or the picture is wrong.", 401: "The key is missing or wrong.",
-    404: "There is no such model.", 408: "The request did not arrive in time.", 413: "The request is too large.",
+    404: "The model is unknown.", 408: "The request did not arrive in time.", 413: "The request is too large.",
     415: "The body is neither a form nor JSON.", 503: "The queue is full; try again later.",
     504: "There was no time for a caption; try again later.",
 }
@@ -52,7 +52,7 @@ MODEL = {"type": "string", "description": FIELD_TEXTS["model"]}
 
 
 def operation(path: str) -> dict[str, Any]:
-    """Return the arguments of FastAPI's `add_api_route` that describe what is at a path."""
+    """Return the arguments of FastAPI's `add_api_route` that describe an endpoint."""
     bodies = _bodies()
     error = OLLAMA_ERROR if path.startswith("/api/") else ERROR
     statuses = STATUSES if path in bodies else {401: STATUSES[401], 503: "The server is stopping, or has no time."}
@@ -83,9 +83,9 @@ def page(openapi: Mapping[str, Any]) -> str:
 @cache
 def _bodies() -> dict[str, dict[str, Any]]:
     """Return the schemas of the bodies that are sent to each path, by media type."""
-    own = {name: _schema(kind) | {"description": text} for name, kind, text in _own_fields()}
+    properties = {name: _schema(kind) | {"description": text} for name, kind, text in _own_fields()}
     form, json = (
-        {"type": "object", "required": ["image"], "properties": {"image": IMAGE | {"format": kind}, **own}}
+        {"type": "object", "required": ["image"], "properties": {"image": IMAGE | {"format": kind}, **properties}}
         for kind in ("binary", "byte")
     )
     pictures = {"type": "array", "items": {"type": "string"}, "description": "One picture in base64."}

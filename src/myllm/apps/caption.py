@@ -68,7 +68,7 @@ def _caption_all(
     options: CaptionOptions, search: PictureSearch, captioner: CaptionerProtocol, output: PrintedCaptions,
     display: Display, threads: int,
 ) -> list[int]:
-    """Caption what is left; return the signals that ended it early. Raises MyLLMError."""
+    """Caption the pictures that are left; return the signals that ended it early. Raises MyLLMError."""
     with CountsDisplay(display, "captioning") as bar, caught_signals(output.stop) as signals:
         Thread(target=lambda: bar.set_total(search.count(lambda: output.is_stopped)), daemon=True).start()
         bulk: BulkCaptioner[FoundPicture] = BulkCaptioner(

@@ -45,7 +45,7 @@ class CaptionOptions(OneModel, AsJson):
     min_confidence: Annotated[float | None, Range.AT_LEAST_0] = None
     """Write no caption with a lower confidence; its picture is listed in OUT.errors.jsonl."""
     fields: tuple[str, ...] = ("score", "confidence", "alternatives", "ended_by")
-    """What is written besides image and caption: score, confidence, alternatives, ended_by, words (each with its
+    """Fields written besides image and caption: score, confidence, alternatives, ended_by, words (each with its
     confidence)."""
     only: str | None = None
     """Only the pictures that failed, are unprocessed (without caption or error), or changed since they were captioned:
@@ -114,7 +114,7 @@ class CaptionOptions(OneModel, AsJson):
 
     @property
     def decode_changes(self) -> dict[str, Any]:
-        """Decoding options that were given, by name; `n` is one, too."""
+        """Decoding options that were given, {name: value}; `n` is one, too."""
         changes = super().decode_changes
         if self.n > 1:
             changes["num_return_sequences"] = self.n

@@ -65,7 +65,7 @@ def compare_two(options: CompareOptions) -> int:
     ]
     common = [record for record in records if all(record.name in side.captions for side in sides)]
     if not common:
-        raise DataError(f"there is no picture that both {options.paths[0]} and {options.paths[1]} caption")
+        raise DataError(f"{options.paths[0]} and {options.paths[1]} caption no picture in common")
     if len(common) < len(records):
         display.warn(f"compared on {len(common):,} of {quantity(len(records), 'picture')}, those that both caption")
     a, b = (

@@ -71,7 +71,7 @@ async def begun(request: Request, pieces: AsyncGenerator[T]) -> AsyncGenerator[T
 class BoundedConnection(H11Protocol):
     """A connection that is closed if it asks for nothing, or sends a request too slowly; refused if there are too many.
 
-    The body of a request, while it is being answered, has limits of its own.
+    The body of a request, while it is being answered, has other limits.
     """
 
     max_connections = 1000
@@ -83,7 +83,7 @@ class BoundedConnection(H11Protocol):
             message = "too many connections; try again later"
             self._end_with(503, "Service Unavailable", ApiError(503, "too_many_connections", message))
         else:
-            self._close_if_idle(seen=self)
+            self._close_if_idle(previous=self)
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
@@ -95,12 +95,12 @@ class BoundedConnection(H11Protocol):
         self.transport.write(f"{head}Retry-After: 1\r\nConnection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
-    def _close_if_idle(self, seen: object) -> None:
-        """Close the connection if its last request has been answered, and was `seen` before; else look again later."""
+    def _close_if_idle(self, previous: object) -> None:
+        """Close the connection if it is idle, with the cycle of the `previous` check; else check again later."""
         if self.transport.is_closing():
             return
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        if self.cycle is seen and not is_answering:
+        if self.cycle is previous and not is_answering:
             self.transport.abort()
         else:
             self.loop.call_later(self.idle_seconds, self._close_if_idle, self if is_answering else self.cycle)

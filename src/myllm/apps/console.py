@@ -73,12 +73,12 @@ class Display:
 
 
 class CountsDisplay:
-    """Shows a bar with counts beside it and the time left; without a terminal, a line every LOG_SECONDS."""
+    """Shows a bar with counts next to it and the time left; without a terminal, a line every LOG_SECONDS."""
 
     def __init__(self, display: Display, job: str, total: int | None = None) -> None:
         """total: number of items; None if it is not known yet."""
         self.display, self.job, self.total = display, job, total
-        # a narrow terminal cuts what is last
+        # a narrow terminal cuts the last columns
         columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[done]}"),
                    TimeRemainingColumn(), TextColumn("{task.fields[counts]}"))
         has_bar = display.console.is_terminal and not display.quiet
@@ -103,13 +103,13 @@ class CountsDisplay:
 
     def show(self, done: int, counts: str) -> None:
         """Move the bar to `done`, with these counts."""
-        shown = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
-        self.bar.update(self.task, completed=done, total=self.total, done=shown, counts=counts)
+        progress = f"{done:,}" if self.total is None else f"{done:,}/{self.total:,}"
+        self.bar.update(self.task, completed=done, total=self.total, done=progress, counts=counts)
         if self.bar.disable and self.display.is_log_due():
             left = ""
             if self.total is not None and done:
                 left = f"  {(self.total - done) / self.rate(done) / 60:,.0f} min left"
-            self.display.say(f"{self.job} {shown}  {counts}{left}")
+            self.display.say(f"{self.job} {progress}  {counts}{left}")
 
 
 class TrainingDisplay:

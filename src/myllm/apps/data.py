@@ -29,7 +29,7 @@ SAMPLES, PAIRS, COLUMNS = 24, 9, 6
 
 
 def inspect_data(options: InspectOptions) -> int:
-    """Print what is in data, and write a contact sheet."""
+    """Describe data, and write a contact sheet."""
     sheet = None if options.sheet is None else check_sheet(Path(options.sheet), options.overwrite)
     display = Display(options.quiet, json=options.json)
     records, findings = read_records(options.paths, options.captions)
@@ -140,7 +140,7 @@ def split_data(options: SplitOptions) -> int:
     records, findings = read_records(data, options.captions, use_lists=False)
     report_findings(findings, display)
     if split_lists(root) or any(record.split for record in records):
-        display.warn("the data has splits of its own, which the lists replace")
+        display.warn("the lists replace the splits that the data has")
     with display.progress() as progress:
         copies = find_copy_groups(records, 0 if options.fast else None, progress)
     if copies.broken:
@@ -154,8 +154,8 @@ def split_data(options: SplitOptions) -> int:
             f"{name:<6} {quantity(len(members), 'picture')} ({len(members) / len(records):.1%}), "
             f"{quantity(captions, 'caption')}"
         )
-    if kept := [" = ".join(record.name for record in group) for group in groups if len(group) > 1]:
-        display.print(counted(kept, "group of copies kept together", "groups of copies kept together"))
+    if groups_of_copies := [" = ".join(record.name for record in group) for group in groups if len(group) > 1]:
+        display.print(counted(groups_of_copies, "group of copies kept together", "groups of copies kept together"))
     display.print(f"Wrote {folder}")
     return 0
 

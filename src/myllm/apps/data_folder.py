@@ -35,7 +35,7 @@ def load_split(
 
 
 def report_findings(findings: Findings, display: Display) -> None:
-    """Print what was read in which format, and warn of what is unusual in it."""
+    """Print the files that were read and their formats, and warn of anything unusual in them."""
     for line in findings.formats:
         display.say(f"Reading {line}")
     for line in findings.lines():

@@ -20,7 +20,7 @@ class ComparingPictures(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(ComparingPictures, Replacing, AsJson):
-    """Report what is in data: counts, captions, words, scripts, copies, leaks between splits, and what is broken."""
+    """Describe data: counts, captions, words, scripts, copies, leaks between splits, and broken pictures."""
 
     paths: tuple[str, ...] = positional("Folders and files of data, in any format that `myllm train` reads.", "DATA...")
     sheet: str | None = None
@@ -43,7 +43,7 @@ class ConvertOptions(Printed):
     )
     to: Literal["csv", "jsonl", "webdataset", "parquet", "sidecar"]
     """csv: captions.csv and images/; jsonl: captions.jsonl and images/; webdataset: tar files; parquet: tables that
-    contain the pictures, for Hugging Face datasets; sidecar: beside each picture a .txt with a caption on each line."""
+    contain the pictures, for Hugging Face datasets; sidecar: next to each picture a .txt, a caption on each line."""
     captions: CaptionsConfig = field(default_factory=lambda: CaptionsConfig(lowercase=False))
     """How captions are read; by default they keep their case."""
 

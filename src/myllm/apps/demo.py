@@ -82,7 +82,7 @@ def holds_demo(out: Path, options: DemoOptions) -> bool:
 
 
 def recipe(options: DemoOptions) -> str:
-    """Return, as JSON, what a demo's scenes and checkpoints depend on."""
+    """Return, as JSON, all that a demo's scenes and checkpoints depend on."""
     names = ("count", "seed", "minutes", "max_steps")
     return json.dumps([{name: getattr(options, name) for name in names}, PRESETS["scenes"]], sort_keys=True)
 
@@ -111,16 +111,16 @@ def judge_on_new_scenes(options: DemoOptions, display: Display) -> dict[str, dic
     report: dict[str, dict[str, float]] = {}
     with display.progress() as progress:
         for part, name in (("val", "seen pairs"), ("heldout", "held-out pairs")):
-            images, drawn = [], []
+            images, scenes = [], []
             for number in range(options.judged):
                 image, scene = draw_scene(options.seed + JUDGED_SEED, part, number)
                 images.append(image)
-                drawn.append(scene)
+                scenes.append(scene)
                 progress(f"drawing new {name}", number + 1, options.judged)
             captions = [caption.text for caption in captioner.caption_batch(images, batch_size=100)]
-            references = [scene.captions for scene in drawn]
+            references = [scene.captions for scene in scenes]
             report[name] = {
-                "pictures": options.judged, **score_scene_captions(captions, [scene.things for scene in drawn])
+                "pictures": options.judged, **score_scene_captions(captions, [scene.things for scene in scenes])
             }
             for figure, texts in (("CIDEr-D", captions), ("CIDEr-D_shuffled", shuffled(captions))):
                 report[name][figure] = score_captions(texts, references, metrics=("CIDEr",)).corpus["CIDEr-D"]

@@ -48,7 +48,7 @@ def dry_run_as_text(result: DryRun, prepared: Prepared) -> str:
 
 
 def assumptions(prepared: Prepared, processes: int) -> list[str]:
-    """Return what the figures rest on."""
+    """Return the assumptions behind the figures."""
     config, read = prepared.config, min(PICTURES, len(prepared.train.records))
     sentences = {
         f"Measured with {quantity(read, 'picture')} of each split, which stand for the others.": True,

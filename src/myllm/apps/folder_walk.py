@@ -160,7 +160,7 @@ def split_glob(pattern: str) -> tuple[Path, tuple[str, ...]]:
 def matches(folder: Path, parts: Sequence[str]) -> Iterator[Path | OSError]:
     """Yield what matches a pattern below a folder, in order, and the errors of folders that cannot be listed.
 
-    "**" is this folder and all below it, without links. As in a shell, "*" is no name that begins with a dot.
+    "**" is this folder and all below it, without links. As in a shell, "*" does not match names that begin with a dot.
     """
     part, rest = parts[0], parts[1:]
     if not has_magic(part):

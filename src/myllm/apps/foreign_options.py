@@ -9,12 +9,12 @@ from myllm.config import DecodeConfig
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
-def sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the decoding options for what a client gives of `SAMPLING`.
+def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decoding options for the options of `SAMPLING` that a client gives.
 
     Temperature 0 and no option at all are the captioner's own way of decoding, without chance; else it samples.
     """
-    values = {name: given[name] for name in SAMPLING if given.get(name) is not None}
+    values = {name: options[name] for name in SAMPLING if options.get(name) is not None}
     if not values:
         return {}
     defaults = {name: getattr(DecodeConfig, name) for name in SAMPLING}
@@ -33,16 +33,16 @@ def several_captions(options: Mapping[str, Any], count: int, default: DecodeConf
     return {**options, "beams": max(count, options.get("beams", default.beams)), "num_return_sequences": count}
 
 
-def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a client gives of our own decoding options, except those that `sampling_options` reads."""
+def own_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of our own decoding options that a client gives, except those that `sampling_options` reads."""
     known = DecodeConfig.__dataclass_fields__.keys() - {*SAMPLING}
-    return {name: value for name, value in given.items() if name in known and value is not None}
+    return {name: value for name, value in options.items() if name in known and value is not None}
 
 
-def refuse_unsupported(given: Mapping[str, Any], names: Sequence[str]) -> None:
+def refuse_unsupported(options: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise ApiError for an option that would change captions, but that no captioner has."""
     for name in names:
-        if given.get(name):
+        if options.get(name):
             raise ApiError(400, "bad_option", f"{name} is not supported; leave it out")
 
 

@@ -26,16 +26,16 @@ class HeatmapFiles:
         and may not be replaced.
         """
         names = set[str]()
-        for found in search:
-            if not isinstance(found, FoundPicture):
+        for entry in search:
+            if not isinstance(entry, FoundPicture):
                 continue
-            bare = Path(found.name).name
+            bare = Path(entry.name).name
             name, number = f"{bare}.png", 1
             while name in names:
                 number += 1
                 name = f"{bare}-{number}.png"
             names.add(name)
-            self.files.setdefault(found.picture, []).append(self.folder / name)
+            self.files.setdefault(entry.picture, []).append(self.folder / name)
             if not is_replaced and (self.folder / name).exists():
                 raise ConfigError(
                     f"--heatmaps {self.folder}: {name} is there already; replace it by --overwrite or give another "

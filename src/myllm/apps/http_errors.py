@@ -13,7 +13,7 @@ class ApiError(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        """code: short name for programs. message: what is wrong and what to do, for people."""
+        """code: short name for programs. message: the fault and its fix, for people."""
         super().__init__(message)
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 

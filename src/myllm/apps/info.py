@@ -1,4 +1,4 @@
-"""`myllm info`: what is in a captioner, how it was trained, and signs that something is wrong with it."""
+"""`myllm info`: the contents of a captioner, its training, and signs that something is wrong with it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ def adapter_facts(adapter: lora.Adapter) -> dict[str, Any]:
 
 
 def suspicions(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield signs of a captioner that opens, but is probably not what was intended."""
+    """Yield signs of a captioner that opens, but is probably not the intended one."""
     tokens, rows = checkpoint.tokenizer.get_vocab_size(), checkpoint.model.config.text.vocab_size
     if tokens < rows:
         yield f"the embedding has {rows:,} rows, the tokenizer {tokens:,} tokens: the other rows are unused"

@@ -53,12 +53,12 @@ class JsonLines:
                     self._ends_in_row = not is_whole  # only its line end is missing
                 elif is_whole:
                     raise DataError(
-                        f"{self.path}: line {number:,} is no row of captions, {line[:50].rstrip()!r}; correct or "
+                        f"{self.path}: line {number:,} is not a row of captions, {line[:50].rstrip()!r}; correct or "
                         "remove it"
                     )
                 elif not ROW_BEGINS.startswith(line[: len(ROW_BEGINS)]):
                     raise DataError(
-                        f"{self.path}: ends with {line[:50]!r}, which is no row of captions; give another file"
+                        f"{self.path}: ends with {line[:50]!r}, which is not a row of captions; give another file"
                     )
 
     def __enter__(self) -> "JsonLines":

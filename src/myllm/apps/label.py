@@ -66,7 +66,7 @@ class _Run:
         self.long, self.errors = list[str](), list[dict[str, Any]]()
 
     def pictures_left(self, pictures: Mapping[str, Path]) -> dict[str, Path]:
-        """Return the pictures, by name, without captions in OUT. Raises ConfigError if OUT does not fit the options."""
+        """Return the pictures without captions in OUT. Raises ConfigError if OUT does not fit the options."""
         options, out = self.options, self.options.out
         check_rows(self.rows, options, options.model)
         done = {row["image"]: self.folder / row["path"] for row in self.rows}
@@ -141,7 +141,7 @@ class _Run:
         return f"Resume with: {command_line('label', self.options)}"
 
     def print_summary(self) -> None:
-        """Print what was asked, answered and used, and advice on long captions."""
+        """Print the numbers of requests, answers and tokens, and advice on long captions."""
         options, usage = self.options, self.teacher.usage
         failed = f", {len(self.errors):,} failed (see {options.out}.errors.jsonl)" if self.errors else ""
         self.display.say(
@@ -165,7 +165,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
 
     model: the model to ask; None: not known yet.
     """
-    asked: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "model": model, "prompt": options.prompt, "n": options.n, "temperature": options.temperature,
     }
     for number, row in enumerate(rows, 1):
@@ -175,7 +175,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], options: LabelOptions, model: 
                 f"--out {options.out} is there already, and line {number:,} is not of `myllm label`; replace the file "
                 "by --overwrite, or give another name"
             )
-        for name, value in asked.items():
+        for name, value in expected.items():
             if teacher.get(name) != value and not (name == "model" and value is None):
                 raise ConfigError(
                     f"--{name} is {_written(value)}, but the captions in --out {options.out} were asked for with "

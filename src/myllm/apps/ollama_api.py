@@ -53,8 +53,8 @@ class OllamaApi:
     async def show(self, request: Request) -> Response:
         """Describe a model."""
         async with self.bodies.read(request) as body:
-            given = parse_json(body)
-        model = self.service.model(given.get("model") or given.get("name"))
+            fields = parse_json(body)
+        model = self.service.model(fields.get("model") or fields.get("name"))
         facts = _model_facts(model)
         details = {name: facts[name] for name in ("modified_at", "details")}
         return JSONResponse({**details, "capabilities": ["completion", "vision"], "model_info": {}, "template": ""})
@@ -70,28 +70,28 @@ class OllamaApi:
     async def _answer(self, request: Request, form: _Form) -> Response:
         begin = time.monotonic_ns()
         async with self.bodies.read(request) as body:
-            given = parse_json(body)
-            model = self.service.model(given.get("model"))
-            images = _images_of_chat(given.get("messages")) if form.is_chat else given.get("images") or []
-            if not images and not given.get("messages" if form.is_chat else "prompt"):
+            fields = parse_json(body)
+            model = self.service.model(fields.get("model"))
+            images = _images_of_chat(fields.get("messages")) if form.is_chat else fields.get("images") or []
+            if not images and not fields.get("messages" if form.is_chat else "prompt"):
                 # clients ask so for a model to be loaded
                 return JSONResponse({**_head(model), **form.text(""), "done": True, "done_reason": "load"})
             if not isinstance(images, list):
-                raise bad_request("images is no list of pictures in base64")
-            wanted, stops = self._read(given, model, picture_of_text(picture_of(images)))
-            if given.get("stream", True):
-                lines = self._lines(wanted, model, form, stops)
+                raise bad_request("images must be a list of pictures in base64")
+            caption_request, stops = self._read(fields, model, picture_of_text(picture_of(images)))
+            if fields.get("stream", True):
+                lines = self._lines(caption_request, model, form, stops)
                 return StreamedAnswer(await begun(request, lines), "application/x-ndjson")
-            caption = await while_connected(request, self.service.caption(wanted))
+            caption = await while_connected(request, self.service.caption(caption_request))
         text = without_stops(caption.text, stops)
         return JSONResponse({**_head(model), **form.text(text), **_end(caption, begin)})
 
-    def _read(self, given: Mapping[str, Any], model: ServedModel, picture: bytes) -> tuple[CaptionRequest, list[str]]:
-        """Return what is asked for, and the stop strings. Raises ApiError and ConfigError."""
-        if given.get("format"):
+    def _read(self, fields: Mapping[str, Any], model: ServedModel, picture: bytes) -> tuple[CaptionRequest, list[str]]:
+        """Return the request for captions, and the stop strings. Raises ApiError and ConfigError."""
+        if fields.get("format"):
             raise bad_request("format is not supported: captions are plain text; leave it out")
-        if not isinstance(values := given.get("options") or {}, dict):
-            raise bad_request("options is no object of names and values")
+        if not isinstance(values := fields.get("options") or {}, dict):
+            raise bad_request("options must be an object of names and values")
         refuse_unsupported(values, UNSUPPORTED)
         options = {**own_options(values), **sampling_options(values)}
         if (count := values.get("num_predict")) is not None and count not in (-1, -2):  # both: no limit
@@ -105,11 +105,11 @@ class OllamaApi:
         return CaptionRequest(picture, model.name, options, values.get("seed")), stops
 
     async def _lines(
-        self, wanted: CaptionRequest, model: ServedModel, form: _Form, stops: list[str]
+        self, caption_request: CaptionRequest, model: ServedModel, form: _Form, stops: list[str]
     ) -> AsyncGenerator[str]:
         begin, is_begun, sent = time.monotonic_ns(), False, ""
         try:
-            async with aclosing(self.service.stream(wanted)) as parts:
+            async with aclosing(self.service.stream(caption_request)) as parts:
                 async for part in parts:
                     is_begun = True
                     if isinstance(part, Caption):

@@ -14,9 +14,9 @@ from myllm.training_config import TrainConfig
 DEFAULT_PRESET = "vit-gpt2"
 
 
-def positional(text: str, shown: str = "PATH...") -> Any:
-    """Return the field of the words after a verb that are not options: `text` is their help, `shown` their usage."""
-    return field(default=(), metadata={"help": text, "shown": shown})
+def positional(text: str, usage: str = "PATH...") -> Any:
+    """Return the field of the words after a verb that are not options. text: their help. usage: their name in it."""
+    return field(default=(), metadata={"help": text, "usage": usage})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Captioning(OnDevice):
 
     @property
     def decode_changes(self) -> dict[str, Any]:
-        """Decoding options that were given, by name."""
+        """Decoding options that were given, {name: value}."""
         names = [name.removeprefix("decode.") for name in self.given_names if name.startswith("decode.")]
         return {name: getattr(self.decode, name) for name in names}
 
@@ -111,7 +111,7 @@ class Judging(Captioning, OnSplit, WithMetrics, Replacing, AsJson):
     """How the data is read; options that are given override the captioner's own."""
 
     def captions_config(self, default: CaptionsConfig) -> CaptionsConfig:
-        """Return how the data is read: as `default`, which is the captioner's, except for what is given."""
+        """Return how the data is read: as `default`, which is the captioner's, except for options that are given."""
         names = [name.removeprefix("captions.") for name in self.given_names if name.startswith("captions.")]
         return replace(default, **{name: getattr(self.captions, name) for name in names})
 
@@ -139,7 +139,7 @@ class TrainOptions(TrainConfig, Replacing, AsJson, Printed):
     resume: bool = False
     """Resume the run in --out from its last.pt, with the options that it began with."""
     dry_run: bool = False
-    """Write nothing into --out; print what the run needs: parameters, memory, arithmetic, time, and the largest batch
+    """Write nothing into --out; print the parameters, memory, arithmetic and time of the run, and the largest batch
     that fits."""
 
     @property
@@ -292,7 +292,7 @@ class CompareOptions(Judging):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(AsJson):
-    """Print what is in a captioner: captioner.pt, a run folder, a folder of safetensors, or a hub id."""
+    """Describe a captioner: captioner.pt, a run folder, a folder of safetensors, or a hub id."""
 
     paths: tuple[str, ...] = positional("Captioners to describe.")
 

@@ -44,17 +44,17 @@ def parse(
 ) -> Options:
     """Return the options that the words of a command line give.
 
-    program: the command before the words, for messages. defaults: values of options that are not given, by name.
+    program: the command before the words, for messages. defaults: values of options that are not given.
     Raises ConfigError for wrong usage.
     """
     types, defaults = types_of_options(kind), defaults or {}
     options, paths, parser_words = read_words(words, types)
-    given = {option.name: option for option in options}  # the last of each name
+    given_options = {option.name: option for option in options}  # the last of each name
     if not parser_words:
-        _check_required(kind, paths, given)
+        _check_required(kind, paths, given_options)
     try:
         parser = _parser(program, kind)
-        preset = given["preset"].value if "preset" in given else defaults.get("preset")
+        preset = given_options["preset"].value if "preset" in given_options else defaults.get("preset")
         if preset not in (None, "null") and issubclass(kind, TrainConfig):
             defaults = {**PRESETS[str(preset)], **defaults}
         parser.set_defaults(dict(defaults))
@@ -62,17 +62,17 @@ def parse(
         parsed = parser.instantiate(parser.parse_args(arguments))
         values = {name: parsed[name] for name in types if "." not in name}
         values |= {"paths": tuple(paths)} if hasattr(kind, "paths") else {}
-        return kind(**values, given_names=frozenset(given))
+        return kind(**values, given_names=frozenset(given_options))
     except ArgumentError as error:
         match = re.search(r'key "([\w.]+)"', str(error))
         message = " ".join(str(error).split())
-        if match is not None and match[1] in given:
-            name, value, source = given[match[1]]
+        if match is not None and match[1] in given_options:
+            name, value, source = given_options[match[1]]
             message = f"{source}{name} is {value!r}; expected {describe_type(types[name])}"
         raise ConfigError(f"{message}. See `{program} --help`") from error
     except ConfigError as error:  # of a check of the values: "decode.beams is 0; it must be above 0"
         name = str(error).removeprefix("--").partition(" is ")[0]
-        raise ConfigError(f"{given[name].source if name in given else ''}{error}") from error
+        raise ConfigError(f"{given_options[name].source if name in given_options else ''}{error}") from error
 
 
 def types_of_options(kind: Any, prefix: str = "") -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     usage = f"{program} [options]\n\n{kind.__doc__}"
     if hasattr(kind, "paths"):
         paths = next(option.metadata for option in fields(kind) if option.name == "paths")
-        usage = f"{program} {paths['shown']} [options]\n\n{kind.__doc__}\n\n{paths['shown']}: {paths['help']}"
+        usage = f"{program} {paths['usage']} [options]\n\n{kind.__doc__}\n\n{paths['usage']}: {paths['help']}"
     parser = ArgumentParser(
         prog=program, usage=usage, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
@@ -242,12 +242,12 @@ def _parser(program: str, kind: type) -> ArgumentParser:
     return parser
 
 
-def _check_required(kind: type, paths: Sequence[str], given: Mapping[str, GivenOption]) -> None:
+def _check_required(kind: type, paths: Sequence[str], given_options: Mapping[str, GivenOption]) -> None:
     """Raise ConfigError if positional words or a required option are missing, or if there are positional words."""
-    if hasattr(kind, "paths") and not paths and "from_" not in given:
+    if hasattr(kind, "paths") and not paths and "from_" not in given_options:
         raise ConfigError("no paths are given; expected PATH...")
     if paths and not hasattr(kind, "paths"):
         raise ConfigError(f"unexpected {paths[0]!r}; options begin with --")
     for option in fields(kind):
-        if option.default is MISSING and option.default_factory is MISSING and option.name not in given:
+        if option.default is MISSING and option.default_factory is MISSING and option.name not in given_options:
             raise ConfigError(f"--{option.name} is required")

@@ -133,15 +133,15 @@ def pictures_by_name(words: Sequence[str], warn: Callable[[str], object]) -> dic
     """
     search, pictures = PictureSearch(words), dict[str, Path]()
     search.check()
-    for found in search:
-        if isinstance(found, UnusablePath):
-            warn(found.error)
+    for entry in search:
+        if isinstance(entry, UnusablePath):
+            warn(entry.error)
             continue
-        if not isinstance(found.picture, Path):
-            raise ConfigError(f"{found.picture}: is not a separate file; unpack the pictures into a folder")
-        known = pictures.setdefault(found.name, found.picture)
-        if known != found.picture and known.resolve() != found.picture.resolve():
-            raise ConfigError(same_name(found.name, known, found.picture))
+        if not isinstance(entry.picture, Path):
+            raise ConfigError(f"{entry.picture}: is not a separate file; unpack the pictures into a folder")
+        known = pictures.setdefault(entry.name, entry.picture)
+        if known != entry.picture and known.resolve() != entry.picture.resolve():
+            raise ConfigError(same_name(entry.name, known, entry.picture))
     if search.skipped:
         warn(search.describe_skipped())
     return pictures
@@ -158,10 +158,10 @@ def same_name(name: str, first: Path, second: Path) -> str:
 def _fault(pictures: Iterator[Found]) -> str:
     """Return '' at the first picture, or why there is none."""
     fault = ""
-    for found in pictures:
-        if isinstance(found, FoundPicture):
+    for entry in pictures:
+        if isinstance(entry, FoundPicture):
             return ""
-        fault = fault or found.error
+        fault = fault or entry.error
     return fault
 
 
@@ -341,7 +341,7 @@ def _named_in_table(table: Path, row: PictureRow, name: str) -> Found:
     picture = next((folder / name for folder in (*near, *others) if os.path.isfile(folder / name)), None)
     if picture is not None:
         return FoundPicture(picture, table.parent, _inner_name(row.name, row.default_name))
-    return UnusablePath(row.position, f"{row.position}: names {name}, which is no file in {table.parent}")
+    return UnusablePath(row.position, f"{row.position}: names {name}, which is not a file in {table.parent}")
 
 
 def _captioned_pictures(path: Path) -> Iterator[Found]:
@@ -353,7 +353,7 @@ def _captioned_pictures(path: Path) -> Iterator[Found]:
     for record in records:
         yield FoundPicture(record.image, path.parent, _inner_name(record.name, PurePosixPath(record.name).name))
     for name in findings.missing_pictures:
-        yield UnusablePath(name, f"{name}: named in {path}, but there is no such picture; put it into {path.parent}")
+        yield UnusablePath(name, f"{name}: named in {path}, but the picture is missing; put it into {path.parent}")
     for row in findings.unreadable_rows:
         yield UnusablePath(f"{path}, {row}", f"{path}, {row}: cannot be read; correct the row")
 

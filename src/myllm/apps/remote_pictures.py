@@ -68,8 +68,8 @@ class PublicNetwork(httpcore2.AnyIOBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         """Connect. Raises ApiError if any address of the host is not public."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(entry[4][0]) for entry in found]
+        entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in entries]
         if not all(map(is_public, addresses)):
             raise bad_request("a picture's address is not public; this server downloads from public networks only")
         return await super().connect_tcp(addresses[0], port, timeout, local_address, socket_options)

@@ -67,7 +67,7 @@ class BodyReader:
 
 @dataclass(frozen=True)
 class Form:
-    """A form: its texts by name, each possibly given several times, and the file `image`."""
+    """A form: its text fields, each possibly given several times, and the file `image`."""
 
     texts: Mapping[str, list[str]]
     image: bytes | None

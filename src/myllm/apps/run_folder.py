@@ -89,7 +89,7 @@ def write_evaluation(
 ) -> None:
     """Write metrics.json, samples.jsonl, samples.png, the plots of words and of confidence, and report.html.
 
-    facts, title and history are for the report: what was evaluated and when, by name; and the rows of metrics.csv.
+    facts, title and history are for the report: date, data and model of the evaluation; and rows of metrics.csv.
     """
     from myllm.evaluation import plots
     from myllm.evaluation.heatmaps import make_word_maps  # imports torch and matplotlib

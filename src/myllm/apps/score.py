@@ -64,7 +64,7 @@ def score(options: ScoreOptions) -> int:
 
 
 def hash_of(texts: Sequence[object]) -> str:
-    """Return a hash by which scripts can tell whether two scores are of the same captions or references."""
+    """Return a hash by which scripts can check whether two scores are of the same captions or references."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
@@ -116,7 +116,7 @@ def _cell(text: str) -> str:
 
 
 def rows_of(judgement: Judgement, matched: Matched) -> list[dict[str, Any]]:
-    """Return a row for each picture: {image, caption, and its figures by name}."""
+    """Return a row for each picture: {image, caption, and its figures}."""
     columns = {name: [defined(value) for value in values.tolist()] for name, values in judgement.per_image.items()}
     return [
         {"image": name, "caption": caption, **{figure: values[index] for figure, values in columns.items()}}

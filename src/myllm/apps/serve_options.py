@@ -12,11 +12,12 @@ MAX_PORT = 65_535
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(Captioning):
-    """Serve captioners over HTTP: a web page, an API of its own, and those of OpenAI and Ollama."""
+    """Serve captioners over HTTP: a web page, our own API, and the APIs of OpenAI and Ollama."""
 
     model: tuple[str, ...] | str = "captioner"
     """The captioner: captioner.pt, a run folder, a folder of safetensors, an ONNX export, or a hub id (user/name).
-    Several, each with --model, are chosen by name: the name of the file or folder, or NAME=PATH."""
+    Give --model several times to serve several. Requests choose one by the name of its file or folder, or by NAME if
+    it is given as NAME=PATH."""
     host: str = "127.0.0.1"
     """Address to listen on: 127.0.0.1 serves only this machine, 0.0.0.0 serves others, too."""
     port: Annotated[int, Range.AT_LEAST_0] = 8000

@@ -50,8 +50,8 @@ class Metrics(Observer):
         """Report the size of the queue."""
         waiting = Gauge("myllm_queue_pictures", "Pictures that wait for their batch", registry=self.registry)
         waiting.set_function(lambda: batcher.waiting)
-        places = Gauge("myllm_pictures", "Pictures that wait or are being captioned", registry=self.registry)
-        places.set_function(lambda: batcher.places_taken)
+        pictures = Gauge("myllm_pictures", "Pictures that wait or are being captioned", registry=self.registry)
+        pictures.set_function(lambda: batcher.places_taken)
 
     def batch_begins(self, waited: Sequence[float]) -> None:
         self.batches.observe(len(waited))

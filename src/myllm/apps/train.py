@@ -56,11 +56,11 @@ def train(options: TrainOptions) -> int:
     with started_by_torchrun(options.devices) as ranks:
         display = Display(options.quiet or not ranks.is_first, options.json)
         preset = PRESETS[options.preset] if options.preset else {}
-        given = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
+        given_options = {*options.given_names, *(name for name, _ in flatten(preset, "."))}
         if options.dry_run:
-            return try_run(options, given, display, ranks)
+            return try_run(options, given_options, display, ranks)
         with lock_folder(out) if ranks.is_first else nullcontext():
-            evaluation = run_all(options, given, display, ranks)
+            evaluation = run_all(options, given_options, display, ranks)
     if evaluation is None:
         return 0
     if options.json:
@@ -176,7 +176,7 @@ def run_training(
 
 
 def try_run(options: TrainOptions, given_options: Collection[str], display: Display, ranks: Ranks) -> int:
-    """Print what the run would need, and write nothing into its folder; return the exit code."""
+    """Print the memory and time that the run would need, without writing into its folder; return the exit code."""
     if options.resume:
         raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
     recorder = _NoRecorder(display.warn) if ranks.is_first else _NoRecorder()
@@ -250,7 +250,7 @@ def finish(
 
 
 def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> dict[str, str]:
-    """Return, for the report, when the run finished, what was trained, for how long and on which data."""
+    """Return, for the report, when the run finished, its model, duration and data."""
     return {
         "Finished": run_folder.current_time(),
         "Data": data_name(config.data),

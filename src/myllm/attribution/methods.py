@@ -113,8 +113,8 @@ def rollout(model: VisionGPT2, image: Tensor, tokens: Tensor) -> Tensor:
 def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
     """Return (L, S, S): how much of each image position is in each image token that a decoder block reads.
 
-    Rows sum to one. Each encoder block mixes half of a token with half of what it attends to. For backbones other than
-    plain vision transformers, such as convolutional ones, this is the identity.
+    Rows sum to one. Each encoder block mixes half of a token with half of the tokens it attends to. For backbones other
+    than plain vision transformers, such as convolutional ones, this is the identity.
     """
     encoder, depth = model.encoder, len(model.decoder.blocks)
     identity = torch.eye(encoder.n_tokens, device=image.device)

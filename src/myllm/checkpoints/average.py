@@ -1,4 +1,4 @@
-"""Mean of captioners' weights; that of a run's checkpoints often captions better than each (Izmailov et al. 2018)."""
+"""Mean of captioners' weights; a run's mean often captions better than its checkpoints (Izmailov et al. 2018)."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -51,7 +51,7 @@ def build_model(config: CaptionerConfig, tensors: Mapping[str, Tensor]) -> Visio
                 "checkpoint"
             )
     model.load_state_dict(state, assign=True)
-    model.decoder.lm_head.weight = model.decoder.transformer.wte.weight  # assignment by name untied them
+    model.decoder.lm_head.weight = model.decoder.transformer.wte.weight  # load_state_dict untied them
     model.config = config
     return model.eval()
 
@@ -81,7 +81,7 @@ def is_finite(value: Tensor) -> bool:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves new parameters uninitialised, and limits the memory for them to about that of a file's tensors."""
+    """Leaves new parameters uninitialised, and limits their memory to about the memory of a file's tensors."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()

@@ -22,9 +22,9 @@ INTENDED = (
     "pictures of another kind than its training pictures."
 )
 LIMITS = (
-    "It describes what the captions of its training data describe, and leaves out what they leave out. If they judge "
+    "It describes the same kinds of things as the captions of its training data, and leaves out others. If they judge "
     "people by their looks, it may do so, too. It names things that are not in the picture, most often those that "
-    "usually accompany what is there, and it counts badly. Every caption comes with a confidence: {confidence}."
+    "usually accompany the things in it, and it counts badly. Every caption comes with a confidence: {confidence}."
 )
 USAGE = """```bash
 pip install 'myllm-captioner[train]'
@@ -111,7 +111,7 @@ def _quality(metrics: Mapping[str, float], provenance: Mapping[str, Any], decode
         f"Measured during training on validation pictures that were not trained on: loss (nats per token) and "
         f"perplexity over all their captions, the rest over the captions of {pictures} of them, found by {search}. "
         "CIDEr-D is not multiplied by 100; its word frequencies are those of the same references. CIDEr-D_shuffled "
-        "scores the same captions against other pictures: the difference from CIDEr-D is due to what the model sees. "
+        "scores the same captions against other pictures: the difference from CIDEr-D is due to seeing the picture. "
         "The checkpoint was chosen by these figures, so they are slightly too good."
     )
 

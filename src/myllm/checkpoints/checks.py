@@ -1,4 +1,4 @@
-"""Checks of what a file holds before it is used. No torch: exports are opened without it."""
+"""Checks of a file's contents before they are used. No torch: exports are opened without it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def is_onnx_export(path: Path) -> bool:
 
 
 def dataclass_from_dict(kind: type[Options], values: Mapping[str, Any]) -> Options:
-    """Return the configuration of class `kind` that a file holds; what is left out gets its default.
+    """Return the configuration of class `kind` that a file holds; missing options get their defaults.
 
     Raises CheckpointError for an unknown option, and for a value of another type or out of range.
     """

@@ -21,7 +21,7 @@ class Format:
     """A format that captioners are read from."""
 
     name: str
-    """As `myllm info` and `myllm import` print it."""
+    """The name that `myllm info` and `myllm import` print."""
     matches: Callable[[Path], bool]
     """Whether a path looks like this format, judged by the names of files and tensors."""
     read: Callable[[Path], Checkpoint]
@@ -58,7 +58,7 @@ def _read_merged(path: Path) -> Checkpoint:
 
 ADAPTER = Format("a low-rank adapter on a captioner", lambda path: lora.locate(path) is not None, _read_merged)
 NATIVE = Format("a captioner of myllm", lambda path: True, native.load)
-# In this order; NATIVE takes whatever no other format matches, and its errors say what was expected.
+# In this order; NATIVE takes whatever no other format matches, and its errors describe the expected files.
 READERS = (
     Format("an ONNX export", is_onnx_export, _refuse_onnx),
     ADAPTER,

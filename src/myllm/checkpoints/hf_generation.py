@@ -49,7 +49,7 @@ GPT2_TOKEN_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 def read_decode(folder: Path, config: Mapping[str, Any], end: int, n_positions: int) -> tuple[DecodeConfig, list[str]]:
     """Return the decoding options that transformers' `generate` uses for a folder, and notes on differences.
 
-    As in transformers, generation options of config.json count only if there is no generation_config.json.
+    Generation options of config.json count only without a generation_config.json, as in transformers.
     config: content of config.json. end: id of the end token. n_positions: maximum length in tokens.
     Raises CheckpointError for options that would give other tokens than in transformers.
     """

@@ -42,7 +42,7 @@ def read_preprocess(folder: Path, encoder: PreprocessConfig, family: str) -> tup
     """Return our preprocessing for a folder's image processor, and notes on differences.
 
     encoder: the encoder's own preprocessing, which gives the image size. family: the encoder's model_type.
-    If there is no preprocessor_config.json, pictures are prepared as by ViTImageProcessor.
+    Without a preprocessor_config.json, pictures are prepared as by ViTImageProcessor.
     Raises CheckpointError for a processor that does more than resize, crop and normalise.
     """
     path = folder / FILE_NAME

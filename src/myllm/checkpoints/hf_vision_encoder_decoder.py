@@ -40,7 +40,7 @@ def from_folder(folder: Path) -> Checkpoint:
     """Open transformers' files: config.json, weights in any form, tokenizer, image processor, generation options.
 
     What differs from transformers is listed in the provenance under "notes".
-    Raises CheckpointError for what is missing or damaged, and for parts that would compute something else here.
+    Raises CheckpointError for missing and damaged files, and for parts that would compute something else here.
     """
     path, config = folder / "config.json", read_json(folder / "config.json")
     encoder, decoder = config.get("encoder"), config.get("decoder")
@@ -87,7 +87,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _decoder_config(values: Mapping[str, Any], has_head: bool, path: Path) -> GPTConfig:
-    """Return the decoder's geometry; what is left out gets GPT-2 small's, as in transformers.
+    """Return the decoder's geometry; missing values are GPT-2 small's, as in transformers.
 
     has_head: whether the weights have a head of their own. `build_model` checks that it equals the token embedding.
     """
@@ -146,7 +146,7 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def config_files(checkpoint: Checkpoint, encoder: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the contents of transformers' JSON files by name. encoder: transformers' configuration of the encoder."""
+    """Return {name: contents} of transformers' JSON files. encoder: transformers' configuration of the encoder."""
     end = end_token(checkpoint.tokenizer)
     decoder = {"is_decoder": True, "add_cross_attention": True, **decoder_config(checkpoint.model.config.text, end)}
     config = {

@@ -13,7 +13,7 @@ from myllm.errors import CheckpointError
 from myllm.hub import ID, describe
 
 OTHER_FILES = ["*.json", "merges.txt"]
-# Of these, only the first that a repository has is downloaded.
+# Only the first of these that a repository has is downloaded.
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
 
 

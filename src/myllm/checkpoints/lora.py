@@ -175,7 +175,7 @@ def check_fits(adapter: Adapter, model: VisionGPT2, base: str, base_hash: str) -
             raise CheckpointError(f"{adapter.folder}: {base} has no linear layer {name}{nearest(name, layers)}")
         shape, expected = (term.b.shape[0], term.a.shape[1]), tuple(layers[name].weight.shape)
         if shape != expected:
-            raise CheckpointError(f"{adapter.folder}: {name} has shape {shape}; that of {base} has {expected}")
+            raise CheckpointError(f"{adapter.folder}: {name} has shape {shape}; expected {expected}, as in {base}")
 
 
 def with_options(adapter: Adapter, base: Checkpoint) -> Checkpoint:

@@ -121,7 +121,7 @@ def locate(path: Path) -> Path:
 
 
 def read(location: Path) -> dict[str, Any]:
-    """Return the unchecked parts of a checkpoint by name; tensors stay on disk until they are used.
+    """Return {name: part} of a checkpoint, unchecked; tensors stay on disk until they are used.
 
     location: as `locate` returns it. Raises CheckpointError if it cannot be read, or is of another format or version.
     """

@@ -90,7 +90,7 @@ def matches(path: Path) -> bool:
     """Return whether a file, or the captioner.pt of a folder, is a state dict of a known program."""
     try:
         return find_kind(read_tensors(_file(path))) is not None
-    except CheckpointError:  # the native reader explains what is wrong
+    except CheckpointError:  # the native reader reports the fault
         return False
 
 
@@ -106,7 +106,7 @@ def _file(path: Path) -> Path:
 def from_state(tensors: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """Return the captioner of a bare state dict in one of LAYOUTS. path: the file, for messages.
 
-    The tokenizer is that of HF_GPT2_REPO, a hub id or a folder. If it is not set, the model computes logits, and
+    The tokenizer comes from HF_GPT2_REPO, a hub id or a folder. If it is not set, the model computes logits, and
     captioning raises an error that says how to set it.
     Raises CheckpointError for other formats, and if tensors are missing, unknown, NaN or of other shapes.
     """

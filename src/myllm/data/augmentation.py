@@ -1,4 +1,4 @@
-"""Augmentation that keeps captions true: what a caption says decides how its picture may change."""
+"""Augmentation that keeps captions true: the words of a caption decide how its picture may change."""
 
 import math
 import random

@@ -49,7 +49,7 @@ class Batch:
     tokens: Tensor
     """(B, G, T) int64: the end token, the caption, and end tokens up to T."""
     inputs: Tensor
-    """(B, G, T) int64: what the decoder reads; `tokens`, with some words hidden by the end token in training."""
+    """(B, G, T) int64, the decoder's input: `tokens`, with some words hidden by the end token in training."""
     lengths: Tensor
     """(B, G) int64, always on the CPU: tokens[..., 1 : length + 1] are targets, what follows is padding."""
     index: Tensor

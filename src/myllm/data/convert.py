@@ -37,7 +37,7 @@ class Writer(NamedTuple):
 
     write: Write
     needs_suffix: bool
-    """Whether a picture's name in this format is that of a file, which ends with a suffix."""
+    """Whether a picture's name in this format is a file name, which ends with a suffix."""
 
 
 def convert(records: Sequence[Record], to: str, out: Path, progress: Progress = no_progress) -> list[str]:
@@ -74,7 +74,7 @@ def _contents(records: Sequence[Record]) -> dict[str, tuple[tuple[str, ...], str
 def portable_records(records: Sequence[Record], needs_suffix: bool) -> tuple[list[Record], list[str]]:
     """Return the records with names that are paths inside the data, and each change as 'OLD is now NEW'.
 
-    needs_suffix: names without a picture's suffix get that of their picture. Names that begin with '/' or '..' lose
+    needs_suffix: names without a picture's suffix get their picture's. Names that begin with '/' or '..' lose
     this. Either way a list that has the old name still finds the picture. Raises DataError if two names become one.
     """
     result, changes, names = list[Record](), list[str](), dict[str, str]()
@@ -91,11 +91,11 @@ def portable_records(records: Sequence[Record], needs_suffix: bool) -> tuple[lis
 
 
 def picture_suffix(record: Record) -> str:
-    """Return the suffix that a picture's name lacks: that of its file, or of its format; nothing if it lacks none."""
-    own, of_file = (PurePosixPath(str(path)).suffix for path in (record.name, record.image))
-    if own.lower() in PICTURE_SUFFIXES:
+    """Return the suffix that a picture's name lacks: its file's or its format's; empty if it has one."""
+    name_suffix, file_suffix = (PurePosixPath(str(path)).suffix for path in (record.name, record.image))
+    if name_suffix.lower() in PICTURE_SUFFIXES:
         return ""
-    return of_file if of_file.lower() in PICTURE_SUFFIXES else suffix_of_content(record.image)
+    return file_suffix if file_suffix.lower() in PICTURE_SUFFIXES else suffix_of_content(record.image)
 
 
 def picture_bytes(record: Record) -> bytes:
@@ -129,7 +129,7 @@ def write_jsonl(records: Sequence[Record], folder: Path, progress: Progress) -> 
 
 
 def write_sidecars(records: Sequence[Record], folder: Path, progress: Progress) -> None:
-    """Write each picture with a .txt beside it, a caption on each line, and the lists of splits."""
+    """Write each picture with a .txt next to it, a caption on each line, and the lists of splits."""
     copy_pictures(records, folder, progress)
     for record, sidecar in zip(records, sidecar_names(records), strict=True):
         with (folder / sidecar).open("x", encoding="utf-8", newline="\n") as file:

@@ -40,13 +40,13 @@ class _Row(NamedTuple):
     """The row of a picture in `features.bin`."""
 
     digest: str
-    """Of the picture's bytes."""
+    """Hash of the picture's bytes."""
     number: int
     checksum: int
-    """Of the row and the digest."""
+    """Checksum of the row and the digest."""
 
     def verifies(self, content: Content) -> bool:
-        """Return whether `content` is what was written for this picture."""
+        """Return whether `content` is unchanged since it was written for this picture."""
         return _checksum(self.digest, content) == self.checksum
 
 
@@ -75,7 +75,7 @@ class Features:
                     file.readinto(content)
                     if not picture.verifies(content.data):
                         raise DataError(
-                            f"{self.path}: row {picture.number} is not what was written; "
+                            f"{self.path}: row {picture.number} has changed since it was written; "
                             "start again, and it is computed anew"
                         )
         except OSError as error:
@@ -147,7 +147,7 @@ class FeatureCache:
             return _Index(self.key)
 
     def _checked_index(self, findings: Findings) -> "_Index":
-        """Return the index; rows that differ from what was written are `damaged` there, and listed in the findings."""
+        """Return the index; rows that have changed since they were written are `damaged` there, and in the findings."""
         index = self._read_index(findings)
         row_bytes = math.prod(index.shape) * self.dtype.itemsize
         with self._bin.open("rb") if self._bin.is_file() else io.BytesIO() as file:

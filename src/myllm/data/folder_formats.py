@@ -1,4 +1,4 @@
-"""Reads captions that are spread over files: Flickr8k's token file, metadata in folders, and files beside pictures."""
+"""Reads captions that are spread over files: Flickr8k's token file, metadata in folders, and files next to pictures."""
 
 import re
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def read_metadata(file: CaptionFile, captions: CaptionsConfig, findings: Finding
 
 
 def _sidecars(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each picture that has a file of captions beside it, with that file."""
+    """Yield each picture that has a file of captions next to it, with that file."""
     files = set(walk(folder))
     for picture in sorted(files):
         if picture.suffix.lower() in PICTURE_SUFFIXES:
@@ -60,12 +60,12 @@ def _sidecars(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def is_sidecar_folder(file: CaptionFile, captions: CaptionsConfig) -> bool:
-    """Return whether a picture in the folder has a file of captions beside it."""
+    """Return whether a picture in the folder has a file of captions next to it."""
     return file.is_folder and next(_sidecars(file.path), None) is not None
 
 
 def read_sidecars(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
-    """Yield the captions beside each picture: a line each of .txt or .caption, or the text, list or object of .json."""
+    """Yield the captions in each picture's file: lines of .txt and .caption, or the text, list or object of .json."""
     for picture, sidecar in _sidecars(file.path):
         row = partial(Row, image=picture.relative_to(file.root).as_posix(), picture=picture)
         where = sidecar.relative_to(file.root).as_posix()

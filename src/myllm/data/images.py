@@ -276,6 +276,6 @@ def _limit_aspect(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def _offsets(length: int, target: int) -> tuple[int, int]:
-    """Return, along one side, where the scaled picture is pasted into the canvas and where the target is cut out."""
+    """Return the positions, along one side, of the scaled picture in the canvas and of the target that is cut out."""
     whole = max(length, target)
     return (whole - length) // 2, round((whole - target) / 2)

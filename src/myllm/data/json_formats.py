@@ -22,10 +22,10 @@ def read_coco(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -
     texts: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for position, entry in objects(path, file.json["annotations"], "annotation"):
         texts[checked_name(path, position, entry.get("image_id"))].append((position, entry.get("caption")))
-    seen = _Seen(file)
+    pictures = _Pictures(file)
     for position, entry in images:
         identity = entry.get("id")
-        name = seen.check(position, entry.get("file_name", identity), identity)
+        name = pictures.check(position, entry.get("file_name", identity), identity)
         for caption_position, caption in texts.pop(checked_name(path, position, identity), ()):
             yield Row(caption_position, name, caption, file.split, identity)
     for identity, rest in texts.items():
@@ -39,20 +39,20 @@ def is_karpathy(file: CaptionFile, captions: CaptionsConfig) -> bool:
 
 def read_karpathy(file: CaptionFile, captions: CaptionsConfig, findings: Findings) -> Iterator[Row]:
     """Yield the sentences of each picture; its name is filepath/filename, and restval is train."""
-    seen = _Seen(file)
+    pictures = _Pictures(file)
     for position, entry in objects(file.path, file.json["images"], "image"):
         identity, split = entry.get("cocoid", entry.get("imgid")), entry.get("split")
         name = entry.get("filename", identity)
         if entry.get("filepath"):
             name = f"{entry['filepath']}/{name}"
-        name = seen.check(position, name, identity)
+        name = pictures.check(position, name, identity)
         part = split_name(split) if isinstance(split, str) and split else None
         for sentence_position, sentence in objects(file.path, entry.get("sentences"), f"{position}, sentence"):
             yield Row(sentence_position, name, sentence.get("raw"), part, identity)
 
 
-class _Seen:
-    """The pictures of a file so far; each has a name and an id of its own."""
+class _Pictures:
+    """The pictures of a file so far; no two have the same name or the same id."""
 
     def __init__(self, file: CaptionFile) -> None:
         self.path, self.names, self.ids = file.path, set[str](), dict[str, str]()

@@ -9,7 +9,7 @@ from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.rows import normal_name
 
 Parts = tuple[str, ...]
-# COCO writes its ids with leading zeros, and before them what the picture is from: COCO_val2014_000000391895
+# COCO writes its ids with leading zeros, after the name of the split: COCO_val2014_000000391895
 NUMBER = re.compile(r"(?:COCO_\w+_)?0*(\d+)")
 
 

@@ -25,7 +25,7 @@ KNOWN_PREDICTIONS = (
     "line), or CSV with columns image and caption"
 )
 Entry = tuple[str, Any]
-"""Position in the file ("line 3"), and what is there."""
+"""Position in the file ("line 3"), and the value at it."""
 
 
 @dataclass(frozen=True)

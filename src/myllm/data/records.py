@@ -1,4 +1,4 @@
-"""A picture with its captions, and what is unusual in a data set."""
+"""A picture with its captions, and the unusual findings in a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields

@@ -151,7 +151,7 @@ def normal_name(name: str) -> str:
 
 
 def checked_caption(path: Path, position: str, name: str, value: Any) -> str:
-    """Return a caption with blanks instead of line ends. Raises DataError if it is no text, or far too long."""
+    """Return a caption with blanks instead of line ends. Raises DataError if it is not a text, or far too long."""
     if not isinstance(value, str):
         content = "null" if value is None else f"{value!r:.50}"
         raise DataError(f"{path}: {position}, picture {name}: the caption is {content}; expected text (may be empty)")

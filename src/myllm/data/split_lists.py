@@ -44,7 +44,7 @@ def _position(group: Sequence[Record], seed: int) -> float:
     """Return a number from 0 to 1 that depends on the seed and the group's shortest name.
 
     The shortest, because copies that are added later tend to have longer names: 1.jpg and 1-small.jpg. With seed 0, a
-    tenth for val is what `split_records` takes if there are no lists.
+    tenth for val is the split of `split_records` without lists.
     """
     record = min(group, key=lambda record: (len(record.name), record.name))
     name = record.name.removeprefix(record.source)

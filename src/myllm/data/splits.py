@@ -1,6 +1,6 @@
 """Splits pictures into training, validation and other parts; all captions of a picture are in the same part.
 
-Lists of names decide, then what the captions file says; without either a hash of the picture's name does.
+Lists of names decide first, then the captions file; without either a hash of the picture's name decides.
 """
 
 import hashlib
@@ -32,20 +32,21 @@ def split_records(records: Sequence[Record], findings: Findings) -> dict[str, li
     """
     equal_groups = _equal_groups(records)
     findings.equal_pictures += [" = ".join(record.name for record in group) for group in equal_groups if len(group) > 1]
-    said = {record.split for record in records if record.split} | set(findings.splits)
-    groups: dict[str, list[list[Record]]] = {name: [] for name in ("train", "val", *sorted(said - {"train", "val"}))}
+    split_names = {record.split for record in records if record.split} | set(findings.splits)
+    others = sorted(split_names - {"train", "val"})
+    groups: dict[str, list[list[Record]]] = {name: [] for name in ("train", "val", *others)}
     undecided: list[list[Record]] = []
     for group in equal_groups:
         winner = min(filter(None, (record.split for record in group)), key=precedence, default=None)
-        kept = [record for record in group if (record.split or "train") == (winner or "train")]
+        remaining = [record for record in group if (record.split or "train") == (winner or "train")]
         findings.dropped_copies += [
             f"{record.name} of {record.split or 'train'}, equal to one of {winner}"
-            for record in group if record not in kept
+            for record in group if record not in remaining
         ]
-        if winner is None or (winner == "train" and "val" not in said):
-            undecided.append(kept)
+        if winner is None or (winner == "train" and "val" not in split_names):
+            undecided.append(remaining)
         else:
-            groups[winner].append(kept)
+            groups[winner].append(remaining)
     train, val = _split_by_hash(undecided, findings, may_be_empty=bool(groups["val"]))
     groups["train"] += train
     groups["val"] += val
@@ -88,20 +89,20 @@ def one_split(splits: Mapping[str, list[Record]], name: str, data: object) -> li
 
 
 def named_splits(
-    names: Sequence[str], own: Mapping[str, str | None], root: Path, findings: Findings
+    names: Sequence[str], file_splits: Mapping[str, str | None], root: Path, findings: Findings
 ) -> dict[str, str | None]:
     """Return the split of each picture of a data folder, None where the hash is to decide.
 
-    own: the splits that the captions file says; lists of names in `splits/NAME.txt`, or Flickr8k's lists, replace them.
+    file_splits: those in the captions file; lists of names in `splits/NAME.txt`, or Flickr8k's lists, replace them.
     Pictures that no list names are for training, but left out if there is a list of training pictures. Raises DataError
     for a list that is empty, or has a name that fits several pictures.
     """
     lists = split_lists(root)
-    said = set(lists) or set(filter(None, own.values()))
-    findings.splits += sorted(said - set(findings.splits))
-    rest = "train" if "val" in said else None
+    split_names = set(lists) or set(filter(None, file_splits.values()))
+    findings.splits += sorted(split_names - set(findings.splits))
+    rest = "train" if "val" in split_names else None
     if not lists:
-        return {name: own[name] or rest for name in names}
+        return {name: file_splits[name] or rest for name in names}
     listed = _listed(names, lists, root, findings)
     if "train" in lists:
         findings.in_no_split += [name for name in names if name not in listed]
@@ -144,15 +145,15 @@ def _listed(names: Sequence[str], lists: Mapping[str, Path], root: Path, finding
         for number, written in enumerate(lines, 1):
             if not written:
                 continue
-            found = index.find_path(written)
-            if len(found) > 1:
+            matches = index.find_path(written)
+            if len(matches) > 1:
                 raise DataError(
-                    f"{lists[split]}: line {number:,}, {written!r}, may be {' or '.join(sorted(found)[:4])}; write the "
-                    "path"
+                    f"{lists[split]}: line {number:,}, {written!r}, may be {' or '.join(sorted(matches)[:4])}; write "
+                    "the path"
                 )
-            if not found:
+            if not matches:
                 unknown.append(f"{written} in {split}")
-            for name in found:
+            for name in matches:
                 if result.setdefault(name, split) != split:
                     findings.in_two_splits.append(f"{name} in {split} and {result[name]}, kept in {result[name]}")
     findings.unknown_in_splits += unknown

@@ -26,7 +26,7 @@ from myllm.files import StoredImage, atomic_write, cache_folder, read_data
 SUFFIXES = (".tar", ".zip")
 INSIDE = re.compile(r"\.(?:tar|zip)(?=[/\\]|$)", re.IGNORECASE)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-"""Suffixes of archives that are refused by name: they cannot be read by offset."""
+"""Suffixes of archives that are refused, because they cannot be read by offset."""
 UNPACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 MAX_MEMBER_BYTES = 2**29
 MAX_HEADER_BYTES = 2**20
@@ -91,7 +91,7 @@ class Archive:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether the name is that of a tar or zip file that is there; `open_archive` refuses the compressed."""
+    """Return whether the path is an existing file named like a tar or zip; `open_archive` refuses compressed ones."""
     return path.name.lower().endswith(SUFFIXES + COMPRESSED) and path.is_file()
 
 
@@ -163,10 +163,10 @@ def find_inside(path: Path) -> tuple[Archive, str] | None:
 
 @lru_cache(maxsize=2)  # a picture search reads one archive while it counts another; an index may be large
 def _open_archive(path: Path, stamp: tuple[int, int]) -> Archive:
-    place = path.resolve()
-    key = hashlib.blake2b(os.fsencode(place), digest_size=12).hexdigest()
+    resolved = path.resolve()
+    key = hashlib.blake2b(os.fsencode(resolved), digest_size=12).hexdigest()
     index = cache_folder() / "archives" / f"{key}.json"
-    head = [INDEX_VERSION, os.fspath(place), *stamp]
+    head = [INDEX_VERSION, os.fspath(resolved), *stamp]
     with suppress(OSError, ValueError, TypeError, KeyError):  # no index yet, or a damaged one
         stored = json.loads(index.read_bytes())
         if stored["of"] == head:

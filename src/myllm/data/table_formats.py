@@ -29,11 +29,11 @@ def find_columns(names: Collection[str], captions: CaptionsConfig) -> tuple[str 
     """Return the picture's and the caption's column: the configured one or a usual one, in any case; None without."""
     by_lower = {name.lower(): name for name in reversed(list(names)) if isinstance(name, str)}
 
-    def find(wanted: str | None, usual: tuple[str, ...]) -> str | None:
-        if wanted is not None and wanted not in names and wanted not in OLD_DEFAULTS:
+    def find(configured: str | None, usual: tuple[str, ...]) -> str | None:
+        if configured is not None and configured not in names and configured not in OLD_DEFAULTS:
             return None
-        if wanted is not None and wanted in names:
-            return wanted
+        if configured is not None and configured in names:
+            return configured
         return next((by_lower[name] for name in usual if name in by_lower), None)
 
     return find(captions.image_column, IMAGE_COLUMNS), find(captions.caption_column, CAPTION_COLUMNS)
@@ -51,10 +51,10 @@ def columns(file: CaptionFile, position: str, names: Collection[str], captions: 
     missing = ("image_column", captions.image_column, IMAGE_COLUMNS, "the picture's name") if image is None else (
         "caption_column", captions.caption_column, CAPTION_COLUMNS, "the caption"
     )
-    option, wanted, usual, content = missing
-    wanted = None if wanted in OLD_DEFAULTS else wanted
-    expected = f"column {wanted!r}" if wanted else f"column with {content}, such as {', '.join(usual[:4])},"
-    similar = "".join(nearest(wanted or name, names) for name in ([wanted] if wanted else usual[:1]))
+    option, configured, usual, content = missing
+    configured = None if configured in OLD_DEFAULTS else configured
+    expected = f"column {configured!r}" if configured else f"column with {content}, such as {', '.join(usual[:4])},"
+    similar = "".join(nearest(configured or name, names) for name in ([configured] if configured else usual[:1]))
     raise DataError(
         f"{file.path}: {position} has no {expected} among {', '.join(map(str, names))[:200]}{similar}; name the column "
         f"with --captions.{option}"

@@ -43,14 +43,14 @@ def read_picture_rows(path: Path, with_content: bool = True) -> Iterator[Picture
             f"{path}: has no column with pictures, or with their paths, among {', '.join(table.schema.names)[:200]}; "
             "call it 'image'"
         )
-    wanted = [column for column in (picture if with_content else None, name) if column is not None]
-    batches, number = table.batches(wanted), 0
+    columns = [column for column in (picture if with_content else None, name) if column is not None]
+    batches, number = table.batches(columns), 0
     while True:
         with table_errors(path):
             batch = next(batches, None)
             if batch is None:
                 return
-            rows = batch.to_pylist() if wanted else [{}] * batch.num_rows
+            rows = batch.to_pylist() if columns else [{}] * batch.num_rows
         for row in rows:
             number += 1
             position = f"{path}, row {number:,}"
@@ -74,14 +74,14 @@ def _open(path: Path) -> _Table:
     import pyarrow.parquet
 
     if path.suffix.lower() == ".parquet":
-        # without a buffer of its own, a whole group of rows is read at once: gigabytes
+        # without a separate buffer, a whole group of rows is read at once: gigabytes
         table = pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
-        return _Table(table.schema_arrow, lambda wanted: table.iter_batches(BATCH_ROWS, columns=wanted))
+        return _Table(table.schema_arrow, lambda columns: table.iter_batches(BATCH_ROWS, columns=columns))
     stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
 
-    def batches(wanted: Sequence[str]) -> Iterator[Any]:
+    def batches(columns: Sequence[str]) -> Iterator[Any]:
         for batch in stream:
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield batch.slice(start, BATCH_ROWS).select(wanted)
+                yield batch.slice(start, BATCH_ROWS).select(columns)
 
     return _Table(stream.schema, batches)

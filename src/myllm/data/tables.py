@@ -31,11 +31,11 @@ class TableImage(StoredImage):
     column: str
     row: int
     size: int
-    shown: str
+    label: str
     """The table and row, for messages."""
 
     def __str__(self) -> str:
-        return self.shown
+        return self.label
 
     def read(self) -> bytes:
         """Return its bytes. Raises DataError if the Arrow file is gone."""
@@ -76,7 +76,7 @@ def saved_files(file: CaptionFile) -> list[Path]:
     names = [part.get("filename") for _, part in objects(file.path, file.json["_data_files"], "_data_file")]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise DataError(f"{file.path}: names {name!r:.100}, which is no file in {folder}; save the data again")
+            raise DataError(f"{file.path}: names {name!r:.100}, which is not a file in {folder}; save the data again")
     return [folder / str(name) for name in names]
 
 
@@ -115,7 +115,7 @@ def _rows(
     file: CaptionFile, arrow_files: Sequence[str], label: str, split: str | None, captions: CaptionsConfig,
     findings: Findings,
 ) -> Iterator[Row]:
-    """Yield a row for each caption. label: what the names of pictures without a name begin with."""
+    """Yield a row for each caption. label: beginning of the names of pictures without a name."""
     pyarrow = import_pyarrow(file.path)
     with table_errors(file.path):
         tables = [_arrow(path) for path in arrow_files]
@@ -128,8 +128,8 @@ def _rows(
     # an embedded path is often a placeholder, such as image.png for all rows
     sizes: dict[str | None, int | None] = {}
     has_paths = all(sizes.setdefault(picture.path, picture.size) == picture.size for picture in pictures)
-    wanted = [name for name in schema.names if name in (*caption_columns, name_column, SPLIT_COLUMN)]
-    batches = (batch for table in tables for batch in table.select(wanted).to_batches(BATCH_ROWS))
+    columns = [name for name in schema.names if name in (*caption_columns, name_column, SPLIT_COLUMN)]
+    batches = (batch for table in tables for batch in table.select(columns).to_batches(BATCH_ROWS))
     read = (row for batch in batches for row in batch.to_pylist())
     for number, (row, picture) in enumerate(zip(read, pictures, strict=True), 1):
         position = f"row {number:,}"

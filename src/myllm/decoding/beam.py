@@ -66,18 +66,18 @@ class Beams:
 
     def choose(self, history: History, following: NextTokens) -> Choice:
         """Advance one group after the other; an image leaves when the search is over in all its groups."""
-        kept = [[list[_Candidate]() for _ in range(self.groups)] for _ in history.images]
+        continuing = [[list[_Candidate]() for _ in range(self.groups)] for _ in history.images]
         for group in range(self.groups):
-            first, earlier = group * self.width, [groups[:group] for groups in kept]
+            first, earlier = group * self.width, [groups[:group] for groups in continuing]
             candidates = self._candidates(history, following.of(slice(first, first + self.width)), earlier, first)
             for row, image in enumerate(history.images.tolist()):
-                kept[row][group] = self._advance(self.searches[image][group], candidates[row], history, row)
+                continuing[row][group] = self._advance(self.searches[image][group], candidates[row], history, row)
         rows = [
             row for row, image in enumerate(history.images.tolist())
             if not all(search.is_over for search in self.searches[image])
         ]
         # a group with fewer open beams than its width is filled up with impossible ones
-        pairs = [pair for row in rows for pair in zip(kept[row], self.spare, strict=True)]
+        pairs = [pair for row in rows for pair in zip(continuing[row], self.spare, strict=True)]
         beams = [beam for group, spare in pairs for beam in (group + spare)[: self.width]]
         fields = np.array(beams, np.float64).reshape(len(rows), self.captions, 4)  # those of `_Candidate`
         self.totals, logprobs = (fields[..., index].astype(np.float32) for index in (0, 3))
@@ -175,24 +175,24 @@ class Beams:
         """Set aside the best candidates that end, and return those that continue, at most as many as beams."""
         if search.is_over:
             return []
-        length, kept = history.chosen + 1, list[_Candidate]()
+        length, continuing = history.chosen + 1, list[_Candidate]()
         for position, candidate in enumerate(candidates):
-            if candidate.total == IMPOSSIBLE or len(kept) == self.width:
+            if candidate.total == IMPOSSIBLE or len(continuing) == self.width:
                 continue
             ended_by = self.request.ended_by(history, row, candidate.origin, candidate.token)
             if ended_by == "length":
-                kept.append(candidate)
+                continuing.append(candidate)
             elif position < self.width:
                 search.add(self._hypothesis(history, row, candidate, ended_by), self.width)
-        search.is_over = self._is_over(search, max((beam.total for beam in kept), default=IMPOSSIBLE), length)
+        search.is_over = self._is_over(search, max((beam.total for beam in continuing), default=IMPOSSIBLE), length)
         if search.is_over:
             if not search.ended:
                 self.errors[history.images[row]] = no_token_message(self.config, history.chosen)
             return []
         if length == self.config.max_new_tokens:  # unfinished captions count as they are
-            for candidate in kept:
+            for candidate in continuing:
                 search.add(self._hypothesis(history, row, candidate, "length"), self.width)
-        return kept
+        return continuing
 
     def _hypothesis(self, history: History, row: int, candidate: _Candidate, ended_by: Ending) -> Hypothesis:
         tokens = history.tokens[row, candidate.origin, 1:].tolist()

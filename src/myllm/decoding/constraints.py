@@ -60,7 +60,7 @@ class Constraint(Protocol):
 
 
 class Banned:
-    """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even if the word goes on.
+    """Forbids phrases as whole words, in any casing; a token that completes one is forbidden even inside a longer word.
 
     An automaton of Aho and Corasick (1975) over normalized bytes: a state stands for the longest end of the text that
     is the beginning of a phrase. It reads all tokens of the vocabulary at once, byte by byte.
@@ -84,7 +84,7 @@ class Banned:
         self.state_after = lru_cache(maxsize=MAX_CACHED_CAPTIONS)(self._state_after)
 
     def allowed_after(self, tokens: Sequence[int]) -> Bools:
-        """As `Constraint`."""
+        """See `Constraint`."""
         state = self._start
         for token in tokens:
             state = self.state_after(state, token)
@@ -120,7 +120,7 @@ class Pattern:
             raise ConfigError(f"decode.regex {pattern!r}: {message[1] if message else self.matcher.get_error()}")
 
     def allowed_after(self, tokens: Sequence[int]) -> Bools:
-        """As `Constraint`."""
+        """See `Constraint`."""
         matcher = self.matcher.deep_copy()
         if not matcher.consume_tokens(list(tokens)):
             return np.zeros(self.size, bool)

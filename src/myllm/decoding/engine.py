@@ -48,7 +48,7 @@ class Stepper(Protocol):
         ...
 
     def release(self, state: Any) -> None:
-        """Free what a state holds, once its search has ended or was given up; by default, nothing."""
+        """Free the memory of a state, once its search has ended or was given up; by default, nothing."""
         return
 
 
@@ -73,10 +73,10 @@ class SearchRequest:
     seeds: Sequence[int] = ()
     """A random seed for each image; needed by `do_sample`."""
     is_given_up: Callable[[int], bool] | None = None
-    """Asked about each image after each step: whether its caption is no longer wanted. The image then fails."""
+    """Called with each image's index after each step; returns whether to give up its caption. The image then fails."""
 
     def ended_by(self, history: History, row: int, caption: int, token: int) -> Ending:
-        """Return what ends a caption of `history` after `token`; "length" if the token and stop strings do not."""
+        """Return why a caption of `history` ends after `token`; "length" if the token and stop strings do not."""
         if token == self.end:
             return "end"
         if not self.config.stop_strings or self.vocabulary is None:

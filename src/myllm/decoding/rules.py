@@ -73,8 +73,8 @@ def temperature(scores: Array, history: History, value: float) -> Array:
 
 def top_k(scores: Array, history: History, value: int) -> Array:
     """Keep the `value` likeliest tokens (Fan et al. 2018)."""
-    kept, _ = largest(scores, min(value, scores.shape[-1]))
-    return _keep(scores, scores >= kept[..., -1:])
+    top, _ = largest(scores, min(value, scores.shape[-1]))
+    return _keep(scores, scores >= top[..., -1:])
 
 
 def top_p(scores: Array, history: History, value: float) -> Array:
@@ -118,7 +118,7 @@ SAMPLING: Mapping[str, Rule] = {rule.__name__: rule for rule in (temperature, to
 
 
 def active_rules(config: DecodeConfig) -> Mapping[str, Any]:
-    """Return the values of the rules whose option is set, by name, in the order in which they are applied."""
+    """Return {name: value} of the rules whose option is set, in the order in which they are applied."""
     names = {**ALWAYS, **SAMPLING} if config.do_sample else ALWAYS
     return {name: value for name in names if (value := getattr(config, name)) != getattr(DecodeConfig, name)}
 

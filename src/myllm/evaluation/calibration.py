@@ -104,7 +104,7 @@ def changed_options(decode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a calibration records of an evaluation: its data, and decoding options that are not the defaults."""
+    """Return a calibration's record of an evaluation: its data, and decoding options that are not the defaults."""
     changed = changed_options(protocol["decode"]).items()
     decode = {name: list(value) if isinstance(value, tuple) else value for name, value in changed}
     data = {"data": protocol["dataset"], "split": protocol["split"], "pictures": protocol["pictures"]}
@@ -146,8 +146,8 @@ def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool
     """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
 
     inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so
-    that of a word that occurs once stays close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
+    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
+    word that occurs once has one close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
     uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()
@@ -217,13 +217,13 @@ def measure_confidence(
             whole.append((caption.confidence, sum(right for _, right, _ in cases) / len(cases), picture))
     confidence = np.array([caption.confidence for caption in captions])
     values, scores = np.asarray(figures, dtype=np.float64), [caption.score for caption in captions]
-    drawn = resample_coverage(confidence, values) if len(captions) > 1 else None
+    resampled = resample_coverage(confidence, values) if len(captions) > 1 else None
     return ConfidenceReport(
         reliability(*np.array(words).reshape(-1, 3).T), reliability(*np.array(whole).reshape(-1, 3).T),
         risk_coverage(confidence, values), is_cross_fitted,
-        gain=None if drawn is None else interval(drawn[:, HALF] - drawn[:, -1]),
+        gain=None if resampled is None else interval(resampled[:, HALF] - resampled[:, -1]),
         half_by_score=risk_coverage(scores, values)[HALF],
-        coverage_intervals=() if drawn is None else tuple(map(interval, drawn.T)),
+        coverage_intervals=() if resampled is None else tuple(map(interval, resampled.T)),
     )
 
 

@@ -34,7 +34,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The difference in each figure, by name; intervals and tests are paired over pictures."""
+        """The difference in each figure, {name: difference}; intervals and tests are paired over pictures."""
         return differences(self.a.judgement.figures, self.b.judgement.figures)
 
     @cached_property

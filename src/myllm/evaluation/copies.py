@@ -89,10 +89,10 @@ def find_copies(judged: Mapping[int, Thumbnail], training: Mapping[int, Thumbnai
         return
     keys, pictures, known = list(training), list(training.values()), _crops(training.values())
     for batch in batched(judged, BATCH):
-        turned = [judged[key].orientations() for key in batch]
-        for key, sides, agreement in zip(batch, turned, _agreements(turned, known), strict=True):
-            found = (keys[index] for index in _copies_of(sides, agreement, pictures))
-            if (copy := next(found, None)) is not None:
+        orientations = [judged[key].orientations() for key in batch]
+        for key, sides, agreement in zip(batch, orientations, _agreements(orientations, known), strict=True):
+            copies = (keys[index] for index in _copies_of(sides, agreement, pictures))
+            if (copy := next(copies, None)) is not None:
                 yield key, copy
 
 
@@ -106,8 +106,9 @@ def find_pairs(pictures: Sequence[Thumbnail], progress: Progress = no_progress) 
         return
     known = _crops(pictures)
     for batch in batched(range(len(pictures)), BATCH):
-        turned, later = [pictures[index].orientations() for index in batch], batch[0]
-        for index, sides, agreement in zip(batch, turned, _agreements(turned, known[:, later:]), strict=True):
+        orientations, later = [pictures[index].orientations() for index in batch], batch[0]
+        agreements = _agreements(orientations, known[:, later:])
+        for index, sides, agreement in zip(batch, orientations, agreements, strict=True):
             agreement[:, : index - later + 1] = -np.inf  # the picture itself, and those before it
             for other in _copies_of(sides, agreement, pictures[later:]):
                 yield index, later + other
@@ -119,12 +120,12 @@ def _crops(pictures: Iterable[Thumbnail]) -> Array:
     return np.stack([details(picture.luma, CROPS, CANDIDATE_SIDE) for picture in pictures], axis=1)
 
 
-def _agreements(turned: Sequence[Sequence[Thumbnail]], known: Array) -> Array:
+def _agreements(orientations: Sequence[Sequence[Thumbnail]], known: Array) -> Array:
     """Return how far pictures agree with known ones: (pictures, orientations, known)."""
-    ours = _crops(side for sides in turned for side in sides)
+    ours = _crops(side for sides in orientations for side in sides)
     # Either picture may be cropped.
     pairs = [(0, window) for window in range(len(CROPS))] + [(window, 0) for window in range(1, len(CROPS))]
-    return reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(turned), -1, known.shape[1])
+    return reduce(np.maximum, (ours[a] @ known[b].T for a, b in pairs)).reshape(len(orientations), -1, known.shape[1])
 
 
 def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thumbnail]) -> Iterator[int]:
@@ -141,15 +142,15 @@ def _copies_of(sides: Sequence[Thumbnail], agreement: Array, known: Sequence[Thu
 def is_copy(picture: Thumbnail, other: Thumbnail) -> bool:
     """Whether one picture is a copy or a crop of the other; both must be in the same orientation.
 
-    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of what they
-    show. They are compared without alignment, because all of that has to agree.
+    Mostly blank pictures, such as a shape on white, often differ only in the size, position and colour of the
+    thing that they show. They are compared without alignment, because all of that has to agree.
     """
     blocks = picture.luma.reshape(SIDE // 4, 4, SIDE // 4, 4)
     is_simple = (blocks.std(axis=(1, 3)) > BLANK).mean() < MIN_BUSY
     limits, windows = (LIMITS_OF_SIMPLE, WHOLE) if is_simple else (LIMITS, WINDOWS)
-    ours, theirs = (details(view.luma, windows, ALIGNED_SIDE) for view in (picture, other))
-    part, whole, correlations = picture, other, theirs @ ours[0]
-    if (inside_picture := ours @ theirs[0]).max() > correlations.max():
+    picture_details, other_details = (details(view.luma, windows, ALIGNED_SIDE) for view in (picture, other))
+    part, whole, correlations = picture, other, other_details @ picture_details[0]
+    if (inside_picture := picture_details @ other_details[0]).max() > correlations.max():
         part, whole, correlations = other, picture, inside_picture
     if correlations.max() < MIN_ALIGNED:
         return False

@@ -53,18 +53,19 @@ def find_copy_groups(records: Sequence[Record], looks: int | None, progress: Pro
                 thumbnails.setdefault(digest, small)
     firsts = [group[0] for group in by_digest.values()]  # in the order of `thumbnails`
     pairs = find_pairs(list(thumbnails.values()), progress)
-    alike = tuple((firsts[index], firsts[other]) for index, other in pairs)
-    return Copies(tuple(tuple(group) for group in by_digest.values() if len(group) > 1), alike, len(thumbnails), broken)
+    similar = tuple((firsts[index], firsts[other]) for index, other in pairs)
+    equal = tuple(tuple(group) for group in by_digest.values() if len(group) > 1)
+    return Copies(equal, similar, len(thumbnails), broken)
 
 
 def group_copies(records: Iterable[Record], pairs: Iterable[Pair]) -> list[list[Record]]:
     """Return the records in groups: those that a chain of pairs connects are in one. Most groups have one record."""
     groups = {record.name: [record] for record in records}
     for a, b in pairs:
-        ours, theirs = groups[a.name], groups[b.name]
-        if ours is not theirs:
-            ours += theirs
-            groups |= {record.name: ours for record in theirs}
+        group, other = groups[a.name], groups[b.name]
+        if group is not other:
+            group += other
+            groups |= {record.name: group for record in other}
     return list({id(group): group for group in groups.values()}.values())
 
 

@@ -45,7 +45,7 @@ class Evaluation:
     trust: ConfidenceReport | None = None
     """How reliable the captions' confidence is; None if there are too few words to measure it."""
     things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
-    """For drawn scenes, what was drawn, by the picture's name."""
+    """For drawn scenes, the drawn things, by the picture's name."""
     new_scenes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Shares of true and complete captions of further drawn scenes, and their number as `pictures`, by part."""
 
@@ -56,7 +56,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """All defined figures by name: metrics, controls, diversity, and the truth of drawn scenes."""
+        """All defined figures, {name: value}: metrics, controls, diversity, and the truth of drawn scenes."""
         entries = {**self.judgement.as_json(), **self.truth}
         return {name: value for name, value in entries.items() if isinstance(value, int | float)}
 
@@ -113,7 +113,7 @@ class Evaluation:
         return [*self.leaks.lines(), *without]
 
     def invented(self, index: int) -> list[tuple[int, int]]:
-        """Return (begin, end) of the words of a caption that do not fit what was drawn, or else the references."""
+        """Return (begin, end) of the words of a caption that do not fit the drawn things, or else the references."""
         record, text = self.records[index], self.captions[index].text
         if record.name in self.things:
             return wrong_spans(text, self.things[record.name])
@@ -176,7 +176,7 @@ class Data:
     training: Sequence[Record] = ()
     """Training data, if it is known and not the same as `records`."""
     things: Mapping[str, Sequence[Thing]] = field(default_factory=dict)
-    """For drawn scenes, what was drawn, by the picture's name."""
+    """For drawn scenes, the drawn things, by the picture's name."""
     name: str = ""
     """Name of the data set."""
 

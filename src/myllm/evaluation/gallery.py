@@ -79,7 +79,7 @@ class WordSpan:
 
     text: str
     map: str = ""
-    """`width,height,` and then the base64 of one byte per cell; empty if there is no map."""
+    """`width,height,` and then the base64 of one byte per cell; empty without a map."""
     description: str = ""
     """The map in words, the word's confidence, and whether it is invented."""
     is_invented: bool = False
@@ -87,7 +87,7 @@ class WordSpan:
 
 @dataclass(frozen=True)
 class GalleryCaptions:
-    """One captioner's captions of N pictures, with what is known of each."""
+    """One captioner's captions of N pictures, with their scores and confidence."""
 
     captions: Sequence[str]
     cider_d: Sequence[float] | Floats
@@ -127,7 +127,7 @@ class GalleryPicture:
 
 
 def gallery_orders(captions: GalleryCaptions) -> list[Order]:
-    """Return the orders for one captioner. The first is random, so that nobody has chosen what a reader sees first."""
+    """Return the orders for one captioner. The first is random, for an unbiased first impression."""
     keys = {"best": ("Best", -np.asarray(captions.cider_d)), "worst": ("Worst", np.asarray(captions.cider_d))}
     if captions.confidence is not None:
         confidence = np.asarray(captions.confidence)

@@ -1,4 +1,4 @@
-"""Heat maps as pictures: where the captioner looked for each word, in colours that any colour vision can read."""
+"""Heat maps as pictures: the places where the captioner looked for each word, in colours for any colour vision."""
 
 import textwrap
 from collections.abc import Sequence

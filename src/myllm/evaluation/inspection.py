@@ -56,7 +56,7 @@ class Inspection:
     """Number of captions with letters of each script."""
     pictures: int
     findings: Sequence[str]
-    """Sentences about what is unusual."""
+    """Sentences about anything unusual."""
 
     @property
     def rare_words(self) -> list[str]:
@@ -73,7 +73,7 @@ class Inspection:
     def lines(self) -> list[str]:
         """Return it as text."""
         rare = self.rare_words
-        shown = rare[:: max(1, len(rare) // RARE_WORDS)][:RARE_WORDS]
+        examples = rare[:: max(1, len(rare) // RARE_WORDS)][:RARE_WORDS]
         rows = {
             "pictures": f"{self.pictures:,}",
             "captions": f"{self.captions:,}; of a picture {self.captions_per_picture}",
@@ -81,7 +81,7 @@ class Inspection:
             "words": f"of a caption {self.words}",
             "tokens": f"of a caption {self.tokens}, with two end tokens ({self.tokenizer})",
             "vocabulary": f"{quantity(len(self.vocabulary), 'word')}; {len(rare):,} occur once"
-            + f", such as {', '.join(shown)}" * bool(shown),
+            + f", such as {', '.join(examples)}" * bool(examples),
             "frequent": _listed(self.vocabulary.most_common(FREQUENT_WORDS)),
             "scripts": f"captions with {_listed(self.scripts.most_common())}" if self.scripts else "no letters",
         }
@@ -151,10 +151,10 @@ def _copy_findings(copies: Copies, splits: Mapping[str, Sequence[Record]], count
 
     leaks = [" ~ ".join(f"{record.name} of {split_of[record.name]}" for record in pair)
              for pair in copies.alike if crosses(pair)]
-    alike = [f"{a.name} ~ {b.name}" for a, b in copies.alike if not crosses((a, b))]
+    similar = [f"{a.name} ~ {b.name}" for a, b in copies.alike if not crosses((a, b))]
     sentences = [
         (list(copies.broken.values()), "picture that cannot be read", "pictures that cannot be read"),
-        (alike, "pair of pictures that look like copies", "pairs of pictures that look like copies"),
+        (similar, "pair of pictures that look like copies", "pairs of pictures that look like copies"),
         (leaks, "pair of copies in two splits, which `myllm data split` would keep together",
          "pairs of copies in two splits, which `myllm data split` would keep together"),
     ]

@@ -31,7 +31,7 @@ class Judgement:
     """The quality of captions of N pictures."""
 
     figures: Mapping[str, MetricResult]
-    """Metrics by name, and the controls of CIDEr-D: `_shuffled`, `_blind` if known, and `grounding_gap`."""
+    """Metrics, {name: result}, and the controls of CIDEr-D: `_shuffled`, `_blind` if known, and `grounding_gap`."""
     diversity: Diversity
     people: Mapping[str, tuple[float, float]]
     """By metric, the score of people's captions and of the judged ones, each compared with all but one of a picture's
@@ -65,7 +65,7 @@ class Judgement:
         return _undefined(self.figures)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures by name (None for undefined ones), with all that is needed to read them."""
+        """Return the figures, {name: value} (None for undefined ones), with all that is needed to read them."""
         return {
             **{name: defined(figure.corpus) for name, figure in self.figures.items()},
             "distinct_captions": self.diversity.distinct_share,
@@ -104,8 +104,8 @@ class Judgement:
             + f", mean length {diversity.mean_length:.1f} words, "
             f"vocabulary {quantity(diversity.vocabulary_size, 'word')}"
         )
-        shown = self.figures.keys() | UNSUPPORTED_METRICS
-        absent = [f"{name} is absent: {why}" for name, why in self.protocol["absent"].items() if name not in shown]
+        printed = self.figures.keys() | UNSUPPORTED_METRICS
+        absent = [f"{name} is absent: {why}" for name, why in self.protocol["absent"].items() if name not in printed]
         return [*lines, *absent, *self.cautions]
 
 
@@ -123,8 +123,8 @@ def judge_captions(
     """
     score.check(captions, references)
     words, reference_words = score.tokenized(captions), [score.tokenized(group) for group in references]
-    wanted = None if metrics is None else [*metrics, MAIN]
-    scored = score.score_words(words, reference_words, wanted, progress)
+    names = None if metrics is None else [*metrics, MAIN]
+    scored = score.score_words(words, reference_words, names, progress)
     texts = {f"{MAIN}_shuffled": score.shuffled(words)}
     if blind is not None:
         texts[f"{MAIN}_blind"] = score.tokenized([blind]) * len(words)
@@ -133,7 +133,7 @@ def judge_captions(
     figures: dict[str, MetricResult] = {}
     for name, figure in scored.items():
         figures |= {name: figure} | (controls if name == MAIN else {})
-    by_people = [name for name in score.PEOPLE if wanted is None or name in score.select_metrics(wanted)]
+    by_people = [name for name in score.PEOPLE if names is None or name in score.select_metrics(names)]
     people = score.human_agreement(words, reference_words, by_people)
     protocol = {
         **score.protocol_of(references),

@@ -49,7 +49,7 @@ class Leaks:
     """(N,): one of the picture's captions is in the training data, word for word."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entries for metrics.json: what is shared, by names."""
+        """Return the entries for metrics.json: the shared pictures and captions, by their names."""
         shared = {"equal": self.equal, "alike": self.alike, "repeated_captions": self.repeated}
         return {"training_pictures": self.training, **shared}
 
@@ -71,8 +71,8 @@ class Leaks:
         first = f"None of {total} is a copy of one of the {self.training:,} in the training data."
         if count:
             equal = _listed([f"{judged} = {trained}" for judged, trained in self.equal], shown, "same bytes: ")
-            alike = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
-            named = "; ".join(filter(None, (equal, alike)))
+            similar = _listed([f"{judged} ~ {trained}" for judged, trained in self.alike], shown, "alike: ")
+            named = "; ".join(filter(None, (equal, similar)))
             verb = "is" if count == 1 else "are"
             first = f"{count:,} of {total} {verb} in the training data, too ({named})."
         examples = [f"{caption!r} of {judged} and {trained}" for judged, trained, caption in self.repeated]
@@ -129,6 +129,6 @@ def _repeated_captions(training: Sequence[Record], judged: Sequence[Record]) -> 
     }
 
 
-def _listed(names: Sequence[str], shown: int, opening: str = "") -> str:
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return f"{opening}{', '.join(names[:shown])}{more}" if names else ""
+def _listed(names: Sequence[str], limit: int, opening: str = "") -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return f"{opening}{', '.join(names[:limit])}{more}" if names else ""

@@ -31,7 +31,7 @@ METRICS = {
     "RefCLIPScore": ("RefCLIPScore", ".3f", "CLIPScore combined with how well the captions fit the references"),
     "distinct_captions": ("Distinct captions", ".1%", "number of different captions over the number of captions"),
     "mean_length": ("Mean length", ".1f", "words per caption"),
-    "true": ("True", ".1%", "captions of scenes that name only what the picture shows"),
+    "true": ("True", ".1%", "captions of scenes that name only things in the picture"),
     "invented": ("Invented", ".1%", "lower is better: captions that name a kind of thing that is not there"),
     "miscoloured": ("Miscoloured", ".1%", "lower is better: captions that give a thing the wrong colour"),
     "miscounted": ("Miscounted", ".1%", "lower is better: captions with a wrong number of things"),
@@ -67,7 +67,7 @@ class Table:
 def judgement_table(judgement: Judgement, values: Mapping[str, float]) -> Table:
     """Return all metrics of one captioner, and the same metrics for people's captions if they are known.
 
-    values: figures that have no interval, by name.
+    values: figures without an interval, {name: value}.
     """
     people, rows = judgement.people, []
     for name, label, form, meaning in describe_metrics({**judgement.figures, **values}):

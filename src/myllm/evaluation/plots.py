@@ -29,7 +29,7 @@ from myllm.evaluation.fonts import set_fonts
 from myllm.files import atomic_write
 from myllm.metrics.ngrams import Words
 
-# Okabe and Ito's blue and vermilion, which people with any colour vision can tell apart
+# Okabe and Ito's blue and vermilion, which people with any colour vision can distinguish
 # (https://jfly.uni-koeln.de/color); lines also differ in marker and dash.
 VAL, MARK, TRAIN = "#0072b2", "#d55e00", "#767c88"
 INK, FAINT, LINE = "#1b1f27", "#667085", "#e4e7ec"

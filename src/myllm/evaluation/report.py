@@ -82,7 +82,7 @@ class Report:
     scores: Sequence[Group] = ()
     """CIDEr-D of people, captioners and controls; for drawn scenes, shares of true and of complete captions."""
     invented: str = NOT_IN_REFERENCES
-    """What it means that a word is marked as invented."""
+    """Meaning of the mark on invented words."""
     table: Table | None = None
     """All metrics of one captioner."""
     differences: Sequence[Group] = ()
@@ -127,11 +127,11 @@ def evaluation_report(
     word_maps: from `heatmaps.make_word_maps`; without it the gallery has no heat maps.
     """
     judgement, captions, leaks = evaluation.judgement, evaluation.captions, evaluation.leaks
-    shown = GalleryCaptions(
+    gallery_captions = GalleryCaptions(
         [caption.text for caption in captions], judgement.per_image[MAIN], [caption.score for caption in captions],
         [caption.confidence for caption in captions], word_maps, evaluation.invented,
     )
-    orders = gallery.gallery_orders(shown)
+    orders = gallery.gallery_orders(gallery_captions)
     verdict, scores = [describe_quality(judgement)], forest.score_groups(judgement)
     if evaluation.truth:
         verdict.append(describe_truth(evaluation.truth, evaluation.new_scenes))
@@ -143,12 +143,12 @@ def evaluation_report(
         pictures=len(evaluation.records),
         verdict=verdict,
         scores=scores,
-        invented="not what was drawn" if evaluation.truth else NOT_IN_REFERENCES,
+        invented="does not fit the drawing" if evaluation.truth else NOT_IN_REFERENCES,
         table=metric_table.judgement_table(judgement, evaluation.figures),
         protocol=metric_table.describe_protocol(evaluation.protocol),
         absent=_absent(judgement),
         cautions=judgement.cautions,
-        gallery=gallery.build_gallery(evaluation.records, [shown], orders),
+        gallery=gallery.build_gallery(evaluation.records, [gallery_captions], orders),
         orders=orders,
         words=words_section(evaluation.words),
         broken=evaluation.broken,
@@ -168,8 +168,8 @@ def progress_report(
     """Return the report of a run that is not finished: its curves, and its captions of some validation pictures."""
     captions = [sample.caption for sample in samples]
     judgement = judge_captions(captions, [sample.references for sample in samples], metrics=[MAIN])
-    shown = GalleryCaptions(captions, judgement.per_image[MAIN])
-    orders = gallery.gallery_orders(shown)
+    gallery_captions = GalleryCaptions(captions, judgement.per_image[MAIN])
+    orders = gallery.gallery_orders(gallery_captions)
     records = [Record(sample.name, sample.image, tuple(sample.references)) for sample in samples]
     return Report(
         title=title,
@@ -180,7 +180,7 @@ def progress_report(
         table=metric_table.judgement_table(judgement, {}),
         protocol={},
         cautions=judgement.cautions,
-        gallery=gallery.build_gallery(records, [shown], orders),
+        gallery=gallery.build_gallery(records, [gallery_captions], orders),
         orders=orders,
         training=training_section(history),
     )
@@ -262,7 +262,7 @@ def words_section(words: WordsByAuthor) -> Section:
 
 
 def leak_section(sentences: Sequence[str], pairs: Sequence[tuple[Record, Record]] = ()) -> LeakSection:
-    """Return what the judged pictures share with training. pairs: a judged picture, and its copy in training."""
+    """Return the report's part on pictures shared with training. pairs: a judged picture, and its copy in training."""
     return LeakSection(sentences, [
         [(record.name, gallery.make_thumbnail(record.image, PAIR_BYTES, PAIR_SIDE)) for record in pair]
         for pair in pairs[:MAX_PAIRS]
@@ -289,8 +289,8 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _section(text: str, kinds: Mapping[str, PlotKind[Data]], data: Data, descriptions: Mapping[str, str]) -> Section:
-    drawn = [Plot(kind.title, plots.plot_svg(kind, data), descriptions[name]) for name, kind in kinds.items()]
-    return Section(text, drawn)
+    section_plots = [Plot(kind.title, plots.plot_svg(kind, data), descriptions[name]) for name, kind in kinds.items()]
+    return Section(text, section_plots)
 
 
 def _read(*paths: Path) -> str:

@@ -38,15 +38,15 @@ def find_named(caption: str, things: Sequence[Thing]) -> list[tuple[tuple[int, i
 
 
 def wrong_spans(caption: str, things: Sequence[Thing]) -> list[tuple[int, int]]:
-    """Return (begin, end) of each noun, colour or number that does not fit what was drawn, in order.
+    """Return (begin, end) of each noun, colour or number that does not fit the drawn things, in order.
 
-    Of a thing only the first fault is returned: a kind that was not drawn, else a wrong colour, else a wrong number.
+    Only the first fault of a thing is returned: a kind that was not drawn, else a wrong colour, else a wrong number.
     """
     pairs = [(thing.colour, thing.kind) for thing in things]
     spans = []
     for match in _NAMED.finditer(caption.lower()):
         count, colour, kind = _COUNT[match[1]], match[2], _KIND[match[3]]
-        if kind not in {drawn for _, drawn in pairs}:
+        if kind not in {thing.kind for thing in things}:
             spans.append(match.span(3))
         elif (colour, kind) not in pairs:
             spans.append(match.span(2))
@@ -57,7 +57,7 @@ def wrong_spans(caption: str, things: Sequence[Thing]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A caption compared with what was drawn."""
+    """A caption compared with the drawn things."""
 
     true: bool
     """Everything that is named was drawn, in that colour."""
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def judge_scene_caption(caption: str, things: Sequence[Thing]) -> Verdict:
-    """Compare a caption with what was drawn. A caption that names nothing is not true."""
+    """Compare a caption with the drawn things. A caption that names nothing is not true."""
     named = named_groups(caption)
     pairs = [(thing.colour, thing.kind) for thing in things]
     counts = {pair: pairs.count(pair) for pair in pairs}
@@ -108,10 +108,10 @@ def _is_relation_right(caption: str, things: Sequence[Thing]) -> bool | None:
 def score_scene_captions(texts: Sequence[str], things: Sequence[Sequence[Thing]]) -> dict[str, float]:
     """Return the share of captions for which each field of `Verdict` holds.
 
-    things: what was drawn, for each caption. `placed` is a share of the captions that name a relation; it is left out
+    things: the drawn things, for each caption. `placed` is a share of the captions that name a relation; it is left out
     if none does.
     """
-    verdicts = [judge_scene_caption(text, drawn) for text, drawn in zip(texts, things, strict=True)]
+    verdicts = [judge_scene_caption(text, scene) for text, scene in zip(texts, things, strict=True)]
     placed = [verdict.placed for verdict in verdicts if verdict.placed is not None]
     claims = ("true", "complete", "invented", "miscoloured", "miscounted")
     figures = {claim: sum(getattr(verdict, claim) for verdict in verdicts) / len(verdicts) for claim in claims}

@@ -65,7 +65,7 @@ class Slice:
     pictures: int
     value: float
     difference: float
-    """The value minus that of all pictures."""
+    """The value minus the value of all pictures."""
     interval: tuple[float, float]
 
 

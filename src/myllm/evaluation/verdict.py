@@ -1,4 +1,4 @@
-"""Say in a sentence how good a captioner is: compared with chance, with people, and with what was drawn."""
+"""Say in a sentence how good a captioner is: compared with chance, with people, and with the drawn things."""
 
 from collections.abc import Mapping
 

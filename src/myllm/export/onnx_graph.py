@@ -1,4 +1,4 @@
-"""The decoder as an ONNX graph, built node by node over its own weights: what the export and the stepper share."""
+"""The decoder as an ONNX graph, built node by node over its own weights; the export and the stepper share it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -188,7 +188,7 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
 
     @abstractmethod
     def _encode(self, variant: Variant, images: Sequence[Pixels]) -> Any:
-        """Return what the decoder reads of preprocessed images."""
+        """Return the decoder's input for preprocessed images."""
 
     @abstractmethod
     def _request(

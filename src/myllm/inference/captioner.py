@@ -108,7 +108,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         self._in_use = replace(self._in_use, checkpoint=replace(self.checkpoint, decode=decode))
 
     def use_adapter(self, name: str | None) -> None:
-        """Use an adapter and its decoding defaults in later calls that name no adapter; None is no adapter.
+        """Use an adapter and its decoding defaults in later calls that name no adapter; None removes it.
 
         Calls that have already begun in other threads are not changed. Raises ConfigError for an unknown name.
         """
@@ -159,7 +159,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         return partial(self.attention_maps, picture, adapter=variant.adapter)
 
     def blind_caption(self, decode: DecodeConfig) -> Caption:
-        """Return the caption for image tokens that are all zeros: what the decoder writes without a picture."""
+        """Return the caption for image tokens that are all zeros: the decoder's sentence without a picture."""
         variant = self._in_use
         model = variant.checkpoint.model
         image = torch.zeros(1, 3, *self._preprocess.size, device=self.device)
@@ -176,7 +176,7 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
         self, image: Picture, caption: Caption | str, *, method: str | None = None, block: int | None = None,
         longest: int | None = MAX_SIDE, adapter: AdapterName = ...,
     ) -> Tensor:
-        """Return heat maps (T, H, W) in the picture's coordinates: where the model looks for each token of a caption.
+        """Return heat maps (T, H, W) in the picture's coordinates, one for each token: where the model looks for it.
 
         caption: a caption, or the text of one.
         method, block: see `attribution_maps`.

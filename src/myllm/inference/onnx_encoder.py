@@ -22,7 +22,7 @@ def is_faster_in_onnx(encoder: ImageEncoder) -> bool:
 
 
 class OnnxEncoder:
-    """Computes what the encoder computes, up to rounding; a picture's features do not depend on its batch.
+    """Computes the same as the encoder, up to rounding; a picture's features do not depend on its batch.
 
     Its weights are those at the first call. Threads may share it.
     """

@@ -78,7 +78,7 @@ class Teacher:
     ) -> None:
         """Send nothing yet; call `connect` before anything else.
 
-        key, ollama_key: for the API of OpenAI, for that of Ollama.
+        key, ollama_key: for the API of OpenAI, for the API of Ollama.
         timeout: seconds that an answer may take. tries: requests for a caption until its picture is given up.
         first_wait: seconds before the second try; each further wait is twice as long. Raises ConfigError.
         """
@@ -99,7 +99,7 @@ class Teacher:
         """Whether the server gives several captions at once; None: not known yet."""
 
     def connect(self) -> "Teacher":
-        """Find out which API the server has: nothing is sent if the address says so. Raises MyLLMError."""
+        """Find out which API the server has: nothing is sent if the address shows it. Raises MyLLMError."""
         self._api = self._find_api(self._url)
         self._key = self._keys[type(self._api)]
         self._takes_n = None if self._api.may_take_n else False
@@ -124,7 +124,7 @@ class Teacher:
     @property
     def name(self) -> str:
         """Address that captions are asked from, for messages."""
-        return _shown(self._api.url)
+        return _without_query(self._api.url)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ class Teacher:
         try:
             models = self._with_tries(list_models)
         except Unanswered as error:
-            raise MyLLMError(f"{_shown(url)} lists no models ({error}); name one by --model") from error
+            raise MyLLMError(f"{_without_query(url)} lists no models ({error}); name one by --model") from error
         if len(models) != 1:
             listed = f"serves {', '.join(models[:20])}" if models else "serves no model"
             raise MyLLMError(f"--teacher {self.name} {listed}; name one by --model")
@@ -222,34 +222,34 @@ class Teacher:
 
     def _send(self, method: str, url: httpx2.URL, body: Mapping[str, Any] | None = None) -> Any:
         """Return the JSON that the server answers. Raises _FailedTry, _Refused, and MyLLMError."""
-        shown = _shown(url)
+        address = _without_query(url)
         try:
             response, text = self._exchange(method, url, body)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise _Unreachable(f"{shown} cannot be reached ({reason(error)})") from error
+            raise _Unreachable(f"{address} cannot be reached ({reason(error)})") from error
         except httpx2.TimeoutException as error:
-            raise _FailedTry(f"{shown} did not answer within {self.timeout:g} seconds") from error
+            raise _FailedTry(f"{address} did not answer within {self.timeout:g} seconds") from error
         except httpx2.HTTPError as error:
-            raise _FailedTry(f"{shown} cut the connection ({reason(error)})") from error
+            raise _FailedTry(f"{address} cut the connection ({reason(error)})") from error
         self._was_reached = True
         status = response.status_code
         if status >= 300:
-            self._raise_for_status(shown, response, text)
+            self._raise_for_status(address, response, text)
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise _FailedTry(f"{shown} answered with something else than JSON: {error_message(text)}") from None
+            raise _FailedTry(f"{address} answered with something else than JSON: {error_message(text)}") from None
 
-    def _raise_for_status(self, shown: str, response: httpx2.Response, text: str) -> None:
+    def _raise_for_status(self, address: str, response: httpx2.Response, text: str) -> None:
         status = response.status_code
         if status < 400:
             location = self._without_key(response.headers.get("Location", "another address"))
             raise MyLLMError(
-                f"{shown} answered {status}, a redirect to {location}; redirects are not followed, because pictures "
+                f"{address} answered {status}, a redirect to {location}; redirects are not followed, because pictures "
                 "and key go to the named host only: if you trust that address, give it as --teacher"
             )
         phrase = f" {HTTPStatus(status).phrase}" if status in list(HTTPStatus) else ""
-        message = f"{shown} answered {status}{phrase}: {error_message(text)}"
+        message = f"{address} answered {status}{phrase}: {error_message(text)}"
         if status in FIXES:
             unsent = "no key was sent; " if status == HTTPStatus.UNAUTHORIZED and not self._key else ""
             raise MyLLMError(f"{message}. {unsent}{FIXES[status]}")
@@ -269,7 +269,7 @@ class Teacher:
                 if time.monotonic() > deadline:
                     raise httpx2.ReadTimeout("the answer is too slow")
                 if len(content) > MAX_ANSWER_BYTES:
-                    raise _FailedTry(f"{_shown(url)} sent more than {MAX_ANSWER_BYTES:,} bytes")
+                    raise _FailedTry(f"{_without_query(url)} sent more than {MAX_ANSWER_BYTES:,} bytes")
         return response, self._without_key(content.decode(errors="replace"))
 
     def _without_key(self, text: str) -> str:
@@ -343,5 +343,5 @@ def _address(url: str) -> httpx2.URL:
     return address
 
 
-def _shown(url: httpx2.URL) -> str:
+def _without_query(url: httpx2.URL) -> str:
     return str(url.copy_with(query=None))

@@ -1,4 +1,4 @@
-"""The APIs of OpenAI and Ollama: what a request for captions holds, and what is read from the answers."""
+"""The APIs of OpenAI and Ollama: making requests for captions, and reading the answers."""
 
 import base64
 import json
@@ -71,8 +71,8 @@ class OpenAI(Api):
         data = f"data:{kind};base64,{base64.b64encode(content).decode()}"
         parts = [{"type": "text", "text": question.prompt}, {"type": "image_url", "image_url": {"url": data}}]
         options = {"n": n if n > 1 else None, "temperature": question.temperature}
-        given = {name: value for name, value in options.items() if value is not None}
-        return {"model": question.model, "messages": [{"role": "user", "content": parts}], **given}
+        set_options = {name: value for name, value in options.items() if value is not None}
+        return {"model": question.model, "messages": [{"role": "user", "content": parts}], **set_options}
 
     def texts(self, answer: Any) -> list[Any]:
         return [choice["message"]["content"] for choice in answer["choices"]]
@@ -136,7 +136,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def error_message(text: str) -> str:
-    """Return what a server says in an error, quoted: its message, or the beginning of its text without HTML's tags."""
+    """Return the text of a server's error, quoted: its message, or the beginning of its text without HTML's tags."""
     try:
         content = json.loads(text)
         content = content.get("error", content.get("detail", content.get("message", content)))

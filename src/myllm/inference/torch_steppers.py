@@ -22,7 +22,7 @@ Job = Callable[[], None]
 
 
 def as_array(logits: Tensor) -> Array:
-    """Logits in float32: as numpy on a CPU, where it searches faster than torch, else unchanged on their device."""
+    """Logits in float32: on a CPU as numpy, which searches faster there than torch, else unchanged on their device."""
     logits = logits.float()
     return logits.detach().numpy() if logits.device.type == "cpu" else logits
 

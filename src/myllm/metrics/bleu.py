@@ -14,7 +14,7 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]], max_n: int = 4) -> dict[str, MetricResult]:
-    """Return BLEU-1 to BLEU-max_n by name.
+    """Return BLEU-1 to BLEU-max_n, {name: result}.
 
     The value of a corpus is computed from summed counts; it is not the mean over pictures.
     """

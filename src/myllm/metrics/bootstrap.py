@@ -14,7 +14,7 @@ from myllm.metrics.result import Floats, MetricResult
 DRAWS = 10_000
 LEVEL = 0.95
 MIN_TESTED = 10
-"""Pictures; with fewer there is no p-value."""
+"""Minimum number of pictures for a p-value."""
 MIN_RELIABLE = 100
 """Pictures; with fewer, intervals are too narrow (docs/metrics.md has the figures)."""
 TIE_BELOW = 0.001
@@ -30,7 +30,7 @@ def draws_for(pictures: int, draws: int = DRAWS) -> int:
 
 
 def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int = 0) -> dict[str, Floats]:
-    """Return each metric's values (draws,) on pictures drawn with replacement (Efron 1979), by name.
+    """Return {name: values (draws,)} of each metric, on pictures drawn with replacement (Efron 1979).
 
     results: metrics of the same N pictures.
     """
@@ -46,8 +46,8 @@ def resample(results: Mapping[str, MetricResult], draws: int = DRAWS, seed: int 
         chosen = rng.integers(pictures, size=(count, pictures)) + pictures * np.arange(count)[:, None]
         times = np.bincount(chosen.ravel(), minlength=count * pictures).reshape(count, pictures)
         blocks.append(times @ sums)
-    drawn = np.concatenate(blocks)
-    return {name: result.of_sums(drawn[:, columns[id(result.sums)]]) for name, result in results.items()}
+    resampled = np.concatenate(blocks)
+    return {name: result.of_sums(resampled[:, columns[id(result.sums)]]) for name, result in results.items()}
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -99,11 +99,11 @@ def differences(
     if not names:
         return {}
     pairs = {f"a {name}": a[name] for name in names} | {f"b {name}": b[name] for name in names}
-    drawn = resample(pairs, draws, seed)
+    resampled = resample(pairs, draws, seed)
     p_values = _permutation_test([a[name] for name in names], [b[name] for name in names], draws, seed)
     results = {}
     for name, p in zip(names, p_values, strict=True):
-        gain, wins = drawn[f"b {name}"] - drawn[f"a {name}"], _count_wins(a[name].per_image, b[name].per_image)
+        gain, wins = resampled[f"b {name}"] - resampled[f"a {name}"], _count_wins(a[name].per_image, b[name].per_image)
         results[name] = Difference(a[name].corpus, b[name].corpus, interval(gain), p, wins)
     return results
 
@@ -132,10 +132,10 @@ def _permutation_test(
     # Random swaps count the observed difference as one of them, so p is never 0.
     extreme, number = np.full(len(a), 0 if is_exact else 1), swaps + (0 if is_exact else 1)
     pairs = list(zip(a, b, strict=True))
-    values = np.array([(ours.corpus, theirs.corpus) for ours, theirs in pairs])
+    values = np.array([(metric_a.corpus, metric_b.corpus) for metric_a, metric_b in pairs])
     observed = np.where(np.abs(values).max(axis=1) < TIE_BELOW, 0, np.abs(np.diff(values)[:, 0]))
-    halves = [(ours.sums + theirs.sums).sum(axis=0) / 2 for ours, theirs in pairs]
-    gains = np.concatenate([(ours.sums - theirs.sums) / 2 for ours, theirs in pairs], axis=1)
+    halves = [(metric_a.sums + metric_b.sums).sum(axis=0) / 2 for metric_a, metric_b in pairs]
+    gains = np.concatenate([(metric_a.sums - metric_b.sums) / 2 for metric_a, metric_b in pairs], axis=1)
     starts = np.cumsum([len(half) for half in halves])[:-1]
     rng = np.random.default_rng(seed)
     first = 0
@@ -147,8 +147,8 @@ def _permutation_test(
             bits = np.unpackbits(octets, axis=1, count=pictures)
         first += count
         shifts = np.split((1.0 - 2.0 * bits) @ gains, starts, axis=1)
-        for index, ((ours, theirs), half, shift) in enumerate(zip(pairs, halves, shifts, strict=True)):
-            swapped = ours.of_sums(half + shift) - theirs.of_sums(half - shift)
+        for index, ((metric_a, metric_b), half, shift) in enumerate(zip(pairs, halves, shifts, strict=True)):
+            swapped = metric_a.of_sums(half + shift) - metric_b.of_sums(half - shift)
             extreme[index] += np.count_nonzero(np.abs(swapped) >= observed[index] * (1 - 1e-9) - 1e-12)
     return (extreme / number).tolist()
 

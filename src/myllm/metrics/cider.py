@@ -60,7 +60,7 @@ class CiderD:
         return np.unique(key[first], return_counts=True)
 
     def score(self, candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-        """Return each candidate's CIDEr-D, 0 to 10, compared with the references of its own picture.
+        """Return each candidate's CIDEr-D, 0 to 10, compared with its picture's references.
 
         It is 10 x the mean, over references and n-gram orders, of clipped cosine x gaussian of the length difference.
         If several candidates share a picture (self-critical training), pass the same list object of references for

@@ -44,7 +44,7 @@ class Diversity:
 def measure_diversity(captions: Sequence[str], training: Collection[str] = ()) -> Diversity:
     """Measure the diversity of captions, one for each picture.
 
-    training: captions that the captioner was trained on, for `unseen_share`. Raises DataError if there are no captions.
+    training: captions that the captioner was trained on, for `unseen_share`. Raises DataError without captions.
     """
     if not captions:
         raise DataError("no captions to measure; give at least one")
@@ -76,7 +76,7 @@ def repeating_share(captions: Sequence[str], n: int = 3) -> float:
 def unusual_endings(captions: Sequence[str], references: Sequence[str], rare: float = 0.001) -> dict[str, float]:
     """Return the last words that captions have and references hardly ever, with their shares of the captions.
 
-    rare: a word ends no larger share of the references. "a dog on a" is what training for CIDEr-D alone leads to.
+    rare: a word ends no larger share of the references. "a dog on a" is a typical result of training for CIDEr-D only.
     """
 
     def last_words(texts: Sequence[str]) -> Counter[str]:
@@ -99,7 +99,7 @@ def self_cider(groups: Sequence[Sequence[str]], corpus: Sequence[Sequence[str]] 
 
     groups: at least two captions of each picture, such as samples or alternatives.
     corpus: captions of each picture that give the document frequencies, such as references; by default `groups`. With
-        a corpus of one picture all n-grams weigh 0, and so the result is 0, as that of CIDEr is.
+        a corpus of one picture all n-grams weigh 0, and so the result is 0, as CIDEr's is.
 
     K_ij is the CIDEr of caption i compared with caption j (mean over 1- to 4-grams of the cosine of TF-IDF vectors),
     with eigenvalues l_1 >= ... >= l_m. The value is -log_m(sqrt(l_1) / sum(sqrt(l_i))): 0 if all captions are the same,

@@ -63,7 +63,7 @@ def invented_spans(caption: str, references: Sequence[str]) -> list[Range]:
 
 
 def hallucination(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """Return five shares by name, 0 to 1, lower is better; NaN if the captions name nothing of the kind.
+    """Return five shares, {name: result}, 0 to 1, lower is better; NaN if the captions name nothing of the kind.
 
     CHAIRi:         things named that no reference names, over things named.
     CHAIRs:         captions that name at least one such thing, over captions.
@@ -92,13 +92,13 @@ def _is_place(mention: Mention) -> bool:
 def _compare_ranges(words: Words, references: Sequence[Words]) -> dict[str, tuple[int, list[Range]]]:
     """Return, by kind, how many a caption names, and the ranges of its words that no reference supports."""
     mentions = things().mentions(words)
-    places = list(filter(_is_place, mentions))
+    place_mentions = list(filter(_is_place, mentions))
     numbers, supported = _numbers_in(words, mentions), things().supported(references)
     possible = set(chain.from_iterable(map(_possible_numbers, references))) if numbers else set()
     wrong_numbers = [(index, index + 1) for index, number in numbers.items() if number not in possible]
     return {
-        "things": _unsupported([mention for mention in mentions if mention not in places], supported),
-        "places": _unsupported(places, supported),
+        "things": _unsupported([mention for mention in mentions if mention not in place_mentions], supported),
+        "places": _unsupported(place_mentions, supported),
         "colours": _unsupported(colour_mentions(words), colours().supported(references)),
         "numbers": (len(numbers), wrong_numbers),
     }

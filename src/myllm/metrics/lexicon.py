@@ -101,7 +101,7 @@ class Lexicon:
             index += max(1, size)
 
     def mentions(self, words: Words) -> list[Mention]:
-        """Return what a caption certainly names.
+        """Return the mentions of a caption that are certain.
 
         A word that can be a verb counts only after an article, a colour or the like; one that can be a colour counts
         only as a noun ("an orange on a plate"). A singular noun directly before another noun is its attribute and does

@@ -26,7 +26,7 @@ _CHUNKS = 4 * (1 + len(STAGES))
 
 
 def meteor(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """Return METEOR by name.
+    """Return METEOR, {name: result}.
 
     A picture's value is that with its best reference; the value of a corpus comes from the summed counts. Reading the
     paraphrases takes about 3 seconds, for any number of captions. Raises DataError if `missing_data` gives a reason.

@@ -9,14 +9,14 @@ _BETA = 1.2  # weight of recall relative to precision, as in the COCO evaluation
 
 
 def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, MetricResult]:
-    """Return ROUGE-L by name; the value of a corpus is the mean over pictures."""
+    """Return ROUGE-L, {name: result}; the value of a corpus is the mean over pictures."""
     pairs = zip(candidates, references, strict=True)
     return {"ROUGE-L": mean_of([_rouge_l(words, captions) for words, captions in pairs])}
 
 
 def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
     """F-measure of the best precision and the best recall, which may come from two different references."""
-    # As in COCO's scorer, a caption without words (of emoji, for example) is one empty word.
+    # Like in COCO's scorer, a caption without words (of emoji, for example) is one empty word.
     words, captions = words or [""], [caption or [""] for caption in captions]
     common = _common_lengths(words, captions)
     if not any(common):

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class Metric(NamedTuple):
-    """A function from tokenized candidates and references, one entry for each picture, to results by name."""
+    """A function from tokenized candidates and references, one entry for each picture, to {name: result}."""
 
     compute: Callable[[Sequence[Words], Sequence[Sequence[Words]]], dict[str, MetricResult]]
     results: tuple[str, ...]
@@ -51,7 +51,7 @@ _WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics by name, as fractions (CIDEr: 0 to 10), and how they were measured."""
+    """Metrics, {name: result}, as fractions (CIDEr: 0 to 10), and how they were measured."""
 
     figures: dict[str, MetricResult]
     protocol: dict[str, str | int]
@@ -107,19 +107,19 @@ def score_words(
 
 
 def select_metrics(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the metrics to compute, each with its wanted results, in the order of `METRICS`.
+    """Return the metrics to compute, each with its selected results, in the order of `METRICS`.
 
     names: names of metrics or of their results, in any case. Raises ConfigError for an unknown name.
     """
     spellings = [*METRICS, *chain.from_iterable(metric.results for metric in METRICS.values())]
-    known, wanted = {spelling.lower(): spelling for spelling in spellings}, set[str]()
+    known, selected = {spelling.lower(): spelling for spelling in spellings}, set[str]()
     for name in map(str.strip, names):
         if name.lower() not in known:
             hint = nearest(name, spellings)
             raise ConfigError(f"metric {name!r} is unknown{hint}; known are {', '.join(known.values())}")
-        wanted.add(known[name.lower()])
+        selected.add(known[name.lower()])
     chosen = {
-        name: [result for result in metric.results if wanted & {name, result}] for name, metric in METRICS.items()
+        name: [result for result in metric.results if selected & {name, result}] for name, metric in METRICS.items()
     }
     return {name: results for name, results in chosen.items() if results}
 

@@ -144,7 +144,7 @@ def last_layers(backbone: Any, count: int) -> set[str]:
     A layer is a block of a transformer or a stage of a convolutional network, as timm groups a model's parameters.
     """
     layer_of: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
-    # a last norm may be a group of its own
+    # a last norm may be a separate group
     layers = sorted({layer_of[name] for name, parameter in backbone.named_parameters() if parameter.dim() > 1})
     return {name for name, layer in layer_of.items() if layer >= layers[-count:][0]}
 

@@ -17,7 +17,7 @@ from myllm.model.kv_cache import ImageKV, KeyValue, LayerKV, SelfKV
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them, where the width is four times C."""
+    """Two linear layers with GELU between them, at four times the width C."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class GPT(nn.Module):
         return self.lm_head(x).unflatten(0, tokens.shape)
 
     def hidden(self, tokens: Tensor, grid: Grid, image: ImageKV | None = None, cache: SelfKV | None = None) -> Tensor:
-        """Return what the head turns into logits: (N, C) of tokens (N,), of which `grid` says where they are."""
+        """Return the head's input (N, C) for tokens (N,), whose positions `grid` has."""
         past = cache.length if cache is not None else 0
         self.check_fits(past + grid.length)
         positions = grid.positions(past, tokens.device)

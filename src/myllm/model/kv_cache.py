@@ -50,7 +50,7 @@ class SelfKV:
     """Self-attention keys and values of N captions, with room for `n_positions`, filled from the left."""
 
     def __init__(self, n_layer: int, rows: int, n_head: int, n_positions: int, head_dim: int, *, like: Tensor) -> None:
-        """like: a weight of the decoder; the cache has its device, and its dtype or that of autocast."""
+        """like: a weight of the decoder; the cache has its device, and its dtype or autocast's."""
         device = like.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
         self.keys = like.new_empty(n_layer, rows, n_head, n_positions, head_dim, dtype=dtype)

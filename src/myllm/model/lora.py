@@ -60,7 +60,7 @@ class LowRank:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the layers that can have an adapter, by name."""
+    """Return {name: layer} of the layers that can have an adapter."""
     # no subclasses: torch's own attention reads the weight of its last layer, a subclass, without calling the layer
     return {name: module for name, module in model.named_modules() if type(module) is nn.Linear and name != HEAD}
 

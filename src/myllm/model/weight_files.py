@@ -20,7 +20,7 @@ NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 
 
 def read_content(path: Path) -> Any:
-    """Return what a safetensors or PyTorch file holds; tensors stay on disk until they are used.
+    """Return the content of a safetensors or PyTorch file; tensors stay on disk until they are used.
 
     Raises CheckpointError if the file is missing, damaged or compressed, or holds more than tensors and plain values.
     """

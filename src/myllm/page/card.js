@@ -34,7 +34,7 @@ export class Card {
     this.setState('waiting');
   }
 
-  // As large as its box allows, also if the picture is smaller.
+  // Fill the box, also if the picture is smaller.
   showPicture(address, frame) {
     this.image.onload = () => {
       const { naturalWidth: width, naturalHeight: height } = this.image;

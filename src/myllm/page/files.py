@@ -8,7 +8,7 @@ SUFFIXES = (".css", ".html", ".js")
 
 
 def page_files(engine: Literal["browser", "server"]) -> dict[str, Path]:
-    """Return the page's files by name.
+    """Return {name: path} of the page's files.
 
     engine: what captions the pictures. Each has its own `engine.js`, with the same functions, and the files it needs.
     """

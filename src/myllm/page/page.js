@@ -11,7 +11,7 @@ const results = byId('results');
 const cards = new Map(); // element -> Card
 const jobs = [];
 let running = 0;
-let opened; // resolves to what the engine answers about its models
+let opened; // resolves to the engine's answer about its models
 
 const show = text => { byId('status').textContent = text; };
 const announce = text => { byId('announcement').textContent = text; }; // screen readers read it aloud
@@ -107,7 +107,7 @@ async function captionPicture(card) {
 }
 
 function showProgress() {
-  if (document.body.dataset.state !== 'ready') return; // what is missing is shown instead
+  if (document.body.dataset.state !== 'ready') return; // the missing part is shown instead
   const states = [...cards.keys()].map(element => element.dataset.state);
   const count = state => states.filter(other => other === state).length;
   const [open, failed, done] = [count('waiting') + count('working'), count('failed'), count('done')];

@@ -78,7 +78,7 @@ function describePosition(cells, { width, height }) {
   return `${most > 2 / 9 * sums.reduce((sum, value) => sum + value) ? 'mostly' : 'all over, most'} ${place}`;
 }
 
-// As heatmap.js paints it: the same scale for all maps, so that an even map looks even.
+// The same colours as in heatmap.js: one scale for all maps, so that an even map looks even.
 function relativeMap(cells, { width, height, peak }) {
   const strengths = cells.map(value => {
     const ratio = Math.min(MAX_RATIO, Math.max(1 / MAX_RATIO, value / 255 * peak));

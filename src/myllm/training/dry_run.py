@@ -1,4 +1,4 @@
-"""Measures what a run needs, and keeps nothing of it: parameters, memory, arithmetic, time, largest batch."""
+"""Measures parameters, memory, arithmetic, time and the largest batch of a run, and changes nothing."""
 
 import math
 import time
@@ -86,7 +86,7 @@ class DryRun:
 
 
 def dry_run(config: TrainConfig, prepared: Prepared, progress: Progress, reporter: Reporter, ranks: Ranks) -> DryRun:
-    """Return what a run needs. No weight and no file changes. Raises what the first steps of the run raise."""
+    """Measure a run. No weight and no file changes. Raises the same errors as the first steps of the run."""
     trainer = Trainer(config, prepared, reporter, ranks)
     device, objective = trainer.device, trainer.objective
     available = available_bytes(device) // (ranks.count if device.type == "cpu" else 1)

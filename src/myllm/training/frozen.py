@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: where they are kept, and what computes them."""
+"""Computing and storing the features of a frozen backbone."""
 
 import json
 from dataclasses import dataclass, replace

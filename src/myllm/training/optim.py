@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
         dtype: torch.dtype | None = None, ranks: Ranks | None = None,
     ) -> None:
-        """dtype: in which steps are orthogonalised; None for that of the parameters. ranks: share that work."""
+        """dtype: in which steps are orthogonalised; None for the parameters' dtype. ranks: share that work."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype, self.ranks = dtype, ranks or Ranks()
 
@@ -143,7 +143,7 @@ def _groups(parameters: Mapping[tuple[float, float], list[nn.Parameter]]) -> lis
 
 
 def _undecayed(module: nn.Module) -> list[Tensor]:
-    """Return the module's parameters without weight decay: embeddings, and what a timm model names as such."""
+    """Return the module's parameters without weight decay: embeddings, and those that a timm model names as such."""
     if isinstance(module, nn.Embedding):
         return [module.weight]
     names: set[str] = getattr(module, "no_weight_decay", set)()

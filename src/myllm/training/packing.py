@@ -17,23 +17,23 @@ class Padded(Sequences):
     """Rows as sequences of different lengths, padded to `width`."""
 
     width: int
-    place: Tensor
-    """(N,) int64: the place of each row among count * width."""
+    index: Tensor
+    """(N,) int64: the index of each row among count * width."""
 
     def split(self, rows: Tensor) -> Tensor:
         """(N, C) -> (count, width, C), zeros where there is padding."""
         padded = rows.new_zeros(self.count * self.width, rows.shape[-1])
-        return padded.index_copy(0, self.place, rows).unflatten(0, (self.count, self.width))
+        return padded.index_copy(0, self.index, rows).unflatten(0, (self.count, self.width))
 
     def join(self, x: Tensor) -> Tensor:
         """(count, width, C) -> (N, C)."""
-        return x.flatten(0, 1).index_select(0, self.place)
+        return x.flatten(0, 1).index_select(0, self.index)
 
 
 class Packed(Grid):
     """A `Grid` of captions that differ in length: row n is token `position[n]` of its caption.
 
-    Padding is half of a batch of natural captions. Here it takes part only in attention, where it is a tenth to a
+    Padding is half of a batch of natural captions. Here it takes part only in attention, as a tenth to a
     third: self-attention sees sequences of several captions, cross-attention those of all captions of an image.
     """
 
@@ -49,12 +49,12 @@ class Packed(Grid):
         image_place += width * torch.arange(images).repeat_interleave(captions)
         pack_width = max(MIN_WIDTH, self.length)
         pack_place, packs = pack(flat.tolist(), pack_width)
-        place = pack_place[caption] + position
-        owner = torch.full((packs * pack_width,), -1).index_copy(0, place, caption).view(packs, 1, pack_width)
+        index = pack_place[caption] + position
+        owner = torch.full((packs * pack_width,), -1).index_copy(0, index, caption).view(packs, 1, pack_width)
         visible = (owner[..., None] == owner[:, :, None]).tril()
         self.position = position.to(device, non_blocking=True)
         self.visible = visible.to(device, non_blocking=True)
-        self.captions = Padded(packs, pack_width, place.to(device, non_blocking=True))
+        self.captions = Padded(packs, pack_width, index.to(device, non_blocking=True))
         self.images = Padded(images, width, (image_place[caption] + position).to(device, non_blocking=True))
 
     def positions(self, past: int, device: torch.device) -> Tensor:
@@ -70,10 +70,10 @@ def pack(lengths: Sequence[int], width: int) -> tuple[Tensor, int]:
 
     A caption that does not fit into the current pack begins the next one.
     """
-    places, end = [], 0
+    starts, end = [], 0
     for length in lengths:
         if end % width + length > width:
             end += width - end % width
-        places.append(end)
+        starts.append(end)
         end += length
-    return torch.tensor(places), -(-end // width)
+    return torch.tensor(starts), -(-end // width)

@@ -46,8 +46,8 @@ class Prepared:
     val: CaptionSource
     findings: Findings
     fingerprints: dict[str, str]
-    """What a run must be resumed with, by name ("training split"): hashes of pictures' names with their captions, and
-    of the base's weights if adapters train on them."""
+    """Must be the same when a run is resumed, {"training split": hash}: hashes of pictures' names with their captions,
+    and of the base's weights if adapters train on them."""
     base_hash: str | None = None
     """Hash of the base's weights if adapters train on them."""
 
@@ -59,7 +59,7 @@ def prepare(
     """Read the data, make or open tokenizer and model, decode the pictures, and encode them if the backbone is frozen.
 
     given_options: dotted names of the options that the user set, such as "text.dropout": with a base, they count even
-    if their value is the default. tokenizer: that of a run that is resumed. pictures: for a dry run, the number of
+    if their value is the default. tokenizer: of a run that is resumed. pictures: for a dry run, the number of
     pictures of each split that are read; they stand for the others.
     Raises DataError, ConfigError or CheckpointError.
     """
@@ -159,8 +159,8 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
             )
     text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
     vision = replace(model.vision, frozen=config.vision.frozen)
-    given = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
-    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given}
+    given_decode = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
+    set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given_decode}
     decode = replace(base.decode, **set_decode)
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 

@@ -20,7 +20,7 @@ def run_sequence(config: TrainConfig, given_options: Collection[str] = ()) -> li
     """Return the configurations of the run and of its `next_runs`; each starts from the captioner of the one before.
 
     The last writes to `config.out`, those before it to folders run1, run2, ... in there. given_options: dotted names of
-    options that hold for all runs, whatever `next_runs` says. Raises ConfigError for what is not an option.
+    options that hold for all runs, whatever `next_runs` says. Raises ConfigError for unknown options.
     """
     shared, total = dict(flatten(asdict(config), ".")), 1 + len(config.next_runs)
     folders = [*(Path(config.out) / f"run{number}" for number in range(1, total)), Path(config.out)]
@@ -30,9 +30,9 @@ def run_sequence(config: TrainConfig, given_options: Collection[str] = ()) -> li
         for name in changed:
             if name not in shared or name in NOT_IN_NEXT_RUNS:
                 raise ConfigError(f"next_runs has {name}, which cannot be an option of it{nearest(name, shared)}")
-        own = {name: value for name, value in changed.items() if name not in given_options}
+        overrides = {name: value for name, value in changed.items() if name not in given_options}
         base = str(folders[number - 1] / native.FILE_NAME) if number else config.base
-        options = shared | own | {"out": str(folders[number]), "base": base, "next_runs": ()}
+        options = shared | overrides | {"out": str(folders[number]), "base": base, "next_runs": ()}
         try:
             runs.append(dataclass_from_dict(TrainConfig, nested(options)))
         except CheckpointError as error:

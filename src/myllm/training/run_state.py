@@ -19,7 +19,7 @@ from myllm.training_config import TrainConfig
 
 FILE_NAME = "last.pt"
 PREVIOUS_NAME = "last.previous.pt"
-# Options that may change when a run is resumed. The others decide what the finished part of the run has done.
+# Options that may change when a run is resumed. The finished part of the run depends on the others.
 MAY_CHANGE = frozenset({
     "data", "out", "epochs", "max_steps", "max_minutes", "patience", "best_by", "val_images", "lr", "muon_lr",
     "weight_decay", "vision_weight_decay", "grad_clip", "schedule", "label_smoothing", "devices", "workers",
@@ -95,14 +95,14 @@ def load(folder: Path) -> tuple[dict[str, Any], Path]:
     for path in (folder / FILE_NAME, folder / PREVIOUS_NAME):
         try:
             if (damaged := zipfile.ZipFile(path).testzip()) is not None:  # torch.load does not compare checksums
-                raise ValueError(f"{damaged} differs from what was written")
+                raise ValueError(f"{damaged} is damaged")
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
             problems.append(f"{path}: {reason(error)}")
             continue
         if not isinstance(content, dict) or not {"config", "tokenizer", "fingerprints"} <= content.keys():
             raise CheckpointError(
-                f"{path} was written by an earlier version of MyLLM, or is no state of a run; finish the run with that "
+                f"{path} was written by an earlier version of MyLLM, or is not a run's state; finish the run with that "
                 "version, or start a new one from its captioner by --base"
             )
         return content, path

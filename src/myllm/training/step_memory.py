@@ -1,4 +1,4 @@
-"""Memory of a training step, and what the device has left."""
+"""Memory of a training step, and free memory of the device."""
 
 import os
 import re
@@ -26,7 +26,7 @@ class Memory:
     step: int
     """Maximum that lives at one time."""
     available: int
-    """What the process could take when the weights were loaded."""
+    """Memory that was free when the weights were loaded."""
     pictures_that_fit: int
     """Pictures of a batch for which a step takes USABLE_SHARE of the available memory."""
 
@@ -35,7 +35,7 @@ def measure_memory(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: Callable[[int], Tensor], batch_size: int,
     available: int,
 ) -> Memory:
-    """Measure steps with half a batch and twice as much; what a picture adds is the same for each.
+    """Measure steps with half a batch and twice as much; each picture adds the same amount.
 
     optimizers: after a step, so that they have their state. loss: returns the loss () of so many pictures.
     """

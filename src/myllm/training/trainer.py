@@ -80,7 +80,7 @@ class Trainer:
             if saved.get(name) != now[name]:
                 raise CheckpointError(
                     f"{path}: this run began with another {name} (fingerprint {saved.get(name)}, now {now[name]}); "
-                    "resume with what it began with, or start a new run with another --out"
+                    "restore it, or start a new run with another --out"
                 )
         try:
             self.objective.load_state_dict(content["objective"])

@@ -148,7 +148,7 @@ def best_criterion(best_by: str, pictures: int) -> str:
 
 
 def is_better(row: Mapping[str, float | str], best: Mapping[str, float | str], criterion: str) -> bool:
-    """Return whether an epoch's row beats that of the best epoch so far; equal CIDEr-D is decided by the loss."""
+    """Return whether an epoch's row beats the best epoch's row so far; equal CIDEr-D is decided by the loss."""
 
     def quality(figures: Mapping[str, float | str]) -> tuple[float, float]:
         return float(figures["CIDEr-D"]) if criterion == "CIDEr-D" else 0.0, -float(figures["val_loss"])

@@ -66,9 +66,9 @@ def test_opening_a_file_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"mine", "ends with b'mine', which is no row of captions"), (b'{"image": 1}\n', "line 1 is no row"),
-        (b'{"image": "a"}\n[]\n{"image": "b"}\n', "line 2 is no row"), (b"\n\n", "line 1 is no row"),
-        (b"\x89PNG\r\n", "line 1 is no row"),
+        (b"mine", "ends with b'mine', which is not a row of captions"), (b'{"image": 1}\n', "line 1 is not a row"),
+        (b'{"image": "a"}\n[]\n{"image": "b"}\n', "line 2 is not a row"), (b"\n\n", "line 1 is not a row"),
+        (b"\x89PNG\r\n", "line 1 is not a row"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_and_not_changed(tmp_path: Path, content: bytes, message: str) -> None:
@@ -106,7 +106,7 @@ def test_a_full_disk_is_reported_and_leaves_whole_rows(tmp_path: Path, replace: 
         command, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert f"MyLLMError: cannot write {path}: File too large; what was there before is still there" in process.stderr
+    assert f"MyLLMError: cannot write {path}: File too large; the previous content is kept" in process.stderr
     assert len(read(path)) == (1 if replace else 12) and read(path)[0] == {"image": "old.png"}
     assert os.listdir(tmp_path) == ["out.jsonl"]
 

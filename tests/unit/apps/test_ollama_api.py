@@ -84,9 +84,9 @@ def test_requests_of_photoprism_are_answered(server: Any, png: Png) -> None:
 
 @pytest.mark.parametrize(("fields", "status", "message"), [
     ({"model": "big"}, 404, "model 'big' is not served"), ({"images": []}, 400, "the request has no picture"),
-    ({"images": ["?"]}, 400, "not valid base64"), ({"images": "abc"}, 400, "images is no list"),
+    ({"images": ["?"]}, 400, "not valid base64"), ({"images": "abc"}, 400, "images must be a list"),
     ({"images": ["YWJj", "YWJj"]}, 400, "the request has 2 pictures"),
-    ({"format": "json"}, 400, "format is not supported"), ({"options": [1]}, 400, "options is no object"),
+    ({"format": "json"}, 400, "format is not supported"), ({"options": [1]}, 400, "options must be an object"),
     ({"options": {"mirostat": 1}}, 400, "mirostat is not supported"),
     ({"options": {"temperature": -1}}, 400, "temperature is -1"),
     ({"options": {"num_predict": 0}}, 400, "num_predict is 0"),

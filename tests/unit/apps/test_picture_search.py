@@ -125,7 +125,7 @@ def test_tables_name_pictures_or_hold_them(folder: Path) -> None:
     parquet.write_table(pa.table({"image": ["a.png", "a.png", "pics/a.png", "gone.png"]}), "other/p.parquet")
     search = PictureSearch(["other/p.parquet"])
     assert [str(path.picture) if isinstance(path, FoundPicture) else path.error for path in search] == [
-        "other/a.png", "pics/a.png", "other/p.parquet, row 4: names gone.png, which is no file in other",
+        "other/a.png", "pics/a.png", "other/p.parquet, row 4: names gone.png, which is not a file in other",
     ]
     assert search.count() == 3
 
@@ -152,7 +152,7 @@ def test_a_file_of_captions_names_pictures_with_and_without_captions(folder: Pat
         "other/a.png", "other/b.JPG",
     ]
     assert errors(f"other/{name}") == [
-        f"gone.png: named in other/{name}, but there is no such picture; put it into other"
+        f"gone.png: named in other/{name}, but the picture is missing; put it into other"
     ]
 
 

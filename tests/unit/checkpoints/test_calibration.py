@@ -71,7 +71,7 @@ def test_write_calibration_on_a_full_disk_leaves_the_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(MyLLMError, match="what was there before is still there"):
+    with pytest.raises(MyLLMError, match="the previous content is kept"):
         native.write_calibration(CALIBRATION, tiny_captioner_file)
     assert tiny_captioner_file.read_bytes() == before
 

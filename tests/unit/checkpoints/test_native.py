@@ -167,7 +167,7 @@ def test_full_disk_leaves_the_previous_file(
 
     before = tiny_captioner_file.read_bytes()
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(MyLLMError, match=r"No space left on device; what was there before is still there. Make room"):
+    with pytest.raises(MyLLMError, match=r"No space left on device; the previous content is kept. Make room"):
         native.save(replace(tiny_checkpoint, provenance={}), tiny_captioner_file)
     assert tiny_captioner_file.read_bytes() == before
     assert list(tiny_captioner_file.parent.iterdir()) == [tiny_captioner_file]

@@ -279,7 +279,7 @@ def test_features_refuse_a_row_that_changed_after_the_start(extraction: Extracti
     with extraction.file("features.bin").open("r+b") as file:
         file.seek(2 * 160 + 9)
         file.write(b"?")
-    with pytest.raises(DataError, match=r"features.bin: row 2 is not what was written.*start again"):
+    with pytest.raises(DataError, match=r"features.bin: row 2 has changed since it was written.*start again"):
         features.rows(torch.tensor([1, 2]))
 
 
@@ -289,7 +289,7 @@ def test_features_refuse_another_picture_in_the_row(extraction: Extraction) -> N
     content = extraction.file("features.bin").read_bytes()
     with extraction.file("features.bin").open("r+b") as file:
         file.write(content[160:320])
-    with pytest.raises(DataError, match="row 0 is not what was written"):
+    with pytest.raises(DataError, match="row 0 has changed since it was written"):
         features.rows(torch.tensor([0]))
 
 
@@ -302,7 +302,7 @@ def test_feature_cache_gives_no_row_to_another_picture(extraction: Extraction) -
     Extraction(extraction.folder.parent, [30, 31, 32, 33, 2]).run()
     assert torch.equal(in_use.rows(torch.tensor([2]))[0], extraction.features(torch.tensor([2.0]))[0])
     for number in range(3, 7):
-        with pytest.raises(DataError, match="is not what was written"):
+        with pytest.raises(DataError, match="has changed since it was written"):
             in_use.rows(torch.tensor([number]))
 
 

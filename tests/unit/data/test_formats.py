@@ -56,9 +56,9 @@ FORMATS: list[tuple[str, dict[str, Any], dict[str, tuple[str, ...]], str]] = [
     ]}, BOTH, "images"),
     ("table", {"any.csv": "Path;Caption\n1.jpg;a dog\n1.jpg;dogs\n2.jpg;a cat\n"}, BOTH, "."),
     ("table", {"any.tsv": "filename\tsentences\n1.jpg\t[\"a dog\", \"dogs\"]\n2.jpg\ta cat\n"}, BOTH, "."),
-    ("captions beside pictures", {"1.txt": "a dog\n\ndogs\n", "2.caption": "a cat"}, BOTH, "."),
-    ("captions beside pictures", {"1.json": ["a dog", "dogs"], "2.jpg.json": {"caption": "a cat"}}, BOTH, "."),
-    ("captions beside pictures", {
+    ("captions next to pictures", {"1.txt": "a dog\n\ndogs\n", "2.caption": "a cat"}, BOTH, "."),
+    ("captions next to pictures", {"1.json": ["a dog", "dogs"], "2.jpg.json": {"caption": "a cat"}}, BOTH, "."),
+    ("captions next to pictures", {
         "1.json": {"image": "1.jpg", "caption": ["a dog", "dogs"]}, "2.json": {"image": "2.jpg", "caption": "a cat"},
     }, BOTH, "."),
 ]
@@ -95,8 +95,8 @@ def test_a_folder_in_each_format_is_recognised_and_read(
 
 
 @pytest.mark.parametrize(("form", "files", "expected", "pictures"), [
-    row for row in FORMATS if row[0] != "captions beside pictures"
-], ids=[f"{form} in {next(iter(files))}" for form, files, *_ in FORMATS if form != "captions beside pictures"])
+    row for row in FORMATS if row[0] != "captions next to pictures"
+], ids=[f"{form} in {next(iter(files))}" for form, files, *_ in FORMATS if form != "captions next to pictures"])
 def test_a_file_in_each_format_is_read_like_its_folder(
     tmp_path: Path, form: str, files: dict[str, Any], expected: dict[str, tuple[str, ...]], pictures: str
 ) -> None:

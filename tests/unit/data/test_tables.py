@@ -165,5 +165,5 @@ def test_what_datasets_saves_is_read(tmp_path: Path, folder: str) -> None:
     assert read(tmp_path / "saved") == read(tmp_path / "saved" / folder / "state.json") == BOTH
     assert read_records(tmp_path / "saved", CaptionsConfig())[0][0].split == "train"
     (tmp_path / f"saved/{folder}data-00000-of-00001.arrow").unlink()
-    with pytest.raises(DataError, match=r"state.json: names 'data-00000-of-00001.arrow', which is no file"):
+    with pytest.raises(DataError, match=r"state.json: names 'data-00000-of-00001.arrow', which is not a file"):
         read(tmp_path / "saved")

@@ -35,7 +35,7 @@ def test_packed_images_hold_the_tokens_of_their_captions(lengths: list[list[int]
 @given(LENGTHS)
 def test_packed_tokens_see_their_caption_up_to_themselves(lengths: list[list[int]]) -> None:
     packed = Packed(torch.tensor(lengths), CPU)
-    seen = packed.visible[:, 0].sum(-1).flatten()[packed.captions.place]
+    seen = packed.visible[:, 0].sum(-1).flatten()[packed.captions.index]
     assert seen.tolist() == [token + 1 for row in lengths for length in row for token in range(length)]
 
 

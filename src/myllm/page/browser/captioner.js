@@ -117,7 +117,7 @@ export class Captioner {
     };
   }
 
-  // As in Python, text and pieces leave out an incomplete character at the end.
+  // Like in Python, text and pieces leave out an incomplete character at the end.
   text(tokens) {
     return decodeUtf8(tokens.flatMap(token => this.bytes.get(token) ?? []), true).replace(OUTER_BLANKS, '');
   }

@@ -169,7 +169,7 @@ function resizeWidth(image, width, interpolation) {
   return { width, height: image.height, data };
 }
 
-// As `filterWindows`, for a copy of the nearest pixel. Steps are added up, as in Pillow: if one ends between two pixels,
+// Like `filterWindows`, for a copy of the nearest pixel. Steps are added up, as in Pillow: if one ends between two pixels,
 // the rounding of the sum decides.
 function nearestWindows(before, after) {
   let position = (before / after) * 0.5;

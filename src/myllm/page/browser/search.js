@@ -90,7 +90,7 @@ class Beams {
     this.ended = this.ended.sort((first, second) => second.rank - first.rank).slice(0, this.config.beams);
   }
 
-  // As in transformers: see `Beams._is_over` of `myllm.decoding.beam`.
+  // Same rule as in transformers: see `Beams._is_over` of `myllm.decoding.beam`.
   isOver(kept, length) {
     const { beams, early_stopping, length_penalty, max_new_tokens } = this.config;
     if (!kept.length) return true;
