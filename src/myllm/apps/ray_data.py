@@ -28,7 +28,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import Datasource, ReadTask
 
-from myllm.apps.caption_log import check_same_run
+from myllm.apps.caption_log import check_same_run, write_facts
 from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.caption_output import MAX_WARNINGS, low_confidence, row_of, run_facts
 from myllm.apps.console import Display
@@ -72,8 +72,9 @@ def caption_on_cluster(options: CaptionOptions) -> int:
     with lock_file(Path(f"{out}.lock"), f"--out {out}", "folder"):
         captioner = open_captioner(options.model, "cpu", options.precision, options.adapter, threads=1)
         captioner.decode = captioner.decode_options(**options.decode_changes)
-        has_rows = _has_rows(out)
-        check_same_run(_facts_path(out), run_facts(options, captioner), has_rows, options.mixed, str(out))
+        facts, has_rows = run_facts(options, captioner), _has_rows(out)
+        check_same_run(_facts_path(out), facts, has_rows, options.mixed, str(out))
+        write_facts(_facts_path(out), facts)
         listing = Listing(options)
         resume = f"Resume with: {command_line('caption', options)}"
         try:
