@@ -164,7 +164,7 @@ def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) ->
 @torch.inference_mode()
 def test_int8_sums_do_not_overflow_16_bits(tiny_model: TinyModel) -> None:
     model = wide(tiny_model, GEOMETRIES[1])
-    model.decoder.lm_head.weight.fill_(1.0)  # every product is 127 * 127, and processors without VNNI add two in 16 bits
+    model.decoder.lm_head.weight.fill_(1.0)  # large products, of which processors without VNNI add two in 16 bits
     model.decoder.transformer.ln_f.weight.zero_()
     model.decoder.transformer.ln_f.bias.fill_(1.0)
     logits, expected = Captions.begin(model, precision="int8").extend()
