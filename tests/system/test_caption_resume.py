@@ -187,13 +187,52 @@ def test_overwrite_replaces_all_captions_and_keeps_the_old_ones_until_there_are_
     assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run, beams=3)
 
 
+def test_overwriting_that_is_interrupted_before_its_first_caption_is_resumed(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    assert caption(tiny_run, "--to=txt", "--out=texts") == 0
+    options = ["--to=txt", "--out=texts", "--decode.prefix=a small"]
+    log = Path("texts/.myllm-captions.jsonl")
+    before = log.read_bytes()
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        raise MyLLMError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Captioner, "caption_tensors", fail)
+        assert caption(tiny_run, *options, "--overwrite") == caption(tiny_run, *options) == 1
+    assert log.read_bytes() == before
+    assert main(words(tiny_run, *options)) == 0
+    assert "--overwrite was interrupted before its first caption; all in texts are replaced" in capfd.readouterr().err
+    expected = expected_captions(tiny_run, prefix="a small")
+    assert captions_of(jsonl(log)) == expected
+    assert {path.stem: path.read_text() for path in Path("texts").glob("*.txt")} == {
+        Path(image).stem: f"{text}\n" for image, text in expected.items()
+    }
+    content = log.read_bytes()
+    assert caption(tiny_run, *options) == 0 and log.read_bytes() == content
+
+
+@pytest.mark.parametrize("only", ["list.txt", "failed", "unprocessed", "changed"])
+def test_overwriting_some_captions_with_other_options_is_refused_unless_mixed(
+    tiny_run: Path, folder: Path, capfd: Capture, only: str
+) -> None:
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    Path("list.txt").write_text("pics/0.png\n")
+    before = Path("out.jsonl").read_bytes(), Path("out.jsonl.run.json").read_bytes()
+    assert caption(tiny_run, "--out", "out.jsonl", f"--only={only}", "--overwrite", "--decode.beams=3") == 2
+    message = "--mixed to keep them beside the new ones, or --overwrite without --only to make them again"
+    assert message in capfd.readouterr().err
+    assert (Path("out.jsonl").read_bytes(), Path("out.jsonl.run.json").read_bytes()) == before
+
+
 def test_overwriting_a_list_resumes_where_it_was_interrupted(
     tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert caption(tiny_run, "--out", "out.jsonl") == 0
     old, new = expected_captions(tiny_run), expected_captions(tiny_run, prefix="a small")
     Path("list.txt").write_text("".join(f"pics/{number}.png\n" for number in range(4)))
-    options = ["--out", "out.jsonl", "--only=list.txt", "--decode.prefix=a small", "--batch-size=1"]
+    options = ["--out", "out.jsonl", "--only=list.txt", "--decode.prefix=a small", "--batch-size=1", "--mixed"]
     original, count, before = Captioner.caption_tensors, 0, len(jsonl(folder / "out.jsonl"))
 
     def caption_once_and_fail(*arguments: Any, **more: Any) -> Any:

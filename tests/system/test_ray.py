@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from myllm.apps.cli import main
+from myllm.errors import MyLLMError
 
 ROOT = Path(__file__).parents[2]
 COUNT = 120
@@ -146,9 +147,47 @@ def test_ray_that_is_killed_and_repeated_captions_each_picture_once(
     assert f"{note.stem}-0.parquet" not in written and all(f"{other.stem}-0.parquet" in written for other in others)
 
 
+def test_ray_captions_only_what_is_unprocessed_or_failed(
+    cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    command = words("chosen", ray_option(cluster), "chosen-pics")
+    pictures = folder / "chosen-pics"
+    pictures.mkdir()
+    for name in ("a", "b"):
+        (pictures / f"{name}.png").write_bytes(b"no picture")
+    shutil.copy("pics/0.png", pictures)
+
+    def captions() -> dict[str, str | None]:
+        return {Path(image).stem: row["caption"] for image, row in rows_of(folder / "chosen").items()}
+
+    assert main([*command, "--only=failed"]) == 2
+    assert "--only failed: --out chosen has no captions yet" in capsys.readouterr().err
+    assert main(command) == 0
+    caption = captions()["0"]
+    assert caption is not None and captions() == {"a": None, "b": None, "0": caption}
+    shutil.copy("pics/0.png", pictures / "a.png")
+    shutil.copy("pics/0.png", pictures / "new.png")
+    assert main([*command, "--only=unprocessed"]) == 0
+    assert captions() == {"a": None, "b": None, "0": caption, "new": caption}
+    shutil.copy("pics/0.png", pictures / "later.png")
+
+    def fail(*_: Path) -> None:
+        raise MyLLMError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("myllm.apps.ray_data._replace_errors", fail)
+        assert main([*command, "--only=failed"]) == 1
+    assert captions() == {"a": None, "b": None, "0": caption, "new": caption}
+    assert "Resume with: myllm caption chosen-pics" in (errors := capsys.readouterr().err) and "--only failed" in errors
+    assert main([*command, "--only=failed"]) == 0
+    assert captions() == {"a": caption, "b": None, "0": caption, "new": caption}
+    assert not list(folder.glob("chosen.failed*"))
+
+
 @pytest.mark.parametrize(("more", "message"), [
     (["--out=o", "--heatmaps=maps"], "--heatmaps does not work with --ray; draw them with another command"),
-    (["--out=o", "--only=failed"], "--only does not work with --ray; list the pictures in a file for --from"),
+    (["--out=o", "--only=changed"], "--only changed does not work with --ray; take failed or unprocessed, or list the"),
     (["--out=o", "--overwrite"], "--overwrite does not work with --ray; give another --out"),
     (["--out=o", "--append"], "--append does not work with --ray; write text files from the Parquet files"),
     (["--out=o", "--to=txt"], "--ray writes a folder of Parquet files, not txt"),

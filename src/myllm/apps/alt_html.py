@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from html.parser import HTMLParser
@@ -33,6 +33,32 @@ INERT = frozenset(" ".join((
 )).split())
 UNFINISHED_TAG = re.compile("</?[a-zA-Z]")
 MAX_DEPTH = 128  # deeper elements become neighbours
+
+
+class Sentences:
+    """The sentences of a text, found by their words."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.has_words = re.search(r"\w", text) is not None
+
+    def has_together(self, words: Collection[str]) -> bool:
+        """Return whether a sentence has all the words, of which there is at least one, in lower case."""
+        indices = [self._indices_by_word.get(word, set()) for word in words]
+        return bool(set.intersection(*sorted(indices, key=len)))
+
+    @cached_property
+    def _indices_by_word(self) -> dict[str, set[int]]:
+        result = defaultdict[str, set[int]](set)
+        for index, sentence in enumerate(re.split(r"[.!?;\n]", self.text.lower())):
+            for word in words_of(sentence):
+                result[word].add(index)
+        return result
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words of a text, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
 
 
 class Element:
@@ -75,19 +101,25 @@ class Element:
         return _joined(self, with_names=False)
 
     @cached_property
-    def sentences(self) -> list[set[str]]:
-        """The words of each sentence of its text, in lower case."""
-        return sentences_of(self.text)
+    def line(self) -> str:
+        """Its text in one line, in lower case."""
+        return " ".join(self.text.split()).lower()
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        """The sentences of its text."""
+        return Sentences(self.text)
+
+    @cached_property
+    def sentences_of_children(self) -> list[tuple[int, Sentences]]:
+        """The indices of the children that have words, and their sentences."""
+        read = (Sentences(child) if isinstance(child, str) else child.sentences for child in self.children)
+        return [(index, sentences) for index, sentences in enumerate(read) if sentences.has_words]
 
     @cached_property
     def name(self) -> str:
         """Its text as it is read aloud: alternative texts and labels included, hidden elements not."""
         return _joined(self, with_names=True)
-
-
-def sentences_of(text: str) -> list[set[str]]:
-    """Return the words of each sentence of a text, in lower case."""
-    return [set(re.findall(r"\w+", sentence)) for sentence in re.split(r"[.!?;\n]", text.lower())]
 
 
 def _joined(element: Element, with_names: bool) -> str:

@@ -4,10 +4,12 @@ https://www.w3.org/WAI/tutorials/images/decision-tree/
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
-from myllm.apps.alt_html import Element, sentences_of
+from myllm.apps.alt_html import Element, Sentences, words_of
 from myllm.apps.alt_pictures import path_of, spacer_by_page
 from myllm.apps.alt_wording import LEAD_IN
 from myllm.data.images import PICTURE_SUFFIXES
@@ -109,7 +111,7 @@ def _judge_existing(element: Element, link: Element | None) -> Finding | None:
         problem = "the alternative text says nothing about the picture"
     elif LEAD_IN.match(alt):
         problem = 'the alternative text begins with "image of" or the like'
-    elif alt and (block := element.closest(COMPARED_BLOCKS)) and " ".join(block.text.split()).lower() == alt.lower():
+    elif alt and (block := element.closest(COMPARED_BLOCKS)) and block.line == alt.lower():
         problem = "the alternative text repeats the text next to it"
     return Finding(problem, None, "existing texts are not changed") if problem else None
 
@@ -152,11 +154,11 @@ def _bare_pictures(link: Element) -> Iterator[Element]:
 
 def is_repeated(alt: str, element: Element) -> bool:
     """Whether a sentence next to a picture has all words of a text, apart from words like "the"."""
-    words = set().union(*sentences_of(alt)) - FILLER_WORDS
-    return bool(words) and any(words <= sentence for sentence in _nearby_sentences(element))
+    words = words_of(alt) - FILLER_WORDS
+    return bool(words) and any(sentences.has_together(words) for sentences in _nearby_sentences(element))
 
 
-def _nearby_sentences(element: Element) -> list[set[str]]:
+def _nearby_sentences(element: Element) -> list[Sentences]:
     """Return the sentences of the block around a picture, or of its neighbours if that block is not a paragraph."""
     node = element
     while node.parent is not None and not node.parent.text:
@@ -165,14 +167,7 @@ def _nearby_sentences(element: Element) -> list[set[str]]:
         return []
     block = node.parent.closest(TEXT_BLOCKS)
     if block is not None:
-        return block.sentences
-    siblings = node.parent.children
-    sentences = list[set[str]]()
-    for indices in (reversed(range(node.index)), range(node.index + 1, len(siblings))):
-        neighbours = (_sentences(siblings[index]) for index in indices)
-        sentences += next((read for read in neighbours if any(read)), [])
-    return sentences
-
-
-def _sentences(node: Element | str) -> list[set[str]]:
-    return sentences_of(node) if isinstance(node, str) else node.sentences
+        return [block.sentences]
+    siblings = node.parent.sentences_of_children
+    before, after = (bisect(siblings, node.index, key=itemgetter(0)) for bisect in (bisect_left, bisect_right))
+    return [sentences for _, sentences in siblings[max(before - 1, 0) : before] + siblings[after : after + 1]]

@@ -82,6 +82,11 @@ class CaptionLog:
         return None if found is None else os.fsdecode(found[0])
 
     @property
+    def is_replaced(self) -> bool:
+        """Whether the first row that is written replaces the whole file."""
+        return self._lines.replace
+
+    @property
     def size(self) -> int:
         """Number of bytes of the rows."""
         return self._lines.size
@@ -110,9 +115,9 @@ class CaptionLog:
             for row, place in zip(rows, self._lines.append(*rows), strict=True):
                 self._add(row, place)
 
-    def open(self) -> None:
-        """Remove what a kill left of a row. Raises MyLLMError."""
-        self._lines.cut_torn_row()
+    def begin(self) -> None:
+        """Remove what a kill left of a row, or note on disk that the file is to be replaced. Raises MyLLMError."""
+        self._lines.begin()
 
     def remove_old_rows(self) -> None:
         """Rewrite the file without rows that later ones replace. Raises MyLLMError."""
@@ -150,7 +155,7 @@ def _key(image: str) -> bytes:
 def check_same_run(
     path: Path, facts: Mapping[str, Any], has_rows: bool, is_mixed: bool, out: str, anew: str = "--overwrite"
 ) -> None:
-    """Check that captions that are there were made as `facts` say, and write the facts into the file `path`.
+    """Check that captions that are there were made as `facts` and the file `path` say.
 
     has_rows: whether there are any captions. is_mixed: whether captions made in other ways may stay. anew: how to
     caption all again, for the message. Raises ConfigError with what differs.
@@ -172,7 +177,6 @@ def check_same_run(
                 f"{now}, but the captions in --out {out} were made {then}; give that, another --out, --mixed to keep "
                 f"them beside the new ones, or {anew} to make them again"
             )
-    write_facts(path, facts)
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:

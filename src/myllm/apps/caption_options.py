@@ -13,7 +13,6 @@ FIELDS = ("score", "confidence", "alternatives", "ended_by", "words", "text", "c
 """What --fields chooses from; text and caption are written always."""
 NOT_WITH_RAY = {
     "overwrite": "give another --out, or remove it and OUT.checkpoint",
-    "only": "list the pictures in a file for --from, and give another --out",
     "heatmaps": "draw them with another command, without --ray",
     **dict.fromkeys(("template", "trigger", "append", "prepend"), "write text files from the Parquet files of --out"),
 }
@@ -96,6 +95,11 @@ class CaptionOptions(OneModel, AsJson):
         for name, fix in NOT_WITH_RAY.items():
             if getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"--{name} does not work with --ray; {fix}")
+        if self.only not in (None, "failed", "unprocessed"):
+            raise ConfigError(
+                f"--only {self.only} does not work with --ray; take failed or unprocessed, or list the pictures in a "
+                "file for --from, and give another --out"
+            )
         if re.fullmatch(r"auto|local|(\[.+\]|[^:/]+):\d+", str(self.ray)) is None:
             raise ConfigError(f"--ray {self.ray}: expected local, auto, or an address like node0:6379")
         if self.out is None:

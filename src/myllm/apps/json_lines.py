@@ -21,7 +21,8 @@ Row = dict[str, Any]
 class JsonLines:
     """Appends rows, on disk before `append` returns. What a kill left of a row is cut off; whole rows stay.
 
-    With `replace`, an existing file stays until the first row of the new one is there.
+    With `replace`, an existing file stays until the first row of the new one is there. If a run ends before that, the
+    next one replaces the file, too.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class JsonLines:
 
         on_row: called with each row and its offset in bytes.
         """
-        self.path, self.replace = path, replace
+        self.path, self._part = path, path.with_name(f".{path.name}.part")
+        self.replace = replace or self._part.exists()
         self.size, self._ends_in_row = 0, False
         self._file: IO[bytes] | None = None
-        if not replace:
+        if not self.replace:
             self._read(on_row)
 
     def _read(self, on_row: Callable[[Row, int], object]) -> None:
@@ -98,27 +100,24 @@ class JsonLines:
         if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(file.fileno()))):
             raise MyLLMError(f"{self.path}: was moved, removed or replaced while it was written; start again")
 
-    def cut_torn_row(self) -> None:
-        """Remove what a kill left of a row. Raises MyLLMError."""
-        if not self.replace and self.path.exists():
+    def begin(self) -> None:
+        """Remove what a kill left of a row, or note on disk that the file is to be replaced. Raises MyLLMError."""
+        if self.path.exists():
             with disk_errors(self.path):
-                self._open()
+                if self.replace:
+                    self._part.touch()
+                else:
+                    self._open()
 
     def _open(self, line: bytes = b"") -> None:
         """Open the file and write a first line into it; only then a file that is replaced is gone."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.part") if self.replace else self.path
-        self._file = part.open("wb" if self.replace else "ab", buffering=0)
-        try:
-            self._file.truncate(self.size)
-            self._write(b"\n" * self._ends_in_row + line)
-            self._ends_in_row = False
-            if self.replace:
-                os.replace(part, self.path)
-        except OSError:
-            if self.replace:
-                part.unlink(missing_ok=True)
-            raise
+        self._file = self._part.open("wb", buffering=0) if self.replace else self.path.open("ab", buffering=0)
+        self._file.truncate(self.size)
+        self._write(b"\n" * self._ends_in_row + line)
+        self._ends_in_row = False
+        if self.replace:
+            os.replace(self._part, self.path)
 
     def _write(self, content: bytes) -> None:
         assert self._file is not None

@@ -86,7 +86,7 @@ class _Run:
             model = options.model or self.teacher.only_model()
             check_rows(self.rows, options, model)
             question = Question(model, options.prompt, options.n, options.temperature)
-        self.file.cut_torn_row()
+        self.file.begin()
         errors_path.unlink(missing_ok=True)  # its pictures are asked about again
         if not pictures:
             return

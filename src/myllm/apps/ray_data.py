@@ -7,6 +7,7 @@ Ray Data writes Parquet files, and the ids of their rows into a checkpoint.
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -23,12 +24,13 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.dataset
 import pyarrow.fs
+import pyarrow.parquet
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import Datasource, ReadTask
 
-from myllm.apps.caption_log import check_same_run
+from myllm.apps.caption_log import check_same_run, write_facts
 from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.caption_output import MAX_WARNINGS, low_confidence, row_of, run_facts
 from myllm.apps.console import Display
@@ -44,10 +46,11 @@ from myllm.data.records import quantity
 from myllm.data.splits import name_hash
 from myllm.device import count_cores
 from myllm.errors import ConfigError, DataError, MyLLMError, reason
-from myllm.files import Picture, StoredImage, lock_file
+from myllm.files import Picture, StoredImage, atomic_write, lock_file
 from myllm.inference.bulk import BulkCaptioner
 
 BLOCK_BYTES = 2**16  # some hundred rows of LISTED; a task captions one block, or several if they are smaller
+HAS_ERROR = pyarrow.dataset.field("error").is_valid()
 TASKS = 4  # that list at the same time, and that write
 MAX_THREADS = 8  # of an actor with a GPU
 ROWS = 16  # with a camera's pictures in a table, these are 100 MB
@@ -72,17 +75,24 @@ def caption_on_cluster(options: CaptionOptions) -> int:
     with lock_file(Path(f"{out}.lock"), f"--out {out}", "folder"):
         captioner = open_captioner(options.model, "cpu", options.precision, options.adapter, threads=1)
         captioner.decode = captioner.decode_options(**options.decode_changes)
-        has_rows = _has_rows(out)
-        check_same_run(_facts_path(out), run_facts(options, captioner), has_rows, options.mixed, str(out))
+        facts, has_rows = run_facts(options, captioner), _has_rows(out)
+        if options.only == "failed" and not has_rows:
+            raise ConfigError(f"--only failed: --out {out} has no captions yet; leave out --only")
+        check_same_run(_facts_path(out), facts, has_rows, options.mixed, str(out))
+        write_facts(_facts_path(out), facts)
         listing = Listing(options)
         resume = f"Resume with: {command_line('caption', options)}"
         try:
-            with _cluster(str(options.ray)):
+            if options.only != "failed":
                 _run(options, listing.groups, out, display)
+            elif _failed_ids(out):
+                _retry(options, listing.groups, out, display)
         except (KeyboardInterrupt, SystemExit):
             display.print(f"Stopped. {resume}")
             raise
-        except (ray.exceptions.RayError, OSError) as error:
+        except ConfigError:
+            raise
+        except (ray.exceptions.RayError, OSError, MyLLMError) as error:
             raise MyLLMError(f"--ray {options.ray}: {_cause(error)}. {resume}") from error
         if listing.skipped:
             display.warn(listing.skipped)
@@ -149,7 +159,8 @@ class CaptionWorker:
 
     def __init__(self, options: CaptionOptions, folder: str, gpus: int) -> None:
         _enter(folder)
-        if not _facts_path(Path(str(options.out))).exists():
+        out = Path(str(options.out))
+        if not _facts_path(out).exists():
             raise DataError(f"--out {options.out}: is not on this machine; give a folder that all machines share")
         captioner = open_captioner(
             options.model, "cuda" if gpus else "cpu", options.precision, options.adapter, threads=1
@@ -158,10 +169,11 @@ class CaptionWorker:
         threads = min(count_cores(), MAX_THREADS) if gpus else 2  # one may wait for a disk
         self.bulk: BulkCaptioner[ListedPicture] = BulkCaptioner(captioner, options.batch_size, threads, options.seed)
         self.options, self.schema = options, _schema(options.fields, captioner.decode)
+        self.chosen = _failed_ids(out) if options.only == "failed" else None
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Return rows of captions and errors for rows of `LISTED`."""
-        listed = table.to_pylist()
+        listed = [row for row in table.to_pylist() if self.chosen is None or row["id"] in self.chosen]
         rows = [row for row in listed if row["error"] is not None]
         pictures = (
             ListedPicture(row["id"], row["image"], pickle.loads(row["picture"]))
@@ -188,7 +200,43 @@ def _schema(fields: Sequence[str], decode: DecodeConfig) -> pyarrow.Schema:
 
 
 def _run(options: CaptionOptions, groups: Sequence[str | list[Found]], out: Path, display: Display) -> None:
-    """Caption on the cluster until all rows are written. Raises ConfigError if this machine lacks the GPU it needs."""
+    """Caption on the cluster until all rows are written into the folder `out`. Raises ConfigError and RayError."""
+    with _cluster(str(options.ray)):
+        _write_captions(options, groups, out, display)
+
+
+def _retry(options: CaptionOptions, groups: Sequence[str | list[Found]], out: Path, display: Display) -> None:
+    """Caption pictures with an error into another folder, then replace their rows; resumes what was interrupted.
+
+    Raises ConfigError, RayError, OSError and MyLLMError.
+    """
+    folder, finished = Path(f"{out}.failed"), Path(f"{out}.failed.finished")
+    _run(options, groups, folder / "rows", display)
+    for path in out.glob("*.parquet"):
+        _replace_errors(path, folder / "rows")
+    shutil.rmtree(finished, ignore_errors=True)
+    folder.rename(finished)  # all of it at once: rows without their checkpoint would be written twice
+    shutil.rmtree(finished)
+
+
+def _replace_errors(path: Path, folder: Path) -> None:
+    """Replace the rows with errors in a Parquet file by those with the same ids in `folder`. Raises MyLLMError."""
+    rows, row_id = pyarrow.parquet.read_table(path), pyarrow.dataset.field("id")
+    failed = rows.filter(HAS_ERROR)["id"].combine_chunks()
+    new = pyarrow.dataset.dataset(folder, format="parquet").to_table(filter=row_id.isin(failed))
+    if new.num_rows:
+        kept = rows.filter(~row_id.isin(new["id"].combine_chunks()))
+        with atomic_write(path) as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables([kept, new], promote_options="default"), file)
+
+
+def _failed_ids(out: Path) -> set[int]:
+    """Return the ids of the rows with an error."""
+    return set(pyarrow.dataset.dataset(out, format="parquet").to_table(["id"], filter=HAS_ERROR)["id"].to_pylist())
+
+
+def _write_captions(options: CaptionOptions, groups: Sequence[str | list[Found]], out: Path, display: Display) -> None:
+    """Run the pipeline. Raises ConfigError if this machine lacks the GPU it needs."""
     resources = ray.cluster_resources()
     gpus = int(options.devices == "cuda" or (options.devices == "auto" and "GPU" in resources))
     if gpus > resources.get("GPU", 0):
@@ -333,9 +381,8 @@ def _cause(error: BaseException) -> str:
 def _report(options: CaptionOptions, out: Path, display: Display) -> int:
     """Print how many rows have captions, and the first errors; return the exit code."""
     rows = pyarrow.dataset.dataset(out, format="parquet")
-    has_error = pyarrow.dataset.field("error").is_valid()
-    total, failed = rows.count_rows(), rows.count_rows(filter=has_error)
-    for row in rows.head(MAX_WARNINGS, columns=["image", "error"], filter=has_error).to_pylist():
+    total, failed = rows.count_rows(), rows.count_rows(filter=HAS_ERROR)
+    for row in rows.head(MAX_WARNINGS, columns=["image", "error"], filter=HAS_ERROR).to_pylist():
         display.warn(row["error"] if row["error"].startswith(row["image"]) else f"{row['image']}: {row['error']}")
     if failed:
         captioned = quantity(total - failed, "picture")

@@ -66,7 +66,7 @@ class SavedCaptions(PrintedCaptions):
                 raise DataError(f"--out {out}: cannot be written to ({error})") from error
             replaces = self.options.overwrite and self.options.only is None
             self.log = stack.enter_context(CaptionLog(path, replaces))
-            self.is_resumed = self.log.count > 0
+            self.is_resumed = self.log.count > 0 or self.log.is_replaced
             self.stack = stack.pop_all()
         return self
 
@@ -75,22 +75,27 @@ class SavedCaptions(PrintedCaptions):
 
     def start(self, captioner: CaptionerProtocol) -> None:
         """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
-        options = self.options
+        options, is_replaced = self.options, self.log.is_replaced
+        if is_replaced and not options.overwrite:
+            self.display.say(f"--overwrite was interrupted before its first caption; all in {self.out} are replaced")
         before = read_json(self.facts_path) if self.facts_path.exists() else {}
-        if options.overwrite or not self.is_resumed:
-            before = {"overwrite": options.overwrite, "only": options.only, "first_place": self.log.size}
-        overwriting = {name: before.get(name) for name in OVERWRITING}
-        facts, has_rows = run_facts(options, captioner) | overwriting, self.is_resumed and not options.overwrite
-        check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out)
+        if options.overwrite or not self.log.count:
+            before = {
+                "overwrite": options.overwrite or is_replaced, "only": options.only, "first_place": self.log.size,
+            }
+        facts = run_facts(options, captioner) | {name: before.get(name) for name in OVERWRITING}
+        anew = "--overwrite without --only" if options.only is not None else "--overwrite"
+        check_same_run(self.facts_path, facts, self.log.count > 0, options.mixed, self.out, anew)
+        self.log.begin()
+        write_facts(self.facts_path, facts)
         self.overwrites = bool(before.get("overwrite")) and before.get("only") == options.only
         if self.overwrites:
             self.first_place = before.get("first_place", 0)
         elif options.mixed:
             self.first_place = self.log.size
-        self.log.open()
         self._choose()
         self.errors = self.stack.enter_context(JsonLines(self.errors_path))
-        self.errors.cut_torn_row()
+        self.errors.begin()
         if self.sidecars is not None and self.sidecars.adds:
             for place in self.log.last_places:
                 self._repair(self.log.row_at(place))

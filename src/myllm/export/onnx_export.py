@@ -27,7 +27,7 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.config import VERSION
 from myllm.data.tokenizer import end_token
 from myllm.errors import ConfigError, reason
-from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quantize_by_block
+from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quantize_by_block, quantize_by_channel
 from myllm.files import atomic_folder, write_json
 from myllm.model.gpt import GPT
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -137,7 +137,7 @@ def quantize_weights(proto: onnx.ModelProto, bits: int) -> None:
             node.input[1] = output = f"{weight.name}_dequantized"
             if output not in quantized:
                 value = torch.from_numpy(numpy_helper.to_array(weight).copy())
-                parts = quantize_matrix(value, bits) if is_matrix else quantize_by_channel(value)
+                parts = quantize_matrix(value, bits) if is_matrix else _channels(value)
                 names = [f"{weight.name}_quantized", f"{weight.name}_scale"]
                 quantized[output] = [numpy_helper.from_array(*pair) for pair in zip(parts, names, strict=True)]
                 block_size = BLOCK_SIZE if is_matrix else 0  # 0: one scale for a channel
@@ -158,10 +158,10 @@ def quantize_matrix(weight: Tensor, bits: int) -> tuple[np.ndarray[Any, Any], np
     return integers.astype(helper.tensor_dtype_to_np_dtype(element_type)), scales.T.numpy()
 
 
-def quantize_by_channel(weight: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(out_channels, ...) -> int8 of the same shape; scales (out_channels,) float32."""
-    scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-    return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round().to(torch.int8).numpy(), scales.numpy()
+def _channels(weight: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(out_channels, ...) -> int8 of the same shape; scales (out_channels,) float32, for DequantizeLinear."""
+    numbers, scales = quantize_by_channel(weight)
+    return numbers.to(torch.int8).numpy(), scales.numpy()
 
 
 class _DecoderGraph(Graph):

@@ -14,7 +14,6 @@ from myllm.config import GPTConfig
 from myllm.model.gpt import GPT
 
 OPSET, IR_VERSION = 21, 10
-MICROSOFT_DOMAIN = "com.microsoft"  # of ONNX Runtime's operators that are not part of ONNX
 BLOCK_SIZE = 32  # quantized weights that share a scale
 
 
@@ -83,9 +82,18 @@ def make_model(
 ) -> onnx.ModelProto:
     """Return the graph as a model; `initializers` hold its weights."""
     proto = helper.make_graph(graph.nodes, "decoder", inputs, outputs, initializer=initializers)
-    versions = {"": OPSET, MICROSOFT_DOMAIN: 1}
-    imports = [helper.make_opsetid(domain, versions[domain]) for domain in {node.domain for node in graph.nodes}]
+    imports = [helper.make_opsetid("", OPSET)]
     return helper.make_model(proto, opset_imports=imports, ir_version=IR_VERSION, producer_name="myllm")
+
+
+def quantize_by_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round the weights of each output channel to signed whole numbers of 8 bits.
+
+    weight (out_channels, ...) -> numbers of the same shape, float32; scales (out_channels,). The weight is about
+    number * scale, at most half a scale off.
+    """
+    scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round(), scales
 
 
 def quantize_by_block(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

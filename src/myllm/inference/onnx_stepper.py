@@ -17,7 +17,7 @@ from torch import nn
 from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import Stepper
-from myllm.export.onnx_graph import BLOCK_SIZE, MICROSOFT_DOMAIN, Graph, make_model, quantize_by_block
+from myllm.export.onnx_graph import Graph, make_model, quantize_by_channel
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -56,14 +56,18 @@ class _StepGraph(Graph):
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
         if self.precision == "fp32":
             return super().linear(x, module, name)
-        bias = [self.weight(f"{name}.bias", module.bias)] if module.bias is not None else []
-        numbers, scales = quantize_by_block(module.weight.detach(), bits=8)
-        weight = [self.weight(f"{name}.weight", numbers.add(128).to(torch.uint8)), self.weight(f"{name}.scale", scales)]
-        # level 4: activations are rounded to 8 bits too, in blocks of a row, so that captions stay independent
-        return self.add(
-            "MatMulNBits", x, *weight, *(["", "", *bias] if bias else []), K=module.in_features, N=module.out_features,
-            bits=8, block_size=BLOCK_SIZE, accuracy_level=4, domain=MICROSOFT_DOMAIN,
-        )
+        numbers, scales = quantize_by_channel(module.weight.detach())
+        # unsigned, with the zero at 128: sums of signed weights overflow on processors without VNNI
+        weight = self.weight(f"{name}.weight", numbers.T.add(128).to(torch.uint8))
+        zero = self.weight("zero", torch.tensor(128, dtype=torch.uint8))
+        # a scale for each row of activations, so that captions stay independent
+        peak = self.add("ReduceMax", self.add("Abs", x), self.weight("last_axis", [-1]))
+        scaled = self.add("Mul", x, self.add("Div", self.weight("steps", 127.0), peak))
+        # the cast rounds down
+        rounded = self.add("Cast", self.add("Add", scaled, self.weight("offset", 128.5)), to=TensorProto.UINT8)
+        product = self.add("Cast", self.add("MatMulInteger", rounded, weight, zero, zero), to=TensorProto.FLOAT)
+        result = self.add("Mul", self.add("Mul", product, self.weight(f"{name}.scale", scales / 127)), peak)
+        return result if module.bias is None else self.add("Add", result, self.weight(f"{name}.bias", module.bias))
 
     def split_heads(self, x: str) -> str:
         """(Q * B, n_embd) -> (Q, B, n_head, head_dim)."""

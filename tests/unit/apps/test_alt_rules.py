@@ -150,3 +150,19 @@ def test_text_like_a_file_name_or_a_placeholder_is_right_if_it_says_something(al
 def test_caption_is_repeated_if_a_sentence_next_to_the_picture_has_its_words(page: str, expected: bool) -> None:
     element = parse([Piece(page, 0)], page).pictures[0].element
     assert is_repeated("A red ball on grass", element) == expected
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["<td>" + "".join(f"<div>A dog {number}. Cats</div>" for number in range(20_000)), "a dog 7, " * 20_000,
+     "A dog 7." + "<div></div>" * 20_000],
+    ids=["cell", "text", "empty divs"],
+)
+def test_time_grows_with_the_page_not_with_pictures_times_what_is_next_to_them(start: str) -> None:
+    page = start + '<img src=a.jpg alt="A cat"><img src=a.jpg>' * 1000  # minutes if each picture read the page again
+    elements = [picture.element for picture in parse([Piece(page, 0)], page).pictures]
+    assert len(elements) == 2000
+    for element in elements:
+        finding = judge(element, lambda link: ("", ""))
+        assert (finding is None) == ("alt" in element.attributes)
+        assert is_repeated("The dog 7", element) and not is_repeated("Dogs and cats", element)

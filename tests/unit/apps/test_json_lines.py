@@ -15,7 +15,7 @@ ROWS = [{"image": "a.png", "caption": "ein Hündchen"}, {"image": "b.png", "capt
 
 def write(path: Path, *rows: dict[str, str], replace: bool = False) -> None:
     with JsonLines(path, replace) as file:
-        file.cut_torn_row()
+        file.begin()
         for row in rows:
             file.append(row)
 
@@ -88,6 +88,15 @@ def test_a_replaced_file_stays_until_the_first_new_row_is_there(tmp_path: Path) 
     assert read(path) == ROWS and os.listdir(tmp_path) == ["out.jsonl"]
 
 
+def test_replacing_that_is_interrupted_before_its_first_row_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    write(path, ROWS[0])
+    write(path, replace=True)
+    assert rows_of(path) == [] and read(path) == [ROWS[0]]
+    write(path, ROWS[1])
+    assert rows_of(path) == read(path) == [ROWS[1]]
+
+
 LIMITED = """
 import pathlib, sys
 from myllm.apps.json_lines import JsonLines
@@ -108,7 +117,7 @@ def test_a_full_disk_is_reported_and_leaves_whole_rows(tmp_path: Path, replace: 
     )
     assert f"MyLLMError: cannot write {path}: File too large; the previous content is kept" in process.stderr
     assert len(read(path)) == (1 if replace else 12) and read(path)[0] == {"image": "old.png"}
-    assert os.listdir(tmp_path) == ["out.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == [*[".out.jsonl.part"] * replace, "out.jsonl"]
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:

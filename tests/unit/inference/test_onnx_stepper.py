@@ -161,6 +161,26 @@ def test_int8_logits_do_not_depend_on_the_other_images(tiny_model: TinyModel) ->
     np.testing.assert_allclose(alone[0], together[1], rtol=0, atol=1e-3)
 
 
+@torch.inference_mode()
+def test_int8_sums_do_not_overflow_16_bits(tiny_model: TinyModel) -> None:
+    model = wide(tiny_model, GEOMETRIES[1])
+    model.decoder.lm_head.weight.fill_(1.0)  # large products, of which processors without VNNI add two in 16 bits
+    model.decoder.transformer.ln_f.weight.zero_()
+    model.decoder.transformer.ln_f.bias.fill_(1.0)
+    logits, expected = Captions.begin(model, precision="int8").extend()
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=0)
+
+
+@torch.inference_mode()
+def test_int8_of_rows_that_are_zero_is_the_bias(tiny_model: TinyModel) -> None:
+    model = wide(tiny_model, GEOMETRIES[1])
+    for norm in (block.ln_2 for block in model.decoder.blocks):
+        norm.weight.zero_()
+        norm.bias.zero_()
+    logits, expected = Captions.begin(model, precision="int8").extend()
+    assert (logits - expected).square().mean() < 0.02**2 * expected.square().mean()
+
+
 def test_int8_weights_with_their_scales_take_under_a_third_of_the_bytes(tiny_model: TinyModel) -> None:
     decoder = wide(tiny_model, (128, 2, 2)).decoder
 
