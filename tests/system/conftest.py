@@ -131,9 +131,10 @@ def cluster() -> Iterator[Any]:
     machine = {"num_cpus": 1, "object_store_memory": 80_000_000}
     with pytest.MonkeyPatch.context() as patch:
         # without tests/no_network: Ray's processes connect to this machine by its outside address
-        source = f"{REPOSITORY}/src"
-        for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("OMP_NUM_THREADS", "1"), ("PYTHONPATH", source)):
-            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", f"{REPOSITORY}/src")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 by default: too little for a busy machine
+        patch.setenv("OMP_NUM_THREADS", "1")
         cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
         cluster.machine = machine
         cluster.add_node(**machine)
