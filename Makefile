@@ -38,7 +38,8 @@ lint: .venv/.dev ## ruff and mypy
 bench: .venv/.dev ## run all benchmarks: the figures in docs/
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(VENV) $$script; done
 
-docs: .venv/.base ## draw the architecture diagrams in docs/
+docs: .venv/.dev ## draw the architecture diagrams in docs/, and write the API reference: build/api/index.html
+	$(VENV) docs/api_reference.py build/api
 	.venv/bin/myllm diagram --preset vit-gpt2 --out docs/architecture.svg
 	.venv/bin/myllm diagram --preset vit-gpt2 --out docs/architecture.png
 

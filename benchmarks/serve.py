@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -25,12 +26,14 @@ from statistics import median, quantiles
 from urllib.parse import urlsplit
 
 from myllm import Captioner
+from myllm.apps.serve import allow_files
 from myllm.device import count_cores
 from myllm.inference.bulk import BulkCaptioner
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k" / "flickr30k_images"
 PEER = Path(__file__).parent / "workers" / "transformers_server.py"
 LONE, OFFLINE_BATCH = 50, 32
+QUEUE, MAX_IDLE = 16, 10_000
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def main() -> None:
     print(f"| wrong captions, lost requests | {sum(run.wrong for run in runs)}, {sum(run.lost for run in runs)} |")
     print(f"| answers to junk | {sorted(set(mixed.junk_answers))} |")
     print(f"| idle | {idle:.2%} of a core |")
+    asyncio.run(print_refusals(arguments.model, bodies))
     if arguments.peer:
         with served(arguments.model, peer=True) as (url, _):
             asyncio.run(load(url, bodies, None, Plan(20, 4)))
@@ -147,9 +151,9 @@ def form(picture: bytes) -> bytes:
 
 
 @contextmanager
-def served(model: str, peer: bool = False) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(model: str, *options: str, peer: bool = False) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Yield the address of a server, and its process."""
-    ours = [sys.executable, "-m", "myllm", "serve", "--model", model, "--port=0", "--quiet"]
+    ours = [sys.executable, "-m", "myllm", "serve", "--model", model, "--port=0", "--quiet", *options]
     words = [sys.executable, str(PEER), model] if peer else ours
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -194,6 +198,61 @@ async def load(url: str, bodies: Sequence[bytes], captions: Sequence[str] | None
     await asyncio.gather(*(client() for _ in range(plan.clients)))
     result.end = time.perf_counter()
     return result
+
+
+async def print_refusals(model: str, bodies: Sequence[bytes]) -> None:
+    """Print how fast a full queue refuses, and how fast a request is answered among many idle connections."""
+    allow_files(MAX_IDLE + 500)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = MAX_IDLE if limit == resource.RLIM_INFINITY else min(MAX_IDLE, limit - 500)
+    with served(model, f"--max_queue={QUEUE}", f"--max_connections={count + 100}") as (url, _):
+        address = urlsplit(url)
+        holders = [asyncio.create_task(keep_asking(url, bodies[0])) for _ in range(2 * QUEUE)]
+        await asyncio.sleep(2)
+        refusals = await measure(url, bodies[0], 503, 200)
+        for holder in holders:
+            holder.cancel()
+        print(f"| 503 from a full queue, {len(refusals)} requests: median, worst | {middle_and_worst(refusals)} |")
+        idle = [await asyncio.open_connection(address.hostname, address.port) for _ in range(count)]
+        lone = await measure(url, bodies[0], 200, LONE)
+        answered = f"{len(lone)} of {LONE} lone requests answered"
+        print(f"| {count:,} idle connections, {answered}: median, worst | {middle_and_worst(lone)} |")
+        for _, writer in idle:
+            writer.close()
+
+
+async def keep_asking(url: str, body: bytes) -> None:
+    """Keep a place in the queue, or try for one."""
+    while True:
+        status, _ = await ask(url, body)
+        if status == 503:
+            await asyncio.sleep(0.1)
+
+
+async def measure(url: str, body: bytes, status: int, count: int) -> list[float]:
+    """Send so many requests, one after another; return the times of those that are answered with this status."""
+    times = []
+    for _ in range(count):
+        answered, seconds = await ask(url, body)
+        if answered == status:
+            times.append(seconds)
+        await asyncio.sleep(0.01)
+    return times
+
+
+def middle_and_worst(times: Sequence[float]) -> str:
+    return f"{1000 * median(times):.1f} ms, {1000 * max(times):.1f} ms" if times else "none"
+
+
+async def ask(url: str, body: bytes) -> tuple[int, float]:
+    """Send a request on a connection of its own; return the status and the seconds until the answer."""
+    reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    begin = time.perf_counter()
+    writer.write(request_head(len(body)) + body)
+    status, _ = await read_answer(reader)
+    seconds = time.perf_counter() - begin
+    writer.close()
+    return status, seconds
 
 
 def request_head(length: int) -> bytes:

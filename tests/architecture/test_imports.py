@@ -20,7 +20,7 @@ HOMES = {
     "httpx2": ["inference/teacher.py", "inference/teacher_apis.py"],
     "timm": ["model/backbones.py"],
     "onnx": ["export/onnx_export.py", "export/onnx_graph.py", "inference/onnx_stepper.py"],
-    "ray": ["apps/ray_data.py"],
+    "ray": ["apps/ray_data.py", "apps/ray_serve.py"],
     "fastapi": ["apps/server.py"],
     "httpcore2": ["apps/remote_pictures.py"],
     "prometheus_client": ["apps/server_metrics.py"],

@@ -124,6 +124,25 @@ def jsonl() -> Callable[[Path], list[dict[str, object]]]:
 
 
 @pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two machines of a processor each; `cluster.add_node(**cluster.machine)` adds one."""
+    from ray.cluster_utils import Cluster
+
+    machine = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    with pytest.MonkeyPatch.context() as patch:
+        # without tests/no_network: Ray's processes connect to this machine by its outside address
+        patch.setenv("PYTHONPATH", f"{REPOSITORY}/src")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 by default: too little for a busy machine
+        patch.setenv("OMP_NUM_THREADS", "1")
+        cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
+        cluster.machine = machine
+        cluster.add_node(**machine)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
 def browser(program: Callable[[str], str]) -> Iterator[Any]:
     """Headless Chromium that sends no requests of its own to other machines."""
     from playwright.sync_api import sync_playwright

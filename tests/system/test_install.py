@@ -1,18 +1,22 @@
-"""`pip install .` without extras: what the wheel and the packages that it requires can do in an empty environment.
+"""`pip install .` and the Dockerfile: what the wheel and the packages that it requires can do in an empty environment.
 
 The environment is filled from the packages installed here, and from no others than the wheel's requirements and theirs.
 """
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
@@ -41,26 +45,14 @@ def files_of(package: Distribution) -> list[Path]:
     return [Path(file) for file in package.files or () if file.suffix != ".pyc" and ".." not in file.parts]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(source: Path, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True, text=True)
+    subprocess.run([*command, str(source)], check=True, capture_output=True, text=True)
     return next(folder.glob("*.whl"))
 
 
-@pytest.fixture(scope="module")
-def requirements() -> list[str]:
-    """The requirements of this checkout, even if another version is installed."""
-    import tomllib
-
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
-
-
-@pytest.fixture(scope="module")
-def small_python(wheel: Path, requirements: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment that holds the wheel and what it requires."""
-    folder = tmp_path_factory.mktemp("small")
+def install(wheel: Path, requirements: list[str], folder: Path) -> Path:
+    """Return Python of a new environment that holds the wheel and what it requires."""
     venv.create(folder, with_pip=False)
     packages = next((folder / "lib").glob("python*")) / "site-packages"
     for package in required(requirements):
@@ -71,6 +63,23 @@ def small_python(wheel: Path, requirements: list[str], tmp_path_factory: pytest.
                 link.symlink_to(Path(str(package.locate_file(file))))
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(packages)], check=True)
     return folder / "bin/python"
+
+
+def project() -> dict[str, Any]:
+    """The project table of this checkout's pyproject.toml, even if another version is installed."""
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+
+
+@pytest.fixture(scope="module")
+def requirements() -> list[str]:
+    return list(project()["dependencies"])
+
+
+@pytest.fixture(scope="module")
+def small_python(requirements: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment that holds the wheel and what it requires."""
+    wheel = build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+    return install(wheel, requirements, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +164,62 @@ def test_small_install_names_the_missing_packages(myllm: Run, verb: str, small_p
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1 and "torch" in refused.stderr
     assert f"{small_python} -m pip install" in refused.stderr
+
+
+def block_of(language: str) -> str:
+    """Return the only block of this language in docs/serve.md."""
+    text = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    [block] = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+@pytest.mark.slow
+def test_dockerfile_steps_make_an_image_that_serves_an_export(export: Path, tmp_path: Path) -> None:
+    image, python, server = tmp_path / "image", None, None
+    for step, _, rest in (line.partition(" ") for line in block_of("dockerfile").splitlines()):
+        match step:
+            case "COPY":
+                *sources, target = rest.split()
+                for source in sources:
+                    copied = image / target.removeprefix("/") / ("" if not target.endswith("/") else source)
+                    path = export if source == "exported" else ROOT / source
+                    copied.parent.mkdir(parents=True, exist_ok=True)
+                    (shutil.copytree if path.is_dir() else shutil.copy)(path, copied)
+            case "RUN":
+                *words, option, constraints, package = shlex.split(rest)
+                assert words == ["pip", "install", "--no-cache-dir"] and option == "-c"
+                assert (image / constraints.removeprefix("/")).is_file()
+                folder, extra = re.fullmatch(r"/(\w+)\[(\w+)\]", package).groups()  # type: ignore[union-attr]
+                needed = [*project()["dependencies"], *project()["optional-dependencies"][extra]]
+                python = install(build_wheel(image / folder, tmp_path / "wheel"), needed, tmp_path / "python")
+            case "CMD":
+                program, *words = [word.replace("/srv", f"{image}/srv") for word in json.loads(rest)]
+                assert program == "myllm"
+                server = [str(python), "-I", "-m", "myllm", *words, "--port=0"]
+            case other:
+                assert other in ("FROM", "USER", "EXPOSE")
+    assert server is not None
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}  # as the user nobody has it
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True, env=environment, cwd=image) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1].replace("0.0.0.0", "127.0.0.1")
+        Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+        answer = httpx2.post(f"{url}/v1/caption", files={"image": (tmp_path / "red.png").read_bytes()}, timeout=60)
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+        process.terminate()
+    assert answer.status_code == 200 and isinstance(answer.json()["caption"], str)
+    assert process.returncode == 0
+
+
+def test_systemd_unit_is_accepted_by_systemd(tmp_path: Path) -> None:
+    from myllm.apps.cli import parse_verb
+
+    unit = block_of("ini")
+    [command] = re.findall(r"^ExecStart=/opt/myllm/bin/myllm serve (.*)$", unit, re.MULTILINE)
+    parse_verb("serve", shlex.split(command))
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    (tmp_path / "myllm.service").write_text(unit.replace("/opt/myllm/bin/myllm", f"{sys.executable} -m myllm"))
+    verify = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "myllm.service")]
+    verified = subprocess.run(verify, capture_output=True, text=True)
+    assert verified.returncode == 0 and "myllm.service" not in verified.stderr, verified.stderr

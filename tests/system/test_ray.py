@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,9 +19,7 @@ from PIL import Image
 from myllm.apps.cli import main
 from myllm.errors import MyLLMError
 
-ROOT = Path(__file__).parents[2]
 COUNT = 120
-MACHINE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 Jsonl = Callable[[Path], list[dict[str, Any]]]
 
 
@@ -40,21 +38,6 @@ def folder(tiny_run: Path, pictures: list[Path], tmp_path_factory: pytest.TempPa
     table = pyarrow.table({"image": [picture.read_bytes() for picture in pictures[3:]]})
     pyarrow.parquet.write_table(table, folder / "table.parquet")
     return folder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two machines of a processor each."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        # without tests/no_network: Ray's processes connect to this machine by its outside address
-        for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("OMP_NUM_THREADS", "1"), ("PYTHONPATH", f"{ROOT}/src")):
-            patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={**MACHINE, "include_dashboard": False})
-        cluster.add_node(**MACHINE)
-        yield cluster
-        cluster.shutdown()
 
 
 def ray_option(cluster: Any) -> str:
@@ -127,7 +110,7 @@ def test_ray_with_a_machine_killed_midway_captions_each_picture_once(
     killer.start()
     assert main(words("killed", ray_option(cluster), "pics")) == 0
     killer.join()
-    cluster.add_node(**MACHINE)
+    cluster.add_node(**cluster.machine)
     assert set(rows_of(folder / "killed")) == all_pictures()
     assert len(written) < len(list(folder.glob("killed/*.parquet")))
 

@@ -43,9 +43,9 @@ PRIVATE_HOSTS = ("127.0.0.1", "localhost", "::1")
 def serve(options: ServeOptions) -> int:
     """Serve until a signal comes; then answer what has been received, and end."""
     display = Display(options.quiet, json=True)
-    key = options.api_key or os.environ.get(KEY_VARIABLE, "").strip() or None
+    key = find_key(options)
     with listening_socket(options) as listener:
-        models = open_models(options)
+        models = open_models(options, threads=max(1, count_cores() // MAX_THREADS))
         served = make_served(options, models, key)
         server = HttpServer(served, options)
         if key is None and options.host not in PRIVATE_HOSTS:
@@ -59,14 +59,18 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def open_models(options: ServeOptions) -> list[ServedModel]:
-    """Open the captioners. Raises ConfigError for two of one name, and CheckpointError."""
+def find_key(options: ServeOptions) -> str | None:
+    """Return the key that clients must send; None if they need none."""
+    return options.api_key or os.environ.get(KEY_VARIABLE, "").strip() or None
+
+
+def open_models(options: ServeOptions, threads: int) -> list[ServedModel]:
+    """Open the captioners; `threads` compute a batch. Raises ConfigError for two of one name, and CheckpointError."""
     models = dict[str, ServedModel]()
     for text in [options.model] if isinstance(options.model, str) else options.model:
         name, path = named_path(text)
         if name in models:
             raise ConfigError(f"--model {text}: a model of the name {name!r} is given already; write NAME={path}")
-        threads = max(1, count_cores() // MAX_THREADS)
         captioner = open_captioner(path, options.devices, options.precision, threads=threads)
         captioner.decode = captioner.decode_options(**options.decode_changes)
         # makes what is made at first use, and finds damaged weights
@@ -107,7 +111,9 @@ def named_path(text: str) -> tuple[str, str]:
     return location.parent.name if location.name == "captioner.pt" else location.name, text
 
 
-def make_served(options: ServeOptions, models: Sequence[ServedModel], key: str | None) -> Served:
+def make_served(
+    options: ServeOptions, models: Sequence[ServedModel], key: str | None, batcher_class: type[Batcher] = Batcher
+) -> Served:
     """Return the parts of the application, with the threads that compute running."""
     for model in models:
         limit_defaults(model, options)
@@ -115,7 +121,7 @@ def make_served(options: ServeOptions, models: Sequence[ServedModel], key: str |
     metrics = Metrics()
     # a GPU computes one batch at a time; a second thread would only take pictures away from the next batch
     has_gpu = any(str(getattr(model.captioner, "device", "cpu")) != "cpu" for model in models)
-    batcher = Batcher(1 if has_gpu else threads, options.batch_size, options.max_queue, metrics)
+    batcher = batcher_class(1 if has_gpu else threads, options.batch_size, options.max_queue, metrics)
     metrics.watch(batcher)
     limits = Limits(options.max_pixels, options.max_captions, options.max_tokens, options.timeout)
     bodies = BodyReader(options.max_bytes, options.timeout, MAX_TOTAL_BYTES, lambda: batcher.is_full)

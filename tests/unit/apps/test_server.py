@@ -1,24 +1,30 @@
 """The server as a whole: keys, figures, its description, and limits that keep it alive."""
 
+import base64
 import html
 import json
 import re
+import select
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import httpx2
 import pytest
 
 from myllm.apps import connections
+from myllm.apps.serve import allow_files
 from myllm.caption import Caption
 from myllm.inference.captioner import Captioner
 
 Png = Callable[[int], bytes]
+PICTURE = base64.b64encode(b"GIF89a").decode()
 
 
 def post(address: str, picture: bytes, timeout: float = 60, **fields: Any) -> httpx2.Response:
@@ -177,7 +183,10 @@ def test_client_that_leaves_frees_its_place_and_costs_no_step(
     assert '{path="/v1/caption",status="499"}' in figures(server.url, "myllm_requests_total") or stream == "true"
 
 
-def test_requests_that_are_too_large_are_refused_before_they_are_read(run_server: Callable[..., Any], png: Png) -> None:
+def test_requests_that_are_too_large_are_refused_before_they_are_read(
+    run_server: Callable[..., Any], png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections.BoundedConnection, "idle_seconds", 0.2)  # so soon is an endless body cut off
     address = run_server(max_bytes=30_000).url
     assert post(address, png(0)).status_code == 200
     answer = post(address, bytes(40_000))
@@ -198,12 +207,67 @@ def test_a_gigabyte_is_refused_before_it_is_read(server: Any) -> None:
         assert b" 413 " in connection.recv(1000)
 
 
-def test_slow_bodies_are_ended(run_server: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_slow_bodies_are_ended(run_server: Callable[..., Any], is_stopped: bool) -> None:
     server = run_server(timeout=0.3)
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
-        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{")
+        while not is_stopped and not select.select([connection], [], [], 0.02)[0]:
+            connection.sendall(b" ")
         answer = connection.makefile("rb").read()
     assert b" 408 " in answer and b"did not arrive within 0.3 seconds" in answer
+
+
+def test_half_a_body_is_dropped_when_its_client_leaves(run_server: Callable[..., Any], png: Png) -> None:
+    server = run_server()
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)) as connection:
+        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + bytes(50))
+        wait_until(lambda: server.served.bodies.held == 50)
+    wait_until(lambda: server.served.bodies.held == 0)
+    wait_until(lambda: figures(server.url, "myllm_requests_total") != {})
+    assert figures(server.url, "myllm_requests_total")['{path="/v1/caption",status="400"}'] == 1
+    assert post(server.url, png(0)).status_code == 200
+
+
+def png_head(width: int, height: int, chunk: bytes = b"") -> bytes:
+    """Return a PNG of this size, whose pixels are missing."""
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = [(b"IHDR", head), *([(b"zTXt", chunk)] if chunk else []), (b"IDAT", zlib.compress(bytes(100)))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+@pytest.mark.parametrize(("bomb", "message"), [
+    (png_head(60_000, 60_000), "3600000000 pixels"), (png_head(10_000, 9_000), "90,000,000 pixels are above"),
+    (png_head(8, 8, b"Comment\0\0" + zlib.compress(bytes(100_000_000))), "not a picture"),
+], ids=["size", "size within Pillow's limit", "text"])
+def test_picture_bombs_are_refused_before_they_are_decoded(
+    server: Any, png: Png, bomb: bytes, message: str
+) -> None:
+    answer = post(server.url, bomb)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_picture")
+    assert message in answer.json()["error"]["message"]
+    assert post(server.url, png(0)).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "fields"), [
+    ("/v1/caption", {"image": PICTURE}), ("/api/generate", {"images": [PICTURE]}), ("/api/show", {}),
+    ("/api/chat", {"messages": [{"role": "user", "images": [PICTURE]}]}),
+    ("/v1/chat/completions", {"messages": [{"content": [{
+        "type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"},
+    }]}]}),
+])
+def test_every_api_refuses_nan_and_does_not_read_model_names_as_paths(
+    server: Any, path: str, fields: dict[str, Any]
+) -> None:
+    for value in ("NaN", "Infinity", "-Infinity"):
+        body = json.dumps({**fields, "temperature": float(value)})
+        answer = httpx2.post(server.url + path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and f"{value} is not a number in JSON" in answer.text, answer.text
+    for name in ("../tiny", "/etc/passwd", "..%2ftiny", "tiny/../tiny"):
+        answer = httpx2.post(server.url + path, json={**fields, "model": name})
+        assert answer.status_code == 404 and "is not served; known are tiny" in answer.text, answer.text
 
 
 def test_memory_for_requests_is_limited(run_server: Callable[..., Any]) -> None:
@@ -243,6 +307,23 @@ def test_too_many_connections_are_refused_in_words(run_server: Callable[..., Any
         connection.close()
     wait_until(lambda: httpx2.get(f"{server.url}/healthz").status_code == 200)
     connections.BoundedConnection.max_connections = 1000
+
+
+def test_idle_connections_do_not_disturb_others(run_server: Callable[..., Any], png: Png) -> None:
+    count = 2000
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allow_files(2 * count + 500)  # the server is in this process
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * count + 500:
+        pytest.skip("the system permits fewer open files")
+    server = run_server(max_connections=count + 10)
+    with ExitStack() as stack:
+        stack.callback(setattr, connections.BoundedConnection, "max_connections", 1000)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        for _ in range(count):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port), timeout=60)))
+        answer = post(server.url, png(0))
+        assert answer.json()["caption"] == server.captioner.caption(png(0)).text
 
 
 def test_what_is_not_http_is_an_error_in_json(server: Any) -> None:
