@@ -1,5 +1,6 @@
 """What tests of several folders need: no network, a clean environment, small pictures and tiny models."""
 
+import importlib
 import os
 import runpy
 import shutil
@@ -106,6 +107,25 @@ def tiny_picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [f"scene{number}.png| {index}| {caption}" for index, caption in enumerate(scene.captions)]
     (folder / "results.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def hub_settings() -> Iterator[Callable[..., None]]:
+    """hub_settings(HF_HOME="...", HF_ENDPOINT="..."): use huggingface_hub as if it had been imported with these."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def use(**environment: str) -> None:
+            for name in ("HF_ENDPOINT", "HF_GPT2_REPO", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"):
+                patch.delenv(name, raising=False)
+            for name, value in {"HF_HUB_DISABLE_XET": "1", **environment}.items():
+                patch.setenv(name, value)
+            importlib.reload(constants)
+
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between two tries
+        yield use
+    importlib.reload(constants)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ OpenPage = Callable[..., Any]
 def server() -> Iterator[Any]:
     """The stand-in, which serves the page."""
     server = STAND_IN["PageServer"]()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

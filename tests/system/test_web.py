@@ -51,7 +51,7 @@ def site(
         options = ["--to", "web", "--precision", "fp32", "--out", str(out), "--quiet"]
         assert main(["export", str(random_model), *options]) == 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_SilentHandler, directory=str(out)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield out, f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
 

@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,24 +16,18 @@ from typing import Any
 
 import pytest
 
+from myllm import Captioner
+from myllm.apps.cli import main
 from myllm.checkpoints import lora, native
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import LoraConfig
+from myllm.errors import CheckpointError
 from myllm.model.lora import add_adapters
+from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import weights_hash
 
 REPO, COMMIT, OLDER = "someone/captioner", "0123456789abcdef0123456789abcdef01234567", "f" * 40
 TOKEN = "hf_secretsecretsecret"
-PROGRAM = """
-import sys
-from myllm import Captioner
-from myllm.errors import MyLLMError
-try:
-    captioner = Captioner.load(sys.argv[1])
-    print(float(captioner.model.decoder.lm_head.weight.detach().double().sum()))
-except MyLLMError as error:
-    print(f"{type(error).__name__}: {error}")
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -151,53 +146,76 @@ def server(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Iterator[ThreadingHTT
     (tmp_path / "there/pytorch_model.bin").write_bytes(b"an older form that nobody asked for")
     handler = type("OurHub", (Hub,), {"folder": tmp_path / "there", "requests": [], "state": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as hub_server:
-        Thread(target=hub_server.serve_forever, daemon=True).start()
+        Thread(target=hub_server.serve_forever, args=(0.02,), daemon=True).start()
         yield hub_server
         hub_server.shutdown()
 
 
-def loaded(server: ThreadingHTTPServer, home: Path, source: str = REPO, **environment: str) -> str:
-    """Return what PROGRAM prints for a captioner."""
-    return printed(server, home, ["-c", PROGRAM, source], **environment)
-
-
-def printed(server: ThreadingHTTPServer, home: Path, words: list[str], **environment: str) -> str:
-    """Return what a new Python process prints: huggingface_hub reads its settings when it is imported."""
-    address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home / "hf")}
-    process = subprocess.run(
-        [sys.executable, *words], cwd=home, capture_output=True, text=True, timeout=120,
-        env=os.environ | address | {"HF_HUB_DISABLE_XET": "1"} | environment,
-    )
-    assert process.returncode in (0, 1), process.stderr
-    assert TOKEN not in process.stdout + process.stderr
-    return process.stdout.strip() or process.stderr.strip()
-
-
 @pytest.fixture
-def expected_output(tiny_checkpoint: Checkpoint) -> str:
-    """What PROGRAM prints if the right weights were loaded."""
-    return str(float(tiny_checkpoint.model.decoder.lm_head.weight.detach().double().sum()))
+def load(
+    server: ThreadingHTTPServer, hub_settings: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """load(source, **environment): the sum of the weights of a captioner on the hub, or the error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(source: str = REPO, **environment: str) -> str:
+        hub_settings(**settings(server, tmp_path) | environment)
+        try:
+            return sum_of_weights(Captioner.load(source).model)
+        except CheckpointError as error:
+            assert TOKEN not in str(error)
+            return f"CheckpointError: {error}"
+
+    return run
+
+
+def settings(server: ThreadingHTTPServer, home: Path) -> dict[str, str]:
+    """Return the environment variables with which huggingface_hub uses the server, and a cache in `home`."""
+    return {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home / "hf")}
+
+
+def sum_of_weights(model: VisionGPT2) -> str:
+    return str(float(model.decoder.lm_head.weight.detach().double().sum()))
 
 
 def set_faults(server: ThreadingHTTPServer, **faults: Any) -> None:
     server.RequestHandlerClass.state.update(faults)  # type: ignore[attr-defined]
 
 
-def test_hub_download_takes_one_format_and_then_works_offline(
-    server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
+@pytest.fixture
+def expected(tiny_checkpoint: Checkpoint) -> str:
+    """The result of `load` with the right weights."""
+    return sum_of_weights(tiny_checkpoint.model)
+
+
+def test_the_environment_names_hub_cache_and_offline_use(
+    server: ThreadingHTTPServer, tmp_path: Path, expected: str
 ) -> None:
-    assert loaded(server, tmp_path) == expected_output
+    program = "from myllm import Captioner; import sys; model = Captioner.load(sys.argv[1]).model; "
+    program += "print(float(model.decoder.lm_head.weight.detach().double().sum()))"
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        words, variables = [sys.executable, "-c", program, REPO], os.environ | settings(server, tmp_path) | environment
+        process = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+        assert process.stdout.strip() == expected, process.stderr
+
+
+def test_hub_download_takes_one_format_and_then_works_offline(
+    server: ThreadingHTTPServer, load: Callable[..., str], expected: str
+) -> None:
+    assert load() == expected
     requests = server.RequestHandlerClass.requests  # type: ignore[attr-defined]
     assert any(request.endswith("captioner.pt") for request in requests)
     assert not any("pytorch_model.bin" in request for request in requests)
-    assert loaded(server, tmp_path, HF_HUB_OFFLINE="1") == expected_output
-    assert loaded(server, tmp_path, f"{REPO}@v1") == expected_output
+    assert load(f"{REPO}@v1") == expected
     set_faults(server, status=500)
-    assert loaded(server, tmp_path) == expected_output
+    assert load() == expected
+    count = len(requests)
+    assert load(HF_HUB_OFFLINE="1") == expected
+    assert len(requests) == count
 
 
 def test_hub_adapter_is_downloaded_and_merged_into_its_base(
-    server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
+    server: ThreadingHTTPServer, load: Callable[..., str], tmp_path: Path, expected: str
 ) -> None:
     there, base = tmp_path / "there", tmp_path / "base.pt"
     (there / "captioner.pt").rename(base)
@@ -205,37 +223,55 @@ def test_hub_adapter_is_downloaded_and_merged_into_its_base(
     adapted = native.load(base)
     add_adapters(adapted.model, LoraConfig(rank=2))
     lora.save(adapted, LoraConfig(rank=2), str(base), weights_hash(native.load(base).model), there)
-    assert loaded(server, tmp_path) == expected_output
+    assert load() == expected
     requests = server.RequestHandlerClass.requests  # type: ignore[attr-defined]
     assert any(request.endswith("adapter_model.safetensors") for request in requests)
 
 
 def test_hub_private_repository_needs_hf_token(
-    server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
+    server: ThreadingHTTPServer, load: Callable[..., str], tmp_path: Path, expected: str
 ) -> None:
     set_faults(server, token=TOKEN)
-    assert "the hub does not know it, or it is private: check the name, or set HF_TOKEN" in loaded(server, tmp_path)
-    assert loaded(server, tmp_path, HF_TOKEN=TOKEN) == expected_output
+    assert "the hub does not know it, or it is private: check the name, or set HF_TOKEN" in load()
+    assert load(HF_TOKEN=TOKEN) == expected
     files_with_token = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert files_with_token == []
 
 
+@pytest.fixture
+def push(
+    server: ThreadingHTTPServer, hub_settings: Callable[..., None], tiny_checkpoint: Checkpoint, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """push(*words, **environment): what `myllm push` prints; mine.pt is a captioner."""
+    monkeypatch.chdir(tmp_path)
+    native.save(tiny_checkpoint, tmp_path / "mine.pt")
+
+    def run(*words: str, **environment: str) -> str:
+        hub_settings(**settings(server, tmp_path) | environment)
+        with suppress(SystemExit):
+            main(["push", *words])
+        printed = capsys.readouterr()
+        assert TOKEN not in printed.out + printed.err
+        return printed.out.strip() or printed.err.strip()
+
+    return run
+
+
 def test_pushed_captioner_is_pulled_unchanged(
-    server: ThreadingHTTPServer, tiny_checkpoint: Checkpoint, tmp_path: Path, expected_output: str
+    server: ThreadingHTTPServer, push: Callable[..., str], load: Callable[..., str], tmp_path: Path, expected: str
 ) -> None:
     set_faults(server, token=TOKEN)
     for path in (tmp_path / "there").iterdir():
         path.unlink()
-    native.save(tiny_checkpoint, tmp_path / "mine.pt")
-    push = ["-m", "myllm", "push", "mine.pt", REPO, "--private"]
-    assert "the hub requires a login: set HF_TOKEN" in printed(server, tmp_path, push)
-    assert printed(server, tmp_path, push, HF_TOKEN=TOKEN).endswith(f"{REPO}/commit/{COMMIT}")
+    assert "the hub requires a login: set HF_TOKEN" in push("mine.pt", REPO, "--private")
+    assert push("mine.pt", REPO, "--private", HF_TOKEN=TOKEN).endswith(f"{REPO}/commit/{COMMIT}")
     created = server.RequestHandlerClass.state["created"]  # type: ignore[attr-defined]
     assert created == {"name": "captioner", "organization": "someone", "visibility": "private"}
     there = {path.name for path in (tmp_path / "there").iterdir()}
     assert there == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
     assert "# captioner: captions of pictures" in (tmp_path / "there/README.md").read_text(encoding="utf-8")
-    assert loaded(server, tmp_path, HF_TOKEN=TOKEN) == expected_output
+    assert load(HF_TOKEN=TOKEN) == expected
 
 
 @pytest.mark.parametrize(
@@ -243,35 +279,30 @@ def test_pushed_captioner_is_pulled_unchanged(
     [
         (["mine.pt", "no-user"], "'no-user': not the name of a repository; expected user/name"),
         (["mine.pt"], "expected a captioner and a repository"),
+        (["mine.pt", REPO], "HF_TOKEN does not permit this; use a token with write access"),
     ],
 )
 def test_push_names_the_obstacle(
-    server: ThreadingHTTPServer, tiny_checkpoint: Checkpoint, tmp_path: Path, words: list[str], message: str
+    server: ThreadingHTTPServer, push: Callable[..., str], words: list[str], message: str
 ) -> None:
-    native.save(tiny_checkpoint, tmp_path / "mine.pt")
-    assert message in subprocess.run(
-        [sys.executable, "-m", "myllm", "push", *words], cwd=tmp_path, capture_output=True, text=True
-    ).stderr
     set_faults(server, token="another", status=403)
-    if len(words) == 2:
-        refused = printed(server, tmp_path, ["-m", "myllm", "push", "mine.pt", REPO], HF_TOKEN=TOKEN)
-        assert "HF_TOKEN does not permit this; use a token with write access" in refused
+    assert message in push(*words, HF_TOKEN=TOKEN)
 
 
 def test_hub_download_resumes_after_an_interruption(
-    server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
+    server: ThreadingHTTPServer, load: Callable[..., str], expected: str
 ) -> None:
     set_faults(server, breaks=2)
-    assert expected_output in (loaded(server, tmp_path), loaded(server, tmp_path))
+    assert expected in (load(), load())
 
 
 def test_hub_download_that_is_damaged_is_deleted(
-    server: ThreadingHTTPServer, tmp_path: Path, expected_output: str
+    server: ThreadingHTTPServer, load: Callable[..., str], expected: str
 ) -> None:
     set_faults(server, damaged=True)
-    assert "captioner.pt arrived damaged and has been deleted; run this again" in loaded(server, tmp_path)
+    assert "captioner.pt arrived damaged and has been deleted; run this again" in load()
     set_faults(server, damaged=False)
-    assert loaded(server, tmp_path) == expected_output
+    assert load() == expected
 
 
 @pytest.mark.parametrize(
@@ -286,20 +317,20 @@ def test_hub_download_that_is_damaged_is_deleted(
     ],
 )
 def test_hub_refusals_are_explained_in_one_line(
-    server: ThreadingHTTPServer, tmp_path: Path, faults: dict[str, Any], source: str, message: str
+    server: ThreadingHTTPServer, load: Callable[..., str], faults: dict[str, Any], source: str, message: str
 ) -> None:
     set_faults(server, **faults)
-    output = loaded(server, tmp_path, source)
+    output = load(source)
     assert output.startswith(f"CheckpointError: {source}: no such file or folder; as a hub id, ")
     assert message in output and "\n" not in output
 
 
-def test_hub_out_of_reach_without_cache_is_explained(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_hub_out_of_reach_without_cache_is_explained(load: Callable[..., str]) -> None:
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        assert "the hub could not be reached, and it is not in the cache" in loaded(server, tmp_path, **environment)
+        assert "the hub could not be reached, and it is not in the cache" in load(**environment)
 
 
-def test_hub_repository_without_a_captioner_is_refused(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_hub_repository_without_a_captioner_is_refused(load: Callable[..., str], tmp_path: Path) -> None:
     for path in (tmp_path / "there").iterdir():
         path.rename(path.with_suffix(".txt"))
-    assert "it holds no captioner" in loaded(server, tmp_path)
+    assert "it holds no captioner" in load()

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,18 +9,11 @@ from threading import Thread
 
 import pytest
 
-REPO, COMMIT = "someone/photos", "0123456789abcdef0123456789abcdef01234567"
-PROGRAM = """
-import sys
 from myllm.config import CaptionsConfig
 from myllm.data.sources import data_name, read_records
-from myllm.errors import MyLLMError
-try:
-    records, _ = read_records(sys.argv[1:], CaptionsConfig())
-    print(data_name(sys.argv[1:]), [(r.name, r.captions, r.split, r.image.read_bytes()) for r in records])
-except MyLLMError as error:
-    print(f"{type(error).__name__}: {error}")
-"""
+from myllm.errors import DataError
+
+REPO, COMMIT = "someone/photos", "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -67,22 +57,27 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """read(*data, **environment): what PROGRAM prints with a hub that has the folder tmp_path/there."""
+def read(
+    hub_settings: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
+    """read(*data, **environment): name and records of data, or the error; the hub has the folder tmp_path/there."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "there/train").mkdir(parents=True)
     (tmp_path / "there/train/1.jpg").write_bytes(b"p1")
     (tmp_path / "there/train/metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "a dog"}\n')
     handler = type("OurHub", (Hub,), {"folder": tmp_path / "there"})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
 
         def run(*data: str, **environment: str) -> str:
-            # huggingface_hub reads its settings when it is imported
-            return subprocess.run(
-                [sys.executable, "-c", PROGRAM, *data], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                env=os.environ | address | {"HF_HUB_DISABLE_XET": "1"} | environment, check=True,
-            ).stdout.strip()
+            hub_settings(**address | environment)
+            try:
+                records, _ = read_records(list(data), CaptionsConfig())
+            except DataError as error:
+                return f"DataError: {error}"
+            rows = [(record.name, record.captions, record.split, record.image.read_bytes()) for record in records]
+            return f"{data_name(list(data))} {rows}"
 
         yield run
         server.shutdown()

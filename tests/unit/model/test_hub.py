@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,20 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from myllm.config import GPTConfig
-from myllm.errors import ConfigError
+from myllm.errors import CheckpointError, ConfigError
 from myllm.model.gpt import GPT
 from myllm.model.gpt2_weights import fit_to_pretrained
 
 REPO = "someone/gpt2-tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PROGRAM = """
-from myllm.errors import CheckpointError
-from myllm.model.gpt import GPT
-try:
-    print(float(GPT.from_pretrained().transformer.wte.weight.detach().double().sum()))
-except CheckpointError as error:
-    print("CheckpointError:", error)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -97,24 +86,31 @@ def oid(content: bytes) -> str:
 def hub(gpt2: Path) -> Iterator[ThreadingHTTPServer]:
     handler = type("TestHub", (Hub,), {"folder": gpt2, "requests": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
 
-def load_in_subprocess(home: Path, **environment: str) -> str:
-    """Return what PROGRAM prints; a new process, because huggingface_hub reads the environment when it is imported."""
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | environment,
-        capture_output=True, text=True, timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout.strip()
+@pytest.fixture
+def load(hub_settings: Callable[..., None], tmp_path: Path) -> Callable[..., str]:
+    """load(**environment): the sum of the embeddings of `GPT.from_pretrained()`, or the error."""
+
+    def run(**environment: str) -> str:
+        hub_settings(HF_HOME=str(tmp_path), **environment)
+        try:
+            return sum_of_embeddings(GPT.from_pretrained())
+        except CheckpointError as error:
+            return f"CheckpointError: {error}"
+
+    return run
+
+
+def sum_of_embeddings(gpt: GPT) -> str:
+    return str(float(gpt.transformer.wte.weight.detach().double().sum()))
 
 
 def expected(folder: Path) -> str:
-    return str(float(GPT.from_pretrained(str(folder)).transformer.wte.weight.detach().double().sum()))
+    return sum_of_embeddings(GPT.from_pretrained(str(folder)))
 
 
 def test_from_pretrained_takes_a_folder(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +131,14 @@ def test_fit_to_pretrained_changes_defaults_and_refuses_other_values(gpt2: Path)
 
 
 def test_from_pretrained_downloads_a_hub_id_once(
-    gpt2: Path, hub: ThreadingHTTPServer, tmp_path: Path
+    gpt2: Path, hub: ThreadingHTTPServer, load: Callable[..., str]
 ) -> None:
     endpoint = f"http://127.0.0.1:{hub.server_port}"
-    assert load_in_subprocess(tmp_path, HF_GPT2_REPO=REPO, HF_ENDPOINT=endpoint) == expected(gpt2)
+    assert load(HF_GPT2_REPO=REPO, HF_ENDPOINT=endpoint) == expected(gpt2)
     requests = hub.RequestHandlerClass.requests  # type: ignore[attr-defined]
     assert f"GET /{REPO}/resolve/{COMMIT}/model.safetensors" in requests
     assert not any("tf_model.h5" in request for request in requests)
-    assert load_in_subprocess(tmp_path, HF_GPT2_REPO=REPO, HF_HUB_OFFLINE="1") == expected(gpt2)
+    assert load(HF_GPT2_REPO=REPO, HF_HUB_OFFLINE="1") == expected(gpt2)
 
 
 def test_from_pretrained_takes_the_argument_before_the_variable_before_openai(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +166,15 @@ def test_from_pretrained_takes_the_argument_before_the_variable_before_openai(mo
     ],
 )
 def test_from_pretrained_without_network_and_cache_says_what_to_do(
-    tmp_path: Path, repo: str, environment: dict[str, str]
+    load: Callable[..., str], repo: str, environment: dict[str, str]
 ) -> None:
-    [message] = load_in_subprocess(tmp_path, HF_GPT2_REPO=repo, **environment).splitlines()
+    [message] = load(HF_GPT2_REPO=repo, **environment).splitlines()
     assert message.startswith(f"CheckpointError: GPT-2 '{repo or 'openai-community/gpt2'}'")
     assert "Set HF_GPT2_REPO to a folder" in message and "--text.pretrained false" in message
 
 
-def test_from_pretrained_names_an_id_that_the_hub_does_not_know(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    message = load_in_subprocess(tmp_path, HF_GPT2_REPO="no/where", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
+def test_from_pretrained_names_an_id_that_the_hub_does_not_know(
+    hub: ThreadingHTTPServer, load: Callable[..., str]
+) -> None:
+    message = load(HF_GPT2_REPO="no/where", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
     assert message.startswith("CheckpointError: GPT-2 'no/where'") and "404" in message
