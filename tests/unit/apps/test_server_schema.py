@@ -21,7 +21,7 @@ def test_answers_are_as_described(server: Any, mode: GenerationMode) -> None:
         if mode == GenerationMode.NEGATIVE and operation.method == "get":
             continue  # without a body or parameters, nothing can be wrong
 
-        @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case: schemathesis.Case) -> None:
             case.call_and_validate(excluded_checks=UNUSED)
