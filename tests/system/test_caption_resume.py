@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from myllm.apps.caption_log import CaptionLog
 from myllm.apps.cli import main
 from myllm.errors import MyLLMError
 from myllm.files import lock_file
@@ -175,6 +176,15 @@ def test_captions_of_another_program_are_not_continued_unless_mixed(
     assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run) | {"pics/0.png": "mine"}
 
 
+def test_overwrite_without_a_single_caption_keeps_the_old_table(tiny_run: Path, folder: Path) -> None:
+    assert caption(tiny_run, "--out=out.csv") == 0
+    before = (folder / "out.csv").read_bytes()
+    for path in (folder / "pics").glob("[0-9].png"):
+        path.unlink()  # what is left is broken
+    assert caption(tiny_run, "--out=out.csv", "--overwrite") == 1
+    assert (folder / "out.csv").read_bytes() == before
+
+
 def test_overwrite_replaces_all_captions_and_keeps_the_old_ones_until_there_are_new_ones(
     tiny_run: Path, folder: Path, jsonl: Jsonl
 ) -> None:
@@ -278,6 +288,33 @@ def test_only_chooses_pictures_by_what_became_of_them(tiny_run: Path, folder: Pa
     (folder / "list.txt").write_text("pics/listed.png\n")
     assert caption(tiny_run, *options, "--only=list.txt") == 0
     assert captions_of(jsonl(folder / "out.jsonl")).keys() == before.keys() | {"pics/listed.png"}
+
+
+def test_only_failed_that_is_killed_still_knows_what_failed(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        Path(f"pics/broken{number}.png").write_bytes(b"no picture")
+    assert caption(tiny_run, "--out", "out.jsonl") == 0
+    for number in range(4):  # broken4.png stays broken
+        Image.new("RGB", (64, 64), (number, 99, 0)).save(f"pics/broken{number}.png")
+    options = ["--out", "out.jsonl", "--only=failed", "--batch-size=1"]
+    whole = CaptionLog.append
+
+    def append_or_die(self: CaptionLog, rows: list[dict[str, Any]]) -> None:
+        if self.count == 6:
+            raise RuntimeError("killed")
+        whole(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionLog, "append", append_or_die)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(words(tiny_run, "--quiet", *options))
+    assert len(captions_of(jsonl(folder / "out.jsonl"))) == 6
+    assert caption(tiny_run, *options) == 0
+    assert len(captions_of(jsonl(folder / "out.jsonl"))) == 9
+    failed = ["pics/broken.png", "pics/broken4.png"]
+    assert sorted(row["image"] for row in jsonl(folder / "out.jsonl.errors.jsonl")) == failed
 
 
 def test_text_files_of_your_own_stay_and_empty_ones_do_not_count(tiny_run: Path, folder: Path) -> None:

@@ -131,6 +131,11 @@ class CaptionLog:
         with self._lock:
             self._index.executemany("INSERT OR IGNORE INTO names VALUES (?)", ([_key(name)] for name in names))
 
+    def unchoose(self, image: str) -> None:
+        """Take a picture out of those that were chosen."""
+        with self._lock:
+            self._index.execute("DELETE FROM names WHERE image = ?", [_key(image)])
+
     def is_chosen(self, image: str) -> bool:
         """Return whether the picture is one of those that were chosen."""
         with self._lock:
@@ -192,11 +197,22 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield from (json.loads(line) for line in file if line.endswith(b"\n"))
 
 
-def keep_rows(path: Path, is_kept: Callable[[Row], bool]) -> None:
-    """Remove the other rows of a JSONL file, and the file if none stays. Raises MyLLMError."""
-    if not any(map(is_kept, read_rows(path))):
+def keep_rows(path: Path, is_kept: Callable[[Row], bool], end: int | None = None) -> None:
+    """Remove the other rows of a JSONL file, and the file if none stays; all that begin at byte `end` or later stay.
+
+    Raises MyLLMError.
+    """
+
+    def kept_lines() -> Iterator[bytes]:
+        place = 0
+        for row in read_rows(path):
+            line = line_of(row)
+            if (end is not None and place >= end) or is_kept(row):
+                yield line
+            place += len(line)
+
+    if not any(kept_lines()):
         path.unlink(missing_ok=True)
         return
     with atomic_write(path) as file:
-        for row in filter(is_kept, read_rows(path)):
-            file.write(line_of(row))
+        file.writelines(kept_lines())

@@ -50,6 +50,8 @@ class SavedCaptions(PrintedCaptions):
         self.claims, self.claims_lock = set[str](), Lock()
         self.failures = dict[str, str]()
         """Errors of the last pictures that can be read, but not captioned, by the hash of their bytes."""
+        self.old_errors = 0
+        """Size in bytes of the rows of errors that are there at the start."""
         self.copies = dict[str, list[FoundPicture]]()
         """Copies of pictures that are in work, by the hash of their bytes."""
         self.stack = ExitStack()
@@ -96,21 +98,27 @@ class SavedCaptions(PrintedCaptions):
         self._choose()
         self.errors = self.stack.enter_context(JsonLines(self.errors_path))
         self.errors.begin()
+        self.old_errors = self.errors.size
         if self.sidecars is not None and self.sidecars.adds:
             for place in self.log.last_places:
                 self._repair(self.log.row_at(place))
 
     def _choose(self) -> None:
-        """Set which pictures are wanted, and remove the errors of those that are tried again."""
+        """Set which pictures are wanted, and remove the errors of those that are tried again.
+
+        With --only failed, they are removed at the end: until then, they are the list of pictures to try.
+        """
         only, path = self.options.only, self.errors_path
-        if only in (None, "failed", "unprocessed"):
-            is_forgotten = only == "failed" or self.options.mixed or self.options.overwrite
+        if only == "failed":
+            self.log.choose(row["image"] for row in read_rows(path))
+        elif only in (None, "unprocessed"):
+            is_forgotten = self.options.mixed or self.options.overwrite
 
             def is_kept(row: Row) -> bool:
                 # one that was captioned, with too little confidence, gets the same caption again
                 return only == "unprocessed" or (CONFIDENCE in row and not is_forgotten)
 
-            self.log.choose(row["image"] for row in read_rows(path) if only == "failed" or is_kept(row))
+            self.log.choose(row["image"] for row in read_rows(path) if is_kept(row))
             keep_rows(path, is_kept)
         elif only != "changed":
             listed = (found for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
@@ -247,6 +255,12 @@ class SavedCaptions(PrintedCaptions):
         super().fail(image, error, **facts)
         self.in_work.discard(image)
         self.errors.append({"image": image, "error": error, **facts})
+        if self.options.only == "failed":
+            self.log.unchoose(image)
+
+    def _is_untried(self, row: Row) -> bool:
+        """Return whether --only failed has not yet tried the picture of an error again."""
+        return self.log.is_chosen(row["image"]) and self.log.find(row["image"]) is None
 
     def see_errors(self) -> str:
         """Return where all errors are listed."""
@@ -254,6 +268,8 @@ class SavedCaptions(PrintedCaptions):
 
     def finish(self, is_complete: bool) -> None:
         """Write the files that are made from the log, and print a summary. Raises MyLLMError."""
+        if self.options.only == "failed":
+            keep_rows(self.errors_path, self._is_untried, end=self.old_errors)
         facts = read_json(self.facts_path)
         if is_complete and self.overwrites:
             facts["overwrite"] = False
@@ -261,7 +277,7 @@ class SavedCaptions(PrintedCaptions):
         if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
             self.log.remove_old_rows()
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
-        if write is not None:
+        if write is not None and (self.log.count or not Path(self.out).exists()):
             write(self._rows_of_table(), Path(self.out))
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
         parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
