@@ -112,9 +112,12 @@ class Element:
 
     @cached_property
     def sentences_of_children(self) -> list[tuple[int, Sentences]]:
-        """The indices of the children that have words, and their sentences."""
-        read = (Sentences(child) if isinstance(child, str) else child.sentences for child in self.children)
-        return [(index, sentences) for index, sentences in enumerate(read) if sentences.has_words]
+        """The indices of the children that show words, and their sentences."""
+        read = (
+            (index, Sentences(child) if isinstance(child, str) else child.sentences)
+            for index, child in enumerate(self.children) if isinstance(child, str) or child.tag not in INERT
+        )
+        return [(index, sentences) for index, sentences in read if sentences.has_words]
 
     @cached_property
     def name(self) -> str:

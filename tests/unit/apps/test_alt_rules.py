@@ -141,6 +141,8 @@ def test_text_like_a_file_name_or_a_placeholder_is_right_if_it_says_something(al
         ("<p><img src=a.jpg></p><p>There is grass. On it, a red ball on grass!</p>", True),
         ("<h2>Red ball on grass</h2><img src=a.jpg>", True),
         ("<td><img src=a.jpg> Red ball, grass</td>", True),
+        ("<td><img src=a.jpg><script>'Red ball, grass'</script></td>", False),
+        ("<td><style>/* red ball grass */</style><img src=a.jpg><div>Red ball, grass</div></td>", True),
         ("<figure><img src=a.jpg><figcaption>A red ball.</figcaption></figure>", False),
         ("<p>A red ball. Grass.</p><img src=a.jpg>", False),
         ("<p>A red ball on grass</p><p>Text</p><img src=a.jpg><p>Text</p>", False),
