@@ -51,8 +51,8 @@ PRESETS = _Presets({
     },
     "photos-fast": {
         "vision": {"name": "tf_efficientnet_lite0", "frozen": True, "crop_pct": 1.0},
-        **PHOTOS, "epochs": 6, "max_minutes": 14.0,
-        "next_runs": ({**REWARDS, "epochs": 5, "max_minutes": 14.0},),
+        **PHOTOS, "epochs": 6, "max_minutes": 10.0,
+        "next_runs": ({**REWARDS, "epochs": 5, "max_minutes": 12.0},),
     },
     "photos": {
         "vision": {"name": "tf_efficientnet_lite2", "frozen": True, "crop_pct": 1.0},
