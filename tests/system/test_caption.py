@@ -258,10 +258,10 @@ def test_control_characters_of_names_are_escaped_on_the_terminal(
     assert "\x1b" not in output.out + output.err and output.out.count("\n") == 1
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
-def test_json_is_valid_and_text_is_printed_in_any_encoding(
-    tiny_run: Path, pictures: list[Path], tmp_path: Path, encoding: str
+def test_json_is_valid_and_text_is_printed_by_a_terminal_that_lacks_its_characters(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
+    encoding = "cp1252"
     name = "家 📦.png"
     shutil.copy(pictures[0], tmp_path / name)
     command = [sys.executable, "-m", "myllm", "caption", name, "--model", str(tiny_run), "--quiet"]

@@ -26,14 +26,14 @@ def more_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrated_run(train: Callable[..., int], more_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose captioner is calibrated."""
     out = tmp_path_factory.mktemp("run") / "captioner"
-    assert train(out, "--max_steps=200", "--quiet", data=more_scenes) == 0
+    assert train(out, "--max_steps=80", "--quiet", data=more_scenes) == 0
     return out
 
 
 def test_a_run_from_a_base_is_calibrated_anew(
     train: Callable[..., int], calibrated_run: Path, more_scenes: Path, tmp_path: Path
 ) -> None:
-    options = [f"--base={calibrated_run}/captioner.pt", "--epochs=1", "--lr=0.05", "--quiet"]
+    options = [f"--base={calibrated_run}/captioner.pt", "--max_steps=20", "--lr=0.05", "--quiet"]
     assert train(tmp_path / "run", *options, data=more_scenes) == 0
     first, second = (native.load(run).calibration for run in (calibrated_run, tmp_path / "run"))
     assert second is not None and second != first

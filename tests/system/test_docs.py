@@ -102,10 +102,7 @@ def test_docs_commands_with_a_wrong_option_are_noticed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # whole runs: half a minute of computing, on a machine that may be shared
-@pytest.mark.parametrize("page", [
-    pytest.param(page, id=page.name, marks=[pytest.mark.meteor] if page.name == "evaluation.md" else [])
-    for page in sorted({page for page, _ in RUNNABLE})
-])
+@pytest.mark.parametrize("page", sorted({page for page, _ in RUNNABLE}), ids=lambda page: page.name)
 def test_docs_commands_of_a_page_run_one_after_another(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_server: Any
 ) -> None:
