@@ -73,7 +73,7 @@ def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(
     assert main([*words, "--out", str(tmp_path / "a")], tmp_path) == 0
     assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["stages"] == list(PRESETS["vit-gpt2"]["stages"])
     assert main([*words, "--out", str(tmp_path / "b"), "--preset=photos"], tmp_path) == 0
-    assert yaml.safe_load((tmp_path / "b/config.yaml").read_text())["best_by"] == "CIDEr-D"
+    assert yaml.safe_load((tmp_path / "b/config.yaml").read_text())["ema"] == PRESETS["photos"]["ema"]
 
 
 def test_original_script_keeps_data_and_out_of_a_configuration_file(

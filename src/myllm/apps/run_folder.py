@@ -87,7 +87,7 @@ def write_evaluation(
     captioner: CaptionerProtocol, evaluation: Evaluation, out: Path, facts: Mapping[str, str], *,
     title: str, history: Sequence[dict[str, float | str]] = (),
 ) -> None:
-    """Write metrics.json, samples.jsonl, samples.png, the plots of words and of confidence, and report.html.
+    """Write metrics.json, samples.jsonl, samples.png, report.html, and the plots of words, confidence and training.
 
     facts, title and history are for the report: date, data and model of the evaluation; and rows of metrics.csv.
     """
@@ -103,6 +103,8 @@ def write_evaluation(
     write_samples(samples, out)
     plots.plot_samples(samples, out / SAMPLES_PICTURE)
     plots.save_plots(plots.WORD_PLOTS, evaluation.words, out)
+    if history:
+        plots.save_plots(plots.CURVES, history, out)
     if evaluation.trust is not None:
         plots.save_plots(plots.CONFIDENCE_PLOTS, evaluation.trust, out)
     maps = make_word_maps(captioner, evaluation.records, evaluation.captions)

@@ -4,6 +4,7 @@ import csv
 import io
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -48,6 +49,8 @@ from myllm.training_config import TrainConfig
 
 CHECKPOINTS = (native.FILE_NAME, lora.FOLDER, run_state.FILE_NAME, run_state.PREVIOUS_NAME)
 STEPS_PER_EVENT = 10
+MAX_DRAWING_SHARE = 0.05
+"""Of the time that a run takes: the share that drawing its curves and its report after epochs may take."""
 
 
 def train(options: TrainOptions) -> int:
@@ -99,7 +102,8 @@ def run_all(
         if len(runs) > 1:
             display.say(f"Run {number + 1} of {len(runs)}", style="bold")
         try:
-            trained = run_training(runs[number], display, number in begun, given_options, ranks, begin)
+            is_last = number == len(runs) - 1
+            trained = run_training(runs[number], display, number in begun, given_options, ranks, begin, is_last)
         except SystemExit:
             again = f"myllm train --out {shlex.quote(options.out)} --resume"
             display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")
@@ -131,13 +135,14 @@ def check_run_folder(folders: Sequence[Path], resume: bool = False, overwrite: b
 
 def run_training(
     config: TrainConfig, display: Display, resume: bool, given_options: Collection[str], ranks: Ranks,
-    begin: Callable[[TrainConfig], None],
+    begin: Callable[[TrainConfig], None], is_last: bool = True,
 ) -> tuple[TrainConfig, Prepared, RunState]:
     """Train into `config.out`; return the final configuration, the data and the state.
 
     With `resume`, options that are not given are those that the run began with. given_options: names of the options
     that were given: they count also where they equal the default, see `prepare`. begin: called with the final
-    configuration, in the first process, once the run is ready to write into its folder.
+    configuration, in the first process, once the run is ready to write into its folder. is_last: whether `finish`
+    comes next.
     Raises SystemExit, with the run saved, if a signal ends it.
     """
     out = Path(config.out)
@@ -170,6 +175,8 @@ def run_training(
             remove_unfinished(out)
             begin(config)
         stopped_by = trainer.train()
+    if stopped_by is not None or not is_last:  # `finish` draws those of the last run
+        recorder.draw()
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
     return config, prepared, trainer.state
@@ -267,12 +274,17 @@ def report_facts(config: TrainConfig, prepared: Prepared, state: RunState) -> di
 
 
 class _Recorder:
-    """After each epoch, updates metrics.csv, samples, curves, the report, the TensorBoard events and the display."""
+    """After each epoch, updates metrics.csv, samples, the TensorBoard events and the display; curves and report, too,
+    unless epochs are so short that drawing them would take too large a share of the time.
+    """
 
     def __init__(self, display: Display, out: Path) -> None:
         self.training_display, self.out = TrainingDisplay(display), out
         self.bar = self.training_display.bar
         self.rows: list[dict[str, float | str]] = []
+        self.undrawn: Sequence[Sample] | None = None
+        """Samples of the last epoch, if its curves and report are not drawn yet."""
+        self.begin, self.drawing_seconds, self.last_drawing = time.monotonic(), 0.0, 1.0
         self.warn = display.warn
 
     @cached_property
@@ -295,15 +307,27 @@ class _Recorder:
         writer.writerows(self.rows)
         run_folder.write_text(self.out / "metrics.csv", table.getvalue())
         run_folder.write_samples(samples, self.out)
-        save_plots(CURVES, self.rows, self.out)
-        facts = {"Epochs so far": f"{row['epoch']:,}", "Minutes of training": f"{row['minutes']:.1f}"}
-        report = progress_report(self.out.resolve().name, facts, samples, self.rows)
-        write_report(self.out / run_folder.REPORT_FILE, report)
+        self.undrawn = samples
+        allowed = MAX_DRAWING_SHARE * (time.monotonic() - self.begin)
+        if self.drawing_seconds + self.last_drawing <= allowed:
+            self.draw()
         for name, value in row.items():
             if not isinstance(value, str):
                 self.events.add_scalar(name, value, int(row["step"]))
         self.events.flush()
         self.training_display.epoch(row, samples)
+
+    def draw(self) -> None:
+        """Draw the curves and the report up to the last epoch, if they are not drawn yet."""
+        if self.undrawn is None:
+            return
+        begin, row = time.monotonic(), self.rows[-1]
+        save_plots(CURVES, self.rows, self.out)
+        facts = {"Epochs so far": f"{row['epoch']:,}", "Minutes of training": f"{row['minutes']:.1f}"}
+        report = progress_report(self.out.resolve().name, facts, self.undrawn, self.rows)
+        write_report(self.out / run_folder.REPORT_FILE, report)
+        self.undrawn, self.last_drawing = None, time.monotonic() - begin
+        self.drawing_seconds += self.last_drawing
 
 
 class _NoRecorder:
@@ -319,6 +343,9 @@ class _NoRecorder:
         """Do nothing."""
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
+        """Do nothing."""
+
+    def draw(self) -> None:
         """Do nothing."""
 
     def warn(self, message: str) -> None:

@@ -72,6 +72,7 @@ def save_plots(kinds: Mapping[str, PlotKind[Data]], data: Data, folder: Path) ->
         kind.draw(axes, data)
         for suffix in (".png", ".svg"):
             _save(figure, folder / f"{name}{suffix}")
+            figure.set_layout_engine("none")  # keeps the layout, which takes a quarter of the time of drawing
 
 
 def plot_svg(kind: PlotKind[Data], data: Data) -> str:
