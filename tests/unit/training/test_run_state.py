@@ -64,7 +64,7 @@ def test_run_state_of_a_missing_or_damaged_file_is_that_of_its_predecessor(folde
 def test_run_state_refuses_two_damaged_files_and_names_both(folder: Path) -> None:
     (folder / "last.pt").write_bytes(b"")
     damage(folder / "last.previous.pt")
-    with pytest.raises(CheckpointError, match=r"no run to resume: .*/last.pt: .*; .*last.previous.pt: .*differs"):
+    with pytest.raises(CheckpointError, match=r"no run to resume: .*/last.pt: .*; .*last.previous.pt: .*is damaged"):
         run_state.load(folder)
 
 
