@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -123,7 +124,8 @@ def hub_settings() -> Iterator[Callable[..., None]]:
                 patch.setenv(name, value)
             importlib.reload(constants)
 
-        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between two tries
+        # without the waits between two tries; the time module itself, which other threads use, stays as it is
+        patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
         yield use
     importlib.reload(constants)
 
