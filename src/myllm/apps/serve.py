@@ -73,8 +73,10 @@ def open_models(options: ServeOptions, threads: int) -> list[ServedModel]:
             raise ConfigError(f"--model {text}: a model of the name {name!r} is given already; write NAME={path}")
         captioner = open_captioner(path, options.devices, options.precision, threads=threads)
         captioner.decode = captioner.decode_options(**options.decode_changes)
-        # makes what is made at first use, and finds damaged weights
-        captioner.caption_tensors([captioner.preprocess(Image.new("RGB", (64, 64)))], captioner.decode)
+        # makes what is made at first use, for one picture and for several, and finds damaged weights
+        picture = captioner.preprocess(Image.new("RGB", (64, 64)))
+        for count in (1, 2):
+            captioner.caption_tensors([picture] * count, captioner.decode)
         models[name] = ServedModel(name, captioner, Path(path), int(time.time()), captioner.weights_hash())
     return list(models.values())
 

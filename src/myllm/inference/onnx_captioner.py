@@ -10,12 +10,14 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+from myllm.batched import batched
 from myllm.caption import Calibration
 from myllm.checkpoints.checks import check_preprocess, check_tokenizer, dataclass_from_dict, with_current_names
 from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess
 from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import SearchRequest, Stepper
+from myllm.device import count_cores
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
@@ -100,8 +102,13 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
 
     def _encode(self, variant: "OnnxCaptioner", images: Sequence[Floats]) -> Floats:
         """(B, 3, H, W) -> (B, 2 * n_layer * n_head * S, head_dim): keys and values for the decoder."""
-        (encoded,) = _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(images)})
-        return np.asarray(encoded)
+        # a picture for each thread: more at once are no faster, and need more memory
+        threads = self.encoder.get_session_options().intra_op_num_threads or count_cores()
+        parts = [
+            _run(self.encoder, ["last_hidden_state"], {"pixel_values": np.stack(part)})[0]
+            for part in batched(images, threads)
+        ]
+        return np.concatenate(parts)
 
     def _request(
         self, variant: "OnnxCaptioner", encoded: Floats, rows: Sequence[int], decode: DecodeConfig, seeds: Sequence[int]
