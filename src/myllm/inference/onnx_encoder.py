@@ -4,14 +4,13 @@ import io
 import logging
 import warnings
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from myllm.device import count_cores
+from myllm.inference.onnx_sessions import Sessions, session_options
 from myllm.model.vision import ImageEncoder
 
 OPSET = 17
@@ -29,30 +28,27 @@ class OnnxEncoder:
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
-        self.encoder, self._making, self._lone = encoder, Lock(), Lock()
-        self._sessions: dict[int, _Session | None] = {}
-        """By number of threads; None if it cannot be written as ONNX."""
+        self.encoder = encoder
+        self._sessions = Sessions(self._make_session)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return image tokens (B, S, C) of images (B, 3, H, W), one tensor for each output of the backbone."""
-        # one picture by itself gets all cores, unless another one has them already
-        is_lone = len(images) == 1 and self._lone.acquire(blocking=False)
-        try:
-            session = self._session(max(torch.get_num_threads(), count_cores() if is_lone else 1))
-            return self.encoder(images) if session is None else session(images)
-        finally:
-            if is_lone:
-                self._lone.release()
+        with self._sessions.session(is_lone=len(images) == 1) as session:
+            if session is None:
+                return self.encoder(images)
+            # a picture for each thread: more at once are no faster, and need more memory
+            threads = session.get_session_options().intra_op_num_threads
+            parts = [session.run(None, {"pixel_values": part.numpy()}) for part in images.split(threads)]
+        return tuple(torch.cat([torch.from_numpy(part) for part in output]) for output in zip(*parts, strict=True))
 
-    def _session(self, threads: int) -> "_Session | None":
-        """Return the backbone in ONNX Runtime, made at the first call; None if it cannot be written as ONNX."""
-        with self._making:
-            if threads not in self._sessions:
-                try:
-                    self._sessions[threads] = _Session(self._graph, threads)
-                except Exception:  # tracing and ONNX Runtime can raise anything; torch computes the same features
-                    self._sessions[threads] = None
-            return self._sessions[threads]
+    def _make_session(self, threads: int) -> onnxruntime.InferenceSession | None:
+        """Return the backbone in ONNX Runtime; None if it cannot be written as ONNX."""
+        try:
+            return onnxruntime.InferenceSession(
+                self._graph, session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # tracing and ONNX Runtime can raise anything; torch computes the same features
+            return None
 
     @cached_property
     def _graph(self) -> bytes:
@@ -72,19 +68,3 @@ class OnnxEncoder:
         finally:
             logging.disable(logging.NOTSET)
         return bytes(file.getvalue())
-
-
-class _Session:
-    """ONNX Runtime with so many threads."""
-
-    def __init__(self, graph: bytes, threads: int) -> None:
-        self.threads, options = threads, onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # otherwise its threads keep the cores busy for a while, and torch's threads wait for them
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        # a picture for each thread: more at once are no faster, and need more memory
-        parts = [self._session.run(None, {"pixel_values": part.numpy()}) for part in images.split(self.threads)]
-        return tuple(torch.cat([torch.from_numpy(part) for part in output]) for output in zip(*parts, strict=True))

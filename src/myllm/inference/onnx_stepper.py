@@ -5,6 +5,7 @@ is no file that could be damaged, or older than the checkpoint.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from myllm.config import GPTConfig
 from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import Stepper
 from myllm.export.onnx_graph import Graph, make_model, quantize_by_channel
+from myllm.inference.onnx_sessions import Sessions, session_options
 from myllm.model.gpt import GPT
 from myllm.model.kv_cache import ImageKV
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -124,11 +126,8 @@ def _inputs_and_outputs(config: GPTConfig) -> tuple[list[onnx.ValueInfoProto], l
 
 
 def _session(graph: _StepGraph, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     options.enable_mem_pattern = False  # one would be kept for each length and batch size
-    # otherwise its threads keep the cores busy for a while after a step, and torch's threads wait for them
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     constants, shared = [], {}
     for name, array in graph.weights.items():
         if array.nbytes <= 1024:
@@ -157,6 +156,8 @@ class StepState:
     """(B, G, n): 0 for slots that hold a caption's own past, -inf for those of others."""
     length: int
     """Tokens of each caption."""
+    is_lone: bool
+    """Whether the search began with one picture."""
 
 
 class OnnxStepper(Stepper):
@@ -166,15 +167,18 @@ class OnnxStepper(Stepper):
     """
 
     def __init__(self, model: VisionGPT2, precision: Precision = "fp32", threads: int | None = None) -> None:
-        """precision: int8 rounds the decoder's weights and what they multiply. threads: torch's number by default."""
+        """precision: int8 rounds the decoder's weights and what they multiply.
+
+        threads: by default, torch's number, and all cores for a picture by itself.
+        """
         self.decoder, self.config = model.decoder, model.config.text
-        self._session = _session(_StepGraph(model.decoder, precision), threads or torch.get_num_threads())
+        self._sessions = Sessions(partial(_session, _StepGraph(model.decoder, precision)), threads)
 
     def start(self, images: ImageKV) -> StepState:
         parts = tuple(part.float().contiguous().numpy() for layer in images.layers for part in layer)
         batch, heads, _, head_dim = parts[0].shape
         past = np.empty((len(parts), 0, batch, heads, head_dim), np.float32)
-        return StepState(parts, past, np.zeros((batch, 1, 0), np.float32), 0)
+        return StepState(parts, past, np.zeros((batch, 1, 0), np.float32), 0, batch == 1)
 
     def step(self, tokens: Ints, state: StepState) -> tuple[Floats, StepState]:
         batch, captions, newest = tokens.shape
@@ -188,21 +192,22 @@ class OnnxStepper(Stepper):
         rows = (np.arange(captions) * newest + newest - 1) * batch + np.arange(batch)[:, None]
         logits = np.empty((batch, captions, self.config.vocab_size), np.float32)
         by_position = np.ascontiguousarray(tokens.reshape(batch, -1).T)
-        binding = self._session.io_binding()
-        inputs = {"tokens": by_position, "positions": positions, "rows": rows.ravel(), "mask": mask[:, None]}
-        for name, array in inputs.items():
-            _bind(binding.bind_input, name, array.shape, array.ctypes.data, array.dtype.type)
-        _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.ctypes.data)
-        address, block_bytes, slot_bytes = past.ctypes.data, *past.strides[:2]
-        slots, written = (used, *past.shape[2:]), ((needed - used) * batch, self.config.n_embd)
-        for index, (image, part) in enumerate(zip(state.image, _parts(self.config), strict=True)):
-            block = address + index * block_bytes
-            _bind(binding.bind_input, f"past_{part}", slots, block)
-            _bind(binding.bind_input, f"image_{part}", image.shape, image.ctypes.data)
-            _bind(binding.bind_output, part, written, block + used * slot_bytes)
-        self._session.run_with_iobinding(binding)
+        with self._sessions.session(state.is_lone) as session:
+            binding = session.io_binding()
+            inputs = {"tokens": by_position, "positions": positions, "rows": rows.ravel(), "mask": mask[:, None]}
+            for name, array in inputs.items():
+                _bind(binding.bind_input, name, array.shape, array.ctypes.data, array.dtype.type)
+            _bind(binding.bind_output, "logits", (batch * captions, self.config.vocab_size), logits.ctypes.data)
+            address, block_bytes, slot_bytes = past.ctypes.data, *past.strides[:2]
+            slots, written = (used, *past.shape[2:]), ((needed - used) * batch, self.config.n_embd)
+            for index, (image, part) in enumerate(zip(state.image, _parts(self.config), strict=True)):
+                block = address + index * block_bytes
+                _bind(binding.bind_input, f"past_{part}", slots, block)
+                _bind(binding.bind_input, f"image_{part}", image.shape, image.ctypes.data)
+                _bind(binding.bind_output, part, written, block + used * slot_bytes)
+            session.run_with_iobinding(binding)
         newest_mask = mask.reshape(batch, captions, newest, needed)[:, :, -1]
-        return logits, StepState(state.image, past, newest_mask, length)
+        return logits, replace(state, past=past, mask=newest_mask, length=length)
 
     def reorder(self, state: StepState, rows: Ints) -> StepState:
         batch, captions, slots = state.mask.shape
