@@ -43,6 +43,9 @@ class VisionConfig:
     geometry: dict[str, Any] = field(default_factory=dict)
     """Arguments for timm that change the model's geometry, like {embed_dim: 192, depth: 6}. norm_eps sets the epsilon
     of its LayerNorms."""
+    mirrored: bool = False
+    """The decoder reads the tokens of the mirrored picture, too. Captions are better, and the encoder takes twice the
+    time. Stored features of training pictures are of one version of the picture at a time; see views."""
     frozen: bool = False
     """Do not train the backbone. Its features are computed once and kept on disk; an epoch trains only the decoder."""
 

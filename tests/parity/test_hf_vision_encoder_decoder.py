@@ -280,6 +280,14 @@ def test_encoder_with_other_tensors_than_transformers_cannot_be_exported(name: s
         hf_encoders.from_timm(encoder, name)
 
 
+def test_a_mirrored_encoder_cannot_be_exported(made: Made, tmp_path: Path) -> None:
+    checkpoint = hf.from_folder(made("vit")[1])
+    checkpoint.model.encoder.mirrored = True
+    with pytest.raises(ConfigError, match=r"vision\.mirrored: .*export to safetensors"):
+        hf.to_folder(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_with_a_border_cannot_be_exported(made: Made, tmp_path: Path) -> None:
     checkpoint = hf.from_folder(made("vit")[1])
     padded = replace(checkpoint, preprocess=replace(checkpoint.preprocess, crop_mode="border"))

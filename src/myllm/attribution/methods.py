@@ -50,8 +50,12 @@ def attribution_maps(
         known = f"0 to {blocks - 1}" if len(maps) == blocks else "none, as it covers all blocks together"
         raise ConfigError(f"block {block}: method {method} has {known}")
     selected = maps.mean(0) if block is None else maps[block]
+    has_mirrored = model.encoder.mirrored and selected.shape[1] == model.encoder.n_tokens
     # prefix tokens (class, registers) come first and have no position in the picture
-    return normalize_maps(selected[:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu())
+    *mirrored, cells = (
+        part[:, -rows * columns :].unflatten(1, (rows, columns)) for part in selected.chunk(1 + has_mirrored, 1)
+    )
+    return normalize_maps(sum((part.flip(-1) for part in mirrored), start=cells).float().cpu())
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
@@ -122,9 +126,10 @@ def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
         encoder(image)
     products = [identity]
     for weights in attentions.weights:
-        if weights.shape[2:] != identity.shape:
+        mixed = torch.block_diag(*weights.mean(1))  # the picture and its mirror image are apart
+        if mixed.shape != identity.shape:
             return identity.expand(depth, -1, -1)
-        products.append((identity + weights[0].mean(0)) / 2 @ products[-1])
+        products.append((identity + mixed) / 2 @ products[-1])
     readings = [len(products) - 2] * depth if encoder.indices is None else encoder.indices
     return torch.stack([products[index + 1] for index in readings])
 

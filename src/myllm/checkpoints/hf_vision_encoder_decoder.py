@@ -128,6 +128,10 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
             f"mode {model.config.mode}: in Hugging Face format every decoder block reads the encoder's last output. "
             "Train with --mode last, or export to safetensors"
         )
+    if model.encoder.mirrored:
+        raise ConfigError(
+            "vision.mirrored: in Hugging Face format the decoder reads only the picture itself; export to safetensors"
+        )
     if checkpoint.preprocess.crop_mode == "border":
         raise ConfigError(
             "preprocess.crop_mode border: no image processor of transformers adds a border; export to safetensors"

@@ -11,7 +11,8 @@ class ImageEncoder(nn.Module):
     """A timm backbone that turns pictures into image tokens.
 
     Vision transformers return their tokens, prefix tokens (class, registers, distillation) first; convolutional and
-    hierarchical backbones return the cells of their last feature map.
+    hierarchical backbones return the cells of their last feature map. If `mirrored`, the tokens of the mirrored picture
+    come before those of the picture.
     """
 
     def __init__(self, config: VisionConfig, depth: int | None = None) -> None:
@@ -28,13 +29,20 @@ class ImageEncoder(nn.Module):
             backbones.check_token_blocks(self.backbone, config.name)
             self.indices = pick_evenly(len(self.backbone.blocks), depth)
         self.preprocess = backbones.preprocess_config(self.backbone, config)
+        self.mirrored = config.mirrored
         self.n_tokens, self.width = backbones.probe_output(self, self.preprocess.image_size, config)
-        self.grid: tuple[int, int] = backbones.token_grid(self.backbone, self.n_tokens)
+        self.grid: tuple[int, int] = backbones.token_grid(self.backbone, self.n_tokens // (1 + self.mirrored))
         """Rows and columns of the last rows * columns image tokens; prefix tokens come before these."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (B, 3, H, W) -> image tokens (B, S, width): one tensor, or one for each decoder block."""
+        if self.mirrored:
+            images = torch.stack([images.flip(-1), images], 1).flatten(0, 1)
         images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster in it
+        tokens = self._tokens(images)
+        return tuple(part.unflatten(0, (-1, 2)).flatten(1, 2) for part in tokens) if self.mirrored else tokens
+
+    def _tokens(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.indices is None:
             return (backbones.as_tokens(self.backbone.forward_features(images), self.backbone),)
         distinct = sorted(set(self.indices))

@@ -1,5 +1,6 @@
 """Computing and storing the features of a frozen backbone."""
 
+import copy
 import json
 from dataclasses import dataclass, replace
 
@@ -39,15 +40,20 @@ class FrozenBackbone:
         return replace(source, features=features, pixels=None)
 
 
-def frozen_backbone(start: Checkpoint, device: torch.device, half: bool, pictures: int) -> FrozenBackbone:
+def frozen_backbone(
+    start: Checkpoint, device: torch.device, half: bool, pictures: int, mirrored: bool
+) -> FrozenBackbone:
     """Return the backbone of `start`, whose features runs with other decoders share.
 
-    half: keep float16 instead of float32. pictures: number of pictures in the data set. Whether ONNX Runtime is used
-    depends on it, and not on how many are still to be computed: a run that was interrupted gets the same features.
+    half: keep float16 instead of float32. mirrored: whether the tokens of the mirrored picture are included.
+    pictures: number of pictures in the data set. Whether ONNX Runtime is used depends on it, and not on how many are
+    still to be computed: a run that was interrupted gets the same features.
     """
-    encoder, vision = start.model.encoder.to(device).eval(), start.model.config.vision
+    encoder, vision = copy.copy(start.model.encoder.to(device).eval()), start.model.config.vision
+    encoder.mirrored = mirrored
     geometry = json.dumps(vision.geometry, sort_keys=True)  # not all of it shows in the weights: num_heads, norm_eps
     key = f"{vision.name} {geometry} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
+    key += " mirrored" if mirrored else ""
     cache = FeatureCache(cache_folder() / "features", key, half)
     if device.type == "cpu" and pictures >= MIN_PICTURES:
         return FrozenBackbone(cache, OnnxEncoder(encoder))

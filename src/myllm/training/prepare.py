@@ -71,8 +71,8 @@ def prepare(
         # an adapter names its base, which must open again as a whole captioner
         base = formats.load_base(config.base) if config.lora.rank else formats.load(config.base)
         config = fit_to_base(config, base, given_options)
-        if config.text != base.model.config.text:
-            architecture = replace(base.model.config, text=config.text)
+        architecture = replace(base.model.config, text=config.text, vision=config.vision)
+        if architecture != base.model.config:
             base = replace(base, model=build_model(architecture, base.model.state_dict()))
     torch.manual_seed(config.seed)
     start = base or _new_checkpoint(config, splits["train"], tokenizer)
@@ -86,12 +86,12 @@ def prepare(
                 f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
                 "backbone's features; drop one of them"
             )
-    frozen = None
-    if config.vision.frozen:
-        count = len(splits["train"]) + len(splits["val"])
-        frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, count)
     sources = []
     for name in ("train", "val"):
+        frozen = None
+        if config.vision.frozen:
+            count, mirrored = len(splits["train"]) + len(splits["val"]), model.encoder.mirrored and name == "val"
+            frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, count, mirrored)
         readable, pixels = _readable(splits[name][:pictures], preprocess, frozen, findings, progress)
         if pictures is not None:
             readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
@@ -135,15 +135,15 @@ def _readable(
     return readable, pixels
 
 
-# Options of the model that a base does not fix: dropout, where weights came from, and what trains.
-NOT_GEOMETRY = ("text.dropout", "text.pretrained", "vision.frozen", "vision.pretrained")
+# Options of the model that a base does not fix: dropout, where weights came from, what trains, and mirrored pictures.
+NOT_GEOMETRY = ("text.dropout", "text.pretrained", "vision.frozen", "vision.mirrored", "vision.pretrained")
 
 
 def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection[str] = ()) -> TrainConfig:
     """Return `config` with the base's model options, and with those of its decoding options that are not set.
 
-    An option is set if it differs from the default or is in `given_options`. Dropout and `vision.frozen` may differ
-    from the base's; ConfigError is raised for other model options that are set and differ.
+    An option is set if it differs from the default or is in `given_options`. Dropout, `vision.frozen` and
+    `vision.mirrored` may differ from the base's; ConfigError is raised for other model options that are set and differ.
     """
     model = base.model.config
     options, of_base, default = (
@@ -158,7 +158,8 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
                 f"{name} is {options[name]}, but the base {config.base} has {of_base.get(name)}; leave that out"
             )
     text = replace(model.text, dropout=config.text.dropout) if "text.dropout" in is_set else model.text
-    vision = replace(model.vision, frozen=config.vision.frozen)
+    mirrored = config.vision.mirrored if "vision.mirrored" in is_set else model.vision.mirrored
+    vision = replace(model.vision, frozen=config.vision.frozen, mirrored=mirrored)
     given_decode = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
     set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given_decode}
     decode = replace(base.decode, **set_decode)

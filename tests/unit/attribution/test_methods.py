@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from myllm.attribution.methods import (
     DEFAULT_METHOD,
     METHODS,
+    PIXEL_METHODS,
     AttentionWeights,
     attention_with_weights,
     attribution_maps,
@@ -142,6 +144,20 @@ def with_one_visible_cell(model: VisionGPT2, cell: int) -> VisionGPT2:
 
     model.encode = encode_one_cell  # type: ignore[method-assign,assignment]
     return model
+
+
+@pytest.mark.parametrize("mode", ["last", "layerwise"])
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_a_mirrored_encoder_are_those_of_both_pictures(method: str, mode: str) -> None:
+    model = other_backbone("vit_tiny_patch16_224", mode, depth=2, embed_dim=32, num_heads=4)
+    mirrored = VisionGPT2(replace(model.config, vision=replace(model.config.vision, mirrored=True))).eval()
+    mirrored.load_state_dict(model.state_dict())
+    symmetric = (IMAGE + IMAGE.flip(-1)) / 2
+    once, twice = (attribution_maps(captioner, symmetric, TOKENS, method) for captioner in (model, mirrored))
+    if method not in PIXEL_METHODS:  # of a symmetric picture, both halves of the tokens are equal
+        torch.testing.assert_close(twice, (once + once.flip(-1)) / 2, rtol=1e-3, atol=1e-4)
+    left, right = (attribution_maps(mirrored, image, TOKENS, method) for image in (IMAGE, IMAGE.flip(-1)))
+    torch.testing.assert_close(left, right.flip(-1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["attention", "norm"])

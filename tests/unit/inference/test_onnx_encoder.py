@@ -8,8 +8,9 @@ from myllm.model.vision import ImageEncoder
 
 
 @pytest.mark.parametrize(("name", "depth"), [("test_efficientnet", None), ("vit_mini_conv8_64", 2)])
-def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None) -> None:
-    encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64), depth).eval()
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None, mirrored: bool) -> None:
+    encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64, mirrored=mirrored), depth).eval()
     onnx = OnnxEncoder(encoder)
     with torch.inference_mode():
         for count in (3, 1):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from myllm.checkpoints.hf_gpt2 import decoder_config
+from myllm.config import VisionConfig
 from myllm.files import write_json
 from myllm.model.gpt import GPT
 from myllm.model.gpt2_weights import transpose_conv1d
 from myllm.model.kv_cache import ImageKV
+from myllm.model.vision import ImageEncoder
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.model.weight_files import write_tensors
 
@@ -44,6 +46,16 @@ def test_vision_gpt2_groups_equal_separate_calls(model: VisionGPT2) -> None:
         for caption in range(3):
             alone = model(IMAGES[image, None], TOKENS[image, None, caption, None])
             assert_close(together[image, caption], alone[0, 0])
+
+
+@pytest.mark.parametrize("name", ["vit_mini_conv8_64", "test_efficientnet"])
+def test_a_mirrored_encoder_returns_the_tokens_of_the_mirrored_picture_and_then_those_of_the_picture(name: str) -> None:
+    config = VisionConfig(name, pretrained=False, image_size=64)
+    plain, mirrored = (ImageEncoder(replace(config, mirrored=value)).eval() for value in (False, True))
+    mirrored.load_state_dict(plain.state_dict())
+    (tokens,) = mirrored(IMAGES)
+    assert tokens.shape[1] == mirrored.n_tokens == 2 * plain.n_tokens and mirrored.grid == plain.grid
+    assert_close(tokens, torch.cat([plain(IMAGES.flip(-1))[0], plain(IMAGES)[0]], 1))
 
 
 def test_vision_gpt2_parts_called_in_turn_equal_forward(model: VisionGPT2) -> None:

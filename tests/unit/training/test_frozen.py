@@ -20,12 +20,12 @@ CPU = torch.device("cpu")
 
 
 def test_frozen_backbone_uses_onnx_only_for_many_pictures_on_a_cpu(tiny_checkpoint: Checkpoint) -> None:
-    assert isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES).encode, OnnxEncoder)
-    assert not isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES - 1).encode, OnnxEncoder)
+    assert isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES, False).encode, OnnxEncoder)
+    assert not isinstance(frozen_backbone(tiny_checkpoint, CPU, False, MIN_PICTURES - 1, False).encode, OnnxEncoder)
 
 
 def folder(checkpoint: Checkpoint, model: VisionGPT2) -> Path:
-    return frozen_backbone(replace(checkpoint, model=model), CPU, False, 1).cache.folder
+    return frozen_backbone(replace(checkpoint, model=model), CPU, False, 1, False).cache.folder
 
 
 @pytest.mark.parametrize("geometry", [{"num_heads": 2}, {"norm_eps": 1e-3}])

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from myllm.checkpoints.native import Checkpoint
-from myllm.config import CaptionerConfig, DecodeConfig
+from myllm.config import CaptionerConfig, DecodeConfig, VisionConfig
 from myllm.errors import ConfigError
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.presets import preset_config
@@ -40,6 +41,32 @@ def test_fit_to_base_takes_dropout_from_the_base_unless_it_is_given(
     assert fit_to_base(DEFAULT, base).text.dropout == 0.0
     assert fit_to_base(DEFAULT, base, given_options={"text.dropout"}).text.dropout == 0.1
     assert fit_to_base(dropped, base).text == replace(base.model.config.text, dropout=0.4)
+
+
+def test_fit_to_base_takes_mirrored_from_the_base_unless_it_is_given(tiny_checkpoint: Checkpoint) -> None:
+    mirrored = replace(DEFAULT, vision=replace(DEFAULT.vision, mirrored=True))
+    config = fit_to_base(mirrored, tiny_checkpoint)
+    assert config.vision == replace(tiny_checkpoint.model.config.vision, mirrored=True)
+    base = replace(tiny_checkpoint, model=VisionGPT2(config.captioner))
+    assert fit_to_base(DEFAULT, base).vision.mirrored
+    assert not fit_to_base(DEFAULT, base, given_options={"vision.mirrored"}).vision.mirrored
+
+
+def test_prepare_mirrors_only_validation_pictures_of_a_frozen_backbone(
+    tiny_picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    vision = VisionConfig("vit_mini_conv8_64", pretrained=False, frozen=True, mirrored=True)
+    prepared = prepare(preset_config("scenes", data=str(tiny_picture_folder), vision=vision, views=2))
+    encoder = prepared.model.encoder
+    assert prepared.train.features is not None and prepared.val.features is not None
+    first = torch.tensor([0])
+    with torch.inference_mode():
+        (plain,), (both,) = prepared.train.features.rows(first), encoder(prepared.train.images([0]))
+        (validated,), (expected,) = prepared.val.features.rows(first), encoder(prepared.val.images([0]))
+    assert encoder.mirrored
+    torch.testing.assert_close(plain, both[:, encoder.n_tokens // 2 :], rtol=0, atol=1e-5)
+    torch.testing.assert_close(validated, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vision.pretrained", "vision.frozen", "text.vocab_size", "epochs", "decode.beams"])
