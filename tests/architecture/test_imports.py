@@ -25,7 +25,7 @@ HOMES = {
     "httpcore2": ["apps/remote_pictures.py"],
     "prometheus_client": ["apps/server_metrics.py"],
     "uvicorn": ["apps/serve.py", "apps/connections.py"],
-    "onnxruntime": ["inference/onnx_captioner.py", "inference/onnx_encoder.py", "inference/onnx_stepper.py"],
+    "onnxruntime": [f"inference/onnx_{part}.py" for part in ("captioner", "encoder", "sessions", "stepper")],
 }
 MAX_LINES = 400
 
