@@ -104,7 +104,9 @@ class CaptionSource:
 
     def view_images(self, numbers: Sequence[int]) -> Tensor:
         """Return views of pictures (B, 3, H, W) float32, normalised; view v of picture n is number n * views + v."""
-        images = self.resized([number // self.views for number in numbers])
+        pictures = [number // self.views for number in numbers]
+        distinct = sorted(set(pictures))  # each is decoded once
+        images = self.resized(distinct)[[distinct.index(picture) for picture in pictures]]
         for row, number in enumerate(numbers):
             if number % self.views:
                 picture = Image.fromarray(images[row].permute(1, 2, 0).numpy())

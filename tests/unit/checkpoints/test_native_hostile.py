@@ -287,7 +287,7 @@ def loads_or_is_refused(path: Path) -> None:
 
 
 BYTE_CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8)
-mutations = settings(max_examples=1_000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+mutations = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def changed(content: bytes, changes: list[tuple[float, int]], within: int | None = None) -> bytes:
