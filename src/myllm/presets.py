@@ -33,7 +33,7 @@ PHOTOS = {
 REWARDS = {
     "self_critical": {"samples": 5, "people_weight": 0.25}, "captions_per_image": 2, "text": {"dropout": 0.35},
     "ema": 0.995, "lr": 4e-4, "muon_lr": 2e-3, "val_images": 1000, "best_by": "CIDEr-D",
-    "decode": {"length_penalty": 1.5},
+    "decode": {"length_penalty": 1.2},
 }
 
 PRESETS = _Presets({
