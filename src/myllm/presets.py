@@ -33,7 +33,6 @@ PHOTOS = {
 REWARDS = {
     "self_critical": {"samples": 5, "people_weight": 0.25}, "captions_per_image": 2, "text": {"dropout": 0.35},
     "ema": 0.995, "lr": 4e-4, "muon_lr": 2e-3, "val_images": 1000, "best_by": "CIDEr-D",
-    "decode": {"length_penalty": 1.2},
 }
 
 PRESETS = _Presets({
@@ -53,8 +52,8 @@ PRESETS = _Presets({
     },
     "photos-fast": {
         "vision": {"name": "tf_efficientnet_lite0", **FROZEN},
-        **PHOTOS, "epochs": 6, "max_minutes": 10.0,
-        "next_runs": ({**REWARDS, "epochs": 5, "max_minutes": 12.0},),
+        **PHOTOS, "epochs": 6, "max_minutes": 14.0,
+        "next_runs": ({**REWARDS, "epochs": 5, "max_minutes": 8.0},),
     },
     "photos": {
         "vision": {"name": "tf_efficientnet_lite2", **FROZEN},
