@@ -126,9 +126,9 @@ def encoder_rollout(model: VisionGPT2, image: Tensor) -> Tensor:
         encoder(image)
     products = [identity]
     for weights in attentions.weights:
-        mixed = torch.block_diag(*weights.mean(1))  # the picture and its mirror image are apart
-        if mixed.shape != identity.shape:
+        if (len(weights) * weights.shape[2], len(weights) * weights.shape[3]) != identity.shape:
             return identity.expand(depth, -1, -1)
+        mixed = torch.block_diag(*weights.mean(1))  # the picture and its mirror image are apart
         products.append((identity + mixed) / 2 @ products[-1])
     readings = [len(products) - 2] * depth if encoder.indices is None else encoder.indices
     return torch.stack([products[index + 1] for index in readings])

@@ -86,12 +86,14 @@ def prepare(
                 f"lora.targets has {in_backbone[0]}, a layer of the backbone, and vision.frozen keeps the "
                 "backbone's features; drop one of them"
             )
+    backbones = {}  # by whether they read mirrored pictures, too
+    if config.vision.frozen:
+        count, device = len(splits["train"]) + len(splits["val"]), choose_device(config.devices)
+        for mirrored in {False, model.encoder.mirrored}:
+            backbones[mirrored] = frozen_backbone(start, device, config.half_features, count, mirrored)
     sources = []
     for name in ("train", "val"):
-        frozen = None
-        if config.vision.frozen:
-            count, mirrored = len(splits["train"]) + len(splits["val"]), model.encoder.mirrored and name == "val"
-            frozen = frozen_backbone(start, choose_device(config.devices), config.half_features, count, mirrored)
+        frozen = backbones.get(model.encoder.mirrored and name == "val")
         readable, pixels = _readable(splits[name][:pictures], preprocess, frozen, findings, progress)
         if pictures is not None:
             readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
