@@ -57,7 +57,8 @@ class TrainConfig:
     max_steps: Annotated[int | None, Range.POSITIVE] = None
     """Stop after this many optimizer steps; the learning rate schedule ends there too."""
     max_minutes: Annotated[float | None, Range.POSITIVE] = None
-    """Stop after this many minutes of training; the learning rate schedule ends there too."""
+    """Stop after this many minutes of training; the learning rate schedule ends there too. A run that ends earlier
+    leaves the rest to the next of next_runs, if that has a limit of minutes."""
     batch_size: Annotated[int, Range.POSITIVE] = 32
     """Pictures per batch."""
     accumulate: Annotated[int, Range.POSITIVE] = 1

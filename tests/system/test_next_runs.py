@@ -105,3 +105,30 @@ def test_options_given_with_a_preset_hold_for_all_its_runs(
     assert train(tmp_path / "run", "--preset=photos-fast", "--epochs=1", "--quiet") == 0
     rows = [(tmp_path / "run" / name / "metrics.csv").read_text().splitlines() for name in ("run1", ".")]
     assert [len(row) for row in rows] == [2, 2]
+
+
+def test_minutes_that_a_run_does_not_need_are_left_to_the_next(
+    train: Callable[..., int], recipe: Path, tmp_path: Path
+) -> None:
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("max_minutes: 5\nnext_runs:\n- {max_minutes: 3}\n- {max_minutes: null}\n")
+    out = tmp_path / "run"
+    assert train(out, "--epochs=1", "--quiet", "--config", str(limits)) == 0
+    states = [torch.load(out / name / "last.pt", weights_only=True) for name in ("run1", "run2", ".")]
+    needed = states[0]["state"]["seconds"] / 60
+    assert 0 < needed < 5
+    assert [state["config"]["max_minutes"] for state in states] == [5, pytest.approx(8 - needed), None]
+
+
+def test_a_run_resumed_with_its_preset_keeps_the_minutes_left_to_it(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from myllm import presets
+
+    preset = {"max_minutes": 5.0, "next_runs": ({"max_minutes": 3.0},)}
+    monkeypatch.setitem(presets.PRESETS, "photos-fast", preset)
+    assert train(tmp_path / "run", "--preset=photos-fast", "--epochs=1", "--quiet") == 0
+    before = torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]["max_minutes"]
+    assert train(tmp_path / "run", "--preset=photos-fast", "--epochs=1", "--quiet", "--resume") == 0
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]["max_minutes"] == before > 7
+    assert "max_minutes" not in capsys.readouterr().err

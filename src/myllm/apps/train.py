@@ -101,9 +101,13 @@ def run_all(
     for number in range(max(begun, default=0), len(runs)):
         if len(runs) > 1:
             display.say(f"Run {number + 1} of {len(runs)}", style="bold")
+        run = runs[number]
+        if number and run.max_minutes:
+            unused = run_state.unused_minutes(folders[number - 1]) if ranks.is_first else 0.0
+            run = replace(run, max_minutes=run.max_minutes + ranks.from_first(unused))
         try:
             is_last = number == len(runs) - 1
-            trained = run_training(runs[number], display, number in begun, given_options, ranks, begin, is_last)
+            trained = run_training(run, display, number in begun, given_options, ranks, begin, is_last)
         except SystemExit:
             again = f"myllm train --out {shlex.quote(options.out)} --resume"
             display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")

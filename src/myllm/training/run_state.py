@@ -112,6 +112,16 @@ def load(folder: Path) -> tuple[dict[str, Any], Path]:
     )
 
 
+def unused_minutes(folder: Path) -> float:
+    """Return how many of its `max_minutes` a finished run did not need; 0 if it had no such limit.
+
+    Raises CheckpointError.
+    """
+    content, _ = load(folder)
+    limit = content["config"]["max_minutes"]
+    return max(0.0, limit - content["state"]["seconds"] / 60) if limit else 0.0
+
+
 def restore_counters(saved: Mapping[str, Any]) -> RunState:
     """Return the counters of a saved state; those of other versions are ignored."""
     known = {counter.name for counter in fields(RunState)}
