@@ -19,7 +19,7 @@ from PIL import Image
 from myllm.apps.cli import main
 from myllm.errors import MyLLMError
 
-COUNT = 120
+COUNT = 60
 Jsonl = Callable[[Path], list[dict[str, Any]]]
 
 

@@ -5,6 +5,7 @@ import logging
 import warnings
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import onnxruntime
 import torch
@@ -57,7 +58,9 @@ class OnnxEncoder:
         images = torch.zeros(2, 3, *self.encoder.preprocess.image_size)
         file: Any = io.BytesIO()  # which the exporter's types do not allow
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            # torch 2.14 prints the graph of a backbone that it cannot export, thousands of lines, on standard output
+            silent = patch.object(torch._C, "_jit_onnx_log")
+            with torch.no_grad(), silent, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # this exporter is deprecated, but takes 0.5 s instead of 9 s
                 logging.disable(logging.WARNING)
                 torch.onnx.export(

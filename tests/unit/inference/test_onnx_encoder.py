@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import VisionConfig
@@ -21,12 +22,15 @@ def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None
                 torch.testing.assert_close(result, values, rtol=0, atol=1e-5 * float(values.abs().max()))
 
 
-def test_onnx_encoder_is_torch_if_the_backbone_cannot_be_traced(
-    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+def test_onnx_encoder_is_torch_if_the_backbone_has_no_form_in_onnx_and_prints_nothing(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("no counterpart")
-
-    monkeypatch.setattr("torch.onnx.export", refuse)
     encoder, images = tiny_checkpoint.model.encoder, torch.randn(2, 3, 64, 64)
+    tokens = encoder._tokens
+
+    def without_counterpart(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part + torch.special.bessel_j0(part) for part in tokens(images))
+
+    monkeypatch.setattr(encoder, "_tokens", without_counterpart)
     assert torch.equal(OnnxEncoder(encoder)(images)[0], encoder(images)[0])
+    assert capfd.readouterr() == ("", "")
