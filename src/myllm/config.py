@@ -5,7 +5,7 @@ The docstring of a field is its help text on the command line.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from myllm.errors import ConfigError
@@ -201,9 +201,10 @@ class DecodeConfig:
     num_return_sequences: Annotated[int | None, Range.BEAMS] = None
     """Number of captions for each picture, best first. Beam search returns one for each beam by default, and cannot
     return more; otherwise the default is 1."""
-    rank_by: Literal["score", "consensus"] = "score"
-    """Which of several captions is the best: the most likely (score), or the one most similar to the others by CIDEr-D
-    (consensus)."""
+    rank_by: Literal["score", "consensus", "retrieval"] = "score"
+    """Which of several captions is the best: the most likely (score), the one most similar to the others by CIDEr-D
+    (consensus), or one that is likely and similar to the captions of training pictures that look alike (retrieval). A
+    captioner trained with --decode.rank_by retrieval keeps the captions of its training pictures for that."""
     num_beam_groups: Annotated[int, Range.POSITIVE] = 1
     """Diverse beam search: number of groups that the beams are divided into."""
     diversity_penalty: Annotated[float, Range.WEIGHT] = 0.0
@@ -236,6 +237,10 @@ class DecodeConfig:
         if changed and not self.do_sample:
             raise ConfigError(f"decode.{' and decode.'.join(changed)} change nothing without decode.do_sample true")
 
+    def without_retrieval(self) -> "DecodeConfig":
+        """Return the options for a captioner that has no index of training pictures: it ranks captions by score."""
+        return replace(self, rank_by="score") if self.rank_by == "retrieval" else self
+
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults."""
         return {name: value for name, value in asdict(self).items() if value != getattr(DecodeConfig, name)}
@@ -246,6 +251,11 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.num_return_sequences {count} with decode.beams {self.beams}: beam search finds as many "
                 "captions as it has beams; take more beams, or decode.do_sample true"
+            )
+        if self.rank_by == "retrieval" and self.beams < 2 and (count or 1) < 2:
+            raise ConfigError(
+                "decode.rank_by retrieval chooses between captions and needs at least 2: set decode.beams, or "
+                "decode.num_return_sequences with decode.do_sample"
             )
         if self.rank_by == "consensus" and (count or self.beams) < 3:
             raise ConfigError(

@@ -134,6 +134,10 @@ class TrainConfig:
                 "captioner that they were trained on; give one by --base, or train without --lora.rank"
             )
 
+        if self.lora.rank and self.decode.rank_by == "retrieval":
+            raise ConfigError(
+                "decode.rank_by retrieval with lora.rank: an adapter has no index of training pictures; take score"
+            )
         if self.self_critical.samples and self.base is None:
             raise ConfigError(
                 f"self_critical.samples {self.self_critical.samples} without base: samples of an untrained captioner "

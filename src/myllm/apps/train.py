@@ -39,6 +39,7 @@ from myllm.model.weight_files import count_parameters
 from myllm.presets import PRESETS
 from myllm.training import run_state
 from myllm.training.dry_run import PICTURES, dry_run
+from myllm.training.index import save_index
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks, started_by_torchrun
 from myllm.training.run_sequence import run_sequence, with_saved_options
@@ -243,8 +244,12 @@ def finish(
     display.say(
         f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
-    captioner = Captioner.load(config.out, device=config.devices)
     paths, out = data_paths(config.data), Path(config.out)
+    if config.decode.rank_by == "retrieval":
+        with display.progress() as progress:
+            device = choose_device(config.devices)
+            save_index(out / native.FILE_NAME, prepared.train, config.decode, device, progress)
+    captioner = Captioner.load(config.out, device=config.devices)
     things = read_things(paths[0]) if len(paths) == 1 else {}
     data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))
     with display.progress() as progress:

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.native import Checkpoint, without_index
 from myllm.errors import CheckpointError, ConfigError
 
 
 def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: Sequence[float] = ()) -> Checkpoint:
-    """Return the first captioner with the mean weights in its model, and without calibration, which no longer holds.
+    """Return the first captioner with the mean weights in its model.
+
+    It has no calibration and no index of training pictures: they no longer hold.
 
     names: the captioners' files, for messages. weights: one number for each captioner, scaled to a sum of 1; equal by
     default. Raises ConfigError if there are fewer than two captioners or the weights do not fit, and CheckpointError,
@@ -34,7 +36,8 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
     shares = [weight / sum(weights) for weight in weights]
     first.model.load_state_dict({key: _mean([state[key] for state in states], shares) for key in states[0]})
     sources = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
-    return replace(first, provenance={**first.provenance, "mean of": sources}, calibration=None)
+    provenance = {**first.provenance, "mean of": sources}
+    return replace(without_index(first), provenance=provenance, calibration=None)
 
 
 def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from myllm.checkpoints.native import Checkpoint
 from myllm.errors import CheckpointError
 from myllm.hub import ID, describe
 
-OTHER_FILES = ["*.json", "merges.txt"]
+OTHER_FILES = ["*.json", "merges.txt", native.INDEX_NAME]
 # Only the first of these that a repository has is downloaded.
 WEIGHTS = ["model*.safetensors", "captioner.pt", "pytorch_model*.bin", "adapter_model.safetensors"]
 

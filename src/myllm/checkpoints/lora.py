@@ -19,7 +19,7 @@ from torch import Tensor
 from myllm.checkpoints import native
 from myllm.checkpoints.build import is_finite
 from myllm.checkpoints.checks import dataclass_from_dict, with_current_names
-from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.native import Checkpoint, without_index
 from myllm.config import CaptionsConfig, DecodeConfig, LoraConfig, nearest
 from myllm.errors import CheckpointError, reason
 from myllm.files import atomic_write, json_text, read_json
@@ -179,8 +179,12 @@ def check_fits(adapter: Adapter, model: VisionGPT2, base: str, base_hash: str) -
 
 
 def with_options(adapter: Adapter, base: Checkpoint) -> Checkpoint:
-    """Return the base with the adapter's decoding defaults and provenance if it has them, and without calibration."""
+    """Return the base with the adapter's decoding defaults and provenance if it has them.
+
+    It has no calibration and no index: they are those of the base's captions.
+    """
     notes = {} if adapter.base_hash else {"notes": [NO_HASH]}
     provenance = {"base": adapter.base, **adapter.provenance, **notes}
+    base = without_index(base)
     captions, decode = adapter.captions or base.captions, adapter.decode or base.decode
     return replace(base, captions=captions, decode=decode, provenance=provenance, calibration=None)

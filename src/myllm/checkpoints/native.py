@@ -4,7 +4,7 @@ Two formats hold the same parts: a file, captioner.pt, and a folder of safetenso
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from myllm.checkpoints import checks
 from myllm.checkpoints.build import TIED, build_model, is_finite
 from myllm.checkpoints.card import model_card
 from myllm.config import FORMAT_VERSION, CaptionerConfig, CaptionsConfig, DecodeConfig, PreprocessConfig
+from myllm.decoding.retrieval import CaptionIndex
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import atomic_folder, atomic_write, json_text, read_json, write_json
 from myllm.model.vision_gpt2 import VisionGPT2
@@ -25,7 +26,8 @@ from myllm.model.weight_files import read_content, read_tensors, write_tensors
 FORMAT = "myllm-captioner"
 FILE_NAME = "captioner.pt"
 TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
-FILE_PARTS = ("tokenizer", "model")  # stored in files of their own in a folder; config.json holds the others
+INDEX_NAME = "index.safetensors"
+FILE_PARTS = ("tokenizer", "model", "index")  # stored in files of their own in a folder; config.json holds the others
 CALIBRATION = "calibration"
 EXPECTED = (
     f"expected a {FILE_NAME} or the run folder that holds it, or a folder of {TENSORS_NAME}, {CONFIG_NAME} and "
@@ -46,6 +48,13 @@ class Checkpoint:
     """How it was made: data, metrics, seed; "notes" are messages for its users."""
     calibration: Calibration | None = None
     """Makes confidence an estimate of correctness; None if the captioner was never calibrated."""
+    index: CaptionIndex | None = None
+    """Captions of its training pictures, for `decode.rank_by` retrieval."""
+
+
+def without_index(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the captioner without its index of training pictures; it then ranks captions by score."""
+    return replace(checkpoint, index=None, decode=checkpoint.decode.without_retrieval())
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -56,6 +65,8 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None = None) -
     tensors = _tensors_to_store(checkpoint.model, dtype)
     tensors |= {tied: tensors[name] for tied, name in TIED.items()}
     content = {**_metadata(checkpoint), "tokenizer": checkpoint.tokenizer.to_str(), "model": tensors}
+    if checkpoint.index is not None:
+        content["index"] = index_tensors(checkpoint.index)
     with atomic_write(path) as file:
         torch.save(content, file)
 
@@ -72,6 +83,8 @@ def save_folder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None 
         parts = checkpoint.model, checkpoint.decode, checkpoint.provenance, folder.name, checkpoint.calibration
         (out / "README.md").write_text(model_card(*parts), encoding="utf-8")
         write_tensors(tensors, out / TENSORS_NAME)
+        if checkpoint.index is not None:
+            write_tensors(index_tensors(checkpoint.index), out / INDEX_NAME)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> Path:
@@ -148,7 +161,9 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     home = folder.resolve()
     # a folder in Hugging Face's cache holds links to files in `blobs`
     homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
-    for file in (folder / TENSORS_NAME, folder / CONFIG_NAME, folder / TOKENIZER_NAME):
+    index = folder / INDEX_NAME
+    names = (TENSORS_NAME, CONFIG_NAME, TOKENIZER_NAME, *([INDEX_NAME] if index.exists() else []))
+    for file in (folder / name for name in names):
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; {EXPECTED}")
         if file.resolve().parent not in homes:
@@ -163,7 +178,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes().decode(errors="replace")
     except OSError as error:
         raise CheckpointError(f"{folder / TOKENIZER_NAME}: cannot be read ({reason(error)})") from error
-    return content | {"tokenizer": tokenizer, "model": read_tensors(folder / TENSORS_NAME)}
+    more = {"index": read_tensors(index)} if index.exists() else {}
+    return content | {"tokenizer": tokenizer, "model": read_tensors(folder / TENSORS_NAME), **more}
 
 
 def _assemble(content: Mapping[str, Any]) -> Checkpoint:
@@ -185,7 +201,21 @@ def _assemble(content: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         model, tokenizer, preprocess, captions, decode, checks.with_current_names(provenance),
         None if calibration is None else Calibration.from_json(checks.with_current_names(calibration)),
+        read_index(content["index"]) if "index" in content else None,
     )
+
+
+def index_tensors(index: CaptionIndex) -> dict[str, Tensor]:
+    """Return the arrays of an index as tensors, by name."""
+    return {name: torch.from_numpy(array) for name, array in index.as_arrays().items()}
+
+
+def read_index(tensors: Mapping[str, Tensor]) -> CaptionIndex:
+    """Return the index whose tensors were saved. Raises CheckpointError if they do not fit together."""
+    try:
+        return CaptionIndex.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"its captions of training pictures are damaged ({reason(error)})") from error
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -40,10 +40,11 @@ class _GroupSearch:
     """Beam search of one group of one image."""
 
     ended: list[Hypothesis] = field(default_factory=list)
+    """Finished captions, best first."""
     is_over: bool = False
 
-    def add(self, hypothesis: Hypothesis, beams: int) -> None:
-        self.ended = best_first([*self.ended, hypothesis])[:beams]
+    def add(self, hypothesis: Hypothesis) -> None:
+        self.ended = best_first([*self.ended, hypothesis])
 
 
 class Beams:
@@ -85,9 +86,13 @@ class Beams:
         return Choice(np.array(rows, np.int64), origin, tokens, logprobs)
 
     def results(self) -> list[list[Hypothesis]]:
-        """Return the finished captions of all groups of each image, best first."""
+        """Return the finished captions of all groups of each image, best first: one for each beam.
+
+        If they are ranked by agreement, return all that were found.
+        """
+        count = None if self.config.rank_by == "retrieval" else self.width
         return [
-            best_first([hypothesis for search in groups for hypothesis in search.ended])
+            best_first([hypothesis for search in groups for hypothesis in search.ended[:count]])
             or [Hypothesis([], ended_by="failed", error=error)]
             for groups, error in zip(self.searches, self.errors, strict=True)
         ]
@@ -183,7 +188,7 @@ class Beams:
             if ended_by == "length":
                 continuing.append(candidate)
             elif position < self.width:
-                search.add(self._hypothesis(history, row, candidate, ended_by), self.width)
+                search.add(self._hypothesis(history, row, candidate, ended_by))
         search.is_over = self._is_over(search, max((beam.total for beam in continuing), default=IMPOSSIBLE), length)
         if search.is_over:
             if not search.ended:
@@ -191,7 +196,7 @@ class Beams:
             return []
         if length == self.config.max_new_tokens:  # unfinished captions count as they are
             for candidate in continuing:
-                search.add(self._hypothesis(history, row, candidate, "length"), self.width)
+                search.add(self._hypothesis(history, row, candidate, "length"))
         return continuing
 
     def _hypothesis(self, history: History, row: int, candidate: _Candidate, ended_by: Ending) -> Hypothesis:
@@ -218,4 +223,4 @@ class Beams:
             return True
         if self.config.early_stopping == "never" and self.config.length_penalty > 0:
             length = self.config.max_new_tokens
-        return search.ended[-1].rank >= best_open / length**self.config.length_penalty
+        return search.ended[self.width - 1].rank >= best_open / length**self.config.length_penalty

@@ -72,6 +72,9 @@ class SearchRequest:
     """Argument of `stepper.start` for as many grey pictures; needed by `contrastive_weight`."""
     seeds: Sequence[int] = ()
     """A random seed for each image; needed by `do_sample`."""
+    agreement: Callable[[int, Sequence[Sequence[int]]], Sequence[float]] | None = None
+    """Returns how well captions of an image, as tokens, agree with those of pictures like it; needed by `rank_by`
+    retrieval."""
     is_given_up: Callable[[int], bool] | None = None
     """Called with each image's index after each step; returns whether to give up its caption. The image then fails."""
 

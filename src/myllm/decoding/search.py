@@ -5,6 +5,7 @@ from contextlib import closing
 
 from myllm.decoding.beam import Beams
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
+from myllm.decoding.retrieval import by_agreement
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
@@ -25,7 +26,13 @@ def generate(
     results = strategy.results()
     if config.rank_by == "consensus":
         results = [by_consensus(hypotheses) for hypotheses in results]
-    return [hypotheses[: config.num_return_sequences] for hypotheses in results]
+    if config.rank_by == "retrieval":
+        assert request.agreement is not None
+        results = [
+            by_agreement(hypotheses, request.agreement(image, [hypothesis.tokens for hypothesis in hypotheses]))
+            for image, hypotheses in enumerate(results)
+        ]
+    return [hypotheses[: config.num_return_sequences or strategy.captions] for hypotheses in results]
 
 
 def by_consensus(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:

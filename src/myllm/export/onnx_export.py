@@ -26,6 +26,7 @@ from myllm.checkpoints.hf_vision_encoder_decoder import config_files
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import VERSION
 from myllm.data.tokenizer import end_token
+from myllm.decoding.retrieval import INDEX_NAME
 from myllm.errors import ConfigError, reason
 from myllm.export.onnx_graph import BLOCK_SIZE, OPSET, Graph, make_model, quantize_by_block, quantize_by_channel
 from myllm.files import atomic_folder, write_json
@@ -45,6 +46,8 @@ def to_folder(
     checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32", progress: Progress = no_progress
 ) -> None:
     """Write onnx/encoder_model*.onnx, onnx/decoder_model_merged*.onnx, the tokenizer and the configuration.
+
+    An index of training pictures is written too, as arrays of numpy.
 
     encoder: pixel_values (B, 3, H, W) float32 -> last_hidden_state (B, 2 * n_layer * n_head * S, head_dim): the keys
     and values of B pictures for every decoder block, so that no decoding step computes them again.
@@ -79,6 +82,8 @@ def to_folder(
         onnx.save(encoder, out / "onnx" / f"encoder_model{suffix}.onnx")
         onnx.save(decoder, out / "onnx" / f"decoder_model_merged{suffix}.onnx")
         write_tokenizer(checkpoint.tokenizer, model.config.text.n_positions, out)
+        if checkpoint.index is not None:
+            np.savez(out / INDEX_NAME, allow_pickle=False, **checkpoint.index.as_arrays())
         for name, values in facts.items():
             write_json(values, out / f"{name}.json")
 

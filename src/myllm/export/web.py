@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from myllm.checkpoints.native import Checkpoint
+from myllm.checkpoints.native import Checkpoint, without_index
 from myllm.config import DecodeConfig
 from myllm.errors import ConfigError, MyLLMError
 from myllm.export import onnx_export
@@ -41,7 +41,8 @@ def to_folder(checkpoint: Checkpoint, folder: Path, precision: Precision, progre
     """
     runtime = fetch_runtime()
     with atomic_folder(folder) as out:
-        onnx_export.to_folder(checkpoint, out / "model", precision, progress)
+        # the page ranks captions by score
+        onnx_export.to_folder(without_index(checkpoint), out / "model", precision, progress)
         for name, path in page_files("browser").items():
             shutil.copyfile(path, out / name)
         shutil.copytree(runtime, out / "runtime")

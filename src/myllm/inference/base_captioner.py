@@ -19,9 +19,10 @@ from myllm.caption import Calibration, Caption, Follower
 from myllm.config import DecodeConfig
 from myllm.data.records import quantity
 from myllm.decoding.engine import SearchRequest
+from myllm.decoding.retrieval import CaptionIndex
 from myllm.errors import ConfigError
 from myllm.files import Picture, StoredImage
-from myllm.inference.generate import generate_captions, make_vocabulary, stream_text
+from myllm.inference.generate import generate_captions, make_vocabulary, require_index, stream_text
 from myllm.option_checks import has_type
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class VariantProtocol(Protocol):
     def calibration(self) -> Calibration | None: ...
     @property
     def n_positions(self) -> int: ...
+    @property
+    def index(self) -> CaptionIndex | None: ...
 
 
 Pixels = TypeVar("Pixels")  # a preprocessed picture
@@ -218,4 +221,6 @@ def _replace_options(variant: VariantProtocol, changes: Mapping[str, Any]) -> De
         raise ConfigError(
             f"decode.max_new_tokens {options.max_new_tokens} is more than the model's context of {context} tokens"
         )
+    if options.rank_by == "retrieval":
+        require_index(variant.index)
     return options

@@ -149,7 +149,8 @@ class Captioner(BaseCaptioner[Tensor, torch.Generator, Variant]):
     ) -> SearchRequest:
         if len(rows) < encoded.batch_size:
             encoded = encoded.select(torch.tensor(rows, device=self.device))
-        return make_search(variant.checkpoint.model, self._vocabulary(), encoded, decode, seeds, variant.stepper())
+        model, stepper = variant.checkpoint.model, variant.stepper()
+        return make_search(model, self._vocabulary(), encoded, decode, seeds, stepper, variant.index)
 
     def _draw_seeds(self, count: int, generator: torch.Generator | None) -> list[int]:
         device = None if generator is None else generator.device

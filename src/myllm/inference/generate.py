@@ -11,8 +11,10 @@ from tokenizers import Tokenizer
 from myllm.caption import Caption, Follower, encode_text, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
+from myllm.decoding.arrays import Floats
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
+from myllm.decoding.retrieval import CaptionIndex
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.decoding.search import generate
 from myllm.errors import ConfigError
@@ -84,6 +86,24 @@ def stream_text(
             if len(longer) > len(text):
                 yield longer[len(text) :]
                 text = longer
+
+
+def find_agreement(
+    index: CaptionIndex | None, means: Floats
+) -> Callable[[int, Sequence[Sequence[int]]], Sequence[float]]:
+    """Return `SearchRequest.agreement` for pictures whose values have these means (B, C). Raises ConfigError."""
+    neighbours = require_index(index).neighbours(means)
+    return lambda image, captions: require_index(index).agreement(neighbours[image], captions)
+
+
+def require_index(index: CaptionIndex | None) -> CaptionIndex:
+    """Return the index. Raises ConfigError if there is none."""
+    if index is None:
+        raise ConfigError(
+            "decode.rank_by retrieval: this captioner has no index of its training pictures; train one with "
+            "--decode.rank_by retrieval, or take score or consensus"
+        )
+    return index
 
 
 def incomplete_bytes(text: bytes) -> int:

@@ -17,11 +17,12 @@ from myllm.config import CaptionsConfig, DecodeConfig, PreprocessConfig
 from myllm.data.images import Preprocess
 from myllm.decoding.arrays import Floats, Ints
 from myllm.decoding.engine import SearchRequest, Stepper
+from myllm.decoding.retrieval import INDEX_NAME, CaptionIndex
 from myllm.device import count_cores
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
-from myllm.inference.generate import fit_prefix
+from myllm.inference.generate import find_agreement, fit_prefix
 
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 PAST = "past_key_values"
@@ -34,16 +35,16 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
 
     def __init__(
         self, encoder: onnxruntime.InferenceSession, decoder: onnxruntime.InferenceSession, tokenizer: Tokenizer,
-        facts: Mapping[str, Any],
+        facts: Mapping[str, Any], index: CaptionIndex | None = None,
     ) -> None:
-        """facts: the entry `myllm` of config.json."""
+        """facts: the entry `myllm` of config.json. index: captions of training pictures, for `rank_by` retrieval."""
         super().__init__(tokenizer)
         self.encoder, self.decoder = encoder, decoder
         self.decode = dataclass_from_dict(DecodeConfig, facts["decode"])
         self.captions = dataclass_from_dict(CaptionsConfig, facts["captions"])
         calibration = facts.get("calibration")  # earlier exports have none
         self.calibration = None if calibration is None else Calibration.from_json(with_current_names(calibration))
-        self.precision = str(facts["precision"])
+        self.precision, self.index = str(facts["precision"]), index
         self._end, self.n_positions = int(facts["given"][0]), int(facts["n_positions"])
         preprocess = dataclass_from_dict(PreprocessConfig, facts["preprocess"])
         check_preprocess(preprocess, tuple(encoder.get_inputs()[0].shape[2:]))
@@ -65,7 +66,11 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
             )
         encoder, decoder = _session(folder, ENCODER, threads), _session(folder, DECODER, threads)
         try:
-            opened = cls(encoder, decoder, Tokenizer.from_file(str(folder / "tokenizer.json")), facts)
+            tokenizer, index = Tokenizer.from_file(str(folder / "tokenizer.json")), None
+            if (folder / INDEX_NAME).exists():
+                with np.load(folder / INDEX_NAME) as arrays:
+                    index = CaptionIndex.from_arrays(arrays)
+            opened = cls(encoder, decoder, tokenizer, facts, index)
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         except Exception as error:  # an edited file can raise anything, and tokenizers raises bare Exception
@@ -120,7 +125,11 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
             grey = self._encode(self, [np.zeros((3, *self._preprocess.size), np.float32)])
             blind = np.repeat(grey, len(rows), axis=0)
         stepper = ExportStepper(self.decoder)
-        return SearchRequest(stepper, encoded[rows], len(rows), self._end, decode, prefix, vocabulary, blind, seeds)
+        images = encoded[rows]
+        agreement = find_agreement(self.index, stepper.means(images)) if decode.rank_by == "retrieval" else None
+        return SearchRequest(
+            stepper, images, len(rows), self._end, decode, prefix, vocabulary, blind, seeds, agreement
+        )
 
     def _draw_seeds(self, count: int, generator: np.random.Generator | None) -> list[int]:
         return [int(seed) for seed in (generator or np.random.default_rng()).integers(2**62, size=count)]
@@ -142,8 +151,19 @@ class ExportStepper(Stepper):
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
 
+    def means(self, images: Floats) -> Floats:
+        """Return the mean of the last block's values (B, n_head * head_dim) of the encoder's output."""
+        shapes = self._past_shapes()
+        n_head = next(iter(shapes.values()))[1]
+        # keys and values of all blocks follow each other
+        values = images[:, -images.shape[1] // len(shapes) :]
+        return values.reshape(len(images), n_head, -1, images.shape[2]).mean(2).reshape(len(images), -1)
+
+    def _past_shapes(self) -> dict[str, list[Any]]:
+        return {node.name: node.shape for node in self.session.get_inputs() if node.name.startswith(PAST)}
+
     def start(self, images: Floats) -> _ExportState:
-        shapes = {node.name: node.shape for node in self.session.get_inputs() if node.name.startswith(PAST)}
+        shapes = self._past_shapes()
         past = {name: np.zeros((len(images), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
         return _ExportState(images, past)
 

@@ -13,7 +13,8 @@ from myllm.config import DecodeConfig
 from myllm.decoding.arrays import Array, Ints
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import SearchRequest, Stepper
-from myllm.inference.generate import fit_prefix
+from myllm.decoding.retrieval import CaptionIndex
+from myllm.inference.generate import find_agreement, fit_prefix
 from myllm.model.kv_cache import ImageKV, SelfKV
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -29,12 +30,13 @@ def as_array(logits: Tensor) -> Array:
 
 def make_search(
     model: VisionGPT2, vocabulary: Vocabulary, image: ImageKV, decode: DecodeConfig, seeds: Sequence[int] = (),
-    stepper: Stepper | None = None,
+    stepper: Stepper | None = None, index: CaptionIndex | None = None,
 ) -> SearchRequest:
     """Return the request for captions of encoded images.
 
     seeds: one for each image, needed by `do_sample`. stepper: computes the steps; the model itself by default.
-    Raises ConfigError if the prefix leaves no room for a word.
+    index: captions of training pictures, needed by `rank_by` retrieval.
+    Raises ConfigError if the prefix leaves no room for a word, or the index is needed and missing.
     """
     batch = image.batch_size
     decode, prefix = fit_prefix(vocabulary, decode, model.config.text.n_positions)
@@ -43,7 +45,8 @@ def make_search(
         grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
     stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
-    return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds)
+    agreement = find_agreement(index, image.means().cpu().numpy()) if decode.rank_by == "retrieval" else None
+    return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds, agreement)
 
 
 class ModelStepper(Stepper):

@@ -11,6 +11,7 @@ from myllm.checkpoints import lora
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import DecodeConfig
 from myllm.data.features import Encode
+from myllm.decoding.retrieval import CaptionIndex
 from myllm.inference.base_captioner import Once
 from myllm.inference.onnx_encoder import OnnxEncoder, is_faster_in_onnx
 from myllm.inference.onnx_stepper import OnnxStepper
@@ -39,6 +40,11 @@ class Variant:
     def calibration(self) -> Calibration | None:
         """What turns log-probabilities into confidence."""
         return self.checkpoint.calibration
+
+    @property
+    def index(self) -> CaptionIndex | None:
+        """Captions of training pictures."""
+        return self.checkpoint.index
 
     @property
     def n_positions(self) -> int:

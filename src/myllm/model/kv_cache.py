@@ -24,6 +24,10 @@ class ImageKV:
         """Device of the keys and values."""
         return self.layers[0][0].device
 
+    def means(self) -> Tensor:
+        """Return the mean of the last block's values over the image tokens, (B, n_head * head_dim) float32."""
+        return self.layers[-1][1].float().mean(2).flatten(1)
+
     def select(self, rows: Tensor) -> "ImageKV":
         """Return only the images `rows` (int64), in that order."""
         return ImageKV(tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in self.layers))

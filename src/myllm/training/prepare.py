@@ -164,7 +164,7 @@ def fit_to_base(config: TrainConfig, base: Checkpoint, given_options: Collection
     vision = replace(model.vision, frozen=config.vision.frozen, mirrored=mirrored)
     given_decode = [option.name for option in fields(DecodeConfig) if f"decode.{option.name}" in given_options]
     set_decode = config.decode.changed() | {name: getattr(config.decode, name) for name in given_decode}
-    decode = replace(base.decode, **set_decode)
+    decode = replace(base.decode.without_retrieval() if config.lora.rank else base.decode, **set_decode)
     return replace(config, vision=vision, text=text, mode=model.mode, decode=decode)
 
 

@@ -350,7 +350,8 @@ class Trainer:
             "torch": str(torch.__version__), **({} if config.base is None else {"base": config.base}),
         }
         checkpoint = native.Checkpoint(
-            self._judged.model, prepared.tokenizer, prepared.preprocess, config.captions, config.decode, provenance
+            self._judged.model, prepared.tokenizer, prepared.preprocess, config.captions,
+            config.decode.without_retrieval(), provenance,
         )
         if config.base is None or prepared.base_hash is None:
             native.save(checkpoint, self.out / native.FILE_NAME)

@@ -81,7 +81,8 @@ class Validator:
     def __init__(
         self, config: TrainConfig, prepared: Prepared, device: torch.device, precision: str, ranks: Ranks
     ) -> None:
-        self.decode, self.device, self.precision, self.ranks = config.decode, device, precision, ranks
+        self.decode = config.decode.without_retrieval()  # the index is made after training
+        self.device, self.precision, self.ranks = device, precision, ranks
         self.tokenizer, self.vocabulary = prepared.tokenizer, make_vocabulary(prepared.tokenizer)
         self.records = prepared.val.records
         self.batches = evaluation_batches(prepared.val, config.batch_size, config.workers, ranks.share)

@@ -345,3 +345,21 @@ def test_search_that_is_given_up_ends_without_changing_others(decode: dict[str, 
     assert second[0].error
     # the images of each step: three in the first five, two in the last four
     assert asked == [0, 1, 2] * 5 + [0, 2] * 4
+
+
+@settings(max_examples=30)
+@given(toy=toys(images=2), weight=st.sampled_from([0.0, 100.0]))
+def test_retrieval_chooses_among_all_finished_captions_by_score_and_agreement(toy: Toy, weight: float) -> None:
+    found: dict[int, list[tuple[int, ...]]] = {}
+
+    def agreement(image: int, captions: Sequence[Sequence[int]]) -> list[float]:
+        found[image] = [tuple(caption) for caption in captions]
+        return [weight * (number == len(captions) - 1) for number in range(len(captions))]
+
+    options: dict[str, Any] = {"beams": 3, "max_new_tokens": 5}
+    request = replace(toy.request(**options, rank_by="retrieval"), agreement=agreement)
+    for image, (hypotheses, likeliest) in enumerate(zip(generate(request), toy.search(**options), strict=True)):
+        assert len(hypotheses) == len(likeliest)
+        assert found[image][: len(likeliest)] == [tuple(hypothesis.tokens) for hypothesis in likeliest]
+        expected = found[image][-1] if weight else max(likeliest, key=lambda hypothesis: hypothesis.score).tokens
+        assert hypotheses[0].tokens == list(expected)

@@ -1,0 +1,131 @@
+"""Captions of the training pictures that look most like a picture, with which the best of several captions agrees.
+
+Devlin et al. 2015 (https://arxiv.org/abs/1505.04467) caption a picture with the caption of its nearest neighbours that
+agrees most with the others. Here the captions that the search found are ranked by their score and that agreement.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from myllm.decoding.arrays import Floats, Ints
+from myllm.decoding.engine import Hypothesis
+from myllm.metrics.cider import CiderD
+from myllm.metrics.ngrams import Words
+
+INDEX_NAME = "index.npz"
+"""File of `CaptionIndex.as_arrays` in an export."""
+NEIGHBOURS = 30
+"""Training pictures whose captions a caption is compared with."""
+AGREEMENT_WEIGHT = 3.0
+"""Weight of the CIDEr-D between a caption and the neighbours' captions, relative to its mean log-probability."""
+MAX_COMPONENTS = 256
+Tokens = Sequence[int]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CaptionIndex:
+    """Training pictures as vectors, with the tokens of their captions.
+
+    A picture's vector is the mean of its values in the last cross-attention, in principal components of equal variance
+    (whitened). Pictures are compared by the cosine.
+    """
+
+    mean: Array
+    """(C,) mean of the training pictures' means."""
+    components: Array
+    """(C, D) principal components, divided by their standard deviation."""
+    vectors: Array
+    """(N, D) float16, of length 1."""
+    tokens: Array
+    """Tokens of all captions one after the other, int32, without begin and end."""
+    lengths: Array
+    """Number of tokens of each caption, int32."""
+    counts: Array
+    """(N,) number of captions of each picture, int32."""
+
+    @classmethod
+    def build(cls, means: Floats, captions: Sequence[Sequence[Tokens]]) -> "CaptionIndex":
+        """means: (N, C) of training pictures; captions: those of each. Raises ValueError for fewer than two of them."""
+        if len(means) < 2:
+            raise ValueError("an index needs at least two pictures")
+        mean = means.mean(0)
+        _, deviations, axes = np.linalg.svd(means - mean, full_matrices=False)
+        # the last component of N centred pictures has no variance; others with hardly any would only add noise
+        count = min(MAX_COMPONENTS, len(means) - 1, int(np.sum(deviations > 1e-4 * deviations[0])))
+        components = axes[:count].T / np.maximum(deviations[:count], 1e-12) * len(means) ** 0.5
+        every = [caption for group in captions for caption in group]
+        return cls(
+            mean.astype(np.float32), components.astype(np.float32),
+            _of_length_1((means - mean) @ components).astype(np.float16),
+            np.array([token for caption in every for token in caption], np.int32),
+            np.array([len(caption) for caption in every], np.int32),
+            np.array([len(group) for group in captions], np.int32),
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> "CaptionIndex":
+        """Return the index whose `as_arrays` was saved. Raises ValueError if the arrays do not fit together."""
+        index = cls(**{name: np.asarray(array) for name, array in arrays.items()})  # TypeError for other names
+        (width, count), pictures = index.components.shape, len(index.counts)
+        fits = index.mean.shape == (width,) and index.vectors.shape == (pictures, count) and pictures > 0
+        fits &= all(array.ndim == 1 and array.dtype == np.int32 and bool((array >= 0).all())
+                    for array in (index.tokens, index.lengths, index.counts))
+        fits &= index.counts.sum() == len(index.lengths) and index.lengths.sum() == len(index.tokens)
+        if not fits:
+            raise ValueError("the arrays of the caption index do not fit together")
+        return index
+
+    def as_arrays(self) -> dict[str, Array]:
+        """Return the arrays by name, to be saved."""
+        names = ("mean", "components", "vectors", "tokens", "lengths", "counts")
+        return {name: getattr(self, name) for name in names}
+
+    def neighbours(self, means: Floats) -> Ints:
+        """Return the training pictures most like pictures with these means (B, C): (B, k), the most similar first."""
+        vectors = _of_length_1((means - self.mean) @ self.components)
+        similarity = vectors @ self._vectors.T
+        return np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+
+    def agreement(self, neighbours: Ints, captions: Sequence[Tokens]) -> list[float]:
+        """Return the CIDEr-D of captions with all captions of the training pictures `neighbours` (k,)."""
+        references = [caption for picture in neighbours.tolist() for caption in self._captions[picture]]
+        return self._corpus.score([_as_words(tokens) for tokens in captions], [references] * len(captions))
+
+    @cached_property
+    def _vectors(self) -> Array:
+        return self.vectors.astype(np.float32)
+
+    @cached_property
+    def _captions(self) -> list[list[Words]]:
+        """Captions of each picture as words, which are tokens."""
+        ends = np.cumsum(self.lengths).tolist()
+        words = _as_words(self.tokens.tolist())
+        captions = iter([words[end - length : end] for end, length in zip(ends, self.lengths.tolist(), strict=True)])
+        return [[next(captions) for _ in range(count)] for count in self.counts.tolist()]
+
+    @cached_property
+    def _corpus(self) -> CiderD:
+        return CiderD(self._captions)
+
+
+def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:
+    """Sort by score and agreement; captions that lack a required word come last."""
+    ranks = [
+        (-len(hypothesis.missing), hypothesis.score + AGREEMENT_WEIGHT * value)
+        for hypothesis, value in zip(hypotheses, agreement, strict=True)
+    ]
+    return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]
+
+
+def _as_words(tokens: Tokens) -> Words:
+    return list(map(str, tokens))
+
+
+def _of_length_1(vectors: Array) -> Array:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
