@@ -46,6 +46,9 @@ class VisionConfig:
     mirrored: bool = False
     """The decoder reads the tokens of the mirrored picture, too. Captions are better, and the encoder takes twice the
     time. Stored features of training pictures are of one version of the picture at a time; see views."""
+    feature_maps: Annotated[int, Range.POSITIVE] = 1
+    """Number of feature maps that image tokens are made of: with 4, a convolutional backbone's last map and the three
+    before it, which show colours and small things, averaged over the cells of the last."""
     frozen: bool = False
     """Do not train the backbone. Its features are computed once and kept on disk; an epoch trains only the decoder."""
 

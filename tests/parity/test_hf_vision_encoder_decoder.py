@@ -280,10 +280,15 @@ def test_encoder_with_other_tensors_than_transformers_cannot_be_exported(name: s
         hf_encoders.from_timm(encoder, name)
 
 
-def test_a_mirrored_encoder_cannot_be_exported(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("attribute", "value", "option"), [
+    ("mirrored", True, "mirrored"), ("finer", {3: 48}, "feature_maps 1"),
+])
+def test_an_encoder_that_reads_more_than_the_last_feature_map_cannot_be_exported(
+    made: Made, attribute: str, value: Any, option: str, tmp_path: Path
+) -> None:
     checkpoint = hf.from_folder(made("vit")[1])
-    checkpoint.model.encoder.mirrored = True
-    with pytest.raises(ConfigError, match=r"vision\.mirrored: .*export to safetensors"):
+    setattr(checkpoint.model.encoder, attribute, value)
+    with pytest.raises(ConfigError, match=rf"vision\.{option}: .*export to safetensors"):
         hf.to_folder(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -128,9 +128,11 @@ def to_folder(checkpoint: Checkpoint, folder: Path) -> None:
             f"mode {model.config.mode}: in Hugging Face format every decoder block reads the encoder's last output. "
             "Train with --mode last, or export to safetensors"
         )
-    if model.encoder.mirrored:
+    if model.encoder.mirrored or model.encoder.finer:
+        option = "mirrored" if model.encoder.mirrored else f"feature_maps {model.config.vision.feature_maps}"
         raise ConfigError(
-            "vision.mirrored: in Hugging Face format the decoder reads only the picture itself; export to safetensors"
+            f"vision.{option}: in Hugging Face format the decoder reads only the picture's last feature map; export to "
+            "safetensors"
         )
     if checkpoint.preprocess.crop_mode == "border":
         raise ConfigError(

@@ -138,6 +138,22 @@ def check_token_blocks(backbone: Any, name: str) -> None:
         )
 
 
+def finer_maps(backbone: Any, config: VisionConfig, depth: int | None) -> dict[int, int]:
+    """Return the index and the channels of the maps before the last that `feature_maps` asks for, the coarsest first.
+
+    depth: as for `ImageEncoder`. Raises ConfigError if the backbone has fewer maps, or none of several sizes.
+    """
+    if depth is not None:
+        raise ConfigError(f"vision.feature_maps {config.feature_maps} with mode layerwise; take --mode last")
+    maps = list(getattr(backbone, "feature_info", None) or [])
+    sides = [entry["reduction"] for entry in maps]
+    is_pyramid = sides == sorted(set(sides)) and str(getattr(backbone, "output_fmt", "NCHW")).endswith("NCHW")
+    if not is_pyramid or not hasattr(backbone, "forward_intermediates") or config.feature_maps > len(maps):
+        has = f"has {len(maps)}; take fewer" if is_pyramid and len(maps) > 1 else "has no maps of several sizes; take 1"
+        raise ConfigError(f"vision.feature_maps {config.feature_maps}: {config.name} {has}")
+    return {index: maps[index]["num_chs"] for index in reversed(range(len(maps) - config.feature_maps, len(maps) - 1))}
+
+
 def last_layers(backbone: Any, count: int) -> set[str]:
     """Return the names of the parameters in the last `count` layers, and of what follows them.
 

@@ -53,6 +53,7 @@ def frozen_backbone(
     encoder.mirrored = mirrored
     geometry = json.dumps(vision.geometry, sort_keys=True)  # not all of it shows in the weights: num_heads, norm_eps
     key = f"{vision.name} {geometry} {encoder.indices} {weights_hash(encoder)} {start.preprocess}"
+    key += f" {vision.feature_maps} feature maps" if vision.feature_maps > 1 else ""
     key += " mirrored" if mirrored else ""
     cache = FeatureCache(cache_folder() / "features", key, half)
     if device.type == "cpu" and pictures >= MIN_PICTURES:

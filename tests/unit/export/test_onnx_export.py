@@ -21,11 +21,12 @@ from myllm.export.onnx_graph import BLOCK_SIZE
 from myllm.model.vision_gpt2 import VisionGPT2
 
 
-def random_model(vision: str, mode: Any = "last", mirrored: bool = False, **text: int) -> VisionGPT2:
+def random_model(vision: str | VisionConfig, mode: Any = "last", **text: int) -> VisionGPT2:
+    vision = VisionConfig(vision, pretrained=False) if isinstance(vision, str) else vision
     geometry = {"vocab_size": 200, "n_positions": 16, "n_layer": 2, "n_head": 2, "n_embd": 64} | text
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = CaptionerConfig(VisionConfig(vision, pretrained=False, mirrored=mirrored), GPTConfig(**geometry), mode)
+        config = CaptionerConfig(vision, GPTConfig(**geometry), mode)
         return VisionGPT2(config).eval()
 
 
@@ -47,14 +48,15 @@ def empty_past(decoder: onnxruntime.InferenceSession, captions: int) -> dict[str
 
 BACKBONES = {
     "vit_mini_conv8_64": "last", "test_vit": "layerwise", "test_efficientnet": "last", "test_convnext": "last",
-    "test_resnet": "last", "test_efficientnet mirrored": "last",
+    "test_resnet": "last", "test_efficientnet mirrored": "last", "test_efficientnet maps": "last",
 }
 
 
 @cache
 def random_encoder(name: str) -> tuple[VisionGPT2, onnx.ModelProto]:
     """Return a model and its fp32 encoder graph; cached, because tracing takes seconds."""
-    model = random_model(name.split()[0], BACKBONES[name], mirrored=name.endswith(" mirrored"))
+    more = {"mirrored": name.endswith(" mirrored"), "feature_maps": 3 if name.endswith(" maps") else 1}
+    model = random_model(VisionConfig(name.split()[0], pretrained=False, **more), BACKBONES[name])
     return model, onnx_export.encoder_graph(model, "fp32")
 
 

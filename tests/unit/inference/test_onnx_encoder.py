@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,10 +10,12 @@ from myllm.inference.onnx_encoder import OnnxEncoder
 from myllm.model.vision import ImageEncoder
 
 
-@pytest.mark.parametrize(("name", "depth"), [("test_efficientnet", None), ("vit_mini_conv8_64", 2)])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None, mirrored: bool) -> None:
-    encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64, mirrored=mirrored), depth).eval()
+@pytest.mark.parametrize(("name", "depth", "more"), [
+    ("test_efficientnet", None, {}), ("test_efficientnet", None, {"mirrored": True, "feature_maps": 4}),
+    ("vit_mini_conv8_64", 2, {}), ("vit_mini_conv8_64", 2, {"mirrored": True}),
+])
+def test_onnx_encoder_returns_the_features_of_torch(name: str, depth: int | None, more: dict[str, Any]) -> None:
+    encoder = ImageEncoder(VisionConfig(name, pretrained=False, image_size=64, **more), depth).eval()
     onnx = OnnxEncoder(encoder)
     with torch.inference_mode():
         for count in (3, 1):
