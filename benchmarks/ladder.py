@@ -40,6 +40,12 @@ ROWS = {
 VIEWS = "--text.dropout 0.2 --views 5 --half_features true --ema 0.99"
 REWARDS = "--self_critical.samples 5 --lr 4e-4 --muon_lr 2e-3"
 LITE2 = "--vision.name tf_efficientnet_lite2"
+# two of five captions in each epoch, the epoch with the lowest loss, and mirrored pictures
+TWO = (
+    f"{VIEWS} --label_smoothing 0 --captions_per_image 2 --epochs 10 --lr 2.8e-3 --muon_lr 0.014 --best_by loss "
+    "--vision.mirrored true --decode.no_repeat_ngram_size 3"
+)
+MAPS = "--vision.feature_maps 4"
 ROWS |= {
     "views, no smoothing": ("", f"{VIEWS} --label_smoothing 0"),
     "views, no smoothing, rewards": ("views, no smoothing", f"{VIEWS} --label_smoothing 0 {REWARDS} --epochs 8"),
@@ -54,6 +60,15 @@ ROWS |= {
         "lite2, no smoothing",
         f"{LITE2} {VIEWS} {REWARDS} --self_critical.people_weight 0.1 --text.dropout 0.35 --ema 0.995 --epochs 5",
     ),
+    "lite2, two captions": ("", f"{LITE2} {TWO}"),
+    "lite2, two captions, maps": ("", f"{LITE2} {TWO} {MAPS}"),
+    "lite2, two captions, maps, retrieval": ("", f"{LITE2} {TWO} {MAPS} --decode.rank_by retrieval"),
+    "lite2, two captions, maps, retrieval, rewards and people": (
+        "lite2, two captions, maps, retrieval",
+        f"{LITE2} {TWO} {MAPS} {REWARDS} --decode.rank_by retrieval --self_critical.people_weight 0.25 "
+        "--text.dropout 0.35 --ema 0.995 --best_by CIDEr-D --epochs 7",
+    ),
+    "two captions, maps, retrieval": ("", f"{TWO} {MAPS} --decode.rank_by retrieval"),
     "views, no smoothing, fine-tuned": (
         "views, no smoothing",
         "--vision.frozen false --vision_layers 3 --vision_lr 2e-4 --vision_weight_decay 0.05 --augment true "

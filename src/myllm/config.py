@@ -255,11 +255,6 @@ class DecodeConfig:
                 f"decode.num_return_sequences {count} with decode.beams {self.beams}: beam search finds as many "
                 "captions as it has beams; take more beams, or decode.do_sample true"
             )
-        if self.rank_by == "retrieval" and self.beams < 2 and (count or 1) < 2:
-            raise ConfigError(
-                "decode.rank_by retrieval chooses between captions and needs at least 2: set decode.beams, or "
-                "decode.num_return_sequences with decode.do_sample"
-            )
         if self.rank_by == "consensus" and (count or self.beams) < 3:
             raise ConfigError(
                 "decode.rank_by consensus compares captions with each other and needs at least 3: set decode.beams, or "

@@ -264,7 +264,8 @@ def test_train_with_config_yaml_reproduces_the_run(tiny_run: Path, tmp_path: Pat
 
 
 def test_train_takes_options_that_are_not_given_from_the_preset(train: Train, tmp_path: Path) -> None:
-    assert train(tmp_path / "run", "--preset", "photos-fast", "--vision.frozen=false", "--max-steps=1", "--quiet") == 0
+    own = ("--vision.frozen=false", "--vision.feature_maps=1", "--max-steps=1", "--quiet")
+    assert train(tmp_path / "run", "--preset", "photos-fast", *own) == 0
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["ema"] == PRESETS["photos-fast"]["ema"] == 0.99
     assert saved["decode"]["beams"] == 5 and saved["decode"]["max_new_tokens"] == 12
