@@ -5,8 +5,9 @@ agrees most with the others. Here the captions that the search found are ranked 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ class CaptionIndex:
     """Number of tokens of each caption, int32."""
     counts: Array
     """(N,) number of captions of each picture, int32."""
+    ngrams: Array
+    """(K,) n-grams that captions of several pictures contain, as `CiderD.frequencies` returns them."""
+    log_frequencies: Array
+    """(K,) logarithms of the numbers of pictures."""
 
     @classmethod
     def build(cls, means: Floats, captions: Sequence[Sequence[Tokens]]) -> "CaptionIndex":
@@ -60,12 +65,14 @@ class CaptionIndex:
         count = min(MAX_COMPONENTS, len(means) - 1, int(np.sum(deviations > 1e-4 * deviations[0])))
         components = axes[:count].T / np.maximum(deviations[:count], 1e-12) * len(means) ** 0.5
         every = [caption for group in captions for caption in group]
+        corpus = CiderD([[_as_words(caption) for caption in group] for group in captions])
         return cls(
             mean.astype(np.float32), components.astype(np.float32),
             _of_length_1((means - mean) @ components).astype(np.float16),
             np.array([token for caption in every for token in caption], np.int32),
             np.array([len(caption) for caption in every], np.int32),
             np.array([len(group) for group in captions], np.int32),
+            *corpus.frequencies(),
         )
 
     @classmethod
@@ -77,14 +84,15 @@ class CaptionIndex:
         fits &= all(array.ndim == 1 and array.dtype == np.int32 and bool((array >= 0).all())
                     for array in (index.tokens, index.lengths, index.counts))
         fits &= index.counts.sum() == len(index.lengths) and index.lengths.sum() == len(index.tokens)
+        fits &= index.ngrams.ndim == 1 and index.ngrams.dtype == np.int64
+        fits &= index.ngrams.shape == index.log_frequencies.shape
         if not fits:
             raise ValueError("the arrays of the caption index do not fit together")
         return index
 
     def as_arrays(self) -> dict[str, Array]:
         """Return the arrays by name, to be saved."""
-        names = ("mean", "components", "vectors", "tokens", "lengths", "counts")
-        return {name: getattr(self, name) for name in names}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def neighbours(self, means: Floats) -> Ints:
         """Return the training pictures most like pictures with these means (B, C): (B, k), the most similar first."""
@@ -94,24 +102,33 @@ class CaptionIndex:
 
     def agreement(self, neighbours: Ints, captions: Sequence[Tokens]) -> list[float]:
         """Return the CIDEr-D of captions with all captions of the training pictures `neighbours` (k,)."""
-        references = [caption for picture in neighbours.tolist() for caption in self._captions[picture]]
+        references = [caption for picture in neighbours.tolist() for caption in self._captions(picture)]
         return self._corpus.score([_as_words(tokens) for tokens in captions], [references] * len(captions))
 
     @cached_property
     def _vectors(self) -> Array:
         return self.vectors.astype(np.float32)
 
+    def _captions(self, picture: int) -> list[Words]:
+        """Captions of a training picture as words, which are tokens."""
+        ends = self._ends[self._first_caption[picture] : self._first_caption[picture + 1] + 1].tolist()
+        return [_as_words(self.tokens[begin:end].tolist()) for begin, end in pairwise(ends)]
+
     @cached_property
-    def _captions(self) -> list[list[Words]]:
-        """Captions of each picture as words, which are tokens."""
-        ends = np.cumsum(self.lengths).tolist()
-        words = _as_words(self.tokens.tolist())
-        captions = iter([words[end - length : end] for end, length in zip(ends, self.lengths.tolist(), strict=True)])
-        return [[next(captions) for _ in range(count)] for count in self.counts.tolist()]
+    def _ends(self) -> Array:
+        """Where each caption begins in `tokens`, and where the last ends."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def _first_caption(self) -> Array:
+        """The number of each picture's first caption, and of all captions."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
 
     @cached_property
     def _corpus(self) -> CiderD:
-        return CiderD(self._captions)
+        _, first = np.unique(self.tokens, return_index=True)
+        words = _as_words(self.tokens[np.sort(first)].tolist())
+        return CiderD.from_frequencies(words, len(self.counts), self.ngrams, self.log_frequencies)
 
 
 def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:

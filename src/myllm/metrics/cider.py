@@ -52,6 +52,25 @@ class CiderD:
         self._keys = keys[frequencies > 1]
         self._log_frequencies = np.log(frequencies[frequencies > 1])
 
+    @classmethod
+    def from_frequencies(
+        cls, words: Sequence[str], pictures: int, keys: NDArray[np.int64], log_frequencies: Floats
+    ) -> "CiderD":
+        """Return the scorer of a reference corpus whose document frequencies were saved.
+
+        words: those of the corpus, in the order in which they occur first; pictures: their number; keys and
+        log_frequencies: of `frequencies`.
+        """
+        scorer = cls.__new__(cls)
+        scorer._log_pictures = np.log(pictures)
+        scorer._word_ids = {word: number for number, word in enumerate(words, 1)}
+        scorer._keys, scorer._log_frequencies = keys.view(np.uint64), log_frequencies
+        return scorer
+
+    def frequencies(self) -> tuple[NDArray[np.int64], Floats]:
+        """Return the keys of the n-grams that several pictures have, and the logarithms of the numbers of pictures."""
+        return self._keys.view(np.int64), self._log_frequencies
+
     def _frequencies(self, references: Sequence[Sequence[Words]]) -> tuple[_Keys, _Ints]:
         """Return the keys of the pictures' n-grams, and the number of these pictures that contain each."""
         caption, _, key = self._ngrams(list(chain.from_iterable(references)))

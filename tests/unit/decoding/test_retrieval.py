@@ -48,7 +48,8 @@ def test_an_index_that_was_saved_is_the_same(index: CaptionIndex) -> None:
 
 @pytest.mark.parametrize(("name", "array"), [
     ("counts", np.array([1, 2], np.int32)), ("lengths", np.zeros(150, np.int32)), ("mean", np.zeros(7)),
-    ("tokens", np.zeros(5)), ("vectors", np.zeros((50, 3), np.float16)), ("counts", -np.ones(50, np.int32)),
+    ("tokens", np.zeros(5)), ("vectors", np.zeros((50, 3), np.float16)), ("ngrams", np.zeros(3, np.int64)),
+    ("counts", -np.ones(50, np.int32)),
 ])
 def test_arrays_that_do_not_fit_together_are_refused(index: CaptionIndex, name: str, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="do not fit together"):
