@@ -61,6 +61,12 @@ def test_resuming_a_finished_run_makes_the_index_again(run: Path, captioner: Cap
     assert texts(Captioner.load(run), pictures) == before
 
 
+def test_info_says_how_many_captions_can_be_read(run: Path, captioner: Captioner, capsys: Capture) -> None:
+    assert captioner.checkpoint.index is not None
+    assert main(["info", str(run)]) == 0
+    assert f"{len(captioner.checkpoint.index.lengths):,} captions of training pictures" in capsys.readouterr().out
+
+
 def test_an_average_has_no_index(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     assert main(["average", str(run), str(run), "--out", str(tmp_path / "mean.pt"), "--quiet"]) == 0
     mean = Captioner.load(tmp_path / "mean.pt").checkpoint

@@ -67,6 +67,7 @@ def facts_of(source: str) -> dict[str, Any]:
         "decode": checkpoint.decode.changed(),
         "calibration": checkpoint.calibration and checkpoint.calibration.as_json(),
         "confidence": describe_calibration(checkpoint.calibration),
+        "training_captions": 0 if checkpoint.index is None else len(checkpoint.index.lengths),
         "provenance": checkpoint.provenance,
         "suspicious": list(suspicions(checkpoint)),
         **({"adapter": adapter_facts(lora.read(path))} if form is ADAPTER else {}),
@@ -126,6 +127,8 @@ def facts_as_text(facts: Mapping[str, Any]) -> str:
         "pictures": [_pairs(facts["preprocess"])],
         "decoding": [_pairs(facts["decode"]) or "greedy search, the default"],
         "confidence": [facts["confidence"]],
+        "retrieval": [f"{facts['training_captions']:,} captions of training pictures, readable in the file"]
+        if facts["training_captions"] else [],
         "trained": _lines(provenance) or ["not recorded"],
         "figures": _lines({"validation": figures}) if figures else [],
         "suspicious": facts["suspicious"] or ["nothing"],

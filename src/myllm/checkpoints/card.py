@@ -39,6 +39,8 @@ captioner = Captioner.load("THIS_FOLDER")
 print(captioner.caption("dog.jpg").text)
 ```"""
 
+READABLE_CAPTIONS = "It keeps the captions of its training pictures: whoever has the files can read them."
+
 
 def model_card(
     model: VisionGPT2, decode: DecodeConfig, provenance: Mapping[str, Any], name: str,
@@ -60,8 +62,8 @@ def model_card(
         model_name=name, eval_results=results or None,
     ).to_yaml()
     sections = {
-        "What it is": _geometry(model), "What it was trained on": _origin(provenance),
-        "How good it is": _quality(metrics, provenance, decode), "What it is for": INTENDED,
+        "What it is": _geometry(model), "What it was trained on": _origin(provenance, decode),
+        "How good it is": _quality(metrics, provenance, decode.without_retrieval()), "What it is for": INTENDED,
         "Where it fails": LIMITS.format(confidence=_confidence(calibration)), "How to use it": USAGE,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
@@ -91,12 +93,13 @@ def _geometry(model: VisionGPT2) -> str:
     )
 
 
-def _origin(provenance: Mapping[str, Any]) -> str:
+def _origin(provenance: Mapping[str, Any], decode: DecodeConfig) -> str:
     rows = list(flatten({key: value for key, value in provenance.items() if key not in VALIDATION_KEYS}, ", "))
     if not rows:
         return "The checkpoint does not record it. Ask whoever gave it to you before you rely on it."
     table = "\n".join(f"| {_one_line(name)} | {_one_line(str(value))} |" for name, value in rows)
-    return f"As recorded in the checkpoint:\n\n| | |\n|---|---|\n{table}"
+    readable = f"\n\n{READABLE_CAPTIONS}" if decode.rank_by == "retrieval" else ""
+    return f"As recorded in the checkpoint:\n\n| | |\n|---|---|\n{table}{readable}"
 
 
 def _quality(metrics: Mapping[str, float], provenance: Mapping[str, Any], decode: DecodeConfig) -> str:

@@ -26,6 +26,13 @@ def test_model_card_shows_data_and_metrics_with_their_protocol(tiny_model: Model
         assert part in card
 
 
+def test_model_card_says_that_captions_of_training_pictures_can_be_read(tiny_model: Models) -> None:
+    for rank_by, is_said in (("retrieval", True), ("score", False)):
+        card = model_card(tiny_model(), DecodeConfig(beams=5, rank_by=rank_by), RUN, "birds-captioner")
+        assert ("keeps the captions of its training pictures" in card) == is_said
+        assert "the first 500 of them, found by a beam of 5" in card
+
+
 def test_model_card_metadata_is_read_by_the_hub_library(tiny_model: Models) -> None:
     data = ModelCard(model_card(tiny_model(), DecodeConfig(), RUN, "birds-captioner")).data.to_dict()
     assert (data["library_name"], data["pipeline_tag"]) == ("myllm", "image-to-text")
