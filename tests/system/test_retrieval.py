@@ -55,6 +55,20 @@ def test_the_index_is_part_of_exports(
     assert export.decode.rank_by == "retrieval" and texts(export, pictures) == texts(captioner, pictures)
 
 
+def test_the_web_page_has_no_index_and_is_compared_with_captions_ranked_by_score(
+    run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "runtime").mkdir()
+    for name in ("fetch_runtime", "runtime_folder"):
+        monkeypatch.setattr(f"myllm.export.web.{name}", lambda: tmp_path / "runtime")
+    words = ["--to", "web", "--precision", "fp32", "--data", str(scenes), "--limit", "4"]
+    assert main(["export", str(run), *words, "--out", str(tmp_path / "web")]) == 0
+    assert not list((tmp_path / "web").rglob("index.npz"))
+    output = " ".join("".join(capsys.readouterr()).split())
+    assert "the page ignores the captioner's decode.rank_by 'retrieval'" in output
+    assert "the same caption for 3 of 3 pictures" in output
+
+
 def test_resuming_a_finished_run_makes_the_index_again(run: Path, captioner: Captioner, pictures: list[Path]) -> None:
     before = texts(captioner, pictures)
     assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0

@@ -93,7 +93,8 @@ def export_runnable(checkpoint: native.Checkpoint, out: Path, options: ExportOpt
     display.say(serve if is_web else _caption_with(out))
     if records:
         export = OnnxCaptioner.load(out / "model" if is_web else out)
-        compare_with_export(checkpoint, export, records, options.split, display)
+        original = native.without_index(checkpoint) if is_web else checkpoint  # the page ranks captions by score
+        compare_with_export(original, export, records, options.split, display)
     return 0
 
 
