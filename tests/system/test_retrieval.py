@@ -33,6 +33,7 @@ def test_the_captioner_has_the_captions_of_its_training_pictures(run: Path, capt
     assert captioner.decode.rank_by == "retrieval" and captioner.checkpoint.index is not None
     assert len(captioner.checkpoint.index.counts) == captioner.checkpoint.provenance["data"]["train"]
     assert '"rank_by": "retrieval"' in (run / "metrics.json").read_text()
+    assert "beam 4, ranked by retrieval" in (run / "report.html").read_text()
 
 
 def test_the_chosen_caption_may_be_less_likely_than_the_likeliest(captioner: Captioner, pictures: list[Path]) -> None:

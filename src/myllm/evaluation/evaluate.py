@@ -232,5 +232,7 @@ def data_hash(records: Sequence[Record]) -> str:
 
 
 def describe_search(decode: Mapping[str, Any]) -> str:
-    """Return "greedy", "sampled" or "beam" with the number of beams, from a protocol's decoding options."""
-    return f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
+    """Return "greedy", "sampled" or "beam" with the number of beams and the ranking, from a protocol's options."""
+    search = f"beam {decode['beams']}" if decode["beams"] > 1 else "sampled" if decode["do_sample"] else "greedy"
+    rank_by = decode.get("rank_by", "score")
+    return search if rank_by == "score" else f"{search}, ranked by {rank_by}"

@@ -95,7 +95,7 @@ def describe_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     }
     if "decode" in protocol:
         changed = changed_options(protocol["decode"]).items()
-        options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample")]
+        options = [f"{name} {value}" for name, value in changed if name not in ("beams", "do_sample", "rank_by")]
         texts["decode"] = ", ".join([describe_search(protocol["decode"]), *options])
     return {label: texts[name] for name, label in PROTOCOL.items() if name in texts}
 
