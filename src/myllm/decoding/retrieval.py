@@ -96,9 +96,14 @@ class CaptionIndex:
 
     def neighbours(self, means: Floats) -> Ints:
         """Return the training pictures most like pictures with these means (B, C): (B, k), the most similar first."""
-        vectors = _of_length_1((means - self.mean) @ self.components)
-        similarity = vectors @ self._vectors.T
-        return np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+        return np.stack([self._neighbours(mean) for mean in means])
+
+    def _neighbours(self, mean: Floats) -> Ints:
+        """Return the neighbours of one picture, so that they do not depend on its batch."""
+        distance = -self._vectors @ ((mean - self.mean) @ self.components)  # its length does not change the order
+        count = min(NEIGHBOURS, len(distance))
+        nearest = np.argpartition(distance, count - 1)[:count]
+        return nearest[np.argsort(distance[nearest], kind="stable")]
 
     def agreement(self, neighbours: Ints, captions: Sequence[Tokens]) -> list[float]:
         """Return the CIDEr-D of captions with all captions of the training pictures `neighbours` (k,)."""

@@ -71,3 +71,8 @@ def test_captions_are_ranked_by_score_and_agreement_and_last_if_they_lack_a_word
     incomplete = Hypothesis([3], [-0.1], missing=("ball",))
     assert by_agreement([likely, agreeing, incomplete], [0.1, 0.2, 9.0]) == [likely, agreeing, incomplete]
     assert by_agreement([likely, agreeing, incomplete], [0.1, 0.3, 9.0]) == [agreeing, likely, incomplete]
+
+
+def test_neighbours_do_not_depend_on_the_batch(index: CaptionIndex) -> None:
+    alone = [index.neighbours(MEANS[number : number + 1])[0].tolist() for number in range(50)]
+    assert index.neighbours(MEANS).tolist() == alone
