@@ -66,7 +66,7 @@ ROWS |= {
     "lite2, two captions, maps, retrieval, rewards and people": (
         "lite2, two captions, maps, retrieval",
         f"{LITE2} {TWO} {MAPS} {REWARDS} --decode.rank_by retrieval --self_critical.people_weight 0.25 "
-        "--text.dropout 0.35 --ema 0.995 --best_by CIDEr-D --epochs 7",
+        "--text.dropout 0.35 --ema 0.995 --best_by CIDEr-D --epochs 5 --base_share 0.5",
     ),
     "two captions, maps, retrieval": ("", f"{TWO} {MAPS} --decode.rank_by retrieval"),
     "views, no smoothing, fine-tuned": (

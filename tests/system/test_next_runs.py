@@ -132,3 +132,21 @@ def test_a_run_resumed_with_its_preset_keeps_the_minutes_left_to_it(
     assert train(tmp_path / "run", "--preset=photos-fast", "--epochs=1", "--quiet", "--resume") == 0
     assert torch.load(tmp_path / "run/last.pt", weights_only=True)["config"]["max_minutes"] == before > 7
     assert "max_minutes" not in capsys.readouterr().err
+
+
+def test_base_share_leaves_the_mean_of_the_base_and_the_run_however_often_it_is_finished(
+    train: Callable[..., int], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--base", str(tiny_run), "--epochs=1", "--quiet")
+    assert train(tmp_path / "run", *words) == 0
+    assert train(tmp_path / "mean", *words, "--base_share=0.25") == 0
+    assert main(["train", "--out", str(tmp_path / "mean"), "--resume", "--quiet"]) == 0
+    base, run, mean = (
+        Captioner.load(folder).model.state_dict() for folder in (tiny_run, tmp_path / "run", tmp_path / "mean")
+    )
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.25 * base[name] + 0.75 * run[name])
+    assert any(not torch.equal(value, run[name]) for name, value in mean.items())
+    assert train(tmp_path / "other", "--base_share=0.5") == 2
+    assert "base_share 0.5 without base: give a captioner by --base" in capsys.readouterr().err

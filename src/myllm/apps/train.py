@@ -23,6 +23,7 @@ from myllm.apps.options import TrainOptions
 from myllm.apps.printing import print_json
 from myllm.caption import Sample
 from myllm.checkpoints import lora, native
+from myllm.checkpoints.average import mix_with_base
 from myllm.checkpoints.card import flatten
 from myllm.data.records import quantity
 from myllm.data.scenes import read_things
@@ -245,6 +246,8 @@ def finish(
         f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
     paths, out = data_paths(config.data), Path(config.out)
+    if config.base is not None and config.base_share:
+        mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
     if config.decode.rank_by == "retrieval":
         with display.progress() as progress:
             device = choose_device(config.devices)

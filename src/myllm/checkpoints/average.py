@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from myllm.checkpoints import formats, native
 from myllm.checkpoints.native import Checkpoint, without_index
 from myllm.errors import CheckpointError, ConfigError
 
@@ -38,6 +39,16 @@ def average(checkpoints: Sequence[Checkpoint], names: Sequence[Path], weights: S
     sources = [{"file": str(name), "share": share} for name, share in zip(names, shares, strict=True)]
     provenance = {**first.provenance, "mean of": sources}
     return replace(without_index(first), provenance=provenance, calibration=None)
+
+
+def mix_with_base(path: Path, base: str, share: float) -> None:
+    """Replace a run's captioner.pt by the mean of it and its base, once (Wortsman et al. 2022, arXiv:2109.01903).
+
+    share: that of the base. Raises what `average` raises.
+    """
+    checkpoint = native.load(path)
+    if "mean of" not in checkpoint.provenance:
+        native.save(average([checkpoint, formats.load(base)], [path, Path(base)], [1 - share, share]), path)
 
 
 def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
