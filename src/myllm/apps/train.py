@@ -248,6 +248,7 @@ def finish(
     paths, out = data_paths(config.data), Path(config.out)
     if config.base is not None and config.base_share:
         mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
+        display.say(f"{out / native.FILE_NAME} is a mean with {config.base_share:.0%} of {config.base}'s weights")
     if config.decode.rank_by == "retrieval":
         with display.progress() as progress:
             device = choose_device(config.devices)
