@@ -18,18 +18,21 @@ ifneq "$(shell $(VENV) -c pass 2>/dev/null && cat .venv/.base 2>/dev/null)" "$(C
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test test-slow lint bench docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo 'ARGS="..." is passed to the command of demo or test; PYTHON=python3.12 chooses the Python for .venv.'
 
 demo: .venv/.base ## draw scenes, train a captioner on them and evaluate it, in runs/demo: about ten minutes
 	.venv/bin/myllm demo --out runs/demo $(ARGS)
 
 # In the order of the folders, long tests come first, and the many short ones after them fill both workers to the end.
-test: lint ## lint, then the whole test suite
-	$(VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: lint ## lint, then all tests but the slow ones
+	$(VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+test-slow: .venv/.dev ## the slow tests: killed runs, browsers, clusters, commands of the documents
+	$(VENV) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(VENV) -m ruff check .

@@ -19,6 +19,7 @@ from PIL import Image
 from myllm.apps.cli import main
 from myllm.errors import MyLLMError
 
+pytestmark = pytest.mark.slow
 COUNT = 60
 Jsonl = Callable[[Path], list[dict[str, Any]]]
 
