@@ -32,7 +32,7 @@ PHOTOS = {
 # the last run of photos: captions that are rewarded
 REWARDS = {
     "self_critical": {"samples": 5, "people_weight": 0.25}, "text": {"dropout": 0.35}, "ema": 0.995, "lr": 4e-4,
-    "muon_lr": 2e-3, "val_images": 1000, "best_by": "CIDEr-D", "base_share": 0.5,
+    "muon_lr": 2e-3, "val_images": 1000, "best_by": "CIDEr-D", "base_share": 0.5, "epochs": 5, "max_minutes": 90.0,
 }
 
 PRESETS = _Presets({
@@ -57,7 +57,7 @@ PRESETS = _Presets({
     "photos": {
         "vision": {"name": "tf_efficientnet_lite2", **FROZEN},
         **PHOTOS, "max_minutes": 40.0,
-        "next_runs": ({**REWARDS, "epochs": 5, "max_minutes": 90.0},),
+        "next_runs": (REWARDS,),
     },
 })
 

@@ -92,8 +92,9 @@ def find_agreement(
     index: CaptionIndex | None, means: Floats
 ) -> Callable[[int, Sequence[Sequence[int]]], Sequence[float]]:
     """Return `SearchRequest.agreement` for pictures whose values have these means (B, C). Raises ConfigError."""
-    neighbours = require_index(index).neighbours(means)
-    return lambda image, captions: require_index(index).agreement(neighbours[image], captions)
+    known = require_index(index)
+    neighbours = known.neighbours(means)
+    return lambda image, captions: known.agreement(neighbours[image], captions)
 
 
 def require_index(index: CaptionIndex | None) -> CaptionIndex:

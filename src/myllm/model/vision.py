@@ -58,7 +58,6 @@ class ImageEncoder(nn.Module):
         tokens = [torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out for out in outputs]
         return tuple(tokens[distinct.index(index)] for index in self.indices)
 
-
     def _all_maps(self, images: Tensor) -> Tensor:
         """Return tokens (B, S, width) of the last feature map, followed by the finer ones."""
         last, maps = self.backbone.forward_intermediates(images, indices=sorted(self.finer))
