@@ -1,8 +1,8 @@
 """Distil a captioner into a small one by `myllm label`, `train` and `evaluate`, on Flickr8k and without a network.
 
-The teacher is a captioner of ours, served by `myllm serve`. Students have less than a quarter of the
-decoder of `photos-fast` and never see people's captions. Prints a row for each number of training pictures, and draws
-them as docs/distil.png. With the same --folder, finished parts are not repeated.
+The teacher is a captioner of preset `photos`, served by `myllm serve`. Students have its backbone and less than a quarter
+of its decoder, and never see people's captions. Prints a row for each number of training pictures, and draws them as
+docs/distil.png. With the same --folder, finished parts are not repeated.
 
     python benchmarks/distil.py --teacher runs/photos/run/captioner.pt --folder runs/distil
 """
@@ -23,7 +23,7 @@ FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 # pictures: epochs, so that few pictures are seen more often
 SIZES = {500: 36, 1000: 24, 2000: 16, 6000: 8}
 STUDENT = [
-    "--preset=photos-fast", "--text.n_layer=2", "--text.n_head=4", "--text.n_embd=128", "--text.dropout=0.1",
+    "--preset=photos", "--text.n_layer=2", "--text.n_head=4", "--text.n_embd=128", "--text.dropout=0.1",
     "--max_minutes=60", "--next_runs=[]",
 ]
 

@@ -54,7 +54,7 @@ def test_maps_of_odd_sides_fit_together() -> None:
 
 @pytest.mark.parametrize(("name", "count", "message"), [
     ("test_resnet", 6, "vision.feature_maps 6: test_resnet has 5; take fewer"),
-    ("test_vit", 2, "vision.feature_maps 2: test_vit has no maps of several sizes; take 1"),
+    ("test_vit", 2, "vision.feature_maps 2: test_vit has no maps of several sizes; take --vision.feature_maps 1"),
     ("swin_tiny_patch4_window7_224", 2, "swin_tiny_patch4_window7_224 has no maps of several sizes"),
 ])
 def test_a_backbone_without_so_many_maps_is_refused(name: str, count: int, message: str) -> None:
