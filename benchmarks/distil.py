@@ -1,8 +1,8 @@
 """Distil a captioner into a small one by `myllm label`, `train` and `evaluate`, on Flickr8k and without a network.
 
-The teacher is a captioner of preset `photos`, served by `myllm serve`. Students have its backbone and less than a quarter
-of its decoder, and never see people's captions. Prints a row for each number of training pictures, and draws them as
-docs/distil.png. With the same --folder, finished parts are not repeated.
+The teacher is a captioner of preset `photos`, served by `myllm serve`. Students have its backbone and less than a
+quarter of its decoder, and never see people's captions. Prints a row for each number of training pictures, and draws
+them as docs/distil.png. With the same --folder, finished parts are not repeated.
 
     python benchmarks/distil.py --teacher runs/photos/run/captioner.pt --folder runs/distil
 """
