@@ -659,6 +659,7 @@ def test_added_tokens_are_read_as_by_transformers(made: Made, tmp_path: Path) ->
 ODD_VALUES = [None, -1, 0, 10**9, float("nan"), "x", []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "name"), [("encoder", "vit"), ("encoder", "beit"), ("encoder", "swin"), ("decoder", "vit")]  # one GPT-2
 )

@@ -224,6 +224,7 @@ def test_a_picture_of_one_pixel_trains_like_any_other(train: Train, tiny_picture
     assert train(tmp_path / "run", "--max-steps=1", "--quiet", data=tiny_picture_folder) == 0
 
 
+@pytest.mark.slow
 def test_train_writes_utf8_and_finishes_if_the_terminal_cannot_print_a_caption(
     tiny: list[str], tiny_picture_folder: Path, tmp_path: Path
 ) -> None:

@@ -258,6 +258,7 @@ def test_control_characters_of_names_are_escaped_on_the_terminal(
     assert "\x1b" not in output.out + output.err and output.out.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_json_is_valid_and_text_is_printed_by_a_terminal_that_lacks_its_characters(
     tiny_run: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def test_evaluate_json_has_the_figures_their_control_and_their_protocol(
     assert figures["protocol"]["pictures"] == 3 and figures["protocol"]["references"] == 15
 
 
+@pytest.mark.slow
 @pytest.mark.meteor
 def test_evaluate_on_val_repeats_the_figures_of_the_run(
     train: Callable[..., int], scenes: Path, tmp_path: Path, capfd: Capture

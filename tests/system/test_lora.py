@@ -93,6 +93,7 @@ def test_adapter_captions_alike_from_run_folder_base_and_merged_file(
     assert captions(capfd, pictures[0], "--model", str(tiny_run)) != expected
 
 
+@pytest.mark.slow
 def test_evaluate_takes_an_adapter_with_its_base(lora_run: Path, tiny_run: Path, scenes: Path, tmp_path: Path) -> None:
     def captions_of(*model: str) -> str:
         words = ["--data", str(scenes), "--out", str(tmp_path), "--overwrite", "--quiet"]

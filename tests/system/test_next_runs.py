@@ -51,6 +51,7 @@ def test_each_run_leaves_its_folder_and_the_last_one_the_captioner(whole_run: Pa
     assert Captioner.load(whole_run).checkpoint.provenance["base"] == str(whole_run / "run2/captioner.pt")
 
 
+@pytest.mark.slow
 def test_config_yaml_of_a_sequence_repeats_all_of_it(whole_run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((whole_run / "config.yaml").read_text())
     assert [run["epochs"] for run in config["next_runs"]] == [2, 2] and config["base"] is None
@@ -82,6 +83,7 @@ def test_a_sequence_that_is_stopped_names_the_command_that_resumes_it(
     assert process.returncode == 143 and f"myllm train --out {out} --resume" in process.stdout
 
 
+@pytest.mark.slow
 def test_overwrite_begins_with_the_first_run_and_removes_the_captioners_of_all(
     train: Callable[..., int], recipe: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_overwrite_begins_with_the_first_run_and_removes_the_captioners_of_all(
     assert_same_weights(out, whole_run)
 
 
+@pytest.mark.slow
 def test_options_given_with_a_preset_hold_for_all_its_runs(
     train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_options_given_with_a_preset_hold_for_all_its_runs(
     assert [len(row) for row in rows] == [2, 2]
 
 
+@pytest.mark.slow
 def test_minutes_that_a_run_does_not_need_are_left_to_the_next(
     train: Callable[..., int], recipe: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +124,7 @@ def test_minutes_that_a_run_does_not_need_are_left_to_the_next(
     assert [state["config"]["max_minutes"] for state in states] == [5, pytest.approx(8 - needed), None]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_with_its_preset_keeps_the_minutes_left_to_it(
     train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

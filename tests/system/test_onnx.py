@@ -78,6 +78,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_onnx_captioner_works_without_torch(random_model: Path, exported: Path, pictures: list[Path]) -> None:
     result = run_python(CAPTION, exported, *pictures)
     assert result.returncode == 0, result.stderr
@@ -110,6 +111,7 @@ def test_packages_that_are_not_allowed_cannot_be_imported(random_model: Path) ->
     assert "torch is not installed here" in result.stderr
 
 
+@pytest.mark.slow
 def test_caption_and_evaluate_accept_an_onnx_export(
     tiny_run: Path, pictures: list[Path], scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
@@ -134,6 +136,7 @@ def test_caption_and_evaluate_accept_an_onnx_export(
     assert {name: scores[0][name] for name in shared} == {name: scores[1][name] for name in shared}
 
 
+@pytest.mark.slow
 def test_export_prints_what_quantization_changes(tiny_run: Path, scenes: Path, tmp_path: Path, capfd: Capture) -> None:
     command = ["export", str(tiny_run), "--to", "onnx", "--precision", "int8", "--out", str(tmp_path / "onnx")]
     assert main([*command, "--data", str(scenes), "--limit", "2"]) == 0

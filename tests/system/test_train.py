@@ -318,6 +318,7 @@ def test_train_keeps_the_last_good_checkpoint_if_the_disk_is_full(
     assert train(out, "--epochs=5", "--resume", "--quiet") == 0
 
 
+@pytest.mark.slow
 def test_train_stops_after_patience_epochs_without_a_better_one(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +361,7 @@ def test_train_accepts_the_config_yaml_of_its_base(tiny_run: Path, tmp_path: Pat
     assert main([*words, "--max-steps=1", "--quiet"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -149,7 +149,9 @@ def finer_maps(backbone: Any, config: VisionConfig, depth: int | None) -> dict[i
     sides = [entry["reduction"] for entry in maps]
     is_pyramid = sides == sorted(set(sides)) and str(getattr(backbone, "output_fmt", "NCHW")).endswith("NCHW")
     if not is_pyramid or not hasattr(backbone, "forward_intermediates") or config.feature_maps > len(maps):
-        has = f"has {len(maps)}; take fewer" if is_pyramid and len(maps) > 1 else "has no maps of several sizes; take --vision.feature_maps 1"
+        has = f"has {len(maps)}; take fewer"
+        if not is_pyramid or len(maps) < 2:
+            has = "has no maps of several sizes; take --vision.feature_maps 1"
         raise ConfigError(f"vision.feature_maps {config.feature_maps}: {config.name} {has}")
     return {index: maps[index]["num_chs"] for index in reversed(range(len(maps) - config.feature_maps, len(maps) - 1))}
 

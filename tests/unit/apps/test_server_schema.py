@@ -12,6 +12,7 @@ from schemathesis.specs.openapi import checks
 UNUSED = [checks.positive_data_acceptance, checks.negative_data_rejection]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
 def test_answers_are_as_described(server: Any, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

@@ -188,6 +188,7 @@ def expected(tiny_checkpoint: Checkpoint) -> str:
     return sum_of_weights(tiny_checkpoint.model)
 
 
+@pytest.mark.slow
 def test_the_environment_names_hub_cache_and_offline_use(
     server: ThreadingHTTPServer, tmp_path: Path, expected: str
 ) -> None:

@@ -298,6 +298,7 @@ def changed(content: bytes, changes: list[tuple[float, int]], within: int | None
     return bytes(damaged)
 
 
+@pytest.mark.slow
 @mutations
 @given(BYTE_CHANGES, st.booleans())
 def test_file_with_changed_bytes_loads_or_is_refused(

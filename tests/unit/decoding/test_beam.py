@@ -150,6 +150,7 @@ def has_required_words(sentence: Sentence) -> bool:
     return 0 in sentence and any(pair == (1, 2) for pair in itertools.pairwise(sentence))
 
 
+@pytest.mark.slow
 @given(toy=LANGUAGES, length_penalty=st.sampled_from([0.0, 1.0]))
 def test_force_words_with_every_beam_kept_finds_the_best_sentence_that_has_them(
     toy: Bigrams, length_penalty: float

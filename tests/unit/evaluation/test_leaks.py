@@ -226,6 +226,7 @@ def test_repeated_captions_equal_a_search_through_all(captions: list[str], data:
     assert leaks.captions.tolist() == [caption.lower().rstrip(" .!") in plain for caption in judged]
 
 
+@pytest.mark.slow
 @pytest.mark.needs_data
 def test_different_photographs_are_not_copies(shared_data: Path) -> None:
     paths = sorted((shared_data / "flickr30k_images").iterdir())[:1200]

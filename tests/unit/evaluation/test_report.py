@@ -250,6 +250,7 @@ def test_thumbnail_is_the_picture_reduced(tmp_path: Path, size: tuple[int, int])
         assert thumbnail.tobytes() == original.tobytes() and image["class"] == "small"
 
 
+@pytest.mark.slow
 def test_report_of_many_large_pictures_stays_under_five_megabytes(tmp_path: Path) -> None:
     Image.frombytes("RGB", (1200, 1200), os.urandom(3 * 1200 * 1200)).save(tmp_path / "noise.png")
     rng = np.random.default_rng(0)

@@ -60,6 +60,7 @@ def random_encoder(name: str) -> tuple[VisionGPT2, onnx.ModelProto]:
     return model, onnx_export.encoder_graph(model, "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_encoder_graph_returns_keys_and_values_for_any_batch_size(name: str) -> None:
     model, proto = random_encoder(name)
@@ -146,6 +147,7 @@ class _FiveDimensions(nn.Module):
         return nn.functional.scaled_dot_product_attention(heads, heads, heads)[:, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "operator"), [(_Spectral, "svd"), (_FiveDimensions, "scaled_dot_product_attention.*only 4D")]
 )

@@ -106,6 +106,7 @@ def test_dry_run_of_adapters_trains_only_these(config: TrainConfig, tmp_path: Pa
     assert result.memory.gradients == 4 * adapters and result.memory.optimizer == pytest.approx(8 * adapters, rel=0.1)
 
 
+@pytest.mark.slow
 def test_dry_run_of_self_critical_training_samples_captions(config: TrainConfig, tmp_path: Path) -> None:
     from myllm.checkpoints import native
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,7 @@ def test_pack_lets_no_caption_cross_the_end_of_a_pack(lengths: list[int], width:
         assert place % width + length <= width
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @given(lengths=LENGTHS)
 def test_packed_hidden_states_equal_those_of_each_caption(

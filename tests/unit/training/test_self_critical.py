@@ -122,6 +122,7 @@ def test_advantages_are_rewards_minus_the_mean_of_the_others() -> None:
     torch.testing.assert_close(advantages(rewards), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_self_critical_training_raises_the_reward(config: TrainConfig) -> None:
     rows: list[dict[str, float | str]] = []
     config = replace(config, epochs=12, lr=3e-3)
