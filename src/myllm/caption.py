@@ -31,13 +31,18 @@ class Word:
     """Sum of the log-probabilities of its generated tokens; None if all of them belong to a prefix."""
     confidence: float | None
     """0 to 1: probability that references of the picture use the word; exp(logprob) without calibration."""
+    support: float | None = None
+    """Share of the most similar training pictures whose captions use it, too; None without `rank_by` retrieval."""
 
 
-def split_words(pieces: Sequence[bytes], logprobs: Sequence[float], prefix_length: int = 0) -> list[Word]:
+def split_words(
+    pieces: Sequence[bytes], logprobs: Sequence[float], prefix_length: int = 0, support: Sequence[float] = ()
+) -> list[Word]:
     """Return the words of a caption in order, without calibrated confidence.
 
     pieces: the bytes of each token; a character may be split over several.
     logprobs: one for each token after the first `prefix_length`; more, such as the end token's, are ignored.
+    support: the share of similar pictures' captions that use each token, or nothing.
 
     Blanks in tokens of their own belong to the next word. A token that ends one word and begins another is in both.
     """
@@ -49,7 +54,8 @@ def split_words(pieces: Sequence[bytes], logprobs: Sequence[float], prefix_lengt
         generated = logprobs[max(0, tokens.start - prefix_length) : max(0, stop - prefix_length)]
         logprob = sum(generated) if generated else None
         confidence = None if logprob is None else math.exp(logprob)
-        words.append(Word(match.group().decode(errors="replace"), tokens, logprob, confidence))
+        shared = min(support[tokens]) if support else None
+        words.append(Word(match.group().decode(errors="replace"), tokens, logprob, confidence, shared))
     return words
 
 
@@ -77,6 +83,10 @@ class Calibration:
     """Words that so many pictures' references use that they say little about a picture: "a", "is", "the"."""
     calibrated_on: Mapping[str, Any] = field(default_factory=dict)
     """The pictures and decoding options that it was fitted to."""
+    support: float = 0.0
+    """Weight of the logarithm of a word's support, minus `usual_support`; words without support have the usual one."""
+    usual_support: float = 0.0
+    """Mean logarithm of the support of informative words."""
 
     def is_informative(self, word: Word) -> bool:
         """Whether the word says something about a picture: not punctuation, and not one of `common_words`."""
@@ -102,6 +112,8 @@ class Calibration:
             return None
         offset = self.offsets.get(normalize_word(word.text), 0.0)
         odds = self.logprob * word.logprob + self.score * score + self.constant + offset
+        if word.support is not None:
+            odds += self.support * (log_support(word.support) - self.usual_support)
         return 1 / (1 + math.exp(min(700.0, -odds)))  # exp overflows above 709
 
     def as_json(self) -> dict[str, Any]:
@@ -115,13 +127,19 @@ class Calibration:
             logprob, score, constant = (float(values[name]) for name in ("logprob", "score", "constant"))
             offsets = {str(word): float(offset) for word, offset in values["offsets"].items()}
             common, origin = [str(word) for word in values["common_words"]], dict(values["calibrated_on"])
-            if not all(map(math.isfinite, (logprob, score, constant, *offsets.values()))):
+            support, usual = (float(values.get(name, 0.0)) for name in ("support", "usual_support"))  # new in 2026-11
+            if not all(map(math.isfinite, (logprob, score, constant, support, usual, *offsets.values()))):
                 raise ValueError("its weights are not finite numbers")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"calibration: {type(error).__name__}, {error}; expected what `myllm evaluate --calibrate` writes"
             ) from error
-        return cls(logprob, score, constant, offsets, tuple(common), origin)
+        return cls(logprob, score, constant, offsets, tuple(common), origin, support, usual)
+
+
+def log_support(support: float) -> float:
+    """Return the logarithm of a word's support; a word that no picture supports counts as half a picture of thirty."""
+    return math.log(support + 1 / 60)
 
 
 def describe_calibration(calibration: Calibration | None) -> str:
@@ -158,6 +176,8 @@ class Caption:
     """Why the picture has no caption: the rules allowed no token. Empty otherwise."""
     pieces: Sequence[bytes] = field(default=(), repr=False)
     """The bytes of each of `tokens`; a character may be split over several."""
+    support: Sequence[float] = field(default=(), repr=False)
+    """The share of similar training pictures whose captions use each of `tokens`; empty without `rank_by` retrieval."""
     calibration: Calibration | None = field(default=None, repr=False)
     """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
     compute_attention: Callable[["Caption"], "Tensor"] | None = field(default=None, repr=False)
@@ -181,7 +201,7 @@ class Caption:
     @cached_property
     def words(self) -> list[Word]:
         """The words in order, each with its tokens and confidence."""
-        words = split_words(self.pieces, self.token_logprobs, self.prefix_length)
+        words = split_words(self.pieces, self.token_logprobs, self.prefix_length, self.support)
         return words if self.calibration is None else self.calibration.of_words(words, self.score)
 
     @cached_property

@@ -54,6 +54,16 @@ def test_the_index_is_part_of_exports(
     assert main(["export", str(run), "--to", form, "--out", str(out), "--quiet"]) == 0
     export = OnnxCaptioner.load(out) if form == "onnx" else Captioner.load(out)
     assert export.decode.rank_by == "retrieval" and texts(export, pictures) == texts(captioner, pictures)
+    for caption, same in zip(captioner.caption_batch(pictures), export.caption_batch(pictures), strict=True):
+        assert len(caption.support) == len(caption.tokens) and caption.support == same.support
+        assert caption.confidence == pytest.approx(same.confidence, abs=1e-4)
+
+
+def test_words_of_a_caption_ranked_by_score_have_no_support(captioner: Captioner, pictures: list[Path]) -> None:
+    by_retrieval, by_score = captioner.caption(pictures[0]), captioner.caption(pictures[0], rank_by="score")
+    assert [word.support for word in by_score.words] == [None] * len(by_score.words)
+    assert all(0 <= word.support <= 1 for word in by_retrieval.words if word.support is not None)
+    assert None not in [word.support for word in by_retrieval.words]
 
 
 def test_the_web_page_has_no_index_and_is_compared_with_captions_ranked_by_score(

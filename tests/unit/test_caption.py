@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,22 @@ def test_split_words_logprob_leaves_out_the_prefix() -> None:
 )
 def test_normalize_word_removes_case_and_surrounding_punctuation(word: str, normalized: str) -> None:
     assert normalize_word(word) == normalized
+
+
+def test_support_of_a_word_is_that_of_its_rarest_token() -> None:
+    words = split_words([b"a", b" gr", b"ey", b"."], [-1.0] * 4, support=[1.0, 0.5, 0.25, 0.75])
+    assert [word.support for word in words] == [1.0, 0.25]
+    assert [word.support for word in split_words([b"a"], [-1.0])] == [None]
+
+
+def test_support_changes_calibrated_confidence_and_words_without_it_have_the_usual_one() -> None:
+    with_weight = replace(CALIBRATION, support=2.0, usual_support=-0.75)
+    dog = caption("dog", -0.4, -0.2, calibration=with_weight)
+    odds = 0.5 * -0.4 + 2 * -0.3 + 1.5 + 1
+    assert dog.confidence == pytest.approx(probability(odds))
+    for share in (0.0, 0.3, 1.0):
+        expected = probability(odds + 2 * (math.log(share + 1 / 60) + 0.75))
+        assert replace(dog, support=[share]).confidence == pytest.approx(expected)
 
 
 def test_calibration_of_words_equals_the_closed_form() -> None:

@@ -16,6 +16,7 @@ from myllm.config import DecodeConfig
 from myllm.decoding.arrays import IMPOSSIBLE, Array, Bools, Ints, log_softmax, logsumexp, pick, to_device_of, to_numpy
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.history import Choice, History
+from myllm.decoding.retrieval import Neighbours
 from myllm.decoding.rules import apply_rules
 from myllm.errors import MyLLMError
 
@@ -72,9 +73,8 @@ class SearchRequest:
     """Argument of `stepper.start` for as many grey pictures; needed by `contrastive_weight`."""
     seeds: Sequence[int] = ()
     """A random seed for each image; needed by `do_sample`."""
-    agreement: Callable[[int, Sequence[Sequence[int]]], Sequence[float]] | None = None
-    """Returns how well captions of an image, as tokens, agree with those of pictures like it; needed by `rank_by`
-    retrieval."""
+    neighbours: Sequence[Neighbours] = ()
+    """The training pictures that look most like each image; needed by `rank_by` retrieval."""
     is_given_up: Callable[[int], bool] | None = None
     """Called with each image's index after each step; returns whether to give up its caption. The image then fails."""
 

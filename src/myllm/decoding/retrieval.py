@@ -1,7 +1,8 @@
 """Captions of the training pictures that look most like a picture, with which the best of several captions agrees.
 
 Devlin et al. 2015 (https://arxiv.org/abs/1505.04467) caption a picture with the caption of its nearest neighbours that
-agrees most with the others. Here the captions that the search found are ranked by their score and that agreement.
+agrees most with the others. Here the captions that the search found are ranked by their score and that agreement, and
+confidence in a word rises with the share of these pictures whose captions use it, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from myllm.decoding.arrays import Floats, Ints
-from myllm.decoding.engine import Hypothesis
 from myllm.metrics.cider import CiderD
 from myllm.metrics.ngrams import Words
 
@@ -22,8 +22,6 @@ INDEX_NAME = "index.npz"
 """File of `CaptionIndex.as_arrays` in an export."""
 NEIGHBOURS = 30
 """Training pictures whose captions a caption is compared with."""
-AGREEMENT_WEIGHT = 3.0
-"""Weight of the CIDEr-D between a caption and the neighbours' captions, relative to its mean log-probability."""
 MAX_COMPONENTS = 256
 Tokens = Sequence[int]
 Array = NDArray[Any]
@@ -94,30 +92,28 @@ class CaptionIndex:
         """Return the arrays by name, to be saved."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
-    def neighbours(self, means: Floats) -> Ints:
-        """Return the training pictures most like pictures with these means (B, C): (B, k), the most similar first."""
-        return np.stack([self._neighbours(mean) for mean in means])
-
-    def _neighbours(self, mean: Floats) -> Ints:
-        """Return the neighbours of one picture, so that they do not depend on its batch."""
+    def neighbours(self, mean: Floats) -> "Neighbours":
+        """Return the training pictures most like a picture with this mean (C,), the most similar first."""
         distance = -self._vectors @ ((mean - self.mean) @ self.components)  # its length does not change the order
         count = min(NEIGHBOURS, len(distance))
         nearest = np.argpartition(distance, count - 1)[:count]
-        return nearest[np.argsort(distance[nearest], kind="stable")]
+        return Neighbours(self, nearest[np.argsort(distance[nearest], kind="stable")])
 
-    def agreement(self, neighbours: Ints, captions: Sequence[Tokens]) -> list[float]:
-        """Return the CIDEr-D of captions with all captions of the training pictures `neighbours` (k,)."""
-        references = [caption for picture in neighbours.tolist() for caption in self._captions(picture)]
-        return self._corpus.score([_as_words(tokens) for tokens in captions], [references] * len(captions))
+    def captions(self, picture: int) -> list[Tokens]:
+        """Return the captions of a training picture."""
+        ends = self._ends[self._first_caption[picture] : self._first_caption[picture + 1] + 1].tolist()
+        return [self.tokens[begin:end].tolist() for begin, end in pairwise(ends)]
+
+    @cached_property
+    def corpus(self) -> CiderD:
+        """CIDEr-D with the document frequencies of the training pictures; words are tokens."""
+        _, first = np.unique(self.tokens, return_index=True)
+        words = _as_words(self.tokens[np.sort(first)].tolist())
+        return CiderD.from_frequencies(words, len(self.counts), self.ngrams, self.log_frequencies)
 
     @cached_property
     def _vectors(self) -> Array:
         return self.vectors.astype(np.float32)
-
-    def _captions(self, picture: int) -> list[Words]:
-        """Captions of a training picture as words, which are tokens."""
-        ends = self._ends[self._first_caption[picture] : self._first_caption[picture + 1] + 1].tolist()
-        return [_as_words(self.tokens[begin:end].tolist()) for begin, end in pairwise(ends)]
 
     @cached_property
     def _ends(self) -> Array:
@@ -129,20 +125,28 @@ class CaptionIndex:
         """The number of each picture's first caption, and of all captions."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The training pictures that look most like a picture."""
+
+    index: CaptionIndex
+    pictures: Ints
+    """(k,) their numbers in the index, the most similar first."""
+
+    def agreement(self, captions: Sequence[Tokens]) -> list[float]:
+        """Return the CIDEr-D of captions with all captions of these pictures."""
+        references = [_as_words(caption) for group in self._captions for caption in group]
+        return self.index.corpus.score([_as_words(tokens) for tokens in captions], [references] * len(captions))
+
+    def support(self, tokens: Tokens) -> list[float]:
+        """Return for each token the share of these pictures of which a caption contains it."""
+        known = [{token for caption in group for token in caption} for group in self._captions]
+        return [sum(token in tokens_of_picture for tokens_of_picture in known) / len(known) for token in tokens]
+
     @cached_property
-    def _corpus(self) -> CiderD:
-        _, first = np.unique(self.tokens, return_index=True)
-        words = _as_words(self.tokens[np.sort(first)].tolist())
-        return CiderD.from_frequencies(words, len(self.counts), self.ngrams, self.log_frequencies)
-
-
-def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:
-    """Sort by score and agreement; captions that lack a required word come last."""
-    ranks = [
-        (-len(hypothesis.missing), hypothesis.score + AGREEMENT_WEIGHT * value)
-        for hypothesis, value in zip(hypotheses, agreement, strict=True)
-    ]
-    return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]
+    def _captions(self) -> list[list[Tokens]]:
+        return [self.index.captions(picture) for picture in self.pictures.tolist()]
 
 
 def _as_words(tokens: Tokens) -> Words:

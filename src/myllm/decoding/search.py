@@ -5,9 +5,11 @@ from contextlib import closing
 
 from myllm.decoding.beam import Beams
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
-from myllm.decoding.retrieval import by_agreement
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
+
+AGREEMENT_WEIGHT = 3.0
+"""Weight of the CIDEr-D between a caption and the captions of neighbours, relative to its mean log-probability."""
 
 
 def generate(
@@ -27,12 +29,20 @@ def generate(
     if config.rank_by == "consensus":
         results = [by_consensus(hypotheses) for hypotheses in results]
     if config.rank_by == "retrieval":
-        assert request.agreement is not None
         results = [
-            by_agreement(hypotheses, request.agreement(image, [hypothesis.tokens for hypothesis in hypotheses]))
-            for image, hypotheses in enumerate(results)
+            by_agreement(hypotheses, neighbours.agreement([hypothesis.tokens for hypothesis in hypotheses]))
+            for hypotheses, neighbours in zip(results, request.neighbours, strict=True)
         ]
     return [hypotheses[: config.num_return_sequences or strategy.captions] for hypotheses in results]
+
+
+def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:
+    """Sort by score and agreement with the captions of neighbours; captions that lack a required word come last."""
+    ranks = [
+        (-len(hypothesis.missing), hypothesis.score + AGREEMENT_WEIGHT * value)
+        for hypothesis, value in zip(hypotheses, agreement, strict=True)
+    ]
+    return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]
 
 
 def by_consensus(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from myllm.caption import Calibration, Caption, normalize_word
+from myllm.caption import Calibration, Caption, log_support, normalize_word
 from myllm.config import DecodeConfig
 from myllm.data.records import quantity
 from myllm.errors import DataError
@@ -122,38 +122,43 @@ def calibrate(
     pictures = Counter(word for words in used for word in words)
     common = sorted(word for word, count in pictures.items() if word and count > COMMON_SHARE * len(used))
     words = [
-        (normalize_word(word.text), word.logprob, caption.score, reference_words)
+        (normalize_word(word.text), word, caption.score, reference_words)
         for caption, reference_words in zip(captions, used, strict=True)
         for word in caption.words
         if word.logprob is not None
     ]
-    informative = sum(bool(word) and word not in common for word, *_ in words)
-    if informative < MIN_WORDS:
+    informative = [word for text, word, *_ in words if text and text not in common]
+    if len(informative) < MIN_WORDS:
         raise DataError(
-            f"{quantity(len(captions), 'caption')} with {quantity(informative, 'word')} that distinguish pictures; "
-            f"at least {MIN_WORDS} are needed to learn from: use more pictures"
+            f"{quantity(len(captions), 'caption')} with {quantity(len(informative), 'word')} that distinguish "
+            f"pictures; at least {MIN_WORDS} are needed to learn from: use more pictures"
         )
-    vocabulary, index = np.unique([word for word, *_ in words], return_inverse=True)
-    inputs = np.array([(logprob, score) for _, logprob, score, _ in words])
-    right = np.array([word in reference_words for word, _, _, reference_words in words])
+    supports = [log_support(word.support) for word in informative if word.support is not None]
+    usual = sum(supports) / max(1, len(supports))
+    vocabulary, index = np.unique([text for text, *_ in words], return_inverse=True)
+    inputs = np.array([
+        (word.logprob, score, 0.0 if word.support is None else log_support(word.support) - usual)
+        for _, word, score, _ in words
+    ])
+    right = np.array([text in reference_words for text, *_, reference_words in words])
     weights, offsets = fit_log_odds(inputs, index, right)
     word_offsets = {str(word): round(float(offset), 4) for word, offset in zip(vocabulary, offsets, strict=True)}
-    logprob, score, constant = map(float, weights)
-    return Calibration(logprob, score, constant, word_offsets, tuple(common), on or {})
+    logprob, score, support, constant = map(float, weights)
+    return Calibration(logprob, score, constant, word_offsets, tuple(common), on or {}, support, usual)
 
 
 def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Fit a logistic regression with an offset for each word; return weights (3,) and offsets (words,).
+    """Fit a logistic regression with an offset for each word; return weights (K + 1,) and offsets (words,).
 
-    inputs: (N, 2). word: (N,) index of the word. right: (N,).
-    log-odds = inputs @ weights[:2] + weights[2] + offsets[word]. The offsets have a normal prior of variance 1, so a
+    inputs: (N, K). word: (N,) index of the word. right: (N,).
+    log-odds = inputs @ weights[:K] + weights[K] + offsets[word]. The offsets have a normal prior of variance 1, so a
     word that occurs once has one close to 0. Targets are not quite 0 and 1 (Platt 1999, section 2.2). The fit
     uses Newton's method; the offsets, whose part of the Hessian is diagonal, are eliminated first.
     """
     hits = right.sum()
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
     x = np.concatenate([inputs, np.ones((len(right), 1))], axis=1)
-    weights, offsets = np.zeros(3), np.zeros(word.max() + 1)
+    weights, offsets = np.zeros(x.shape[1]), np.zeros(word.max() + 1)
 
     def loss(weights: Floats, offsets: Floats) -> float:
         odds = x @ weights + offsets[word]
@@ -164,10 +169,10 @@ def fit_log_odds(inputs: Floats, word: NDArray[np.int64], right: NDArray[np.bool
         chances = np.exp(-np.logaddexp(0, -(x @ weights + offsets[word])))
         error, weight = chances - targets, (chances * (1 - chances))[:, None]
         slope, word_slope = x.T @ error + RIDGE * weights, np.bincount(word, error) + offsets
-        shared = np.zeros((len(offsets), 3))
+        shared = np.zeros((len(offsets), len(weights)))
         np.add.at(shared, word, weight * x)
         curvature = np.bincount(word, weight[:, 0]) + 1
-        left = x.T @ (weight * x) + RIDGE * np.eye(3) - shared.T @ (shared / curvature[:, None])
+        left = x.T @ (weight * x) + RIDGE * np.eye(len(weights)) - shared.T @ (shared / curvature[:, None])
         step = np.linalg.solve(left, slope - shared.T @ (word_slope / curvature))
         word_step, size = (word_slope - shared @ step) / curvature, 1.0
         if max(np.abs(step).max(), np.abs(word_step).max()) < 1e-7:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 
 from tokenizers import Tokenizer
 
@@ -14,7 +15,7 @@ from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.arrays import Floats
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
-from myllm.decoding.retrieval import CaptionIndex
+from myllm.decoding.retrieval import CaptionIndex, Neighbours
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.decoding.search import generate
 from myllm.errors import ConfigError
@@ -62,7 +63,8 @@ def generate_captions(
         request = replace(request, is_given_up=lambda image: followers[image].has_left())
     is_single = config.beams == 1 and (config.num_return_sequences or 1) == 1
     hypotheses = generate(request, show_texts) if is_single and any(shows) else generate(request)
-    return [_to_caption(captions, tokenizer, vocabulary) for captions in hypotheses]
+    neighbours = request.neighbours or repeat(None)
+    return [_to_caption(*found, tokenizer, vocabulary) for found in zip(hypotheses, neighbours, strict=False)]
 
 
 def stream_text(
@@ -88,13 +90,9 @@ def stream_text(
                 text = longer
 
 
-def find_agreement(
-    index: CaptionIndex | None, means: Floats
-) -> Callable[[int, Sequence[Sequence[int]]], Sequence[float]]:
-    """Return `SearchRequest.agreement` for pictures whose values have these means (B, C). Raises ConfigError."""
-    known = require_index(index)
-    neighbours = known.neighbours(means)
-    return lambda image, captions: known.agreement(neighbours[image], captions)
+def find_neighbours(index: CaptionIndex | None, means: Floats) -> list[Neighbours]:
+    """Return `SearchRequest.neighbours` for pictures whose values have these means (B, C). Raises ConfigError."""
+    return [require_index(index).neighbours(mean) for mean in means]
 
 
 def require_index(index: CaptionIndex | None) -> CaptionIndex:
@@ -120,7 +118,9 @@ def caption_text(tokenizer: Tokenizer, tokens: Sequence[int], vocabulary: Vocabu
     return (text.removesuffix("\ufffd") if incomplete_bytes(vocabulary.text(tokens)) else text).strip()
 
 
-def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabulary: Vocabulary) -> Caption:
+def _to_caption(
+    hypotheses: Sequence[Hypothesis], neighbours: Neighbours | None, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> Caption:
     best = hypotheses[0]
     if best.error:
         return Caption("", 0.0, [], [], "failed", error=best.error)
@@ -132,5 +132,6 @@ def _to_caption(hypotheses: Sequence[Hypothesis], tokenizer: Tokenizer, vocabula
         pieces.append(vocabulary.text([token])[:left])
         left -= len(pieces[-1])
     return Caption(
-        text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives, pieces=pieces
+        text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives, pieces=pieces,
+        support=neighbours.support(best.tokens) if neighbours else (),
     )

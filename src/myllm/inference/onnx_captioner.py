@@ -22,7 +22,7 @@ from myllm.device import count_cores
 from myllm.errors import CheckpointError, ConfigError, reason
 from myllm.files import read_json
 from myllm.inference.base_captioner import AdapterName, BaseCaptioner, PictureOf
-from myllm.inference.generate import find_agreement, fit_prefix
+from myllm.inference.generate import find_neighbours, fit_prefix
 
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 PAST = "past_key_values"
@@ -126,9 +126,9 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
             blind = np.repeat(grey, len(rows), axis=0)
         stepper = ExportStepper(self.decoder)
         images = encoded[rows]
-        agreement = find_agreement(self.index, stepper.means(images)) if decode.rank_by == "retrieval" else None
+        neighbours = find_neighbours(self.index, stepper.means(images)) if decode.rank_by == "retrieval" else []
         return SearchRequest(
-            stepper, images, len(rows), self._end, decode, prefix, vocabulary, blind, seeds, agreement
+            stepper, images, len(rows), self._end, decode, prefix, vocabulary, blind, seeds, neighbours
         )
 
     def _draw_seeds(self, count: int, generator: np.random.Generator | None) -> list[int]:

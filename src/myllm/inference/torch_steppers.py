@@ -14,7 +14,7 @@ from myllm.decoding.arrays import Array, Ints
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import SearchRequest, Stepper
 from myllm.decoding.retrieval import CaptionIndex
-from myllm.inference.generate import find_agreement, fit_prefix
+from myllm.inference.generate import find_neighbours, fit_prefix
 from myllm.model.kv_cache import ImageKV, SelfKV
 from myllm.model.vision_gpt2 import VisionGPT2
 
@@ -45,8 +45,8 @@ def make_search(
         grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
     stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
-    agreement = find_agreement(index, image.means().cpu().numpy()) if decode.rank_by == "retrieval" else None
-    return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds, agreement)
+    neighbours = find_neighbours(index, image.means().cpu().numpy()) if decode.rank_by == "retrieval" else []
+    return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds, neighbours)
 
 
 class ModelStepper(Stepper):

@@ -16,7 +16,7 @@ from myllm.errors import CheckpointError, MyLLMError
 from myllm.inference.captioner import Captioner
 
 CALIBRATED_ON = {"data": "birds", "pictures": 9, "decode": {}}
-CALIBRATION = Calibration(0.5, 2.0, 1.5, {"ball": 1.0, "a": 3.0}, ("a",), CALIBRATED_ON)
+CALIBRATION = Calibration(0.5, 2.0, 1.5, {"ball": 1.0, "a": 3.0}, ("a",), CALIBRATED_ON, 1.25, -0.5)
 FORMATS = pytest.mark.parametrize("save", [native.save, native.save_folder])
 Saver = Callable[[Checkpoint, Path], None]
 
@@ -26,6 +26,11 @@ def test_calibration_is_saved_and_loaded(tiny_checkpoint: Checkpoint, tmp_path: 
     save(replace(tiny_checkpoint, calibration=CALIBRATION), tmp_path / "one")
     assert native.load(tmp_path / "one").calibration == CALIBRATION
     assert Captioner.load(tmp_path / "one").checkpoint.calibration == CALIBRATION
+
+
+def test_calibration_of_an_older_captioner_gives_support_no_weight() -> None:
+    values = {name: value for name, value in CALIBRATION.as_json().items() if "support" not in name}
+    assert Calibration.from_json(values) == replace(CALIBRATION, support=0.0, usual_support=0.0)
 
 
 @FORMATS

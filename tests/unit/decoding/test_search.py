@@ -21,6 +21,7 @@ from myllm.config import DecodeConfig
 from myllm.decoding.beam import Beams
 from myllm.decoding.constraints import Vocabulary
 from myllm.decoding.engine import Hypothesis, SearchRequest, run_search
+from myllm.decoding.retrieval import CaptionIndex, Neighbours
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.decoding.search import generate
 from myllm.errors import MyLLMError
@@ -350,14 +351,17 @@ def test_search_that_is_given_up_ends_without_changing_others(decode: dict[str, 
 @settings(max_examples=30)
 @given(toy=toys(images=2), weight=st.sampled_from([0.0, 100.0]))
 def test_retrieval_chooses_among_all_finished_captions_by_score_and_agreement(toy: Toy, weight: float) -> None:
-    found: dict[int, list[tuple[int, ...]]] = {}
+    found: list[list[tuple[int, ...]]] = []
 
-    def agreement(image: int, captions: Sequence[Sequence[int]]) -> list[float]:
-        found[image] = [tuple(caption) for caption in captions]
-        return [weight * (number == len(captions) - 1) for number in range(len(captions))]
+    class Similar(Neighbours):
+        def agreement(self, captions: Sequence[Sequence[int]]) -> list[float]:
+            found.append([tuple(caption) for caption in captions])
+            return [weight * (number == len(captions) - 1) for number in range(len(captions))]
 
+    index = CaptionIndex.build(np.eye(2), [[[1]], [[2]]])
     options: dict[str, Any] = {"beams": 3, "max_new_tokens": 5}
-    request = replace(toy.request(**options, rank_by="retrieval"), agreement=agreement)
+    similar = [Similar(index, np.arange(2))] * 2
+    request = replace(toy.request(**options, rank_by="retrieval"), neighbours=similar)
     for image, (hypotheses, likeliest) in enumerate(zip(generate(request), toy.search(**options), strict=True)):
         assert len(hypotheses) == len(likeliest)
         assert found[image][: len(likeliest)] == [tuple(hypothesis.tokens) for hypothesis in likeliest]

@@ -128,6 +128,32 @@ def test_calibrate_corrects_over_and_underconfidence_on_other_pictures(sharpness
     assert expected_calibration_error(trust.words) < before / 2 and expected_calibration_error(trust.captions) < 0.07
 
 
+def test_calibrate_learns_what_support_says_about_a_word() -> None:
+    captions, references = world(2_000)
+    rng = np.random.default_rng(5)
+    shown = []
+    for caption, (_, right) in zip(captions, references, strict=True):
+        # three in four supported words are right, one in four of the others: much more than the log-probability says
+        is_right = [word in right.split() for word in caption.text.split()]
+        shares = [0.9 if right == (rng.uniform() < 0.75) else 0.0 for right in is_right]
+        shown.append(replace(caption, support=shares))
+    without, with_support = calibrate(captions, references), calibrate(shown, references)
+    assert without.support == without.usual_support == 0.0 and with_support.support > 0.1
+    assert -3 < with_support.usual_support < -1
+    assert measure_confidence(shown, references, [0.0] * 2_000).word_error < 0.03
+    sure = {
+        share: np.mean([
+            word.confidence for caption in shown for word in replace(caption, calibration=with_support).words[1:]
+            if word.support == share
+        ])
+        for share in (0.0, 0.9)
+    }
+    assert sure[0.9] > 0.7 and sure[0.0] < 0.3
+    # without support, confidence is right on average
+    blind = [word.confidence for caption in captions for word in replace(caption, calibration=with_support).words[1:]]
+    assert np.mean(blind) == pytest.approx(0.5, abs=0.05)
+
+
 def test_common_words_are_in_the_references_of_most_pictures() -> None:
     learned = calibrate(*world(400))
     assert {"a", "thing"} <= set(learned.common_words) and not set(KINDS) & set(learned.common_words)
