@@ -32,7 +32,7 @@ class Word:
     confidence: float | None
     """0 to 1: probability that references of the picture use the word; exp(logprob) without calibration."""
     support: float | None = None
-    """Share of the most similar training pictures whose captions use it, too; None without `rank_by` retrieval."""
+    """0 to 1: weight of the most similar training pictures whose captions use it; None without `rank_by` retrieval."""
 
 
 def split_words(
@@ -42,7 +42,7 @@ def split_words(
 
     pieces: the bytes of each token; a character may be split over several.
     logprobs: one for each token after the first `prefix_length`; more, such as the end token's, are ignored.
-    support: the share of similar pictures' captions that use each token, or nothing.
+    support: that of each token, or nothing.
 
     Blanks in tokens of their own belong to the next word. A token that ends one word and begins another is in both.
     """
@@ -177,7 +177,7 @@ class Caption:
     pieces: Sequence[bytes] = field(default=(), repr=False)
     """The bytes of each of `tokens`; a character may be split over several."""
     support: Sequence[float] = field(default=(), repr=False)
-    """The share of similar training pictures whose captions use each of `tokens`; empty without `rank_by` retrieval."""
+    """`Word.support` of each of `tokens`; empty without `rank_by` retrieval."""
     calibration: Calibration | None = field(default=None, repr=False)
     """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
     compute_attention: Callable[["Caption"], "Tensor"] | None = field(default=None, repr=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.decoding.arrays import Floats, Ints
+from myllm.decoding.arrays import Floats, Ints, softmax
 from myllm.metrics.cider import CiderD
 from myllm.metrics.ngrams import Words
 
@@ -22,6 +22,8 @@ INDEX_NAME = "index.npz"
 """File of `CaptionIndex.as_arrays` in an export."""
 NEIGHBOURS = 30
 """Training pictures whose captions a caption is compared with."""
+TEMPERATURE = 0.1
+"""Neighbours have the softmax of their cosines, divided by this, as weights."""
 MAX_COMPONENTS = 256
 Tokens = Sequence[int]
 Array = NDArray[Any]
@@ -94,10 +96,11 @@ class CaptionIndex:
 
     def neighbours(self, mean: Floats) -> "Neighbours":
         """Return the training pictures most like a picture with this mean (C,), the most similar first."""
-        distance = -self._vectors @ ((mean - self.mean) @ self.components)  # its length does not change the order
-        count = min(NEIGHBOURS, len(distance))
-        nearest = np.argpartition(distance, count - 1)[:count]
-        return Neighbours(self, nearest[np.argsort(distance[nearest], kind="stable")])
+        cosines = self._vectors @ _of_length_1((mean - self.mean) @ self.components)
+        count = min(NEIGHBOURS, len(cosines))
+        nearest = np.argpartition(-cosines, count - 1)[:count]
+        nearest = nearest[np.argsort(-cosines[nearest], kind="stable")]
+        return Neighbours(self, nearest, softmax(cosines[nearest] / TEMPERATURE))
 
     def captions(self, picture: int) -> list[Tokens]:
         """Return the captions of a training picture."""
@@ -133,16 +136,21 @@ class Neighbours:
     index: CaptionIndex
     pictures: Ints
     """(k,) their numbers in the index, the most similar first."""
+    weights: Floats
+    """(k,) their weights, which add up to 1: the more similar, the greater."""
 
     def agreement(self, captions: Sequence[Tokens]) -> list[float]:
-        """Return the CIDEr-D of captions with all captions of these pictures."""
-        references = [_as_words(caption) for group in self._captions for caption in group]
-        return self.index.corpus.score([_as_words(tokens) for tokens in captions], [references] * len(captions))
+        """Return the CIDEr-D of captions with the captions of each of these pictures: the weighted mean."""
+        groups = [[_as_words(caption) for caption in group] for group in self._captions]
+        words = [_as_words(tokens) for tokens in captions]
+        scores = self.index.corpus.score(words * len(groups), [group for group in groups for _ in words])
+        return (self.weights @ np.reshape(scores, (len(groups), len(words)))).tolist()
 
     def support(self, tokens: Tokens) -> list[float]:
-        """Return for each token the share of these pictures of which a caption contains it."""
+        """Return for each token the weight of those of these pictures of which a caption contains it."""
         known = [{token for caption in group for token in caption} for group in self._captions]
-        return [sum(token in tokens_of_picture for tokens_of_picture in known) / len(known) for token in tokens]
+        uses = np.array([[token in tokens_of_picture for token in tokens] for tokens_of_picture in known])
+        return (self.weights @ uses).tolist()
 
     @cached_property
     def _captions(self) -> list[list[Tokens]]:
@@ -154,4 +162,4 @@ def _as_words(tokens: Tokens) -> Words:
 
 
 def _of_length_1(vectors: Array) -> Array:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from myllm.decoding.engine import Hypothesis
-from myllm.decoding.retrieval import NEIGHBOURS, CaptionIndex, Neighbours
+from myllm.decoding.retrieval import NEIGHBOURS, TEMPERATURE, CaptionIndex, Neighbours
 from myllm.decoding.search import by_agreement
 from myllm.metrics.cider import CiderD
 
@@ -35,19 +35,31 @@ def test_neighbours_stay_the_same_if_the_values_are_scaled_and_turned(index: Cap
         assert set(other.neighbours(turned[number]).pictures[:5]) <= set(nearest[:7])
 
 
-def test_agreement_is_cider_d_with_all_captions_of_the_neighbours(index: CaptionIndex) -> None:
+def test_the_more_similar_a_neighbour_the_greater_its_weight(index: CaptionIndex) -> None:
+    neighbours = index.neighbours(MEANS[4])
+    vectors = (MEANS - index.mean) @ index.components
+    cosines = vectors[neighbours.pictures] @ vectors[4] / np.linalg.norm(vectors[neighbours.pictures], axis=1)
+    expected = np.exp(cosines / np.linalg.norm(vectors[4]) / TEMPERATURE)
+    assert neighbours.weights == pytest.approx(expected / expected.sum(), rel=0.02)  # vectors are rounded to float16
+    assert (np.diff(neighbours.weights) <= 0).all() and neighbours.weights[0] > 2 * neighbours.weights[-1]
+
+
+def test_agreement_is_the_weighted_mean_of_cider_d_with_the_neighbours_captions(index: CaptionIndex) -> None:
     words = [[list(map(str, caption)) for caption in group] for group in CAPTIONS]
-    candidates, neighbours = [CAPTIONS[3][0], [1, 2, 3, 4]], Neighbours(index, np.array([3, 7, 8]))
-    references = [caption for number in (3, 7, 8) for caption in words[number]]
-    expected = CiderD(words).score([list(map(str, caption)) for caption in candidates], [references] * 2)
-    assert neighbours.agreement(candidates) == expected and expected[0] > expected[1]
+    candidates = [CAPTIONS[3][0], [1, 2, 3, 4], []]
+    corpus, texts = CiderD(words), [list(map(str, caption)) for caption in candidates]
+    scores = [corpus.score(texts, [words[number]] * 3) for number in (3, 7, 8)]
+    expected = np.array([0.5, 0.3, 0.2]) @ np.array(scores)
+    neighbours = Neighbours(index, np.array([3, 7, 8]), np.array([0.5, 0.3, 0.2]))
+    assert neighbours.agreement(candidates) == pytest.approx(expected.tolist()) and expected[0] > expected[1]
 
 
-def test_support_is_the_share_of_the_neighbours_whose_captions_have_a_token(index: CaptionIndex) -> None:
-    pictures = [3, 7, 8, 20]
-    support = Neighbours(index, np.array(pictures)).support(list(range(20)))
+def test_support_is_the_weight_of_the_neighbours_whose_captions_have_a_token(index: CaptionIndex) -> None:
+    pictures, weights = [3, 7, 8, 20], [0.4, 0.3, 0.2, 0.1]
+    support = Neighbours(index, np.array(pictures), np.array(weights)).support(list(range(20)))
     for token, share in enumerate(support):
-        assert share == sum(any(token in caption for caption in CAPTIONS[number]) for number in pictures) / 4
+        users = [any(token in caption for caption in CAPTIONS[number]) for number in pictures]
+        assert share == pytest.approx(np.dot(weights, users))
     assert len(set(support)) > 2
 
 
@@ -84,4 +96,4 @@ def test_captions_are_ranked_by_score_and_agreement_and_last_if_they_lack_a_word
     likely, agreeing = Hypothesis([1], [-1.0]), Hypothesis([2], [-1.5])
     incomplete = Hypothesis([3], [-0.1], missing=("ball",))
     assert by_agreement([likely, agreeing, incomplete], [0.1, 0.2, 9.0]) == [likely, agreeing, incomplete]
-    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.3, 9.0]) == [agreeing, likely, incomplete]
+    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.4, 9.0]) == [agreeing, likely, incomplete]

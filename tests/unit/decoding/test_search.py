@@ -360,7 +360,7 @@ def test_retrieval_chooses_among_all_finished_captions_by_score_and_agreement(to
 
     index = CaptionIndex.build(np.eye(2), [[[1]], [[2]]])
     options: dict[str, Any] = {"beams": 3, "max_new_tokens": 5}
-    similar = [Similar(index, np.arange(2))] * 2
+    similar = [Similar(index, np.arange(2), np.ones(2) / 2)] * 2
     request = replace(toy.request(**options, rank_by="retrieval"), neighbours=similar)
     for image, (hypotheses, likeliest) in enumerate(zip(generate(request), toy.search(**options), strict=True)):
         assert len(hypotheses) == len(likeliest)
