@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=FLICKR8K)
     parser.add_argument("--folder", type=Path, default=Path("runs/distil"))
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, default=Path("docs/distil.png"))
     arguments = parser.parse_args()
     if arguments.teacher is None or not arguments.data.is_dir():
@@ -42,7 +43,11 @@ def main() -> None:
     captions = label(arguments.teacher, arguments.data, arguments.folder)
     words = ["score", "--predictions", str(captions), "--references", str(arguments.data), "--split", "val"]
     teacher = json.loads(myllm(*words, "--allow-missing", "--metrics", "CIDEr-D", "--json", "--quiet"))["CIDEr-D"]
-    rows = [(size, *train_student(size, captions, arguments.data, arguments.folder)) for size in arguments.sizes]
+    students = [
+        (size, *train_student(size, captions, arguments.data, arguments.folder, arguments.seed))
+        for size in arguments.sizes
+    ]
+    rows = sorted(students)
     print(f"teacher: CIDEr-D {teacher:.3f} by people's captions\n")
     print("| pictures | CIDEr-D by people's captions | share of the teacher's | CIDEr-D by the teacher's captions |")
     print("|---|---|---|---|")
@@ -60,7 +65,7 @@ def label(teacher: Path, data: Path, folder: Path) -> Path:
     return out
 
 
-def train_student(size: int, captions: Path, data: Path, folder: Path) -> tuple[float, float]:
+def train_student(size: int, captions: Path, data: Path, folder: Path, seed: int) -> tuple[float, float]:
     """Return the CIDEr-D of a student of the first `size` pictures: by people's and by the teacher's captions."""
     mine = folder / str(size)
     (mine / "splits").mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ def train_student(size: int, captions: Path, data: Path, folder: Path) -> tuple[
     shutil.copy(data / "splits/val.txt", mine / "splits/val.txt")
     run = folder / f"student-{size}"
     if not (run / "metrics.json").exists():
-        start = ["--data", str(mine), *STUDENT, "--epochs", str(SIZES[size])]
+        start = ["--data", str(mine), *STUDENT, "--epochs", str(SIZES[size]), "--seed", str(seed)]
         myllm("train", *(["--resume"] if (run / "last.pt").exists() else start), "--out", str(run), "--quiet")
     by_teacher = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["CIDEr-D"]
     words = ["evaluate", "--model", str(run), "--data", str(data), "--metrics", "CIDEr-D", "--json", "--quiet"]

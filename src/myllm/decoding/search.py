@@ -8,7 +8,7 @@ from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
-AGREEMENT_WEIGHT = 2.0
+AGREEMENT_WEIGHT = 3.0
 """Weight of the CIDEr-D between a caption and the captions of neighbours, relative to its mean log-probability."""
 
 

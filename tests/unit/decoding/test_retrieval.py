@@ -96,4 +96,4 @@ def test_captions_are_ranked_by_score_and_agreement_and_last_if_they_lack_a_word
     likely, agreeing = Hypothesis([1], [-1.0]), Hypothesis([2], [-1.5])
     incomplete = Hypothesis([3], [-0.1], missing=("ball",))
     assert by_agreement([likely, agreeing, incomplete], [0.1, 0.2, 9.0]) == [likely, agreeing, incomplete]
-    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.4, 9.0]) == [agreeing, likely, incomplete]
+    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.3, 9.0]) == [agreeing, likely, incomplete]
