@@ -24,7 +24,7 @@ FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 SIZES = {500: 36, 1000: 24, 2000: 16, 6000: 8}
 STUDENT = [
     "--preset=photos", "--text.n_layer=2", "--text.n_head=4", "--text.n_embd=128", "--text.dropout=0.1",
-    "--max_minutes=60", "--next_runs=[]", "--val_images=100",
+    "--max_minutes=60", "--next_runs=[]", "--val_images=100", "--views=3",
 ]
 
 
