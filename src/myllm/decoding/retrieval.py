@@ -88,6 +88,8 @@ class CaptionIndex:
         fits &= index.ngrams.shape == index.log_frequencies.shape
         if not fits:
             raise ValueError("the arrays of the caption index do not fit together")
+        if not all(np.isfinite(array).all() for array in index.as_arrays().values()):
+            raise ValueError("the caption index has numbers that are not finite")
         return index
 
     def as_arrays(self) -> dict[str, Array]:

@@ -81,6 +81,14 @@ def test_arrays_that_do_not_fit_together_are_refused(index: CaptionIndex, name: 
         CaptionIndex.from_arrays(index.as_arrays() | {name: array})
 
 
+@pytest.mark.parametrize("name", ["mean", "components", "vectors", "log_frequencies"])
+def test_an_index_with_a_number_that_is_not_finite_is_refused(index: CaptionIndex, name: str) -> None:
+    array = index.as_arrays()[name].copy()
+    array.flat[-1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        CaptionIndex.from_arrays(index.as_arrays() | {name: array})
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_few_pictures_or_equal_ones_can_be_indexed(count: int) -> None:
     for means in (MEANS[:count], np.ones((count, 8), np.float32)):
