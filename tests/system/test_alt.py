@@ -103,6 +103,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_audit_lists_what_is_missing_changes_nothing_and_fails(tiny_run: Path, sites: Path, capfd: Capture) -> None:
     before = contents(sites)
     assert alt(tiny_run, "shop", "--min-confidence=0") == 1
@@ -210,6 +211,7 @@ def test_wrong_usage_is_named(
     assert reason in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_closed_standard_output_ends_the_command_without_a_traceback(sites: Path) -> None:
     model = Path(__file__).parents[1] / "fixtures/captioner-v1"
     command = [sys.executable, "-m", "myllm", "alt", "shop", "--model", str(model), "--devices=cpu", "--write"]

@@ -66,6 +66,7 @@ def process(*command: str, limit: int | None = None) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_caption_that_is_killed_again_and_again_captions_each_picture_once(
     tiny_run: Path, folder: Path, jsonl: Jsonl
 ) -> None:
@@ -97,6 +98,7 @@ def test_csv_has_the_rows_of_the_log(tiny_run: Path, folder: Path) -> None:
     assert captions_of(table) == expected_captions(tiny_run) and list(table[0]) == ["image", "caption", "score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_caption_that_is_stopped_keeps_what_is_done_and_prints_the_command_that_resumes(
     tiny_run: Path, folder: Path, jsonl: Jsonl, number: signal.Signals, code: int
@@ -386,6 +388,7 @@ def test_two_runs_do_not_write_the_same_file(tiny_run: Path, folder: Path, capfd
     assert "--out out.jsonl is in use by process" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_rows_and_the_command_that_resumes(
     tiny_run: Path, folder: Path, jsonl: Jsonl
 ) -> None:
@@ -416,6 +419,7 @@ def test_an_output_folder_that_vanishes_ends_the_run_with_a_message(
     assert "gone/out.jsonl: was moved, removed or replaced while it was written" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_paths_come_from_a_list_and_from_standard_input(
     tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
