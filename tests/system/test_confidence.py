@@ -12,6 +12,7 @@ from myllm.checkpoints import native
 from myllm.inference.captioner import Captioner
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.slow  # the run that is calibrated takes a minute
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,6 @@ def calibrated_run(train: Callable[..., int], more_scenes: Path, tmp_path_factor
     return out
 
 
-@pytest.mark.slow
 def test_a_run_from_a_base_is_calibrated_anew(
     train: Callable[..., int], calibrated_run: Path, more_scenes: Path, tmp_path: Path
 ) -> None:
@@ -66,7 +66,6 @@ def test_caption_writes_the_calibrated_confidence(
     assert caption.calibration is not None and caption.words[0].confidence is not None
 
 
-@pytest.mark.slow
 def test_evaluate_calibrate_replaces_the_calibration_of_a_captioner(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
@@ -83,7 +82,6 @@ def test_evaluate_calibrate_replaces_the_calibration_of_a_captioner(
     assert after is not None and after.calibrated_on["split"] == "heldout"
 
 
-@pytest.mark.slow
 def test_evaluate_judges_confidence_by_a_calibration_of_other_pictures(
     calibrated_run: Path, more_scenes: Path, tmp_path: Path, capfd: Capture
 ) -> None:
