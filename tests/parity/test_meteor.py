@@ -144,6 +144,7 @@ def recorded() -> tuple[list[Picture], tuple[float, list[float]]]:
     return judged, (float(corpus), [float(row[-1]) for row in rows])
 
 
+@pytest.mark.slow
 def test_meteor_equals_the_recorded_scores_of_the_jar() -> None:
     """The tests below need Java; this one does not."""
     judged, expected = recorded()

@@ -51,6 +51,7 @@ def references(
     return path
 
 
+@pytest.mark.slow
 def test_evaluate_compare_and_score_read_the_same_references(
     tiny_run: Path, scenes: Path, references: Path, tmp_path: Path, capfd: Capture
 ) -> None:
@@ -90,6 +91,7 @@ def test_compare_reads_references_as_the_captioner_was_trained(
     assert main([*words, "--quiet", "--captions.image_column=picture_id", "--captions.caption_column=note"]) == 0
 
 
+@pytest.mark.slow
 def test_train_mixes_folders_of_any_format_and_resumes(
     train: Callable[..., int], scenes: Path, tiny_picture_folder: Path, tmp_path: Path, capfd: Capture
 ) -> None:

@@ -123,6 +123,7 @@ def test_small_install_scores_captions(myllm: Run, tmp_path: Path) -> None:
     assert json.loads(scored.stdout)["BLEU-4"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_small_install_captions_with_an_onnx_export(myllm: Run, export: Path, tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (80, 60), "red").save(picture)
@@ -138,6 +139,7 @@ def test_small_install_labels_pictures(myllm: Run, teacher_server: Any, tmp_path
     assert json.loads((tmp_path / "out.jsonl").read_text())["image"] == "red.png"
 
 
+@pytest.mark.slow
 def test_small_install_evaluates_and_compares_an_onnx_export(myllm: Run, export: Path, scenes: Path) -> None:
     evaluated = myllm("evaluate", "--model", str(export), "--data", str(scenes), "--json")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -146,6 +148,7 @@ def test_small_install_evaluates_and_compares_an_onnx_export(myllm: Run, export:
     assert json.loads(compared.stdout)["a"]["CIDEr-D"] == json.loads(evaluated.stdout)["CIDEr-D"]
 
 
+@pytest.mark.slow
 def test_small_install_names_matplotlib_before_it_captions_for_a_report(
     myllm: Run, export: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -341,6 +341,7 @@ def test_label_reports_a_full_disk_and_loses_nothing(teacher_server: Any, folder
     assert len(teacher_server.log) == before + COUNT - len(written)
 
 
+@pytest.mark.slow
 def test_label_captions_train_a_student_that_is_compared_with_the_teacher(
     teacher_server: Any, tiny_picture_folder: Path, tmp_path: Path, tiny: list[str], capfd: Capture
 ) -> None:

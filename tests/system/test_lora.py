@@ -59,6 +59,7 @@ def captions(capfd: Capture, picture: Path, *words: str) -> str:
     return capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_lora_run_folder_holds_an_adapter_and_no_captioner(lora_run: Path, tiny_run: Path) -> None:
     assert not (lora_run / "captioner.pt").exists()
     size = sum(path.stat().st_size for path in (lora_run / "adapter").iterdir())
@@ -104,6 +105,7 @@ def test_evaluate_takes_an_adapter_with_its_base(lora_run: Path, tiny_run: Path,
     assert with_adapter == captions_of(str(lora_run)) != captions_of(str(tiny_run))
 
 
+@pytest.mark.slow
 def test_onnx_export_of_an_adapter_is_merged_and_takes_no_other(
     lora_run: Path, pictures: list[Path], tmp_path: Path, capfd: Capture
 ) -> None:
@@ -147,6 +149,7 @@ def test_resumed_lora_run_equals_the_uninterrupted_one(
     assert resumed and all(torch.equal(value, expected[name]) for name, value in resumed.items())
 
 
+@pytest.mark.slow
 def test_train_replaces_an_adapter_only_with_overwrite(
     adapt: Main, lora_run: Path, tmp_path: Path, capfd: Capture
 ) -> None:
@@ -157,6 +160,7 @@ def test_train_replaces_an_adapter_only_with_overwrite(
     assert (out / "captioner.pt").is_file() and not (out / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_adapter_whose_base_has_changed_is_refused(adapt: Main, tiny_run: Path, tmp_path: Path, capfd: Capture) -> None:
     base, out = Path(shutil.copytree(tiny_run, tmp_path / "base")), tmp_path / "run"
     assert adapt(out, *LORA, "--max_steps=1", base=base) == 0
@@ -170,6 +174,7 @@ def test_adapter_whose_base_has_changed_is_refused(adapt: Main, tiny_run: Path, 
     assert "this run began with another base (" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_with_base_continues_the_whole_captioner_and_leaves_the_base(
     adapt: Main, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +188,7 @@ def test_train_with_base_continues_the_whole_captioner_and_leaves_the_base(
     assert trained.provenance["base"] == str(tiny_run)
 
 
+@pytest.mark.slow
 def test_lora_on_the_backbone_trains_and_keeps_batch_statistics(
     adapt: Main, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +199,7 @@ def test_lora_on_the_backbone_trains_and_keeps_batch_statistics(
     assert statistics and all(torch.equal(objective[f"model.{name}"], value) for name, value in statistics.items())
 
 
+@pytest.mark.slow
 def test_train_warns_of_adapters_that_the_model_does_not_use(
     adapt: Main, tiny_checkpoint: Checkpoint, tmp_path: Path, capfd: Capture
 ) -> None:

@@ -43,6 +43,7 @@ def assert_same_weights(run: Path, expected: Path) -> None:
                 assert torch.equal(content[part][key], value), (name, part, key)
 
 
+@pytest.mark.slow
 def test_each_run_leaves_its_folder_and_the_last_one_the_captioner(whole_run: Path) -> None:
     assert {path.parent.name for path in whole_run.rglob("last.pt")} == {"run1", "run2", "captioner"}
     header = (whole_run / "metrics.csv").read_text().splitlines()[0]
@@ -139,6 +140,7 @@ def test_a_run_resumed_with_its_preset_keeps_the_minutes_left_to_it(
     assert "max_minutes" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_base_share_leaves_the_mean_of_the_base_and_the_run_however_often_it_is_finished(
     train: Callable[..., int], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_onnx_captioner_works_without_torch(random_model: Path, exported: Path, 
     assert len({tuple(tokens) for tokens in expected}) > 3
 
 
+@pytest.mark.slow
 def test_caption_works_without_torch(random_model: Path, exported: Path, pictures: list[Path]) -> None:
     result = run_python(COMMAND, "caption", *pictures, "--model", exported, "--json", "--quiet")
     assert result.returncode == 0, result.stderr

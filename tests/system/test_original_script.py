@@ -46,6 +46,7 @@ def test_original_script_trains_in_another_directory_and_prints_sample_captions(
     assert output.rstrip().endswith("The pictures with their captions: run/samples.png")
 
 
+@pytest.mark.slow
 def test_original_script_takes_gpt2_from_hf_gpt2_repo(
     tiny_gpt2: Path, tiny: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ def test_original_script_takes_gpt2_from_hf_gpt2_repo(
     assert torch.equal(trained["transformer.h.0.mlp.c_fc.weight"], pretrained["transformer.h.0.mlp.c_fc.weight"].T)
 
 
+@pytest.mark.slow
 def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(
     tiny: list[str], scenes: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +79,7 @@ def test_original_script_uses_preset_vit_gpt2_unless_another_is_given(
     assert yaml.safe_load((tmp_path / "b/config.yaml").read_text())["ema"] == PRESETS["photos"]["ema"]
 
 
+@pytest.mark.slow
 def test_original_script_keeps_data_and_out_of_a_configuration_file(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

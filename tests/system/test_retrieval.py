@@ -29,6 +29,7 @@ def texts(captioner: Captioner | OnnxCaptioner, pictures: list[Path], **options:
     return [caption.text for caption in captioner.caption_batch(pictures, **options)]
 
 
+@pytest.mark.slow
 def test_the_captioner_has_the_captions_of_its_training_pictures(run: Path, captioner: Captioner) -> None:
     assert captioner.decode.rank_by == "retrieval" and captioner.checkpoint.index is not None
     assert len(captioner.checkpoint.index.counts) == captioner.checkpoint.provenance["data"]["train"]
@@ -46,6 +47,7 @@ def test_captions_do_not_depend_on_the_batch(captioner: Captioner, pictures: lis
     assert texts(captioner, pictures) == [captioner.caption(picture).text for picture in pictures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "safetensors"])
 def test_the_index_is_part_of_exports(
     run: Path, captioner: Captioner, pictures: list[Path], form: str, tmp_path: Path
@@ -66,6 +68,7 @@ def test_words_of_a_caption_ranked_by_score_have_no_support(captioner: Captioner
     assert None not in [word.support for word in by_retrieval.words]
 
 
+@pytest.mark.slow
 def test_the_web_page_has_no_index_and_is_compared_with_captions_ranked_by_score(
     run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -80,6 +83,7 @@ def test_the_web_page_has_no_index_and_is_compared_with_captions_ranked_by_score
     assert "the same caption for 3 of 3 pictures" in output
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_makes_the_index_again(run: Path, captioner: Captioner, pictures: list[Path]) -> None:
     before = texts(captioner, pictures)
     assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0
@@ -106,6 +110,7 @@ def test_a_captioner_without_an_index_says_how_to_get_one(
     assert "decode.rank_by retrieval: this captioner has no index" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_adapter_cannot_have_an_index(
     train: Callable[..., int], run: Path, pictures: list[Path], tmp_path: Path, capsys: Capture
 ) -> None:

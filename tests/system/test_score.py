@@ -40,6 +40,7 @@ def printed_json(capfd: Capture) -> Any:
     return json.loads(capfd.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.meteor
 def test_score_json_has_the_names_that_scripts_use_and_the_protocol(files: dict[str, Path], capfd: Capture) -> None:
     assert score(files, "--json") == 0

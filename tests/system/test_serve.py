@@ -114,6 +114,7 @@ def post(url: str, picture: bytes, timeout: float = 120, **headers: str) -> http
     )
 
 
+@pytest.mark.slow
 def test_good_requests_are_answered_right_among_junk_and_clients_that_leave(
     start: Callable[..., Process], export: Path, files: list[bytes], expected: list[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_sigterm_answers_what_was_received_and_leaves_nothing(
         post(server.url, files[0])
 
 
+@pytest.mark.slow
 def test_served_captioners_have_names_and_a_key_and_answer_label(
     start: Callable[..., Process], model: Path, export: Path, files: list[bytes], expected: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -93,6 +93,7 @@ def losses(run: Path) -> list[tuple[str, str]]:
         return [(row["train_loss"], row["val_loss"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_training_judging_and_comparing_give_the_figures_of_the_folder(
     train: Callable[..., int], scenes: Path, folder_run: Path, data: Path, tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -115,6 +116,7 @@ def test_training_judging_and_comparing_give_the_figures_of_the_folder(
     assert versus["a"]["CIDEr-D"] == versus["b"]["CIDEr-D"] == pytest.approx(plain["CIDEr-D"])
 
 
+@pytest.mark.slow
 def test_features_of_a_frozen_backbone_and_resuming_work_with_shards(
     train: Callable[..., int], scenes: Path, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_captioner_pt_captions_without_the_rest_of_the_run(
     assert [caption.text for caption in Captioner.load(tmp_path / "copy.pt").caption_batch(pictures)] == expected
 
 
+@pytest.mark.slow
 def test_train_with_the_same_seed_is_the_same_run(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "again", "--epochs=4", "--quiet") == 0
     assert_same_run(tmp_path / "again", tiny_run)
@@ -165,6 +166,7 @@ def test_train_removes_what_a_killed_process_left_half_written(train: Train, tmp
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 def test_train_with_resume_and_another_rate_trains_with_it_and_says_so(
     train: Train, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +211,7 @@ def test_train_refuses_a_folder_that_another_process_trains_into(
         assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 
+@pytest.mark.slow
 def test_train_with_overwrite_starts_again(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert train(out, "--epochs=1", "--overwrite", "--quiet") == 0
@@ -251,18 +254,21 @@ def test_train_refuses_to_resume_with_other_data(
     assert len(list(out.glob("events.*"))) == 1
 
 
+@pytest.mark.slow
 def test_train_resumes_a_finished_run_for_more_epochs(train: Train, tiny_run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert train(out, "--epochs=5", "--resume", "--quiet") == 0
     assert rows_of(out)[:4] == rows_of(tiny_run) and len(rows_of(out)) == 5
 
 
+@pytest.mark.slow
 def test_train_with_config_yaml_reproduces_the_run(tiny_run: Path, tmp_path: Path) -> None:
     words = ["--config", str(tiny_run / "config.yaml"), "--out", str(tmp_path / "other"), "--quiet"]
     assert main(["train", *words]) == 0
     assert_same_run(tmp_path / "other", tiny_run)
 
 
+@pytest.mark.slow
 def test_train_takes_options_that_are_not_given_from_the_preset(train: Train, tmp_path: Path) -> None:
     own = ("--vision.frozen=false", "--vision.feature_maps=1", "--max-steps=1", "--quiet")
     assert train(tmp_path / "run", "--preset", "photos-fast", *own) == 0
@@ -271,6 +277,7 @@ def test_train_takes_options_that_are_not_given_from_the_preset(train: Train, tm
     assert saved["decode"]["beams"] == 5 and saved["decode"]["max_new_tokens"] == 12
 
 
+@pytest.mark.slow
 def test_train_accepts_hyphen_and_underscore_in_option_names(train: Train, tmp_path: Path) -> None:
     assert train(tmp_path / "a", "--max-steps=1", "--text.n-embd=16", "--batch-size", "4", "--quiet") == 0
     assert train(tmp_path / "b", "--max_steps=1", "--text.n_embd=16", "--batch_size", "4", "--quiet") == 0
@@ -295,6 +302,7 @@ def test_train_with_quiet_prints_figures_and_files(
     assert lines[-1].startswith(f"Wrote {tmp_path}/run: captioner.pt, config.yaml")
 
 
+@pytest.mark.slow
 def test_train_prints_figures_and_three_captions_after_each_epoch(
     train: Train, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +313,7 @@ def test_train_prints_figures_and_three_captions_after_each_epoch(
     assert f"myllm caption PICTURES --model {tmp_path}/run" in output
 
 
+@pytest.mark.slow
 def test_train_keeps_the_last_good_checkpoint_if_the_disk_is_full(
     train: Train, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def edit_onnx(onnx_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     return edit
 
 
+@pytest.mark.slow
 def test_onnx_export_reads_options_under_their_old_names(edit_onnx: Callable[..., Path]) -> None:
     folder = edit_onnx("decode", contrast=0.25)
     config = json.loads((folder / "config.json").read_text())

@@ -310,6 +310,7 @@ def test_file_with_changed_bytes_loads_or_is_refused(
     loads_or_is_refused(tmp_path / "captioner.pt")
 
 
+@pytest.mark.slow
 @mutations
 @given(st.sampled_from(["model.safetensors", "config.json", "tokenizer.json"]), BYTE_CHANGES, st.booleans())
 def test_folder_with_changed_bytes_loads_or_is_refused(

@@ -89,6 +89,7 @@ def test_decoder_graph_returns_the_models_logits_for_steps_of_any_length(steps: 
     np.testing.assert_allclose(np.concatenate(logits, 1), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.3)])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_quantize_weights_leaves_an_encoder_nearly_exact(name: str, bits: int, tolerance: float) -> None:

@@ -27,6 +27,7 @@ def captioner(
     return OnnxCaptioner.load(folder, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 7])
 def test_follower_is_shown_growing_texts_that_end_with_the_caption(captioner: CaptionerProtocol, length: int) -> None:
     images = [captioner.preprocess(picture) for picture in PICTURES]

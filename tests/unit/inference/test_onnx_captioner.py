@@ -72,6 +72,7 @@ def both(request: Any, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.Tem
     return Captioner(checkpoint, torch.device("cpu")), OnnxCaptioner.load(folder, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
 def test_export_finds_the_captions_of_the_captioner(both: Exported, options: dict[str, Any]) -> None:
     captioner, exported = both
@@ -204,6 +205,7 @@ def with_an_unknown_operator(folder: Path) -> None:
     onnx.save(proto, folder / "onnx/encoder_model.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -252,6 +254,7 @@ def test_export_reads_no_weights_outside_of_its_folder(folder: Path, location: s
         OnnxCaptioner.load(folder)
 
 
+@pytest.mark.slow
 def test_exports_with_bytes_changed_at_random_open_or_are_refused(folder: Path) -> None:
     """Bytes of the nodes and shapes, which stand before the weights."""
     file, random, refused = folder / "onnx/decoder_model_merged.onnx", np.random.default_rng(0), 0

@@ -93,6 +93,7 @@ def test_recorded_stepper_refuses_more_tokens_than_the_context(model: VisionGPT2
         recorded.step(np.zeros((5, 1, 1), np.int64), state)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_model_stepper_with_a_compiled_model_finds_the_same_captions(model: VisionGPT2) -> None:
     decode = DecodeConfig(beams=2, max_new_tokens=6)

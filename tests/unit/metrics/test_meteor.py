@@ -68,6 +68,7 @@ def test_a_picture_has_the_score_of_its_best_reference() -> None:
     assert first < second == best
 
 
+@pytest.mark.slow
 def test_corpus_score_uses_summed_counts_of_the_best_references() -> None:
     # "dog" of "dog tree" twice over: precision 2/2, recall 2/4, 2 chunks of 2 words. The whole one counts for no chunk.
     several = figure(("dog", ["dog tree"]), ("zorb", ["cat", "zorb tree"]), ("big house", ["big house"]))
@@ -139,6 +140,7 @@ def test_words_share_synonyms_by_their_bases(word: str, other: str) -> None:
     assert english().synsets(word) & english().synsets(other)
 
 
+@pytest.mark.slow
 def test_only_paraphrases_among_the_phrases_are_read() -> None:
     table = read_paraphrases(["a picture", "an image", "zorb"], 3)
     assert table["a picture"] == ["an image"]
