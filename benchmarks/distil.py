@@ -43,11 +43,10 @@ def main() -> None:
     captions = label(arguments.teacher, arguments.data, arguments.folder)
     words = ["score", "--predictions", str(captions), "--references", str(arguments.data), "--split", "val"]
     teacher = json.loads(myllm(*words, "--allow-missing", "--metrics", "CIDEr-D", "--json", "--quiet"))["CIDEr-D"]
-    students = [
+    rows = [
         (size, *train_student(size, captions, arguments.data, arguments.folder, arguments.seed))
-        for size in arguments.sizes
+        for size in sorted(arguments.sizes)
     ]
-    rows = sorted(students)
     print(f"teacher: CIDEr-D {teacher:.3f} by people's captions\n")
     print("| pictures | CIDEr-D by people's captions | share of the teacher's | CIDEr-D by the teacher's captions |")
     print("|---|---|---|---|")

@@ -32,7 +32,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_demo_folder_has_a_run_its_scenes_and_a_captioner(finished: Path) -> None:
     assert all((finished / name).stat().st_size for name in FILES)
     assert len(list((finished / "scenes/flickr30k_images").iterdir())) == 40

@@ -59,7 +59,6 @@ def captions(capfd: Capture, picture: Path, *words: str) -> str:
     return capfd.readouterr().out
 
 
-@pytest.mark.slow
 def test_lora_run_folder_holds_an_adapter_and_no_captioner(lora_run: Path, tiny_run: Path) -> None:
     assert not (lora_run / "captioner.pt").exists()
     size = sum(path.stat().st_size for path in (lora_run / "adapter").iterdir())

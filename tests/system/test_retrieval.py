@@ -29,7 +29,6 @@ def texts(captioner: Captioner | OnnxCaptioner, pictures: list[Path], **options:
     return [caption.text for caption in captioner.caption_batch(pictures, **options)]
 
 
-@pytest.mark.slow
 def test_the_captioner_has_the_captions_of_its_training_pictures(run: Path, captioner: Captioner) -> None:
     assert captioner.decode.rank_by == "retrieval" and captioner.checkpoint.index is not None
     assert len(captioner.checkpoint.index.counts) == captioner.checkpoint.provenance["data"]["train"]

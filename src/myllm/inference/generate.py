@@ -92,7 +92,8 @@ def stream_text(
 
 def find_neighbours(index: CaptionIndex | None, means: Floats) -> list[Neighbours]:
     """Return `SearchRequest.neighbours` for pictures whose values have these means (B, C). Raises ConfigError."""
-    return [require_index(index).neighbours(mean) for mean in means]
+    known = require_index(index)
+    return [known.neighbours(mean) for mean in means]
 
 
 def require_index(index: CaptionIndex | None) -> CaptionIndex:
