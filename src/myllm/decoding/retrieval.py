@@ -143,10 +143,11 @@ class Neighbours:
 
     def agreement(self, captions: Sequence[Tokens]) -> list[float]:
         """Return the CIDEr-D of captions with the captions of each of these pictures: the weighted mean."""
-        groups = [[_as_words(caption) for caption in group] for group in self._captions]
-        words = [_as_words(tokens) for tokens in captions]
-        scores = self.index.corpus.score(words * len(groups), [group for group in groups for _ in words])
-        return (self.weights @ np.reshape(scores, (len(groups), len(words)))).tolist()
+        references = [_as_words(caption) for group in self._captions for caption in group]
+        counts = self.index.counts[self.pictures]
+        weights = np.repeat(self.weights, counts) / np.repeat(counts, counts)
+        similarities = self.index.corpus.similarities([_as_words(tokens) for tokens in captions], references)
+        return (similarities @ weights).tolist()
 
     def support(self, tokens: Tokens) -> list[float]:
         """Return for each token the weight of those of these pictures of which a caption contains it."""

@@ -96,17 +96,33 @@ class CiderD:
         captions = [*candidates, *chain.from_iterable(groups.values())]
         of_references = (numbers[key] for key, group in groups.items() for _ in group)
         picture = np.array([*(numbers[id(group)] for group in references), *of_references])
+        candidate, _, similarity = self._similar(captions, picture, len(candidates))
+        total = np.bincount(candidate, weights=similarity, minlength=len(candidates))
+        return [10 * value / (_MAX_N * len(group)) for value, group in zip(total.tolist(), references, strict=True)]
+
+    def similarities(self, candidates: Sequence[Words], references: Sequence[Words]) -> Floats:
+        """Return the CIDEr-D, 0 to 10, of each candidate with each reference on its own: (candidates, references)."""
+        captions, shape = [*candidates, *references], (len(candidates), len(references))
+        candidate, reference, similarity = self._similar(captions, np.zeros(len(captions), int), len(candidates))
+        pair = candidate * len(references) + reference - len(candidates)
+        total = np.bincount(pair, weights=similarity, minlength=shape[0] * shape[1])
+        return np.asarray(10 / _MAX_N * total.reshape(shape))
+
+    def _similar(self, captions: Sequence[Words], picture: _Ints, n_candidates: int) -> tuple[_Ints, _Ints, Floats]:
+        """Return candidate, reference and similarity for each n-gram that a candidate shares with a reference.
+
+        captions: candidates first; picture: (captions,), the picture of each: only its own references are compared.
+        """
         vectors = self._vectors(captions)
-        entry, match = _matches(vectors, picture, len(candidates))
+        entry, match = _matches(vectors, picture, n_candidates)
 
         # The smaller weight, so that repeating a word earns nothing.
         clipped = np.minimum(vectors.weight[entry], vectors.weight[match])
         cosine = clipped * vectors.weight[match] / (vectors.norm[entry] * vectors.norm[match])
         lengths = np.array([len(words) for words in captions])
-        surplus = lengths[vectors.caption[entry]] - lengths[vectors.caption[match]]
-        similarity = cosine * np.exp(-(surplus**2) / (2 * _SIGMA**2))
-        total = np.bincount(vectors.caption[entry], weights=similarity, minlength=len(candidates))
-        return [10 * value / (_MAX_N * len(group)) for value, group in zip(total.tolist(), references, strict=True)]
+        candidate, reference = vectors.caption[entry], vectors.caption[match]
+        surplus = lengths[candidate] - lengths[reference]
+        return candidate, reference, cosine * np.exp(-(surplus**2) / (2 * _SIGMA**2))
 
     def cosines(self, captions: Sequence[Words]) -> Floats:
         """Return the CIDEr, 0 to 1, of each two captions (N, N): cosines without clipping or penalty for length."""

@@ -101,6 +101,15 @@ def test_candidates_that_share_a_picture_score_independently(
     assert scorer.score(candidates, [corpus[0]] * len(candidates)) == pytest.approx(alone)
 
 
+@given(references, st.lists(words, max_size=3), st.lists(words, max_size=3))
+def test_similarities_are_the_scores_with_each_reference_on_its_own(
+    corpus: list[list[list[str]]], candidates: list[list[str]], captions: list[list[str]]
+) -> None:
+    scorer = CiderD(corpus)
+    expected = [scorer.score([candidate], [[caption]])[0] for candidate in candidates for caption in captions]
+    assert scorer.similarities(candidates, captions).flatten().tolist() == pytest.approx(expected)
+
+
 def test_cider_takes_document_frequencies_from_the_references_that_it_scores() -> None:
     corpus = [[list("abc")], [list("ade")]]
     candidates = [list("abx"), list("yde")]
