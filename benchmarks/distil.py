@@ -1,8 +1,8 @@
 """Distil a captioner into a small one by `myllm label`, `train` and `evaluate`, on Flickr8k and without a network.
 
-The teacher is a captioner of preset `photos`, served by `myllm serve`. Students have its backbone and less than a
-quarter of its decoder, and never see people's captions. Prints a row for each number of training pictures, and draws
-them as docs/distil.png. With the same --folder, finished parts are not repeated.
+The teacher is a captioner of --preset, served by `myllm serve`. Students have its backbone and less than a quarter of
+its decoder, and never see people's captions. Prints a row for each number of training pictures, and draws them as
+docs/distil.png. With the same --folder, finished parts are not repeated.
 
     python benchmarks/distil.py --teacher runs/photos/run/captioner.pt --folder runs/distil
 """
@@ -23,7 +23,7 @@ FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 # pictures: epochs, so that few pictures are seen more often
 SIZES = {500: 36, 1000: 24, 2000: 16, 6000: 8}
 STUDENT = [
-    "--preset=photos", "--text.n_layer=2", "--text.n_head=4", "--text.n_embd=128", "--text.dropout=0.1",
+    "--text.n_layer=2", "--text.n_head=4", "--text.n_embd=128", "--text.dropout=0.1",
     "--max_minutes=60", "--next_runs=[]", "--val_images=100", "--views=3",
 ]
 
@@ -31,6 +31,7 @@ STUDENT = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, help="captioner.pt or run folder of the teacher")
+    parser.add_argument("--preset", choices=["photos", "photos-fast"], default="photos", help="the teacher's preset")
     parser.add_argument("--data", type=Path, default=FLICKR8K)
     parser.add_argument("--folder", type=Path, default=Path("runs/distil"))
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), choices=list(SIZES))
@@ -43,10 +44,7 @@ def main() -> None:
     captions = label(arguments.teacher, arguments.data, arguments.folder)
     words = ["score", "--predictions", str(captions), "--references", str(arguments.data), "--split", "val"]
     teacher = json.loads(myllm(*words, "--allow-missing", "--metrics", "CIDEr-D", "--json", "--quiet"))["CIDEr-D"]
-    rows = [
-        (size, *train_student(size, captions, arguments.data, arguments.folder, arguments.seed))
-        for size in sorted(arguments.sizes)
-    ]
+    rows = [(size, *train_student(size, captions, arguments)) for size in sorted(arguments.sizes)]
     print(f"teacher: CIDEr-D {teacher:.3f} by people's captions\n")
     print("| pictures | CIDEr-D by people's captions | share of the teacher's | CIDEr-D by the teacher's captions |")
     print("|---|---|---|---|")
@@ -64,17 +62,18 @@ def label(teacher: Path, data: Path, folder: Path) -> Path:
     return out
 
 
-def train_student(size: int, captions: Path, data: Path, folder: Path, seed: int) -> tuple[float, float]:
+def train_student(size: int, captions: Path, arguments: argparse.Namespace) -> tuple[float, float]:
     """Return the CIDEr-D of a student of the first `size` pictures: by people's and by the teacher's captions."""
-    mine = folder / str(size)
+    data, mine = arguments.data, arguments.folder / str(size)
     (mine / "splits").mkdir(parents=True, exist_ok=True)
     shutil.copy(captions, mine / "captions.jsonl")
     names = (data / "splits/train.txt").read_text(encoding="utf-8").split()
     (mine / "splits/train.txt").write_text("\n".join(names[:size]) + "\n", encoding="utf-8")
     shutil.copy(data / "splits/val.txt", mine / "splits/val.txt")
-    run = folder / f"student-{size}"
+    run = arguments.folder / f"student-{size}"
     if not (run / "metrics.json").exists():
-        start = ["--data", str(mine), *STUDENT, "--epochs", str(SIZES[size]), "--seed", str(seed)]
+        start = ["--data", str(mine), "--preset", arguments.preset, *STUDENT, "--epochs", str(SIZES[size])]
+        start += ["--seed", str(arguments.seed)]
         myllm("train", *(["--resume"] if (run / "last.pt").exists() else start), "--out", str(run), "--quiet")
     by_teacher = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["CIDEr-D"]
     words = ["evaluate", "--model", str(run), "--data", str(data), "--metrics", "CIDEr-D", "--json", "--quiet"]
