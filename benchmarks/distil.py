@@ -41,7 +41,7 @@ def main() -> None:
     if arguments.teacher is None or not arguments.data.is_dir():
         print("skipped: needs --teacher, a captioner, and --data, the folder of Flickr8k")
         return
-    captions = label(arguments.teacher, arguments.data, arguments.folder)
+    captions = label(arguments)
     words = ["score", "--predictions", str(captions), "--references", str(arguments.data), "--split", "val"]
     teacher = json.loads(myllm(*words, "--allow-missing", "--metrics", "CIDEr-D", "--json", "--quiet"))["CIDEr-D"]
     rows = [(size, *train_student(size, captions, arguments)) for size in sorted(arguments.sizes)]
@@ -53,13 +53,19 @@ def main() -> None:
     draw([size for size, *_ in rows], [by_people for _, by_people, _ in rows], teacher, arguments.plot)
 
 
-def label(teacher: Path, data: Path, folder: Path) -> Path:
-    """Return the teacher's captions of all pictures."""
-    out = folder / "all" / "captions.jsonl"
+def label(arguments: argparse.Namespace) -> Path:
+    """Return the teacher's captions of the validation pictures and of the first training pictures."""
+    out = arguments.folder / "all" / "captions.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with served(teacher) as url:
-        print(myllm("label", str(data / "flickr30k_images"), "--teacher", url, "--n", "5", "--out", str(out)))
+    names = [*names_in(arguments.data, "train")[: max(arguments.sizes)], *names_in(arguments.data, "val")]
+    pictures = [str(arguments.data / "flickr30k_images" / name) for name in names]
+    with served(arguments.teacher) as url:
+        print(myllm("label", *pictures, "--teacher", url, "--n", "5", "--out", str(out)))
     return out
+
+
+def names_in(data: Path, split: str) -> list[str]:
+    return (data / "splits" / f"{split}.txt").read_text(encoding="utf-8").split()
 
 
 def train_student(size: int, captions: Path, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -67,8 +73,7 @@ def train_student(size: int, captions: Path, arguments: argparse.Namespace) -> t
     data, mine = arguments.data, arguments.folder / str(size)
     (mine / "splits").mkdir(parents=True, exist_ok=True)
     shutil.copy(captions, mine / "captions.jsonl")
-    names = (data / "splits/train.txt").read_text(encoding="utf-8").split()
-    (mine / "splits/train.txt").write_text("\n".join(names[:size]) + "\n", encoding="utf-8")
+    (mine / "splits/train.txt").write_text("\n".join(names_in(data, "train")[:size]) + "\n", encoding="utf-8")
     shutil.copy(data / "splits/val.txt", mine / "splits/val.txt")
     run = arguments.folder / f"student-{size}"
     if not (run / "metrics.json").exists():

@@ -5,10 +5,11 @@ agrees most with the others. Here the captions that the search found are ranked 
 confidence in a word rises with the share of these pictures whose captions use it, too.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ NEIGHBOURS = 30
 """Training pictures whose captions a caption is compared with."""
 TEMPERATURE = 0.1
 """Neighbours have the softmax of their cosines, divided by this, as weights."""
+CIDER_WEIGHT, PRECISION_WEIGHT = 3.0, 3.0
+"""Weights of `Neighbours.cider` and `Neighbours.precision`, relative to a caption's mean log-probability."""
 MAX_COMPONENTS = 256
 Tokens = Sequence[int]
 Array = NDArray[Any]
@@ -142,18 +145,39 @@ class Neighbours:
     """(k,) their weights, which add up to 1: the more similar, the greater."""
 
     def agreement(self, captions: Sequence[Tokens]) -> list[float]:
+        """Return how well captions agree with the captions of these pictures: `cider` and `precision`, weighted."""
+        precision = [self.precision(tokens) for tokens in captions]
+        return (CIDER_WEIGHT * self.cider(captions) + PRECISION_WEIGHT * np.array(precision)).tolist()
+
+    def cider(self, captions: Sequence[Tokens]) -> Floats:
         """Return the CIDEr-D of captions with the captions of each of these pictures: the weighted mean."""
         references = [_as_words(caption) for group in self._captions for caption in group]
         counts = self.index.counts[self.pictures]
         weights = np.repeat(self.weights, counts) / np.repeat(counts, counts)
         similarities = self.index.corpus.similarities([_as_words(tokens) for tokens in captions], references)
-        return (similarities @ weights).tolist()
+        return np.asarray(similarities @ weights)
+
+    def precision(self, tokens: Tokens) -> float:
+        """Return the share of a caption that these pictures' captions support: the mean support of its tokens.
+
+        Tokens have their inverse document frequency as weight. A token that comes again is not supported, as in the
+        modified precision of BLEU (Papineni et al. 2002).
+        """
+        weights = self.index.corpus.idf(_as_words(tokens))
+        _, first = np.unique(np.array(tokens, int), return_index=True)
+        return float(weights[first] @ np.array(self.support(tokens))[first] / max(weights.sum(), 1e-12))
 
     def support(self, tokens: Tokens) -> list[float]:
         """Return for each token the weight of those of these pictures of which a caption contains it."""
-        known = [{token for caption in group for token in caption} for group in self._captions]
-        uses = np.array([[token in tokens_of_picture for token in tokens] for tokens_of_picture in known])
-        return (self.weights @ uses).tolist()
+        return [self._support.get(token, 0.0) for token in tokens]
+
+    @cached_property
+    def _support(self) -> dict[int, float]:
+        support = defaultdict[int, float](float)
+        for weight, group in zip(self.weights.tolist(), self._captions, strict=True):
+            for token in set(chain.from_iterable(group)):
+                support[token] += weight
+        return support
 
     @cached_property
     def _captions(self) -> list[list[Tokens]]:

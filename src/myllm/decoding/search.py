@@ -8,9 +8,6 @@ from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
-AGREEMENT_WEIGHT = 3.0
-"""Weight of the CIDEr-D between a caption and the captions of neighbours, relative to its mean log-probability."""
-
 
 def generate(
     request: SearchRequest, after_step: Callable[[SearchStrategy], object] = lambda strategy: None
@@ -39,7 +36,7 @@ def generate(
 def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:
     """Sort by score and agreement with the captions of neighbours; captions that lack a required word come last."""
     ranks = [
-        (-len(hypothesis.missing), hypothesis.score + AGREEMENT_WEIGHT * value)
+        (-len(hypothesis.missing), hypothesis.score + value)
         for hypothesis, value in zip(hypotheses, agreement, strict=True)
     ]
     return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]

@@ -137,16 +137,22 @@ class CiderD:
         _, first, counts = np.unique(_append(key, caption), return_index=True, return_counts=True)
         caption, order, key = caption[first], order[first], key[first]
 
-        index = np.searchsorted(self._keys, key)
-        known = self._keys.take(index, mode="clip") == key if len(self._keys) else np.zeros(len(key), dtype=bool)
-        log_frequency = np.zeros(len(key))
-        log_frequency[known] = self._log_frequencies[index[known]]
-        weight = counts * (self._log_pictures - log_frequency)
-
+        weight = counts * self._idf(key)
         vector = caption * _MAX_N + order
         norm = np.sqrt(np.bincount(vector, weights=weight**2))[vector]
         # If all weights are 0, the cosine is 0 whatever the norm; 1 avoids a division by 0.
         return _Vectors(caption, key, weight, np.where(norm == 0, 1, norm))
+
+    def idf(self, words: Words) -> Floats:
+        """Return for each word log(pictures / pictures whose references contain it): its inverse document frequency."""
+        return self._idf(np.array([self._word_ids.get(word, 0) for word in words], dtype=np.uint64))  # 0 is no key
+
+    def _idf(self, key: _Keys) -> Floats:
+        index = np.searchsorted(self._keys, key)
+        known = self._keys.take(index, mode="clip") == key if len(self._keys) else np.zeros(len(key), dtype=bool)
+        log_frequency = np.zeros(len(key))
+        log_frequency[known] = self._log_frequencies[index[known]]
+        return np.asarray(self._log_pictures - log_frequency)
 
     def _ngrams(self, captions: Sequence[Words]) -> tuple[_Ints, _Ints, _Keys]:
         """Return the caption index, the order (from 0) and the key of each n-gram, with repetitions."""

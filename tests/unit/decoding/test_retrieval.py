@@ -1,8 +1,17 @@
+import math
+
 import numpy as np
 import pytest
 
 from myllm.decoding.engine import Hypothesis
-from myllm.decoding.retrieval import NEIGHBOURS, TEMPERATURE, CaptionIndex, Neighbours
+from myllm.decoding.retrieval import (
+    CIDER_WEIGHT,
+    NEIGHBOURS,
+    PRECISION_WEIGHT,
+    TEMPERATURE,
+    CaptionIndex,
+    Neighbours,
+)
 from myllm.decoding.search import by_agreement
 from myllm.metrics.cider import CiderD
 
@@ -44,14 +53,34 @@ def test_the_more_similar_a_neighbour_the_greater_its_weight(index: CaptionIndex
     assert (np.diff(neighbours.weights) <= 0).all() and neighbours.weights[0] > 2 * neighbours.weights[-1]
 
 
-def test_agreement_is_the_weighted_mean_of_cider_d_with_the_neighbours_captions(index: CaptionIndex) -> None:
+def test_cider_is_the_weighted_mean_of_cider_d_with_the_neighbours_captions(index: CaptionIndex) -> None:
     words = [[list(map(str, caption)) for caption in group] for group in CAPTIONS]
     candidates = [CAPTIONS[3][0], [1, 2, 3, 4], []]
     corpus, texts = CiderD(words), [list(map(str, caption)) for caption in candidates]
     scores = [corpus.score(texts, [words[number]] * 3) for number in (3, 7, 8)]
     expected = np.array([0.5, 0.3, 0.2]) @ np.array(scores)
     neighbours = Neighbours(index, np.array([3, 7, 8]), np.array([0.5, 0.3, 0.2]))
-    assert neighbours.agreement(candidates) == pytest.approx(expected.tolist()) and expected[0] > expected[1]
+    assert neighbours.cider(candidates) == pytest.approx(expected) and expected[0] > expected[1]
+
+
+def test_precision_is_the_mean_support_weighted_by_rarity_of_tokens_that_come_once(index: CaptionIndex) -> None:
+    neighbours = Neighbours(index, np.array([3, 7, 8]), np.array([0.5, 0.3, 0.2]))
+    token, other = CAPTIONS[3][0][0], 99  # no caption has 99
+    pictures = [len(CAPTIONS) / max(1, sum(any(t in caption for caption in group) for group in CAPTIONS))
+                for t in (token, other)]
+    rarity, rarest = map(math.log, pictures)
+    [support] = neighbours.support([token])
+    assert support >= 0.5 and rarity < rarest
+    assert neighbours.precision([token]) == pytest.approx(support)
+    assert neighbours.precision([other]) == neighbours.precision([]) == 0
+    assert neighbours.precision([other, token, token]) == pytest.approx(support * rarity / (rarest + 2 * rarity))
+
+
+def test_agreement_weighs_cider_and_precision(index: CaptionIndex) -> None:
+    neighbours, candidates = index.neighbours(MEANS[4]), [CAPTIONS[4][0], [1, 2], []]
+    precision = np.array([neighbours.precision(candidate) for candidate in candidates])
+    expected = CIDER_WEIGHT * neighbours.cider(candidates) + PRECISION_WEIGHT * precision
+    assert neighbours.agreement(candidates) == pytest.approx(expected.tolist())
 
 
 def test_support_is_the_weight_of_the_neighbours_whose_captions_have_a_token(index: CaptionIndex) -> None:
@@ -103,5 +132,5 @@ def test_a_few_pictures_or_equal_ones_can_be_indexed(count: int) -> None:
 def test_captions_are_ranked_by_score_and_agreement_and_last_if_they_lack_a_word() -> None:
     likely, agreeing = Hypothesis([1], [-1.0]), Hypothesis([2], [-1.5])
     incomplete = Hypothesis([3], [-0.1], missing=("ball",))
-    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.2, 9.0]) == [likely, agreeing, incomplete]
-    assert by_agreement([likely, agreeing, incomplete], [0.1, 0.3, 9.0]) == [agreeing, likely, incomplete]
+    assert by_agreement([likely, agreeing, incomplete], [0.3, 0.7, 9.0]) == [likely, agreeing, incomplete]
+    assert by_agreement([likely, agreeing, incomplete], [0.3, 0.9, 9.0]) == [agreeing, likely, incomplete]
