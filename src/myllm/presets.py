@@ -27,7 +27,7 @@ PHOTOS = {
     "mode": "last", "augment": False, "batch_size": 64, "captions_per_image": 2, "captions": {"vocab_size": 3000},
     "optimizer": "muon", "lr": 2.8e-3, "muon_lr": 0.014, "schedule": "linear", "weight_decay": 0.3,
     "word_dropout": 0.1, "views": 5, "half_features": True, "ema": 0.99, "val_images": 250, "epochs": 10,
-    "decode": {"beams": 5, "max_new_tokens": 30, "no_repeat_ngram_size": 3, "rank_by": "retrieval"},
+    "decode": {"beams": 10, "max_new_tokens": 30, "no_repeat_ngram_size": 3, "rank_by": "retrieval"},
 }
 # the last run of photos: captions that are rewarded
 REWARDS = {
