@@ -25,7 +25,7 @@ NEIGHBOURS = 30
 """Training pictures whose captions a caption is compared with."""
 TEMPERATURE = 0.1
 """Neighbours have the softmax of their cosines, divided by this, as weights."""
-CIDER_WEIGHT, PRECISION_WEIGHT = 3.0, 3.0
+CIDER_WEIGHT, PRECISION_WEIGHT = 3.0, 1.5
 """Weights of `Neighbours.cider` and `Neighbours.precision`, relative to a caption's mean log-probability."""
 MAX_COMPONENTS = 256
 Tokens = Sequence[int]
