@@ -1,8 +1,8 @@
 """Measure how many alternative texts name something false, by the share of pictures that get one, on Flickr8k.
 
 A text is false if it names a thing of the word list that none of the picture's five captions names; two stricter
-measures also count places, then colours and numbers. Each fifth of the pictures is judged with a calibration learned
-from the others. Prints a table, and draws docs/alt-text.png.
+measures also count places, then colours and numbers. Captions are chosen by confidence, as `myllm alt` does; each fifth
+of the pictures has a calibration learned from the others. Prints a table, and draws docs/alt-text.png.
 
     python benchmarks/alt_text.py --model runs/photos
 """
@@ -10,16 +10,20 @@ from the others. Prints a table, and draws docs/alt-text.png.
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from myllm import Captioner
 from myllm.apps.alt_pictures import complexity
 from myllm.apps.alt_wording import alternative_text
-from myllm.apps.opening import open_captioner
+from myllm.caption import Caption
+from myllm.config import DecodeConfig
 from myllm.data.images import load_image
+from myllm.data.records import Record
 from myllm.data.sources import read_records
 from myllm.data.splits import split_records
 from myllm.evaluation.calibration import cross_fitted
@@ -62,21 +66,36 @@ def main() -> None:
     if not arguments.data.is_dir() or not arguments.model.exists():
         print(f"skipped: {arguments.data} or {arguments.model} is missing; give --data and --model")
         return
-    captioner = open_captioner(str(arguments.model), "auto", "auto")
+    captioner = Captioner.load(arguments.model)
     records, findings = read_records(arguments.data, captioner.captions)
     chosen = split_records(records, findings)[arguments.split][: arguments.limit]
     decode = captioner.decode_options(**({"beams": arguments.beams} if arguments.beams else {}))
-    split = caption_records(captioner, chosen, decode)
-    references = [record.captions for record in split.records]
-    captions = cross_fitted(split.captions, references)
+    records, captions = choose_by_confidence(captioner, chosen, decode)
+    references = [record.captions for record in records]
     texts = [alternative_text(caption.text, is_cut=caption.ended_by == "length") for caption in captions]
     points = curve([caption.confidence for caption in captions], texts, references)
-    charts = sum(bool(complexity(load_image(record.image), "")) for record in split.records)
+    charts = sum(bool(complexity(load_image(record.image), "")) for record in records)
     print(f"{len(texts):,} pictures of {arguments.split}, beams {decode.beams}; {charts} look like charts\n")
     print_table(points)
     with atomic_write(arguments.plot) as file:
         file.write(render(draw(points), ".png"))
     print(f"\nwrote {arguments.plot}")
+
+
+def choose_by_confidence(
+    captioner: Captioner, records: Sequence[Record], decode: DecodeConfig
+) -> tuple[list[Record], list[Caption]]:
+    """Return the readable pictures and their captions, chosen by a calibration learned from the other four fifths."""
+    split = caption_records(captioner, records, decode)
+    fitted = cross_fitted(split.captions, [record.captions for record in split.records])
+    captions = dict[int, Caption]()
+    for calibration in {id(caption.calibration): caption.calibration for caption in fitted}.values():
+        rows = [row for row, caption in enumerate(fitted) if caption.calibration is calibration]
+        calibrated = Captioner(replace(captioner.checkpoint, calibration=calibration), captioner.device)
+        fifth = [split.records[row] for row in rows]
+        best = caption_records(calibrated, fifth, replace(decode, rank_by="confidence")).captions
+        captions |= zip(rows, best, strict=True)
+    return split.records, [captions[row] for row in range(len(captions))]
 
 
 def curve(

@@ -204,10 +204,11 @@ class DecodeConfig:
     num_return_sequences: Annotated[int | None, Range.BEAMS] = None
     """Number of captions for each picture, best first. Beam search returns one for each beam by default, and cannot
     return more; otherwise the default is 1."""
-    rank_by: Literal["score", "consensus", "retrieval"] = "score"
+    rank_by: Literal["score", "consensus", "retrieval", "confidence"] = "score"
     """Which of several captions is the best: the most likely (score), the one most similar to the others by CIDEr-D
-    (consensus), or one that is likely and similar to the captions of training pictures that look alike (retrieval). A
-    captioner trained with --decode.rank_by retrieval keeps the captions of its training pictures for that."""
+    (consensus), one that is likely and similar to the captions of training pictures that look alike (retrieval), or the
+    one with the highest confidence, which names fewer things that are not there (confidence). A captioner trained with
+    --decode.rank_by retrieval keeps the captions of its training pictures; confidence uses them, too."""
     num_beam_groups: Annotated[int, Range.POSITIVE] = 1
     """Diverse beam search: number of groups that the beams are divided into."""
     diversity_penalty: Annotated[float, Range.WEIGHT] = 0.0

@@ -129,6 +129,17 @@ def test_audit_suggests_the_caption_of_each_picture_once_captioned(
         assert fault["confidence"] == round(caption.confidence, 6)
 
 
+def test_the_most_confident_caption_of_a_beam_search_is_suggested_unless_another_ranking_is_asked_for(
+    tiny_run: Path, sites: Path, capfd: Capture
+) -> None:
+    captioner, page = Captioner.load(tiny_run), "blog/picture.html"
+    (sites / page).write_text('<img src="img/scene0.png">')
+    for words, rank_by in (((), "confidence"), (("--decode.rank_by=score",), "score")):
+        [fault] = audited(tiny_run, capfd, page, "--min-confidence=0", "--decode.beams=8", *words)["faults"]
+        expected = captioner.caption(sites / "blog/img/scene0.png", prefix="a red ball on", beams=8, rank_by=rank_by)
+        assert fault["confidence"] == round(expected.confidence, 6)
+
+
 def test_write_fills_in_what_is_missing_and_keeps_every_other_byte(tiny_run: Path, sites: Path) -> None:
     before = contents(sites)
     assert alt(tiny_run, *SITES, "--write", "--min-confidence=0") == 0

@@ -42,6 +42,16 @@ def test_the_chosen_caption_may_be_less_likely_than_the_likeliest(captioner: Cap
         assert len(chosen.alternatives) == 3 and chosen.score <= likeliest.score + 1e-6
 
 
+def test_the_most_confident_caption_is_chosen_with_the_support_of_similar_pictures(
+    captioner: Captioner, pictures: list[Path]
+) -> None:
+    by_confidence = captioner.caption_batch(pictures, rank_by="confidence")
+    by_retrieval = captioner.caption_batch(pictures)
+    for caption, other in zip(by_confidence, by_retrieval, strict=True):
+        assert caption.confidence >= other.confidence and len(caption.support) == len(caption.tokens)
+    assert [caption.text for caption in by_confidence] != [caption.text for caption in by_retrieval]
+
+
 def test_captions_do_not_depend_on_the_batch(captioner: Captioner, pictures: list[Path]) -> None:
     assert texts(captioner, pictures) == [captioner.caption(picture).text for picture in pictures]
 
@@ -56,8 +66,8 @@ def test_the_index_is_part_of_exports(
     export = OnnxCaptioner.load(out) if form == "onnx" else Captioner.load(out)
     assert export.decode.rank_by == "retrieval" and texts(export, pictures) == texts(captioner, pictures)
     for caption, same in zip(captioner.caption_batch(pictures), export.caption_batch(pictures), strict=True):
-        assert len(caption.support) == len(caption.tokens) and caption.support == pytest.approx(same.support, abs=1e-4)
-        assert caption.confidence == pytest.approx(same.confidence, abs=1e-4)
+        assert len(caption.support) == len(caption.tokens) and caption.support == pytest.approx(same.support, abs=1e-3)
+        assert caption.confidence == pytest.approx(same.confidence, abs=1e-3)
 
 
 def test_words_of_a_caption_ranked_by_score_have_no_support(captioner: Captioner, pictures: list[Path]) -> None:

@@ -102,7 +102,7 @@ def describe(faults: Sequence[Fault], options: AltOptions, display: Display) -> 
     if not faults_of:
         return
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
-    captioner.decode = captioner.decode_options(**options.decode_changes)
+    captioner.decode = captioner.decode_options(**{"rank_by": "confidence", **options.decode_changes})
     done, is_calibrated = 0, True
     with display.progress() as progress:
         for batch in batched(faults_of, options.batch_size):

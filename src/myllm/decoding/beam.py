@@ -88,9 +88,9 @@ class Beams:
     def results(self) -> list[list[Hypothesis]]:
         """Return the finished captions of all groups of each image, best first: one for each beam.
 
-        If they are ranked by agreement, return all that were found.
+        If they are ranked by agreement or confidence, return all that were found.
         """
-        count = None if self.config.rank_by == "retrieval" else self.width
+        count = None if self.config.rank_by in ("retrieval", "confidence") else self.width
         return [
             best_first([hypothesis for search in groups for hypothesis in search.ended[:count]])
             or [Hypothesis([], ended_by="failed", error=error)]

@@ -75,6 +75,8 @@ class SearchRequest:
     """A random seed for each image; needed by `do_sample`."""
     neighbours: Sequence[Neighbours] = ()
     """The training pictures that look most like each image; needed by `rank_by` retrieval."""
+    confidence: Callable[[int, "Hypothesis"], float] | None = None
+    """Returns the confidence of a caption of the image with this index; needed by `rank_by` confidence."""
     is_given_up: Callable[[int], bool] | None = None
     """Called with each image's index after each step; returns whether to give up its caption. The image then fails."""
 

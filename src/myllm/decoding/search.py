@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from operator import add
 
 from myllm.decoding.beam import Beams
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
+from myllm.decoding.retrieval import Neighbours
 from myllm.decoding.sampling import GreedyOrSampling
 from myllm.metrics.cider import CiderD
 
@@ -26,19 +28,24 @@ def generate(
     if config.rank_by == "consensus":
         results = [by_consensus(hypotheses) for hypotheses in results]
     if config.rank_by == "retrieval":
-        results = [
-            by_agreement(hypotheses, neighbours.agreement([hypothesis.tokens for hypothesis in hypotheses]))
-            for hypotheses, neighbours in zip(results, request.neighbours, strict=True)
-        ]
+        results = [by_agreement(*found) for found in zip(results, request.neighbours, strict=True)]
+    if config.rank_by == "confidence":
+        assert request.confidence is not None
+        values = [[request.confidence(image, found) for found in group] for image, group in enumerate(results)]
+        results = list(map(by_value, results, values))
     return [hypotheses[: config.num_return_sequences or strategy.captions] for hypotheses in results]
 
 
-def by_agreement(hypotheses: Sequence[Hypothesis], agreement: Sequence[float]) -> list[Hypothesis]:
-    """Sort by score and agreement with the captions of neighbours; captions that lack a required word come last."""
-    ranks = [
-        (-len(hypothesis.missing), hypothesis.score + value)
-        for hypothesis, value in zip(hypotheses, agreement, strict=True)
-    ]
+def by_agreement(hypotheses: Sequence[Hypothesis], neighbours: Neighbours) -> list[Hypothesis]:
+    """Sort by score and agreement with the captions of neighbours."""
+    agreement = neighbours.agreement([hypothesis.tokens for hypothesis in hypotheses])
+    scores = [hypothesis.score for hypothesis in hypotheses]
+    return by_value(hypotheses, list(map(add, scores, agreement)))
+
+
+def by_value(hypotheses: Sequence[Hypothesis], values: Sequence[float]) -> list[Hypothesis]:
+    """Sort by these values, the highest first; captions that lack a required word come last."""
+    ranks = [(-len(hypothesis.missing), value) for hypothesis, value in zip(hypotheses, values, strict=True)]
     return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]
 
 

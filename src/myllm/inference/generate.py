@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
+from itertools import starmap
 
 from tokenizers import Tokenizer
 
-from myllm.caption import Caption, Follower, encode_text, token_bytes
+from myllm.caption import Calibration, Caption, Follower, encode_text, token_bytes
 from myllm.config import DecodeConfig
 from myllm.data.tokenizer import decode_tokens, end_token
 from myllm.decoding.arrays import Floats
@@ -43,11 +43,12 @@ def fit_prefix(vocabulary: Vocabulary, decode: DecodeConfig, context: int) -> tu
 
 
 def generate_captions(
-    request: SearchRequest, tokenizer: Tokenizer, followers: Sequence[Follower] | None = None
+    request: SearchRequest, tokenizer: Tokenizer, followers: Sequence[Follower] | None = None,
+    calibration: Calibration | None = None,
 ) -> list[Caption]:
     """Return the best caption of each image with its alternatives; one with `error` if the rules allowed no token.
 
-    followers: who follows each image.
+    followers: who follows each image. calibration: of the captions' confidence.
     """
     vocabulary, config = request.vocabulary, request.config
     assert vocabulary is not None
@@ -61,10 +62,15 @@ def generate_captions(
 
     if followers:
         request = replace(request, is_given_up=lambda image: followers[image].has_left())
+    neighbours: Sequence[Neighbours | None] = request.neighbours or [None] * request.batch
+
+    def to_caption(image: int, hypotheses: Sequence[Hypothesis]) -> Caption:
+        return _to_caption(hypotheses, neighbours[image], tokenizer, vocabulary, calibration)
+
+    request = replace(request, confidence=lambda image, found: to_caption(image, [found]).confidence)
     is_single = config.beams == 1 and (config.num_return_sequences or 1) == 1
     hypotheses = generate(request, show_texts) if is_single and any(shows) else generate(request)
-    neighbours = request.neighbours or repeat(None)
-    return [_to_caption(*found, tokenizer, vocabulary) for found in zip(hypotheses, neighbours, strict=False)]
+    return list(starmap(to_caption, enumerate(hypotheses)))
 
 
 def stream_text(
@@ -90,10 +96,16 @@ def stream_text(
                 text = longer
 
 
-def find_neighbours(index: CaptionIndex | None, means: Floats) -> list[Neighbours]:
-    """Return `SearchRequest.neighbours` for pictures whose values have these means (B, C). Raises ConfigError."""
-    known = require_index(index)
-    return [known.neighbours(mean) for mean in means]
+def find_neighbours(decode: DecodeConfig, index: CaptionIndex | None, means: Callable[[], Floats]) -> list[Neighbours]:
+    """Return `SearchRequest.neighbours`; none if the options do not use them, or confidence has no index.
+
+    means: returns the means (B, C) of the pictures' values. Raises ConfigError if retrieval has no index.
+    """
+    if decode.rank_by == "retrieval":
+        require_index(index)
+    if decode.rank_by not in ("retrieval", "confidence") or index is None:
+        return []
+    return [index.neighbours(mean) for mean in means()]
 
 
 def require_index(index: CaptionIndex | None) -> CaptionIndex:
@@ -120,7 +132,8 @@ def caption_text(tokenizer: Tokenizer, tokens: Sequence[int], vocabulary: Vocabu
 
 
 def _to_caption(
-    hypotheses: Sequence[Hypothesis], neighbours: Neighbours | None, tokenizer: Tokenizer, vocabulary: Vocabulary
+    hypotheses: Sequence[Hypothesis], neighbours: Neighbours | None, tokenizer: Tokenizer, vocabulary: Vocabulary,
+    calibration: Calibration | None,
 ) -> Caption:
     best = hypotheses[0]
     if best.error:
@@ -134,5 +147,5 @@ def _to_caption(
         left -= len(pieces[-1])
     return Caption(
         text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives, pieces=pieces,
-        support=neighbours.support(best.tokens) if neighbours else (),
+        support=neighbours.support(best.tokens) if neighbours else (), calibration=calibration,
     )

@@ -126,7 +126,7 @@ class OnnxCaptioner(BaseCaptioner[Floats, np.random.Generator, "OnnxCaptioner"])
             blind = np.repeat(grey, len(rows), axis=0)
         stepper = ExportStepper(self.decoder)
         images = encoded[rows]
-        neighbours = find_neighbours(self.index, stepper.means(images)) if decode.rank_by == "retrieval" else []
+        neighbours = find_neighbours(decode, self.index, lambda: stepper.means(images))
         return SearchRequest(
             stepper, images, len(rows), self._end, decode, prefix, vocabulary, blind, seeds, neighbours
         )

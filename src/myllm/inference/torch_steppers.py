@@ -35,7 +35,7 @@ def make_search(
     """Return the request for captions of encoded images.
 
     seeds: one for each image, needed by `do_sample`. stepper: computes the steps; the model itself by default.
-    index: captions of training pictures, needed by `rank_by` retrieval.
+    index: captions of training pictures, needed by `rank_by` retrieval and used by confidence.
     Raises ConfigError if the prefix leaves no room for a word, or the index is needed and missing.
     """
     batch = image.batch_size
@@ -45,7 +45,7 @@ def make_search(
         grey = torch.zeros(1, 3, *model.encoder.preprocess.image_size, device=image.device)
         blind = model.encode(grey).select(torch.zeros(batch, dtype=torch.int64, device=grey.device))
     stepper = stepper or ModelStepper(model, 1 + len(prefix) + decode.max_new_tokens)
-    neighbours = find_neighbours(index, image.means().cpu().numpy()) if decode.rank_by == "retrieval" else []
+    neighbours = find_neighbours(decode, index, lambda: image.means().cpu().numpy())
     return SearchRequest(stepper, image, batch, vocabulary.end, decode, prefix, vocabulary, blind, seeds, neighbours)
 
 

@@ -12,7 +12,7 @@ from myllm.decoding.retrieval import (
     CaptionIndex,
     Neighbours,
 )
-from myllm.decoding.search import by_agreement
+from myllm.decoding.search import by_agreement, by_value
 from myllm.metrics.cider import CiderD
 
 RNG = np.random.default_rng(0)
@@ -129,8 +129,17 @@ def test_a_few_pictures_or_equal_ones_can_be_indexed(count: int) -> None:
         CaptionIndex.build(MEANS[:1], CAPTIONS[:1])
 
 
-def test_captions_are_ranked_by_score_and_agreement_and_last_if_they_lack_a_word() -> None:
-    likely, agreeing = Hypothesis([1], [-1.0]), Hypothesis([2], [-1.5])
-    incomplete = Hypothesis([3], [-0.1], missing=("ball",))
-    assert by_agreement([likely, agreeing, incomplete], [0.3, 0.7, 9.0]) == [likely, agreeing, incomplete]
-    assert by_agreement([likely, agreeing, incomplete], [0.3, 0.9, 9.0]) == [agreeing, likely, incomplete]
+def test_captions_that_lack_a_word_come_last_whatever_their_value() -> None:
+    first, second, incomplete = Hypothesis([1]), Hypothesis([2]), Hypothesis([3], missing=("ball",))
+    assert by_value([first, incomplete, second], [0.3, 9.0, 0.7]) == [second, first, incomplete]
+    assert by_value([first, second, incomplete], [0.3, 0.3, 9.0]) == [first, second, incomplete]
+
+
+def test_captions_are_ranked_by_score_and_agreement(index: CaptionIndex) -> None:
+    neighbours = index.neighbours(MEANS[4])
+    likely, agreeing = Hypothesis([99, 98], [-0.1, -0.1]), Hypothesis(CAPTIONS[4][0])
+    [agreement] = neighbours.agreement([agreeing.tokens])
+    agreeing.logprobs = [-0.2 - agreement / 2]
+    assert by_agreement([likely, agreeing], neighbours) == [agreeing, likely]
+    agreeing.logprobs = [-0.2 - 2 * agreement]
+    assert by_agreement([likely, agreeing], neighbours) == [likely, agreeing]

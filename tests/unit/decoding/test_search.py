@@ -349,6 +349,23 @@ def test_search_that_is_given_up_ends_without_changing_others(decode: dict[str, 
 
 
 @settings(max_examples=30)
+@given(toy=toys(images=2), data=st.data())
+def test_the_most_confident_of_all_finished_captions_is_the_best(toy: Toy, data: st.DataObject) -> None:
+    values = dict[tuple[int, Sentence], float]()
+
+    def confidence(image: int, found: Hypothesis) -> float:
+        return values.setdefault((image, tuple(found.tokens)), data.draw(st.floats(0, 1)))
+
+    options: dict[str, Any] = {"beams": 3, "max_new_tokens": 5}
+    request = replace(toy.request(**options, rank_by="confidence"), confidence=confidence)
+    for image, (hypotheses, likeliest) in enumerate(zip(generate(request), toy.search(**options), strict=True)):
+        seen = {sentence: value for (index, sentence), value in values.items() if index == image}
+        assert len(hypotheses) == len(likeliest) and {tuple(found.tokens) for found in likeliest} <= seen.keys()
+        ranked = [seen[tuple(found.tokens)] for found in hypotheses]
+        assert ranked == sorted(seen.values(), reverse=True)[: len(ranked)]
+
+
+@settings(max_examples=30)
 @given(toy=toys(images=2), weight=st.sampled_from([0.0, 100.0]))
 def test_retrieval_chooses_among_all_finished_captions_by_score_and_agreement(toy: Toy, weight: float) -> None:
     found: list[list[tuple[int, ...]]] = []

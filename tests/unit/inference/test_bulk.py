@@ -17,7 +17,7 @@ from myllm.inference.captioner import Captioner
 OPTIONS: list[dict[str, Any]] = [
     {}, {"beams": 3}, {"beams": 4, "length_penalty": 2.0, "num_return_sequences": 2},
     {"beams": 2, "early_stopping": True}, {"beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
-    {"beams": 3, "rank_by": "consensus"},
+    {"beams": 3, "rank_by": "consensus"}, {"beams": 3, "rank_by": "confidence"},
     {"contrastive_weight": 0.5}, {"min_new_tokens": 3, "max_new_tokens": 9}, {"no_repeat_ngram_size": 1},
     {"repetition_penalty": 2.0}, {"prefix": "a small"}, {"force_words": ("cube",), "beams": 3},
     {"bad_words": ("a", "red")}, {"only_words": ("a", "red", "ball", "cube")}, {"regex": "(a|two) [a-z]+"},

@@ -333,6 +333,16 @@ def test_caption_confidence_with_calibration_is_the_mean_of_informative_words(ti
         assert caption.confidence == pytest.approx(np.mean([word.confidence for word in words or caption.words]))
 
 
+@pytest.mark.parametrize("calibration", [None, Calibration(1.0, 0.0, 0.0, {"red": -3.0}, ("a",))])
+def test_the_most_confident_caption_can_be_asked_for_without_an_index_of_training_pictures(
+    tiny_checkpoint: Checkpoint, calibration: Calibration | None
+) -> None:
+    captioner = Captioner(replace(tiny_checkpoint, calibration=calibration), torch.device("cpu"))
+    picture = torch.randn(3, *captioner.checkpoint.preprocess.image_size)
+    chosen, likeliest = captioner.caption(picture, beams=6, rank_by="confidence"), captioner.caption(picture, beams=6)
+    assert chosen.confidence >= likeliest.confidence and likeliest.text in (chosen.text, *chosen.alternatives)
+
+
 def test_contrastive_weight_changes_captions(captioner: Captioner) -> None:
     plain, contrasted = (captioner.caption_batch(PICTURES, contrastive_weight=weight) for weight in (0.0, 3.0))
     assert [caption.tokens for caption in plain] != [caption.tokens for caption in contrasted]

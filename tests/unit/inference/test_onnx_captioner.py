@@ -41,6 +41,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"beams": 5, "max_new_tokens": 1},
     {"beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.8},
     {"beams": 4, "rank_by": "consensus"},
+    {"beams": 4, "rank_by": "confidence"},
     {"beams": 4, "force_words": ("red",), "max_new_tokens": 12},
     {"bad_words": ("a", "small")},
     {"only_words": ("red", "ball"), "beams": 2},
