@@ -16,6 +16,8 @@ from PIL import Image
 
 from myllm.apps.alt_wording import alternative_text
 from myllm.apps.cli import main
+from myllm.caption import Calibration
+from myllm.checkpoints import native
 from myllm.data.scenes import draw_scene
 from myllm.inference.captioner import Captioner
 
@@ -132,12 +134,20 @@ def test_audit_suggests_the_caption_of_each_picture_once_captioned(
 def test_the_most_confident_caption_of_a_beam_search_is_suggested_unless_another_ranking_is_asked_for(
     tiny_run: Path, sites: Path, capfd: Capture
 ) -> None:
-    captioner, page = Captioner.load(tiny_run), "blog/picture.html"
+    run = sites / "captioner.pt"
+    shutil.copy(tiny_run / "captioner.pt", run)
+    native.write_calibration(Calibration(logprob=-1.0, score=0.0, constant=0.0), run)  # rare words are right
+    captioner, page, confidences = Captioner.load(run), "blog/picture.html", list[float]()
     (sites / page).write_text('<img src="img/scene0.png">')
+    search: dict[str, Any] = {"beams": 8, "num_beam_groups": 8, "diversity_penalty": 9.0, "min_new_tokens": 6}
+    options = ["--min-confidence=0", *(f"--decode.{name}={value}" for name, value in search.items())]
     for words, rank_by in (((), "confidence"), (("--decode.rank_by=score",), "score")):
-        [fault] = audited(tiny_run, capfd, page, "--min-confidence=0", "--decode.beams=8", *words)["faults"]
-        expected = captioner.caption(sites / "blog/img/scene0.png", prefix="a red ball on", beams=8, rank_by=rank_by)
+        [fault] = audited(run, capfd, page, *options, *words)["faults"]
+        picture = sites / "blog/img/scene0.png"
+        expected = captioner.caption(picture, prefix="a red ball on", rank_by=rank_by, **search)
         assert fault["confidence"] == round(expected.confidence, 6)
+        confidences.append(expected.confidence)
+    assert confidences[0] > confidences[1]
 
 
 def test_write_fills_in_what_is_missing_and_keeps_every_other_byte(tiny_run: Path, sites: Path) -> None:
