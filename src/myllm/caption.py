@@ -32,7 +32,7 @@ class Word:
     confidence: float | None
     """0 to 1: probability that references of the picture use the word; exp(logprob) without calibration."""
     support: float | None = None
-    """0 to 1: weight of the most similar training pictures whose captions use it; None without `rank_by` retrieval."""
+    """0 to 1: weight of the most similar training pictures whose captions use it; None if `rank_by` is neither retrieval nor confidence."""
 
 
 def split_words(
@@ -177,7 +177,7 @@ class Caption:
     pieces: Sequence[bytes] = field(default=(), repr=False)
     """The bytes of each of `tokens`; a character may be split over several."""
     support: Sequence[float] = field(default=(), repr=False)
-    """`Word.support` of each of `tokens`; empty without `rank_by` retrieval."""
+    """`Word.support` of each of `tokens`; empty if `rank_by` is neither retrieval nor confidence."""
     calibration: Calibration | None = field(default=None, repr=False)
     """What turns log-probabilities into confidence; None if the captioner was never calibrated."""
     compute_attention: Callable[["Caption"], "Tensor"] | None = field(default=None, repr=False)
