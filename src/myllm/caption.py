@@ -32,7 +32,8 @@ class Word:
     confidence: float | None
     """0 to 1: probability that references of the picture use the word; exp(logprob) without calibration."""
     support: float | None = None
-    """0 to 1: weight of the most similar training pictures whose captions use it; None if `rank_by` is neither retrieval nor confidence."""
+    """0 to 1: weight of the most similar training pictures whose captions use it; None if captions are ranked otherwise
+    than by retrieval or confidence."""
 
 
 def split_words(
