@@ -65,9 +65,12 @@ def test_the_index_is_part_of_exports(
     assert main(["export", str(run), "--to", form, "--out", str(out), "--quiet"]) == 0
     export = OnnxCaptioner.load(out) if form == "onnx" else Captioner.load(out)
     assert export.decode.rank_by == "retrieval" and texts(export, pictures) == texts(captioner, pictures)
+    # the index's components of least variance magnify rounding errors, in which ONNX differs from torch
+    tolerance = 1e-3 if form == "onnx" else 1e-4
     for caption, same in zip(captioner.caption_batch(pictures), export.caption_batch(pictures), strict=True):
-        assert len(caption.support) == len(caption.tokens) and caption.support == pytest.approx(same.support, abs=1e-3)
-        assert caption.confidence == pytest.approx(same.confidence, abs=1e-3)
+        assert len(caption.support) == len(caption.tokens)
+        assert caption.support == pytest.approx(same.support, abs=tolerance)
+        assert caption.confidence == pytest.approx(same.confidence, abs=tolerance)
 
 
 def test_words_of_a_caption_ranked_by_score_have_no_support(captioner: Captioner, pictures: list[Path]) -> None:
