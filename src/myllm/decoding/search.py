@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from operator import add
+
+import numpy as np
 
 from myllm.decoding.beam import Beams
 from myllm.decoding.engine import Hypothesis, SearchRequest, SearchStrategy, run_search
@@ -39,14 +40,13 @@ def generate(
 def by_agreement(hypotheses: Sequence[Hypothesis], neighbours: Neighbours) -> list[Hypothesis]:
     """Sort by score and agreement with the captions of neighbours."""
     agreement = neighbours.agreement([hypothesis.tokens for hypothesis in hypotheses])
-    scores = [hypothesis.score for hypothesis in hypotheses]
-    return by_value(hypotheses, list(map(add, scores, agreement)))
+    return by_value(hypotheses, [found.score + value for found, value in zip(hypotheses, agreement, strict=True)])
 
 
 def by_value(hypotheses: Sequence[Hypothesis], values: Sequence[float]) -> list[Hypothesis]:
     """Sort by these values, the highest first; captions that lack a required word come last."""
-    ranks = [(-len(hypothesis.missing), value) for hypothesis, value in zip(hypotheses, values, strict=True)]
-    return [hypotheses[index] for index in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)]
+    pairs = sorted(zip(hypotheses, values, strict=True), key=lambda pair: (len(pair[0].missing), -pair[1]))
+    return [hypothesis for hypothesis, _ in pairs]
 
 
 def by_consensus(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
@@ -54,7 +54,7 @@ def by_consensus(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
     if len(hypotheses) < 2:
         return list(hypotheses)
     captions = [[str(token) for token in hypothesis.tokens] for hypothesis in hypotheses]
-    others = [[*captions[:index], *captions[index + 1 :]] for index in range(len(captions))]
     # an empty second document gives all n-grams the same weight; without it, those in every caption would weigh nothing
-    likeness = CiderD([captions, []]).score(captions, others)
-    return [hypotheses[index] for index in sorted(range(len(captions)), key=lambda index: -likeness[index])]
+    similarities = CiderD([captions, []]).similarities(captions, captions)
+    likeness = similarities.sum(1) - similarities.diagonal()
+    return [hypotheses[index] for index in np.argsort(-likeness, kind="stable")]
