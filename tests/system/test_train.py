@@ -274,7 +274,8 @@ def test_train_takes_options_that_are_not_given_from_the_preset(train: Train, tm
     assert train(tmp_path / "run", "--preset", "photos-fast", *own) == 0
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["ema"] == PRESETS["photos-fast"]["ema"] == 0.99
-    assert saved["decode"]["beams"] == 5 and saved["decode"]["max_new_tokens"] == 12
+    assert saved["decode"]["beams"] == PRESETS["photos-fast"]["decode"]["beams"] == 10
+    assert saved["decode"]["max_new_tokens"] == 12
 
 
 @pytest.mark.slow

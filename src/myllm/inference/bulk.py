@@ -1,10 +1,11 @@
 """Captions of many pictures: threads read, decode and caption at the same time; results come in the pictures' order."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Generic, Protocol, TypeVar
 
 from myllm.batched import batched
@@ -57,12 +58,13 @@ class BulkCaptioner(Generic[Item]):
     def caption(self, items: Iterable[Item]) -> Generator[list[Result[Item]], None, None]:
         """Yield the results of batches of pictures, in order; `items` are taken as they are needed.
 
-        The first batches are smaller, so that captions come soon, and a few pictures keep all threads busy.
+        The first batches are smaller, so that captions come soon. In each turn, all threads get batches of one size: a
+        few pictures, and the last ones, keep all threads busy.
         """
         with ThreadPoolExecutor(self.threads, "caption") as pool:
             running = deque[Future[list[Result[Item]]]]()
             try:
-                for batch in _growing_batches(items, self.batch_size, self.threads):
+                for batch in _make_batches(items, self.batch_size, self.threads):
                     # before a batch is captioned, all of its pictures are being decoded: threads take jobs in order
                     decoded = [pool.submit(self._decode, item) for item in batch]
                     running.append(pool.submit(self._caption_batch, decoded))
@@ -101,10 +103,10 @@ class BulkCaptioner(Generic[Item]):
         return results
 
 
-def _growing_batches(items: Iterable[Item], batch_size: int, threads: int) -> Iterator[list[Item]]:
+def _make_batches(items: Iterable[Item], batch_size: int, threads: int) -> Iterator[list[Item]]:
     iterator = iter(items)
-    for share in (4, 2):
-        for _ in range(threads):
-            if batch := list(islice(iterator, max(1, batch_size // share))):
-                yield batch
-    yield from batched(iterator, batch_size)
+    for share in chain((4, 2), repeat(1)):
+        turn = list(islice(iterator, threads * max(1, batch_size // share)))
+        if not turn:
+            return
+        yield from batched(turn, math.ceil(len(turn) / threads))

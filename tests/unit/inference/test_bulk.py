@@ -99,6 +99,14 @@ def test_a_picture_that_is_not_claimed_is_not_captioned(tiny_checkpoint: Checkpo
     assert not any(result.error for result in results) and [result.digest for result in results] == digests
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(11, [1, 1, 2, 2, 3, 2]), (9, [1, 1, 2, 2, 2, 1]), (3, [1, 1, 1])])
+def test_threads_get_batches_of_one_size_so_that_none_idles_at_the_end(
+    tiny_checkpoint: Checkpoint, paths: list[Path], count: int, sizes: list[int]
+) -> None:
+    bulk: BulkCaptioner[Item] = BulkCaptioner(captioner_of(tiny_checkpoint), batch_size=4, threads=2)
+    assert [len(results) for results in bulk.caption(map(Item, paths[:count]))] == sizes
+
+
 def test_pictures_are_taken_as_they_are_needed(tiny_checkpoint: Checkpoint, paths: list[Path]) -> None:
     taken = []
 
@@ -111,5 +119,5 @@ def test_pictures_are_taken_as_they_are_needed(tiny_checkpoint: Checkpoint, path
     batches = bulk.caption(endless())
     for _ in range(6):
         next(batches)
-    assert len(taken) <= 2 + 4 + 4 * 6  # batches of 1, 1, 2, 2, then of 4; at most two more are prepared
+    assert len(taken) <= 2 + 4 + 4 * 6  # batches of 1, 1, 2, 2, then of 4; at most four more are prepared
     batches.close()
