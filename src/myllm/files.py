@@ -68,7 +68,8 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        # a short name: that of the file may be as long as the file system allows
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -90,7 +91,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise ConfigError(f"{path} is there already; give another name, or move it away")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".part"))
         try:
             yield part
             for file in (part, *part.rglob("*")):
@@ -126,6 +127,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         hint = "; the previous content is kept" if path.exists() else ""
         message = cause.strerror or cause
         raise MyLLMError(f"cannot write {path}: {message}{hint}. Make room or choose another folder") from error
+
+
+def is_of_one_file(error: MyLLMError) -> bool:
+    """Return whether a file could not be read or written for a reason of its own, so that others may still be."""
+    reasons = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in reasons
 
 
 @contextmanager

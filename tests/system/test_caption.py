@@ -74,8 +74,8 @@ def test_caption_of_a_folder_takes_pictures_of_subfolders_and_no_other_files(
 def test_caption_of_a_glob_takes_its_matches_unless_a_file_has_that_name(
     tiny_run: Path, pictures: list[Path], tmp_path: Path, jsonl: Jsonl
 ) -> None:
-    for name in ("a[1].png", "b1.png", "b2.png"):
-        shutil.copy(pictures[0], tmp_path / name)
+    for name, picture in zip(("a[1].png", "b1.png", "b2.png"), pictures, strict=False):
+        shutil.copy(picture, tmp_path / name)
     assert caption(tiny_run, tmp_path / "b?.png", tmp_path / "a[1].png", "--out", tmp_path / "out.jsonl") == 0
     names = [Path(str(row["image"])).name for row in jsonl(tmp_path / "out.jsonl")]
     assert names == ["b1.png", "b2.png", "a[1].png"]

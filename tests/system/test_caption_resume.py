@@ -1,6 +1,7 @@
 """`myllm caption --out`: each picture has one caption, whatever interrupts the run; and other forms than JSONL."""
 
 import csv
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pyarrow.parquet import read_table
 
 from myllm.apps.caption_log import CaptionLog
 from myllm.apps.cli import main
@@ -187,6 +189,114 @@ def test_overwrite_without_a_single_caption_keeps_the_old_table(tiny_run: Path, 
     assert (folder / "out.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_table_has_all_captions_after_some_were_made_again(tiny_run: Path, folder: Path, name: str) -> None:
+    assert caption(tiny_run, f"--out={name}") == 0
+    shutil.copy("pics/2.png", "pics/0.png")
+    assert caption(tiny_run, f"--out={name}", "--only=changed") == 0
+    Path("list.txt").write_text("pics/1.png\n")
+    assert caption(tiny_run, f"--out={name}", "--only=list.txt", "--overwrite") == 0
+    with Path(name).open("rb") as file:
+        rows = list(csv.DictReader(io.TextIOWrapper(file))) if name == "out.csv" else read_table(file).to_pylist()
+    assert captions_of(rows) == expected_captions(tiny_run)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_table_of_your_own_is_not_replaced(tiny_run: Path, folder: Path, capfd: Capture, name: str) -> None:
+    Path(name).write_text("mine")
+    for option in ([], ["--mixed"]):
+        assert caption(tiny_run, f"--out={name}", *option) == 2
+        assert f"--out {name} is there already, without {name}.run.json" in capfd.readouterr().err
+    assert Path(name).read_text() == "mine"
+    assert caption(tiny_run, f"--out={name}", "--overwrite") == 0 and Path(name).read_bytes() != b"mine"
+
+
+def test_overwriting_loses_no_caption_if_it_is_interrupted(
+    tiny_run: Path, folder: Path, jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    assert caption(tiny_run, "--out=out.jsonl") == 0
+    old, new = expected_captions(tiny_run), expected_captions(tiny_run, prefix="a small")
+    options = ["--out=out.jsonl", "--decode.prefix=a small", "--batch-size=1"]
+    whole = CaptionLog.append
+
+    def append_some(self: CaptionLog, rows: list[dict[str, Any]]) -> None:
+        if self.size > 1.3 * size:
+            raise MyLLMError("a fault")
+        whole(self, rows)
+
+    size = Path("out.jsonl").stat().st_size
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionLog, "append", append_some)
+        assert caption(tiny_run, *options, "--overwrite") == 1
+    rows = jsonl(folder / "out.jsonl")
+    assert captions_of(rows[: len(old)]) == old and 0 < len(rows) - len(old) < len(old)
+    assert captions_of(rows[len(old) :]).items() <= new.items()
+    Path("pics/4.png").unlink()
+    assert main(words(tiny_run, *options)) == 0
+    assert "--overwrite was interrupted; it goes on with the pictures that are left" in capfd.readouterr().err
+    done = jsonl(folder / "out.jsonl")
+    assert captions_of(done).items() >= {name: new[name] for name in new if name != "pics/4.png"}.items()
+    assert len(done) == len(captions_of(done))
+
+
+def test_overwriting_with_the_same_options_keeps_captions_of_other_pictures(
+    tiny_run: Path, folder: Path, jsonl: Jsonl
+) -> None:
+    assert caption(tiny_run, "--out=out.jsonl") == 0
+    before = captions_of(jsonl(folder / "out.jsonl"))
+    one = ["caption", "pics/0.png", "--model", str(tiny_run), "--quiet", "--devices=cpu", "--batch-size=2"]
+    assert main([*one, "--out=out.jsonl", "--overwrite"]) == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == before
+    assert main([*one, "--out=out.jsonl", "--overwrite", "--decode.prefix=a small"]) == 0
+    assert captions_of(jsonl(folder / "out.jsonl")).keys() == {"pics/0.png"}
+
+
+def test_a_lower_minimum_of_confidence_tries_pictures_again_and_others_still_count_as_failed(
+    tiny_run: Path, folder: Path, jsonl: Jsonl
+) -> None:
+    options = ["--out=out.jsonl", "--strict"]
+    Path("pics/broken.png").unlink()
+    assert caption(tiny_run, *options, "--min-confidence=0.9999") == 1
+    errors = Path("out.jsonl.errors.jsonl").read_bytes()
+    assert caption(tiny_run, *options, "--min-confidence=0.9999") == 1
+    assert Path("out.jsonl.errors.jsonl").read_bytes() == errors and not Path("out.jsonl").exists()
+    assert caption(tiny_run, *options, "--min-confidence=0.000001") == 0
+    assert captions_of(jsonl(folder / "out.jsonl")) == expected_captions(tiny_run)
+
+
+def test_a_missing_list_of_only_is_an_error(tiny_run: Path, folder: Path, capfd: Capture) -> None:
+    assert caption(tiny_run, "--out=out.jsonl", "--only=faild") == 2
+    message = "--only faild: there is no such list, and it is none of changed, failed, unprocessed; did you mean failed"
+    assert message in capfd.readouterr().err
+
+
+def test_a_damaged_list_of_errors_is_an_error_that_names_the_line(
+    tiny_run: Path, folder: Path, capfd: Capture
+) -> None:
+    assert caption(tiny_run, "--out=out.jsonl") == 0
+    with Path("out.jsonl.errors.jsonl").open("a") as file:
+        file.write("no row\n")
+    assert caption(tiny_run, "--out=out.jsonl") == 1
+    assert "out.jsonl.errors.jsonl: line 2 is not a row of captions, b'no row'; correct or remove it" in (
+        capfd.readouterr().err
+    )
+
+
+def test_an_index_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
+    with CaptionLog(tmp_path / "out.jsonl") as log:
+        log._index.execute("PRAGMA query_only = true")  # sqlite3 then refuses, as on a full disk
+        with pytest.raises(MyLLMError, match=r"its index, a temporary file, cannot be written .*SQLITE_TMPDIR"):
+            log.append([{"image": "0.png", "caption": "a cube"}])
+
+
+def test_a_broken_link_is_listed_once(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    Path("pics/link.png").symlink_to("nowhere.png")
+    for only in ([], ["--only=unprocessed"], ["--only=changed"], []):
+        caption(tiny_run, "--out=out.jsonl", *only)
+        images = [row["image"] for row in jsonl(Path("out.jsonl.errors.jsonl"))]
+        assert sorted(images) == ["pics/broken.png", "pics/link.png"]
+
+
 def test_overwrite_replaces_all_captions_and_keeps_the_old_ones_until_there_are_new_ones(
     tiny_run: Path, folder: Path, jsonl: Jsonl
 ) -> None:
@@ -215,7 +325,7 @@ def test_overwriting_that_is_interrupted_before_its_first_caption_is_resumed(
         assert caption(tiny_run, *options, "--overwrite") == caption(tiny_run, *options) == 1
     assert log.read_bytes() == before
     assert main(words(tiny_run, *options)) == 0
-    assert "--overwrite was interrupted before its first caption; all in texts are replaced" in capfd.readouterr().err
+    assert "--overwrite was interrupted; it goes on with the pictures that are left in texts" in capfd.readouterr().err
     expected = expected_captions(tiny_run, prefix="a small")
     assert captions_of(jsonl(log)) == expected
     assert {path.stem: path.read_text() for path in Path("texts").glob("*.txt")} == {
@@ -349,8 +459,66 @@ def test_two_pictures_do_not_share_a_text_file(tiny_run: Path, folder: Path, jso
         image.convert("RGB").save("pics/0.jpg")
     assert caption(tiny_run, "--to=txt", "--out=texts") == 0
     errors = jsonl(Path("texts/.myllm-captions.jsonl.errors.jsonl"))
-    assert [row["image"] for row in errors] == ["pics/0.png", "pics/broken.png"]
-    assert "texts/0.txt is the text file of another picture with the same name" in errors[0]["error"]
+    assert [row["image"] for row in errors] == ["pics/broken.png", "pics/0.png"]
+    assert "texts/0.txt is the text file of pics/0.jpg; give --to jsonl, or rename one of them" in errors[1]["error"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])  # before and after the good one
+def test_a_broken_picture_leaves_its_text_file_to_one_of_the_same_name(
+    tiny_run: Path, folder: Path, suffix: str
+) -> None:
+    Path(f"pics/0{suffix}").write_bytes(b"no picture")
+    assert caption(tiny_run, "--to=txt") == 0
+    assert Path("pics/0.txt").read_text() == expected_captions(tiny_run)["pics/0.png"] + "\n"
+
+
+def test_a_renamed_picture_is_captioned_if_the_text_of_its_old_name_was_removed(tiny_run: Path, folder: Path) -> None:
+    assert caption(tiny_run, "--to=txt") == 0
+    text = Path("pics/0.txt").read_text()
+    Path("pics/0.png").rename("pics/0.webp")
+    Path("pics/0.txt").unlink()
+    assert caption(tiny_run, "--to=txt") == 0 and Path("pics/0.txt").read_text() == text
+
+
+def test_a_text_file_that_cannot_be_written_fails_only_its_picture(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:
+    names = ["0" * 251 + ".png", "1.png"]
+    Path("pics/0.png").rename(f"pics/{names[0]}")
+    Path("pics/1.txt").mkdir()
+    for _ in range(2):
+        assert caption(tiny_run, "--to=txt") == 0
+        errors = jsonl(Path("pics/.myllm-captions.jsonl.errors.jsonl"))
+        assert sorted(Path(row["image"]).name for row in errors) == ["1.png", "broken.png"]
+        assert all(Path("pics", name).with_suffix(".txt").is_file() for name in (names[0], "2.png", "3.png", "4.png"))
+
+
+@pytest.mark.parametrize("option", ["--append", "--prepend"])
+def test_a_text_is_added_once_whatever_is_repeated(
+    tiny_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    expected = expected_captions(tiny_run)["pics/0.png"]
+    own = Path("pics/0.txt")
+    own.write_bytes(b"\xef\xbb\xbfold\r\nline 2\r\n")
+    parts = ["old\r\nline 2", expected]
+    text = "\ufeff" + ", ".join(parts if option == "--append" else parts[::-1]) + "\r\n"
+    model, options = ["--model", str(tiny_run), "--quiet", "--devices=cpu"], ["--to=txt", option]
+    for paths in (["pics"], ["pics"], ["pics/0.png"], [str(folder / "pics"), "pics"]):
+        assert main(["caption", *paths, *model, *options]) == 0
+        assert own.read_bytes().decode() == text
+    assert main(["caption", "pics", *model, *options, "--overwrite"]) == 0 and own.read_bytes().decode() == text
+    monkeypatch.chdir(folder / "pics")
+    assert main(["caption", ".", *model, *options]) == 0 and own.name in os.listdir()
+    assert Path("0.txt").read_bytes().decode() == text and not Path("pics").exists()
+    Path("0.txt").write_text(f"{expected}, edited by hand")
+    assert main(["caption", ".", *model, *options]) == 0
+    assert Path("0.txt").read_text() == f"{expected}, edited by hand"
+
+
+def test_overwriting_replaces_an_added_text(tiny_run: Path, folder: Path) -> None:
+    Path("pics/0.txt").write_text("old\n")
+    assert caption(tiny_run, "--to=txt", "--append") == 0
+    new = expected_captions(tiny_run, prefix="a small")["pics/0.png"]
+    assert caption(tiny_run, "--to=txt", "--append", "--decode.prefix=a small", "--overwrite") == 0
+    assert Path("pics/0.txt").read_text() == f"old, {new}\n"
 
 
 def test_parquet_has_the_rows_of_the_log(tiny_run: Path, folder: Path, jsonl: Jsonl) -> None:

@@ -1,6 +1,7 @@
 """`myllm caption`: captions of many pictures, each once, whatever interrupts it."""
 
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 
@@ -75,11 +76,13 @@ def _caption_all(
             captioner, options.batch_size, threads, options.seed, output.claim, lambda: output.is_stopped
         )
         batches = bulk.caption(output.left(search))
+        twins = bulk.caption(output.left_twins())  # begins when the others are written
         try:
-            for results in batches:
+            for results in chain(batches, twins):
                 output.write(results)
                 bar.show(output.seen, f"{bar.rate(output.captioned):,.1f} captions/s  {output.failed:,} failed")
         finally:
             output.is_stopped = True
             batches.close()
+            twins.close()
     return signals

@@ -1,5 +1,6 @@
 """Forms of captions besides JSONL: text files for pictures, CSV and Parquet."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,26 +42,40 @@ class Sidecars:
     def is_written(self, path: Path, text: str) -> bool:
         """Return whether the file has the text; if texts are not added to others, whether it has any."""
         content = read_text(path)
-        if self.options.append:
-            return content.endswith(text)
-        return content.startswith(text) if self.options.prepend else bool(content)
+        return f", {text}, " in f", {content}, " if self.adds else bool(content)
 
-    def write(self, path: Path, text: str) -> None:
-        """Write or extend the file, whole or not at all. Raises MyLLMError."""
-        before = read_text(path) if self.adds else ""
-        parts = [before, text] if self.options.append else [text, before]
+    def write(self, path: Path, text: str, replaced: str = "") -> None:
+        """Write or extend the file, whole or not at all; its other bytes stay. Raises MyLLMError.
+
+        replaced: an earlier text of the same picture, which the file may contain.
+        """
+        content = _read(path) if self.adds else b""
+        mark = codecs.BOM_UTF8 if content.startswith(codecs.BOM_UTF8) else b""
+        line_end = b"\r\n" if b"\r\n" in content else b"\n"
+        before = b", %b, " % content.removeprefix(mark).strip()
+        if replaced:
+            before = before.replace(b", %b, " % _encoded(replaced), b", ", 1)
+        parts = [before[2:-2], _encoded(text)]
         with atomic_write(path) as file:
-            file.write((", ".join(filter(None, parts)) + "\n").encode(errors="surrogateescape"))
+            file.write(mark + b", ".join(filter(None, parts if self.options.append else parts[::-1])) + line_end)
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file without blanks around it; "" if there is no file. Raises MyLLMError."""
+    return _read(path).decode("utf-8-sig", "surrogateescape").strip()
+
+
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape").strip()
+        return path.read_bytes()
     except FileNotFoundError:
-        return ""
+        return b""
     except OSError as error:
         raise MyLLMError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -4,14 +4,14 @@ import json
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from myllm.apps.json_lines import JsonLines, Row, line_of
-from myllm.errors import ConfigError
+from myllm.apps.json_lines import JsonLines, Row, line_of, not_a_row, parse_row
+from myllm.errors import ConfigError, MyLLMError
 from myllm.files import atomic_write, json_text, read_json
 
 TABLE = """
@@ -25,8 +25,9 @@ DIGEST = "digest"
 SIDECAR = "sidecar"
 """Key of a row: the text file of its picture."""
 
-OVERWRITING = ("overwrite", "only", "first_place")
-"""Facts of a run with --overwrite: whether it is unfinished, its --only, and where its rows begin in the log."""
+OVERWRITING = ("overwrite", "only", "first_place", "removes")
+"""Facts of a run with --overwrite: whether it is unfinished, its --only, where its rows begin in the log, and whether
+all rows before that are removed in the end, because they were made in another way."""
 NOT_COMPARED = ("myllm", "model", *OVERWRITING)
 
 
@@ -50,8 +51,8 @@ class CaptionLog:
         self.count, self.has_old_rows = 0, False
         self.last_places = deque[int](maxlen=1024)
         """Where the rows of the last `append` begin, or the last rows of the file that was opened."""
-        self._lines = JsonLines(path, replace, self._add)
         self.path = path
+        self._lines = JsonLines(path, replace, self._add)
 
     def __enter__(self) -> "CaptionLog":
         return self
@@ -64,21 +65,17 @@ class CaptionLog:
 
     def find(self, image: str) -> Logged | None:
         """Return where the picture's row is; None if it has none."""
-        with self._lock:
-            found = self._index.execute("SELECT digest, place FROM captions WHERE image = ?", [_key(image)]).fetchone()
+        found = self._execute("SELECT digest, place FROM captions WHERE image = ?", _key(image))
         return None if found is None else Logged(*found)
 
     def find_copy(self, digest: str, first_place: int) -> int | None:
         """Return where the row of a picture with the same bytes begins, at `first_place` or later; None without one."""
-        query = "SELECT place FROM captions WHERE digest = ? AND place >= ? LIMIT 1"
-        with self._lock:
-            found = self._index.execute(query, [digest, first_place]).fetchone()
+        found = self._execute("SELECT place FROM captions WHERE digest = ? AND place >= ? LIMIT 1", digest, first_place)
         return None if found is None else int(found[0])
 
     def find_file(self, file: str) -> str | None:
         """Return the picture whose row names a text file; None if none does."""
-        with self._lock:
-            found = self._index.execute("SELECT image FROM captions WHERE file = ?", [_key(file)]).fetchone()
+        found = self._execute("SELECT image FROM captions WHERE file = ?", _key(file))
         return None if found is None else os.fsdecode(found[0])
 
     @property
@@ -95,8 +92,8 @@ class CaptionLog:
         """Return the row that begins at a place."""
         return self._lines.read_at(place)
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows that count, in the order of the file."""
+    def rows(self, first_place: int = 0) -> Iterator[Row]:
+        """Yield the rows that count and begin at `first_place` or later, in the order of the file."""
         if not self.count:
             return
         with self.path.open("rb") as file:
@@ -104,7 +101,7 @@ class CaptionLog:
             for line in file:
                 row = json.loads(line)
                 found = self.find(row["image"])
-                if found is not None and found.place == place:
+                if found is not None and found.place == place >= first_place:
                     yield row
                 place += len(line)
 
@@ -119,35 +116,45 @@ class CaptionLog:
         """Remove what a kill left of a row, or note on disk that the file is to be replaced. Raises MyLLMError."""
         self._lines.begin()
 
-    def remove_old_rows(self) -> None:
-        """Rewrite the file without rows that later ones replace. Raises MyLLMError."""
-        if self.has_old_rows:
+    def remove_old_rows(self, first_place: int = 0) -> None:
+        """Rewrite the file without rows that later ones replace, and those that begin before `first_place`.
+
+        The places of the others are then no longer known. Raises MyLLMError.
+        """
+        if self.has_old_rows or first_place:
             with atomic_write(self.path) as file:
-                for row in self.rows():
+                for row in self.rows(first_place):
                     file.write(line_of(row))
 
-    def choose(self, names: Iterator[str]) -> None:
+    def choose(self, names: Iterable[str]) -> None:
         """Set the pictures that `is_chosen` is true of."""
-        with self._lock:
-            self._index.executemany("INSERT OR IGNORE INTO names VALUES (?)", ([_key(name)] for name in names))
+        for name in names:
+            self._execute("INSERT OR IGNORE INTO names VALUES (?)", _key(name))
 
     def unchoose(self, image: str) -> None:
         """Take a picture out of those that were chosen."""
-        with self._lock:
-            self._index.execute("DELETE FROM names WHERE image = ?", [_key(image)])
+        self._execute("DELETE FROM names WHERE image = ?", _key(image))
 
     def is_chosen(self, image: str) -> bool:
         """Return whether the picture is one of those that were chosen."""
+        return self._execute("SELECT 1 FROM names WHERE image = ?", _key(image)) is not None
+
+    def _execute(self, command: str, *values: Any) -> Any:
+        """Return the first row of the index that the command gives, or None. Raises MyLLMError."""
         with self._lock:
-            return self._index.execute("SELECT 1 FROM names WHERE image = ?", [_key(image)]).fetchone() is not None
+            try:
+                return self._index.execute(command, values).fetchone()
+            except sqlite3.Error as error:
+                raise MyLLMError(
+                    f"{self.path}: its index, a temporary file, cannot be written ({error}); make room, or name "
+                    "another folder by the environment variable SQLITE_TMPDIR"
+                ) from error
 
     def _add(self, row: Row, place: int) -> None:
         key = _key(row["image"])
-        with self._lock:
-            is_old = self._index.execute("SELECT 1 FROM captions WHERE image = ?", [key]).fetchone() is not None
-            file = _key(row[SIDECAR]) if SIDECAR in row else None
-            values = [key, str(row.get(DIGEST, "")), place, file]
-            self._index.execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", values)
+        is_old = self._execute("SELECT 1 FROM captions WHERE image = ?", key) is not None
+        file = _key(row[SIDECAR]) if SIDECAR in row else None
+        self._execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", key, str(row.get(DIGEST, "")), place, file)
         self.count += not is_old
         self.has_old_rows |= is_old
         self.last_places.append(place)
@@ -172,9 +179,7 @@ def check_same_run(
                 f"another name, --mixed to keep its captions, or {anew} to replace them"
             )
         before = read_json(path)
-        for name, value in json.loads(json_text(facts)).items():
-            if name in NOT_COMPARED or before.get(name, value) == value:
-                continue
+        for name, value in differences(before, facts):
             now, then = f"{name} is {json.dumps(value)}", f"with {json.dumps(before[name])}"
             if name == "weights":
                 now, then = f"--model {facts['model']} is another model", f"by {before.get('model')}"
@@ -184,6 +189,13 @@ def check_same_run(
             )
 
 
+def differences(before: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of facts that were others, and on which captions depend."""
+    for name, value in json.loads(json_text(facts)).items():
+        if name not in NOT_COMPARED and before.get(name, value) != value:
+            yield name, value
+
+
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
     """Write how captions were made; names that are not UTF-8 are escaped, as JSON allows. Raises MyLLMError."""
     with atomic_write(path) as file:
@@ -191,10 +203,15 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the whole rows of a JSONL file, which need not exist."""
+    """Yield the whole rows of a JSONL file, which need not exist. Raises DataError for a line that is not a row."""
     if path.exists():
         with path.open("rb") as file:
-            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    row = parse_row(line)
+                    if row is None:
+                        raise not_a_row(path, number, line)
+                    yield row
 
 
 def keep_rows(path: Path, is_kept: Callable[[Row], bool], end: int | None = None) -> None:

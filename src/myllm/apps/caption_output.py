@@ -1,7 +1,7 @@
 """Rows of captions, and captions that are printed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,12 @@ CONFIDENCE = "confidence"
 MAX_WARNINGS = 20
 
 
-def row_of(image: str, caption: Caption, fields: Sequence[str]) -> Row:
+def row_fields(options: CaptionOptions) -> Collection[str]:
+    """Return the fields of rows: those of --fields, and the alternatives if there are several captions (--n)."""
+    return {*options.fields, "alternatives"} if options.n > 1 else options.fields
+
+
+def row_of(image: str, caption: Caption, fields: Collection[str]) -> Row:
     """Return a row of captions: image, caption, the fields, and `missing` if words of `force_words` are missing."""
     words = [{"text": word.text, CONFIDENCE: _rounded(word.confidence)} for word in caption.words]
     values = {
@@ -85,9 +90,18 @@ class PrintedCaptions:
             if self.is_stopped:
                 return
             if isinstance(found, UnusablePath):
-                self.fail(found.path, found.error)
+                if self.is_wanted(found.path):
+                    self.fail(found.path, found.error)
             elif self.is_left(found):
                 yield found
+
+    def left_twins(self) -> Iterator[FoundPicture]:
+        """Yield pictures that others in work have held up, after these."""
+        yield from ()
+
+    def is_wanted(self, image: str) -> bool:
+        """Return whether a picture is one of those to caption, if it has no caption yet."""
+        return True
 
     def is_left(self, found: FoundPicture) -> bool:
         """Return whether a picture is to be captioned."""
@@ -109,7 +123,7 @@ class PrintedCaptions:
             if self.heatmaps is not None:
                 self.heatmaps.draw(result.item.picture, result.caption)
             if self.options.json:
-                print_json(row_of(image, result.caption, self.options.fields))
+                print_json(row_of(image, result.caption, row_fields(self.options)))
             else:
                 texts = [result.caption.text, *result.caption.alternatives[: self.options.n - 1]]
                 for text in texts:

@@ -48,16 +48,13 @@ class JsonLines:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
         with file:
             for number, line in enumerate(file, 1):
-                row, is_whole = _parse(line), line.endswith(b"\n")
+                row, is_whole = parse_row(line), line.endswith(b"\n")
                 if row is not None:
                     on_row(row, self.size)
                     self.size += len(line)
                     self._ends_in_row = not is_whole  # only its line end is missing
                 elif is_whole:
-                    raise DataError(
-                        f"{self.path}: line {number:,} is not a row of captions, {line[:50].rstrip()!r}; correct or "
-                        "remove it"
-                    )
+                    raise not_a_row(self.path, number, line)
                 elif not ROW_BEGINS.startswith(line[: len(ROW_BEGINS)]):
                     raise DataError(
                         f"{self.path}: ends with {line[:50]!r}, which is not a row of captions; give another file"
@@ -92,7 +89,7 @@ class JsonLines:
         """Return the row that begins at an offset."""
         with self.path.open("rb") as file:
             file.seek(offset)
-            row = _parse(file.readline())
+            row = parse_row(file.readline())
         assert row is not None
         return row
 
@@ -137,7 +134,14 @@ def line_of(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
-def _parse(line: bytes) -> Row | None:
+def not_a_row(path: Path, number: int, line: bytes) -> DataError:
+    """Return the error of a line that is not a row."""
+    begin = line[:50].rstrip()
+    return DataError(f"{path}: line {number:,} is not a row of captions, {begin!r}; correct or remove it")
+
+
+def parse_row(line: bytes) -> Row | None:
+    """Return the row of a line; None if it is not one."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -13,24 +13,26 @@ from myllm.apps.caption_log import (
     SIDECAR,
     CaptionLog,
     check_same_run,
+    differences,
     keep_rows,
     read_rows,
     write_facts,
 )
 from myllm.apps.caption_options import CaptionOptions
-from myllm.apps.caption_output import CONFIDENCE, PrintedCaptions, row_of, run_facts
+from myllm.apps.caption_output import CONFIDENCE, PrintedCaptions, row_fields, row_of, run_facts
 from myllm.apps.console import Display
 from myllm.apps.json_lines import JsonLines, Row
 from myllm.apps.picture_search import FoundPicture, PictureSearch
 from myllm.caption import CaptionerProtocol
+from myllm.config import nearest
 from myllm.data.records import quantity
 from myllm.errors import ConfigError, DataError, MyLLMError
-from myllm.files import lock_file, read_json
+from myllm.files import is_of_one_file, lock_file, read_json
 from myllm.inference.bulk import Result
 
 # the log of captions in text files
 HIDDEN_LOG = ".myllm-captions.jsonl"
-MAX_FAILURES = 10_000
+MAX_FAILURES = MAX_TWINS = 10_000
 
 
 class SavedCaptions(PrintedCaptions):
@@ -46,7 +48,10 @@ class SavedCaptions(PrintedCaptions):
         self.facts_path = Path(f"{self.path if self.sidecars else self.out}.run.json")
         self.had_caption, self.kept, self.copied = 0, 0, 0
         self.overwrites, self.first_place = options.overwrite, 0
-        self.in_work, self.files_in_work = set[str](), set[Path]()
+        self.in_work = dict[str, Path | None]()
+        """Pictures that are being captioned, each with its text file."""
+        self.twins = list[FoundPicture]()
+        """Pictures whose text file is that of a picture in work: they are tried if that cannot be captioned."""
         self.claims, self.claims_lock = set[str](), Lock()
         self.failures = dict[str, str]()
         """Errors of the last pictures that can be read, but not captioned, by the hash of their bytes."""
@@ -54,6 +59,8 @@ class SavedCaptions(PrintedCaptions):
         """Size in bytes of the rows of errors that are there at the start."""
         self.copies = dict[str, list[FoundPicture]]()
         """Copies of pictures that are in work, by the hash of their bytes."""
+        self.unsure = frozenset[int]()
+        """Places in the log of the last rows of an earlier run; if it was killed, their text may be missing."""
         self.stack = ExitStack()
 
     def __enter__(self) -> "SavedCaptions":
@@ -66,96 +73,155 @@ class SavedCaptions(PrintedCaptions):
                 raise
             except MyLLMError as error:
                 raise DataError(f"--out {out}: cannot be written to ({error})") from error
-            replaces = self.options.overwrite and self.options.only is None
-            self.log = stack.enter_context(CaptionLog(path, replaces))
+            self.log = stack.enter_context(self._open_log())
             self.is_resumed = self.log.count > 0 or self.log.is_replaced
             self.stack = stack.pop_all()
         return self
+
+    def _open_log(self) -> CaptionLog:
+        """Return the log; --overwrite replaces a file of another kind, too."""
+        try:
+            return CaptionLog(self.path)
+        except DataError:
+            if not self.options.overwrite or self.options.only is not None:
+                raise
+            return CaptionLog(self.path, replace=True)
 
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
 
     def start(self, captioner: CaptionerProtocol) -> None:
         """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
-        options, is_replaced = self.options, self.log.is_replaced
-        if is_replaced and not options.overwrite:
-            self.display.say(f"--overwrite was interrupted before its first caption; all in {self.out} are replaced")
-        before = read_json(self.facts_path) if self.facts_path.exists() else {}
-        if options.overwrite or not self.log.count:
-            before = {
-                "overwrite": options.overwrite or is_replaced, "only": options.only, "first_place": self.log.size,
-            }
-        facts = run_facts(options, captioner) | {name: before.get(name) for name in OVERWRITING}
+        options, earlier = self.options, read_json(self.facts_path) if self.facts_path.exists() else {}
+        facts = run_facts(options, captioner)
+        changed = [name for name, _ in differences(earlier, facts)] if earlier else ["all"]
+        replaces_all = options.overwrite and options.only is None
+        self._check_table(options, bool(earlier))
         anew = "--overwrite without --only" if options.only is not None else "--overwrite"
-        check_same_run(self.facts_path, facts, self.log.count > 0, options.mixed, self.out, anew)
+        has_rows = self.log.count > 0 and not replaces_all
+        check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out, anew)
+        before = earlier
+        if options.overwrite or not self.log.count:
+            is_removing = bool(earlier.get("overwrite") and earlier.get("removes"))  # it was interrupted
+            before = {
+                "overwrite": options.overwrite or self.log.is_replaced, "only": options.only,
+                "first_place": self.log.size, "removes": replaces_all and (bool(changed) or is_removing),
+            }
+        facts |= {name: before.get(name) for name in OVERWRITING}
         self.log.begin()
         write_facts(self.facts_path, facts)
         self.overwrites = bool(before.get("overwrite")) and before.get("only") == options.only
+        if self.overwrites and not options.overwrite:
+            self.display.say(f"--overwrite was interrupted; it goes on with the pictures that are left in {self.out}")
         if self.overwrites:
             self.first_place = before.get("first_place", 0)
         elif options.mixed:
             self.first_place = self.log.size
-        self._choose()
+        self._choose(is_same=not {*changed} - {"min_confidence"})
         self.errors = self.stack.enter_context(JsonLines(self.errors_path))
         self.errors.begin()
         self.old_errors = self.errors.size
-        if self.sidecars is not None and self.sidecars.adds:
-            for place in self.log.last_places:
-                self._repair(self.log.row_at(place))
+        self.unsure = frozenset(self.log.last_places)
 
-    def _choose(self) -> None:
+    def _check_table(self, options: CaptionOptions, has_facts: bool) -> None:
+        """Raise ConfigError if the CSV or Parquet file is there, but not of an earlier run."""
+        is_of_a_run = options.overwrite or has_facts or self.log.count
+        if options.form in ("csv", "parquet") and Path(self.out).exists() and not is_of_a_run:
+            raise ConfigError(
+                f"--out {self.out} is there already, without {self.facts_path.name}, which says how its captions were "
+                "made; give another name, or --overwrite to replace it"
+            )
+
+    def _choose(self, is_same: bool) -> None:
         """Set which pictures are wanted, and remove the errors of those that are tried again.
 
         With --only failed, they are removed at the end: until then, they are the list of pictures to try.
+
+        is_same: whether captions are made as in the last run, but for the minimum of confidence.
         """
-        only, path = self.options.only, self.errors_path
+        only, path, minimum = self.options.only, self.errors_path, self.options.min_confidence
         if only == "failed":
             self.log.choose(row["image"] for row in read_rows(path))
         elif only in (None, "unprocessed"):
-            is_forgotten = self.options.mixed or self.options.overwrite
+            is_forgotten = self.options.overwrite or not is_same or minimum is None
 
             def is_kept(row: Row) -> bool:
                 # one that was captioned, with too little confidence, gets the same caption again
-                return only == "unprocessed" or (CONFIDENCE in row and not is_forgotten)
+                is_low = CONFIDENCE in row and not is_forgotten and row[CONFIDENCE] < minimum
+                return only == "unprocessed" or is_low
 
             self.log.choose(row["image"] for row in read_rows(path) if is_kept(row))
             keep_rows(path, is_kept)
         elif only != "changed":
+            if only != "-" and not Path(only).exists():
+                known = ("changed", "failed", "unprocessed")
+                raise ConfigError(
+                    f"--only {only}: there is no such list, and it is none of {', '.join(known)}{nearest(only, known)}"
+                )
             listed = (found for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
             self.log.choose(str(found.picture) for found in listed)
             keep_rows(path, lambda row: not self.log.is_chosen(row["image"]))
+
+    def is_wanted(self, image: str) -> bool:
+        """Return whether --only includes the picture."""
+        only = self.options.only
+        if only == "changed":
+            return self.log.find(image) is not None
+        return self.log.is_chosen(image) != (only in (None, "unprocessed"))
 
     def is_left(self, found: FoundPicture) -> bool:
         """Return whether a picture is to be captioned: it is wanted, and has no caption yet."""
         image, only = str(found.picture), self.options.only
         if image in self.in_work:
             return False
-        if only != "changed" and self.log.is_chosen(image) == (only in (None, "unprocessed")):
+        if not self.is_wanted(image):
+            self.count(failed=only is None)  # it has too little confidence, as before
             return False
         logged = self.log.find(image)
-        if logged is None and only == "changed":
-            return False
         is_old = logged is not None and self.overwrites and logged.place < self.first_place
         if logged is not None and only != "changed" and not is_old:
-            self.had_caption += 1
-            self.seen += 1
-            if self.sidecars is not None and not self.sidecars.adds:
-                self._repair(self.log.row_at(logged.place))
+            # a text that is added to others is written again only if a kill may have come before it was
+            is_sure = self.sidecars is None or (self.sidecars.adds and logged.place not in self.unsure)
+            if is_sure or self._repair(found, self.log.row_at(logged.place)):
+                self.had_caption += 1
+                self.seen += 1
             return False
         if self.sidecars is not None and not self._may_write(found, self.sidecars):
             return False
-        self.in_work.add(image)
+        self.in_work[image] = None if self.sidecars is None else self.sidecars.path_of(found)
         return True
 
+    def left_twins(self) -> Iterator[FoundPicture]:
+        """Yield the pictures to caption whose text file was to be that of a picture which could not be captioned."""
+        twins, self.twins = self.twins, []
+        for found in twins:
+            if self.is_stopped:
+                return
+            if self.is_left(found):
+                yield found
+        for found in self.twins:
+            self._fail_as_twin(found, "another of these pictures")
+
+    def _fail_as_twin(self, found: FoundPicture, other: str) -> None:
+        assert self.sidecars is not None
+        path = self.sidecars.path_of(found)
+        self.fail(str(found.picture), f"{path} is the text file of {other}; give --to jsonl, or rename one of them")
+
     def _may_write(self, found: FoundPicture, sidecars: Sidecars) -> bool:
-        """Return whether the picture's text file is free, and reserve it."""
+        """Return whether the picture's text file is free."""
         image = str(found.picture)
         try:
             path = sidecars.path_of(found)
             other = self.log.find_file(str(path))
-            if path in self.files_in_work or other not in (None, image):
-                same = other or "one of this run"
-                raise DataError(f"{path} is the text file of another picture with the same name: {same}")
+            if other not in (None, image) and not _is_gone(Path(other)):
+                self._fail_as_twin(found, other)
+                return False
+            if path in self.in_work.values():
+                if len(self.twins) < MAX_TWINS:
+                    self.twins.append(found)
+                else:
+                    self._fail_as_twin(found, "another of these pictures")
+                return False
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
                 self.kept += 1
                 self.seen += 1
@@ -163,7 +229,6 @@ class SavedCaptions(PrintedCaptions):
         except MyLLMError as error:
             self.fail(image, str(error))
             return False
-        self.files_in_work.add(path)
         return True
 
     def claim(self, digest: str) -> bool:
@@ -188,7 +253,7 @@ class SavedCaptions(PrintedCaptions):
                 if self._is_below_minimum(image, caption):
                     self._keep_failure(result.digest, f"a copy of {image}, which has too little confidence")
                     continue
-                row = row_of(image, caption, self.options.fields) | {DIGEST: result.digest}
+                row = row_of(image, caption, row_fields(self.options)) | {DIGEST: result.digest}
                 rows.append(row | self._file_of(result.item))
                 if self.heatmaps is not None:
                     self.heatmaps.draw(result.item.picture, caption)
@@ -201,7 +266,7 @@ class SavedCaptions(PrintedCaptions):
         self._save(rows)
         self._save(list(self._rows_of_copies()))
         for result in results:
-            self.in_work.discard(str(result.item.picture))
+            self.in_work.pop(str(result.item.picture), None)
             if result.caption is not None or result.error:  # a copy's claim is that of another picture, still in work
                 self.claims.discard(result.digest)
 
@@ -236,24 +301,40 @@ class SavedCaptions(PrintedCaptions):
 
     def _save(self, rows: Sequence[Row]) -> None:
         """Write rows into the log, then into text files: these can be written again from the log."""
+        earlier = [self._earlier_text(row["image"]) for row in rows]
         self.log.append(rows)
-        if self.sidecars is not None:
-            for row in rows:
-                self.sidecars.write(Path(row[SIDECAR]), self.sidecars.text_of(row))
-                self.files_in_work.discard(Path(row[SIDECAR]))
-        self.count(captioned=len(rows))
+        for row, replaced in zip(rows, earlier, strict=True):
+            if self.sidecars is None or self._write_text(row, row["image"], Path(row[SIDECAR]), replaced):
+                self.count(captioned=1)
 
-    def _repair(self, row: Row) -> None:
-        """Write the text file of a row if it is not there, or is empty."""
+    def _earlier_text(self, image: str) -> str:
+        """Return what an earlier caption of the picture has added to its text file."""
+        logged = self.log.find(image) if self.sidecars is not None and self.sidecars.adds else None
+        return "" if self.sidecars is None or logged is None else self.sidecars.text_of(self.log.row_at(logged.place))
+
+    def _repair(self, found: FoundPicture, row: Row) -> bool:
+        """Write the text file of a row if it is not there, or is empty; return whether it is there now."""
         assert self.sidecars is not None
-        path, text = Path(row[SIDECAR]), self.sidecars.text_of(row)
-        if not self.sidecars.is_written(path, text):
-            self.sidecars.write(path, text)
+        return self._write_text(row, str(found.picture), self.sidecars.path_of(found), is_repaired=True)
+
+    def _write_text(self, row: Row, image: str, path: Path, replaced: str = "", is_repaired: bool = False) -> bool:
+        """Write the text file of a row, unless it is there; return False if it cannot be written. Raises MyLLMError."""
+        assert self.sidecars is not None
+        text = self.sidecars.text_of(row)
+        try:
+            if not ((is_repaired or self.sidecars.adds) and self.sidecars.is_written(path, text)):
+                self.sidecars.write(path, text, replaced)
+        except MyLLMError as error:
+            if not is_of_one_file(error):
+                raise
+            self.fail(image, str(error))
+            return False
+        return True
 
     def fail(self, image: str, error: str, **facts: Any) -> None:
         """Report a picture that has no caption, and list it in the file of errors."""
         super().fail(image, error, **facts)
-        self.in_work.discard(image)
+        self.in_work.pop(image, None)
         self.errors.append({"image": image, "error": error, **facts})
         if self.options.only == "failed":
             self.log.unchoose(image)
@@ -271,14 +352,17 @@ class SavedCaptions(PrintedCaptions):
         if self.options.only == "failed":
             keep_rows(self.errors_path, self._is_untried, end=self.old_errors)
         facts = read_json(self.facts_path)
+        first_place = 0
         if is_complete and self.overwrites:
             facts["overwrite"] = False
             write_facts(self.facts_path, facts)
-        if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
-            self.log.remove_old_rows()
+            if facts["removes"] and self.log.size > self.first_place:  # there are new captions
+                first_place = self.first_place
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None and (self.log.count or not Path(self.out).exists()):
-            write(self._rows_of_table(), Path(self.out))
+            write(self._rows_of_table(first_place), Path(self.out))
+        if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
+            self.log.remove_old_rows(first_place)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
         parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
         parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)
@@ -287,13 +371,18 @@ class SavedCaptions(PrintedCaptions):
         parts += [f"{self.failed:,} could not be captioned{self.see_errors()}"] * bool(self.failed)
         self.display.say(", ".join(parts))
 
-    def _rows_of_table(self) -> Iterator[Mapping[str, Any]]:
-        for row in self.log.rows():
+    def _rows_of_table(self, first_place: int) -> Iterator[Mapping[str, Any]]:
+        for row in self.log.rows(first_place):
             yield {name: value for name, value in row.items() if name != DIGEST}
 
     def counts(self) -> dict[str, int]:
         """Return what became of the pictures."""
         return super().counts() | {"copies": self.copied, "had_caption": self.had_caption, "kept": self.kept}
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether a picture is no longer in its folder; one in an archive has none."""
+    return path.parent.is_dir() and not path.exists()
 
 
 def _log_path(options: CaptionOptions) -> Path:
