@@ -125,6 +125,22 @@ def test_label_that_is_killed_asks_again_only_for_what_was_not_written(
     assert sum(asked(teacher_server).values()) <= 60 + 3 * kills  # but what was in flight at a kill is
 
 
+def test_label_asks_no_further_while_answers_are_not_on_disk(
+    teacher_server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    not_on_disk, fsync = list[int](), os.fsync
+
+    def slow_fsync(file: int) -> None:
+        time.sleep(0.1)
+        written = (folder / "out.jsonl").read_text().count("\n") - 1  # without the row that is being written
+        not_on_disk.append(len(teacher_server.log) - written)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    assert label(teacher_server, "--requests=3") == 0
+    assert len(not_on_disk) == COUNT and max(not_on_disk) == 3
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_label_that_is_stopped_keeps_the_answers_in_hand(
     teacher_server: Any, folder: Path, jsonl: Jsonl, stopped: Any, number: signal.Signals, code: int
@@ -166,6 +182,7 @@ def test_label_stops_at_once_while_it_waits(teacher_server: Any, folder: Path, s
     teacher_server.reply = lambda request: Reply({}, 429, {"Retry-After": "3000"})
     process = stopped(command(teacher_server), signal.SIGINT, lambda: len(teacher_server.log) > 0, cwd=folder)
     assert process.returncode == 130 and "Resume with" in process.stdout
+    assert process.stdout.count("the server asks to wait 3,000 s") == 1
     assert not (folder / "out.jsonl").exists()
 
 
@@ -246,22 +263,59 @@ def test_label_lists_pictures_without_a_caption_and_asks_again_next_time(
     assert not (folder / "out.jsonl.errors.jsonl").exists()
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_label_resumes_after_pictures_that_are_refused_first(
+    teacher_server: Any, folder: Path, jsonl: Jsonl, capfd: Capture, status: int
+) -> None:
+    refused = [(folder / f"pics/{name}.png").read_bytes() for name in ("02", "03", "11")]
+
+    def reply(request: Any) -> Any:
+        return Reply({"error": "moderated"}, status) if request.image in refused else right(request)
+
+    teacher_server.reply, errors = reply, folder / "out.jsonl.errors.jsonl"
+    for count in (1, 2):  # nothing was answered yet, so that the key or the model may be wrong
+        assert label(teacher_server, "--requests=1") == 1 and len(teacher_server.log) == count
+        assert [row["image"] for row in jsonl(errors)] == ["02.png", "03.png"][:count]
+    for _ in range(2):  # the second time only those are left that were refused
+        assert label(teacher_server, "--requests=1") == 0
+        assert len(jsonl(folder / "out.jsonl")) == COUNT - 3
+        assert {row["image"] for row in jsonl(errors)} == {"02.png", "03.png", "11.png"}
+        assert len(jsonl(errors)) == 3
+    assert len(teacher_server.log) == 2 + COUNT + 3
+    assert f"02.png: {teacher_server.url}/chat/completions answered {status}" in capfd.readouterr().out
+
+
+def test_label_still_asks_last_about_what_failed_if_a_run_ends_early(
+    teacher_server: Any, folder: Path, jsonl: Jsonl
+) -> None:
+    bad = (folder / "pics/02.png").read_bytes()
+    teacher_server.reply = lambda request: Reply({}, 413) if request.image == bad else Reply({}, 402)
+    assert label(teacher_server, "--requests=1") == 1  # no credit for the second picture
+    teacher_server.reply = lambda request: Reply({}, 402)
+    assert label(teacher_server, "--requests=1") == 1
+    assert [row["image"] for row in jsonl(folder / "out.jsonl.errors.jsonl")] == ["02.png"]
+    teacher_server.reply = right
+    assert label(teacher_server, "--requests=1") == 0 and teacher_server.log[-1].image == bad
+    assert not (folder / "out.jsonl.errors.jsonl").exists()
+
+
 def test_label_fails_if_no_picture_has_a_caption(teacher_server: Any, folder: Path) -> None:
     teacher_server.reply = lambda request: Reply({"error": "too large"}, 413)
     assert label(teacher_server) == 1
 
 
+@pytest.mark.parametrize("requests", [1, 4])
 def test_label_ends_if_too_many_pictures_fail_in_a_row(
-    teacher_server: Any, folder: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+    teacher_server: Any, folder: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, requests: int
 ) -> None:
     monkeypatch.setattr("myllm.apps.label.MAX_FAILURES_IN_ROW", 3)
     for number in range(5):  # which are not the server's fault
         (folder / f"pics/0-{number}.png").write_bytes(b"no picture")
     teacher_server.reply = lambda request: Reply({"error": "cannot read pictures"}, 400)
-    assert label(teacher_server, "--requests=1") == 1
+    assert label(teacher_server, f"--requests={requests}") == 1
     message = capfd.readouterr().err
     assert "3 pictures in a row failed, the last because" in message and "'cannot read pictures'" in message
-    assert "Resume with: myllm label pics" in message and len(teacher_server.log) <= 4
+    assert "Resume with: myllm label pics" in message and len(teacher_server.log) <= 2 + requests
 
 
 @pytest.mark.parametrize(("status", "fix"), [(401, "check the key"), (403, "--key-variable"), (404, "check --model")])
@@ -312,6 +366,11 @@ def test_label_prints_what_it_used_and_warns_of_long_answers(
     }
     assert "12 pictures labelled with 12 captions; 12 requests, 1,200 tokens in, 120 out" in output.err
     assert "captions of 1 picture have several sentences" in output.err and "--prompt" in output.err
+    assert main([*command(teacher_server), "--json"]) == 0  # nothing is left to ask
+    assert json.loads(capfd.readouterr().out) == {
+        "labelled": 12, "answered": 0, "failed": 0, "captions": 0, "long": 0, "requests": 0, "tokens_in": 0,
+        "tokens_out": 0,
+    }
 
 
 def test_label_refuses_two_pictures_of_one_name(teacher_server: Any, folder: Path, capfd: Capture) -> None:

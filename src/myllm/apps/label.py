@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.apps.console import CountsDisplay, Display
-from myllm.apps.json_lines import JsonLines, Row
+from myllm.apps.json_lines import JsonLines, Row, line_of
 from myllm.apps.options import LabelOptions
 from myllm.apps.picture_search import pictures_by_name, same_name
 from myllm.apps.printing import print_json
@@ -15,7 +15,7 @@ from myllm.apps.resuming import command_line
 from myllm.data.records import quantity
 from myllm.data.table_formats import TEACHER
 from myllm.errors import ConfigError, DataError, MyLLMError
-from myllm.files import lock_file
+from myllm.files import atomic_write, lock_file
 from myllm.inference.teacher import Result, Stopped, Teacher, Unanswered, ask_all
 from myllm.inference.teacher_apis import Question, has_several_sentences
 from myllm.signals import caught_signals
@@ -62,11 +62,19 @@ class _Run:
         self.folder = Path(options.out).parent
         key, is_named = _key(options), "key_variable" in options.given_names
         self.teacher = Teacher(options.teacher, key, key if is_named else "", options.timeout, options.tries)
-        self.labelled, self.answered, self.captions = len(rows), 0, 0
-        self.long, self.errors = list[str](), list[dict[str, Any]]()
+        self.teacher.on_wait = lambda seconds: display.warn(f"the server asks to wait {seconds:,.0f} s")
+        self.labelled, self.answered, self.failures, self.captions = len(rows), 0, 0, 0
+        self.long = list[str]()
+        self.errors_path = Path(f"{options.out}.errors.jsonl")
+        self.failed = dict[str, Row]()
+        """Rows of the pictures that failed, in this run or earlier, and have no captions yet."""
+        self.errors = JsonLines(self.errors_path, on_row=lambda row, offset: self.failed.update({row["image"]: row}))
 
     def pictures_left(self, pictures: Mapping[str, Path]) -> dict[str, Path]:
-        """Return the pictures without captions in OUT. Raises ConfigError if OUT does not fit the options."""
+        """Return the pictures without captions in OUT; those that failed before come last.
+
+        Raises ConfigError if OUT does not fit the options.
+        """
         options, out = self.options, self.options.out
         check_rows(self.rows, options, options.model)
         done = {row["image"]: self.folder / row["path"] for row in self.rows}
@@ -76,30 +84,31 @@ class _Run:
         left = {name: path for name, path in pictures.items() if name not in done}
         if known := len(pictures) - len(left):
             self.display.say(f"{out} has captions of {quantity(known, 'picture')} already; {len(left):,} to ask about")
-        return left
+        self.failed = {name: row for name, row in self.failed.items() if name in left}
+        return dict(sorted(left.items(), key=lambda item: item[0] in self.failed))
 
     def ask(self, pictures: Mapping[str, Path]) -> None:
         """Ask about the pictures and print a summary. Raises ConfigError, MyLLMError and Stopped."""
-        options, errors_path = self.options, Path(f"{self.options.out}.errors.jsonl")
+        options = self.options
         if pictures:
             self.teacher.connect()
             model = options.model or self.teacher.only_model()
             check_rows(self.rows, options, model)
             question = Question(model, options.prompt, options.n, options.temperature)
         self.file.begin()
-        errors_path.unlink(missing_ok=True)  # its pictures are asked about again
-        if not pictures:
-            return
-        answers = ask_all(self.teacher, question, list(pictures.items()), options.max_side, options.requests)
         try:
-            with JsonLines(errors_path) as errors, CountsDisplay(self.display, "labelling", len(pictures)) as bar:
-                self._write(answers, pictures, question, errors, bar)
+            if pictures:
+                # what is left was refused with the key and the model that gave the captions in OUT
+                self.teacher.has_answered = bool(self.rows) and pictures.keys() <= self.failed.keys()
+                answers = ask_all(self.teacher, question, list(pictures.items()), options.max_side, options.requests)
+                with self.errors, CountsDisplay(self.display, "labelling", len(pictures)) as bar:
+                    self._write(answers, pictures, question, bar)
         finally:
             self.print_summary()
+            self._write_failed()
 
     def _write(
-        self, answers: Iterator[tuple[str, Result]], paths: Mapping[str, Path], question: Question, errors: JsonLines,
-        bar: CountsDisplay,
+        self, answers: Iterator[tuple[str, Result]], paths: Mapping[str, Path], question: Question, bar: CountsDisplay
     ) -> None:
         """Write each answer when it arrives. Raises MyLLMError."""
         teacher = {name: value for name, value in asdict(question).items() if value is not None}
@@ -110,29 +119,39 @@ class _Run:
                     path = _path_from(self.folder, paths[name])
                     row = {"image": name, "caption": result[0], "alternatives": result[1:], "path": path}
                     self.file.append({**row, TEACHER: teacher})
+                    self.failed.pop(name, None)
                     self.labelled += 1
                     self.answered += 1
                     self.captions += len(result)
                     self.long += [name] if any(map(has_several_sentences, result)) else []
                     failures_in_row = 0
                 else:
-                    self.errors.append({"image": name, "error": str(result)})
-                    errors.append(self.errors[-1])
+                    self.failed[name] = {"image": name, "error": str(result)}
+                    self.errors.append(self.failed[name])
+                    self.failures += 1
                     self.display.warn(str(result) if isinstance(result, DataError) else f"{name}: {result}")
                     failures_in_row += isinstance(result, Unanswered)
                 if failures_in_row >= MAX_FAILURES_IN_ROW and not last_failure:
                     last_failure = str(result)
                     self.teacher.stop.set()
-                bar.show(self.answered + len(self.errors), self._counts())
+                bar.show(self.answered + self.failures, self._counts())
         finally:
             self.teacher.stop.set()
         if last_failure:
             raise MyLLMError(f"{MAX_FAILURES_IN_ROW} pictures in a row failed, the last because {last_failure}")
 
+    def _write_failed(self) -> None:
+        """Write the list of failed pictures without those that have captions now. Raises MyLLMError."""
+        if self.failed:
+            with atomic_write(self.errors_path) as file:
+                file.writelines(map(line_of, self.failed.values()))
+        else:
+            self.errors_path.unlink(missing_ok=True)
+
     def _counts(self) -> str:
         usage = self.teacher.usage
         return (
-            f"{len(self.errors):,} failed  {usage.requests:,} requests  "
+            f"{self.failures:,} failed  {usage.requests:,} requests  "
             f"{usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
         )
 
@@ -143,7 +162,7 @@ class _Run:
     def print_summary(self) -> None:
         """Print the numbers of requests, answers and tokens, and advice on long captions."""
         options, usage = self.options, self.teacher.usage
-        failed = f", {len(self.errors):,} failed (see {options.out}.errors.jsonl)" if self.errors else ""
+        failed = f", {self.failures:,} failed (see {self.errors_path})" if self.failures else ""
         self.display.say(
             f"{quantity(self.answered, 'picture')} labelled with {quantity(self.captions, 'caption')}{failed}; "
             f"{quantity(usage.requests, 'request')}, {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out. "
@@ -156,7 +175,7 @@ class _Run:
                 "--prompt"
             )
         if options.json:
-            facts = {"labelled": self.labelled, "answered": self.answered, "failed": len(self.errors)}
+            facts = {"labelled": self.labelled, "answered": self.answered, "failed": self.failures}
             print_json({**facts, "captions": self.captions, "long": len(self.long), **asdict(usage)})
 
 

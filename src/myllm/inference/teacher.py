@@ -23,8 +23,9 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES = 2**24
 MAX_BACKOFF, MAX_RETRY_AFTER = 60.0, 3600.0
 MAX_CONNECT_SECONDS = 15.0
+MIN_REPORTED_WAIT = 10.0
 TEMPORARY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
-# what to do about answers that every further request would get, too
+# what to do about answers that every further request would get, too; a gateway refuses single pictures by 403 and 404
 FIXES = {
     401: "check the key: it is read from the variable OPENAI_API_KEY, or from the one that --key-variable names",
     402: "the account has no credit; top it up, or give another --teacher",
@@ -53,6 +54,13 @@ class Stopped(Exception):
 
 class _Refused(Unanswered):
     """The server refused a request for its content, so that asking again is of no use."""
+
+
+class _RefusedAtFirst(MyLLMError):
+    """A 403 or 404 before the first caption: the key or the model is wrong, or only this picture is refused."""
+
+    refusal = ""
+    """What the server answered, without advice."""
 
 
 class _FailedTry(Exception):
@@ -88,6 +96,10 @@ class Teacher:
         self.timeout, self.tries, self.first_wait = timeout, tries, first_wait
         self.stop = threading.Event()
         """Set it to begin no further request."""
+        self.on_wait: Callable[[float], object] = bool
+        """Called in any thread with the seconds of a long wait that the server asks for."""
+        self.has_answered = False
+        """Whether key and model were accepted, so that 403 and 404 refuse only their picture."""
         self.usage = Usage()
         self._lock = threading.Lock()
         self._not_before, self._was_reached = 0.0, False
@@ -155,20 +167,22 @@ class Teacher:
         captions of the others are returned. Raises Unanswered if all do, MyLLMError if each further one would fail, and
         Stopped.
         """
-        texts, answered = list[str](), 0
+        texts, answered, n_was_refused = list[str](), 0, False
         while answered < question.n:
-            n = question.n - answered if self._takes_n is not False else 1
+            n = question.n - answered if self._takes_n is not False and not n_was_refused else 1
             try:
                 choices = self._with_tries(lambda n=n: self._ask(picture, question, n))  # type: ignore[misc]
             except Unanswered as error:
                 if isinstance(error, _Refused) and n > 1 and self._takes_n is None:
-                    self._takes_n = False  # it may be the number that is refused
+                    n_was_refused = True  # or the picture is
                     continue
                 if not texts:
                     raise
                 break
             if n > 1:
                 self._takes_n = len(choices) > 1
+            elif n_was_refused and self._takes_n is None:
+                self._takes_n = False
             texts += filter(None, choices[:n])
             answered += len(choices)
         return list(dict.fromkeys(texts))
@@ -183,8 +197,13 @@ class Teacher:
             with self._lock:
                 self.usage.tokens_in += used[0]
                 self.usage.tokens_out += used[1]
-            texts = [clean_caption(text) for text in self._api.texts(answer)]
+            choices = self._api.choices(answer)
+            texts = ["" if choice.problem else clean_caption(choice.content) for choice in choices]
+        self.has_answered = True
         if not any(texts):
+            for choice in choices:
+                if choice.problem:  # it would be the same, and cost as much, the next time
+                    raise Unanswered(f"{self.name}: {choice.problem}")
             raise _FailedTry(f"{self.name} answered without a text")
         return texts
 
@@ -204,8 +223,8 @@ class Teacher:
                 return send()
             except _FailedTry as error:
                 failed = error
-            if failed.wait is not None:  # every thread waits
-                self._not_before = max(self._not_before, time.monotonic() + min(failed.wait, MAX_RETRY_AFTER))
+            if failed.wait is not None:
+                self._let_all_wait(min(failed.wait, MAX_RETRY_AFTER))
             if number == self.tries:
                 break
             if failed.wait is None:
@@ -215,6 +234,15 @@ class Teacher:
         if isinstance(failed, _Unreachable) and not self._was_reached:
             raise MyLLMError(f"--teacher {message}; start the server, or correct the address")
         raise Unanswered(message)
+
+    def _let_all_wait(self, seconds: float) -> None:
+        """Let every thread begin no request for some seconds."""
+        now = time.monotonic()
+        with self._lock:
+            extension = now + seconds - max(now, self._not_before)
+            self._not_before = max(self._not_before, now + seconds)
+        if extension >= MIN_REPORTED_WAIT:  # once, not for each thread
+            self.on_wait(seconds)
 
     def _wait(self, seconds: float) -> None:
         if seconds > 0 and self.stop.wait(seconds):
@@ -236,9 +264,12 @@ class Teacher:
         if status >= 300:
             self._raise_for_status(address, response, text)
         try:
-            return json.loads(text)
+            answer = json.loads(text)
         except (ValueError, RecursionError):
             raise _FailedTry(f"{address} answered with something else than JSON: {error_message(text)}") from None
+        if isinstance(answer, dict) and answer.get("error"):  # gateways send errors with status 200, too
+            raise _FailedTry(f"{address} answered with an error: {error_message(text)}")
+        return answer
 
     def _raise_for_status(self, address: str, response: httpx2.Response, text: str) -> None:
         status = response.status_code
@@ -250,6 +281,12 @@ class Teacher:
             )
         phrase = f" {HTTPStatus(status).phrase}" if status in list(HTTPStatus) else ""
         message = f"{address} answered {status}{phrase}: {error_message(text)}"
+        if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+            if self.has_answered:
+                raise _Refused(message)
+            error = _RefusedAtFirst(f"{message}. {FIXES[status]}")
+            error.refusal = message
+            raise error
         if status in FIXES:
             unsent = "no key was sent; " if status == HTTPStatus.UNAUTHORIZED and not self._key else ""
             raise MyLLMError(f"{message}. {unsent}{FIXES[status]}")
@@ -285,49 +322,49 @@ def ask_all(
 ) -> Iterator[tuple[str, Result]]:
     """Yield the name and the captions of each picture (name, path), in the order of the answers.
 
+    No more than `threads` pictures are asked about and not yet yielded and dealt with, so that a kill loses no more.
     If `teacher.stop` is set, or an error ends the run, no further picture is asked about, and the answers in hand are
     yielded; then the error is raised: MyLLMError.
     """
-    waiting, results = iter(pictures), queue.SimpleQueue[tuple[str, Result] | BaseException | None]()
-    lock = threading.Lock()
+    waiting, in_hand = iter(pictures), 0
+    to_ask = queue.SimpleQueue[tuple[str, Path] | None]()
+    results = queue.SimpleQueue[tuple[str, list[str] | BaseException]]()
 
     def work() -> None:
-        while not teacher.stop.is_set():
-            with lock:
-                picture = next(waiting, None)
-            if picture is None:
-                break
+        while picture := to_ask.get():
+            name, path = picture
             try:
-                results.put((picture[0], _ask_about(teacher, question, picture[1], max_side)))
-            except Stopped:
-                break
-            except BaseException as error:  # raised again below
-                results.put(error)
-                break
-        results.put(None)
+                results.put((name, teacher.captions(server_picture(path, max_side, teacher.formats), question)))
+            except BaseException as error:  # yielded or raised below
+                results.put((name, error))
 
-    count = min(threads, len(pictures))
-    for _ in range(count):
+    for _ in range(min(threads, len(pictures))):
         threading.Thread(target=work, daemon=True).start()
-    errors = list[BaseException]()
-    while count:
-        result = results.get()
-        if result is None:
-            count -= 1
-        elif isinstance(result, BaseException):
-            teacher.stop.set()
-            errors.append(result)
-        else:
-            yield result
-    if errors:
-        raise errors[0]
-
-
-def _ask_about(teacher: Teacher, question: Question, path: Path, max_side: int) -> Result:
+    error: BaseException | None = None
     try:
-        return teacher.captions(server_picture(path, max_side, teacher.formats), question)
-    except (Unanswered, DataError) as error:
-        return error
+        while True:
+            if isinstance(error, _RefusedAtFirst) and teacher.has_answered:
+                error = None  # only that picture was refused
+            while in_hand < threads and not error and not teacher.stop.is_set() and (picture := next(waiting, None)):
+                to_ask.put(picture)
+                in_hand += 1
+            if not in_hand:
+                break
+            name, result = results.get()
+            in_hand -= 1
+            if isinstance(result, _RefusedAtFirst):
+                error = error or result
+                yield name, Unanswered(result.refusal)
+            elif isinstance(result, (list, Unanswered, DataError)):
+                yield name, result
+            elif not isinstance(result, Stopped):
+                error = result
+                teacher.stop.set()
+    finally:
+        for _ in range(threads):
+            to_ask.put(None)
+    if error:
+        raise error
 
 
 def _address(url: str) -> httpx2.URL:

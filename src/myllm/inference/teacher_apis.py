@@ -11,6 +11,8 @@ from typing import Any
 
 from httpx2 import URL
 
+# reasoning comes before the answer; its beginning may be missing, and its end if it was cut
+REASONING = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"), ("「", "」"), ("`", "`"))
 
 
@@ -24,6 +26,29 @@ class Question:
     """Number of captions to ask for."""
     temperature: float | None = None
     """Sampling temperature; None leaves it to the server."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text in an answer."""
+
+    content: Any
+    finish_reason: Any = None
+    """Why the text ends."""
+    refusal: Any = None
+    """What the model says if it refuses to answer."""
+
+    @property
+    def problem(self) -> str:
+        """Why the text is not a caption, although the server did its work; '' if it may be one."""
+        if self.finish_reason == "length":
+            return (
+                "the caption was cut at the server's limit of tokens; raise that limit, or ask for a shorter caption "
+                "by --prompt"
+            )
+        if self.refusal or self.finish_reason == "content_filter":
+            return f"the model refused: {_quoted(str(self.refusal or 'content_filter'))}"
+        return ""
 
 
 class Api(ABC):
@@ -48,7 +73,7 @@ class Api(ABC):
         """Return the JSON that asks for n captions of a picture (media type, bytes)."""
 
     @abstractmethod
-    def texts(self, answer: Any) -> list[Any]:
+    def choices(self, answer: Any) -> list[Choice]:
         """Return the texts of an answer."""
 
     @abstractmethod
@@ -74,8 +99,9 @@ class OpenAI(Api):
         set_options = {name: value for name, value in options.items() if value is not None}
         return {"model": question.model, "messages": [{"role": "user", "content": parts}], **set_options}
 
-    def texts(self, answer: Any) -> list[Any]:
-        return [choice["message"]["content"] for choice in answer["choices"]]
+    def choices(self, answer: Any) -> list[Choice]:
+        choices = [(choice["message"], choice.get("finish_reason")) for choice in answer["choices"]]
+        return [Choice(message.get("content"), end, message.get("refusal")) for message, end in choices]
 
     def tokens(self, answer: Any) -> tuple[Any, Any]:
         usage = answer.get("usage") or {}
@@ -96,8 +122,8 @@ class Ollama(Api):
         options = {} if question.temperature is None else {"options": {"temperature": question.temperature}}
         return {"model": question.model, "prompt": question.prompt, "images": [image], "stream": False, **options}
 
-    def texts(self, answer: Any) -> list[Any]:
-        return [answer["response"]]
+    def choices(self, answer: Any) -> list[Choice]:
+        return [Choice(answer["response"], answer.get("done_reason"))]
 
     def tokens(self, answer: Any) -> tuple[Any, Any]:
         return answer.get("prompt_eval_count"), answer.get("eval_count")
@@ -107,10 +133,13 @@ class Ollama(Api):
 
 
 def clean_caption(content: Any) -> str:
-    """Return the text of a message, whole or in parts, on one line and without quotes around it; '' without text."""
+    """Return the text of a message, whole or in parts, on one line, without reasoning before it and quotes around it.
+
+    Without text, '' is returned.
+    """
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    text = " ".join("".join(text for text in texts if isinstance(text, str)).split())
+    text = " ".join(REASONING.sub("", "".join(text for text in texts if isinstance(text, str))).split())
     inner = text[1:-1].strip()
     is_quoted = any(
         len(text) > 1 and (text[0], text[-1]) == quotes and not {*quotes} & {*inner} for quotes in QUOTES
@@ -143,4 +172,8 @@ def error_message(text: str) -> str:
         text = str(content.get("message", content) if isinstance(content, dict) else content)
     except (ValueError, RecursionError, AttributeError):
         text = re.sub(r"<[^>]*>", " ", text)
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
     return repr(" ".join(text.split())[:300])

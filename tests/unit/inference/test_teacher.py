@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from myllm.inference.teacher import Stopped, Teacher, Unanswered, ask_all
 from myllm.inference.teacher_apis import Question
 
 SERVER = runpy.run_path(str(Path(__file__).parents[2] / "fixtures/teacher_server.py"))
-Reply, openai, caption_of = SERVER["Reply"], SERVER["openai"], SERVER["caption_of"]
+Reply, openai, caption_of, right = (SERVER[name] for name in ("Reply", "openai", "caption_of", "right"))
 KEY = "sk-secret-1234567890"
 ONE, THREE = Question("tiny-vlm", "What is this?"), Question("tiny-vlm", "What is this?", n=3)
 
@@ -111,6 +112,60 @@ def test_teacher_asks_several_times_if_the_server_refuses_n(teacher_server: Any,
     assert connect().captions(PICTURE, THREE) == ["caption 2", "caption 3", "caption 4"]
 
 
+def test_teacher_still_asks_for_n_at_once_after_a_picture_that_is_refused(
+    teacher_server: Any, connect: Connect
+) -> None:
+    bad, teacher = ("image/png", b"bad"), connect()
+    refusal = Reply({"error": {"message": "invalid picture"}}, 400)
+    teacher_server.reply = lambda request: refusal if request.image == b"bad" else right(request)
+    with pytest.raises(Unanswered, match="invalid picture"):
+        teacher.captions(bad, THREE)
+    for _ in range(2):
+        assert len(teacher.captions(PICTURE, THREE)) == 3
+    assert [request.body.get("n") for request in teacher_server.log] == [3, None, 3, 3]
+
+
+def choice(content: str | None, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
+    """Return a choice of OpenAI's API."""
+    return {"message": {"content": content, **message}, "finish_reason": finish_reason}
+
+
+@pytest.mark.parametrize(
+    ("failed", "words"),
+    [
+        (choice("A dog runs over the", "length"), "cut at the server's limit of tokens; raise .* --prompt"),
+        (choice("<think>It may be", "length"), "cut at the server's limit"),
+        (choice(None, refusal="I can't\nhelp."), r'the model refused: "I can\'t help."'),
+        (choice("", "content_filter"), "the model refused: 'content_filter'"),
+        (choice("A dog", "content_filter"), "the model refused: 'content_filter'"),
+    ],
+)
+def test_teacher_keeps_no_cut_or_refused_caption_and_does_not_pay_for_it_again(
+    teacher_server: Any, connect: Connect, failed: dict[str, Any], words: str
+) -> None:
+    teacher_server.reply_in_order(Reply({"choices": [failed]}), Reply({"choices": [failed, choice("A dog.")]}))
+    teacher = connect()
+    with pytest.raises(Unanswered, match=words):
+        teacher.captions(PICTURE, THREE)
+    assert len(teacher_server.log) == 1
+    assert teacher.captions(PICTURE, Question("tiny-vlm", "?", n=2)) == ["A dog."]
+
+
+def test_teacher_keeps_no_cut_caption_of_ollama(teacher_server: Any, connect: Connect) -> None:
+    teacher_server.reply = lambda request: Reply({"response": "A dog runs over the", "done_reason": "length"})
+    with pytest.raises(Unanswered, match="cut at the server's limit"):
+        connect(f"{teacher_server.root}/api").captions(PICTURE, ONE)
+
+
+@pytest.mark.parametrize("content", [{"error": {"message": "no GPU is free"}}, {"error": "no GPU is free"}])
+def test_teacher_reports_an_error_that_is_sent_with_status_200(
+    teacher_server: Any, connect: Connect, content: Any
+) -> None:
+    teacher_server.reply = lambda request: Reply(content)
+    with pytest.raises(Unanswered, match=r"completions answered with an error: 'no GPU is free' \(2 tries\)"):
+        connect(tries=2).captions(PICTURE, ONE)
+
+
 def test_teacher_returns_distinct_captions_only(teacher_server: Any, connect: Connect) -> None:
     teacher_server.reply = lambda request: openai("a dog", " a dog\n", "a cat")
     assert connect().captions(PICTURE, THREE) == ["a dog", "a cat"]
@@ -173,6 +228,36 @@ def test_teacher_waits_in_every_thread_if_one_is_asked_to(teacher_server: Any, c
     teacher.captions(PICTURE, ONE)
     assert time.monotonic() - start > 0.3
     thread.join()
+
+
+@pytest.mark.parametrize(("seconds", "reports"), [("600", [600.0]), ("99999", [3600.0]), ("0.1", [])])
+def test_teacher_reports_a_long_wait_once_for_all_threads(
+    teacher_server: Any, connect: Connect, seconds: str, reports: list[float]
+) -> None:
+    both, reported = threading.Barrier(2, timeout=20), list[float]()
+
+    def reply(request: Any) -> Any:
+        if request.number > 2:
+            return right(request)
+        both.wait()
+        return Reply({}, 429, {"Retry-After": seconds})
+
+    teacher_server.reply, teacher = reply, connect()
+    teacher.on_wait = reported.append
+
+    def ask() -> None:
+        with suppress(Stopped):
+            teacher.captions(PICTURE, ONE)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while teacher._not_before == 0:
+        time.sleep(0.01)
+    threading.Timer(0.5, teacher.stop.set).start()
+    for thread in threads:
+        thread.join()
+    assert reported == reports
 
 
 def test_teacher_stops_waiting_when_it_is_told_to(teacher_server: Any, connect: Connect) -> None:
@@ -334,7 +419,7 @@ def test_ask_all_sends_several_requests_at_once_and_no_more(
         if request.number <= 4:
             barrier.wait()  # passes only if four requests are there at once
         present.discard(request.number)
-        return SERVER["right"](request)
+        return right(request)
 
     teacher_server.reply = reply
     assert len(list(ask_all(connect(), ONE, pictures, max_side=100, threads=4))) == 12
@@ -351,7 +436,7 @@ def test_ask_all_ends_with_the_answers_in_hand_and_then_raises(
         if request.number == 1:
             return Reply({"error": "wrong key"}, 401)
         time.sleep(0.3)  # is being answered when the run ends
-        return SERVER["right"](request)
+        return right(request)
 
     teacher_server.reply = reply
     results = list[str]()
@@ -359,3 +444,45 @@ def test_ask_all_ends_with_the_answers_in_hand_and_then_raises(
         for name, _ in ask_all(connect(), ONE, pictures[3:], max_side=100, threads=2):
             results.append(name)
     assert len(results) == 1 and len(teacher_server.log) == 2
+
+
+def test_ask_all_asks_about_the_next_picture_when_an_answer_was_dealt_with(
+    teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]]
+) -> None:
+    for done, _ in enumerate(ask_all(connect(), ONE, pictures[3:], max_side=100, threads=3)):
+        time.sleep(0.05)
+        assert len(teacher_server.log) <= done + 3
+
+
+@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("refused", [0, 1, 4])
+def test_ask_all_continues_after_a_picture_that_is_refused(
+    teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]], status: int, refused: int
+) -> None:
+    name, path = pictures[3:][refused]
+    both = threading.Barrier(2, timeout=20)
+
+    def reply(request: Any) -> Any:
+        if request.number <= 2:
+            both.wait()
+        if request.image != path.read_bytes():
+            return right(request)
+        return Reply({"error": "moderated"}, status)
+
+    teacher_server.reply = reply
+    results = dict(ask_all(connect(), ONE, pictures[3:], max_side=100, threads=2))
+    failure = results.pop(name)
+    assert isinstance(failure, Unanswered) and str(failure).endswith(": 'moderated'")
+    assert len(results) == 8 and all(isinstance(result, list) for result in results.values())
+
+
+def test_ask_all_yields_the_picture_that_was_refused_first_before_the_run_ends(
+    teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]]
+) -> None:
+    teacher_server.reply = lambda request: Reply({"error": "moderated"}, 403)
+    results = ask_all(connect(), ONE, pictures, max_side=100, threads=1)
+    name, failure = next(results)
+    assert name == "00.png" and str(failure).endswith("403 Forbidden: 'moderated'")
+    with pytest.raises(MyLLMError, match="'moderated'. check that the key permits --model"):
+        next(results)
+    assert len(teacher_server.log) == 1

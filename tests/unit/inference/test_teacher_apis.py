@@ -21,6 +21,19 @@ def test_clean_caption_removes_blanks_line_ends_and_quotes_around_the_whole(cont
 
 
 @pytest.mark.parametrize(
+    ("content", "caption"),
+    [
+        ('<think>What is it?\nA dog.</think>\n\n"A dog runs."', "A dog runs."), ("<think>\n\n</think>A dog", "A dog"),
+        ("It is a dog.</think> A dog", "A dog"), ("<think>It may be a", ""), ("A dog </think> A <think> cat", "A"),
+        ("<THINKING>a dog</THINKING> A dog", "A dog"), ("A dog thinks < 3", "A dog thinks < 3"),
+        ([{"type": "text", "text": "<think>a</think>A dog"}], "A dog"),
+    ],
+)
+def test_clean_caption_removes_reasoning(content: Any, caption: str) -> None:
+    assert clean_caption(content) == caption
+
+
+@pytest.mark.parametrize(
     ("caption", "expected"),
     [
         ("A dog runs.", False), ("A dog runs", False), ("A dog runs. It is brown.", True), ("What? A dog!", True),
