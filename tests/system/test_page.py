@@ -43,7 +43,7 @@ def open_page(browser: Any, server: Any) -> Iterator[OpenPage]:
     def open_page(**options: Any) -> Any:
         contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # on a machine that is shared
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         contexts[-1].on("request", lambda request: requests.append(request.url))
@@ -105,6 +105,20 @@ def transfer(page: Any, name: str, kind: str, event: str) -> None:
     )
 
 
+def drop_folder(page: Any, folder: Path) -> None:
+    """Drop a folder on the page, which only the protocol of Chromium's developer tools can do."""
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for event in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": event, "x": 300, "y": 200, "data": data})
+
+
+def focused(page: Any) -> str:
+    """Return the label or the text of the element that has the focus."""
+    text: str = page.evaluate("(document.activeElement.ariaLabel ?? document.activeElement.textContent).trim()")
+    return text
+
+
 def painted_map(page: Any) -> list[list[int]]:
     """Return the colours (red, green, blue, opacity) of the first card's map: upper left, and lower right."""
     colours: list[list[int]] = page.locator(".card canvas").first.evaluate(
@@ -149,6 +163,18 @@ def test_page_says_that_text_is_no_picture(page: Any, event: str) -> None:
     transfer(page, "", "", event)
     page.locator("#status").get_by_text("That was not a picture file").wait_for()
     assert page.locator(".card").count() == 0
+
+
+def test_page_captions_the_pictures_of_a_dropped_folder(page: Any, server: Any, tmp_path: Path) -> None:
+    page.wait_for_selector("body[data-state=ready]")
+    (tmp_path / "notes.txt").write_text("no picture")
+    drop_folder(page, tmp_path)
+    page.locator("#status").get_by_text("That folder has no pictures.").wait_for()
+    for number in range(120):  # Chromium lists 100 files at a time
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    drop_folder(page, tmp_path)
+    page.get_by_text("120 captioned", exact=True).wait_for()
+    assert page.locator(".name").all_inner_texts() == [f"{number}.png" for number in range(120)]
 
 
 def test_page_keeps_the_order_of_ten_pictures_and_sends_four_at_once(
@@ -228,12 +254,11 @@ def test_changed_options_are_sent_and_reset(page: Any, server: Any, picture: Cal
     page.fill("#force_words", "cat")
     page.click(".again")
     page.get_by_text("Not in the caption: cat.").wait_for()
-    assert server.requests[1]["force_words"] == ["cat"]
-    page.fill("#force_words", "")
+    assert (server.requests[1]["force_words"], server.requests[1]["beams"]) == (["cat"], ["4"])
     page.check("#do_sample")
     page.fill("#temperature", "0.7")
     page.fill("#num_return_sequences", "2")
-    assert page.is_disabled("#beams")
+    assert page.is_disabled("#beams") and page.is_disabled("#force_words")
     page.click(".again")
     page.wait_for_selector(".card[data-state=done]")
     sent = {name: value for name, value in server.requests[2].items() if name in STAND_IN["DEFAULTS"]}
@@ -292,19 +317,54 @@ def test_page_says_that_the_server_is_away_and_can_try_again(page: Any, picture:
     assert page.inner_text(".caption") == CAPTION and not page.is_visible(".error")
 
 
+def test_page_tries_again_to_open_when_the_server_was_away(
+    page: Any, server: Any, picture: Callable[[str], Path]
+) -> None:
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    page.locator("#status").get_by_text("The server does not answer. Is it running? Try again.").wait_for()
+    page.set_input_files("#chooser", [str(picture("dog.png"))])
+    page.locator(".error").get_by_text("The server does not answer.").wait_for()
+    page.unroute("**/v1/models")
+    page.focus("#retry")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card[data-state=done]")
+    assert not page.is_visible("#retry")
+    assert page.evaluate("document.activeElement.id") == "chooser"
+
+
 def test_page_asks_for_the_key_and_then_captions_what_was_refused(
     open_page: OpenPage, server: Any, picture: Callable[[str], Path]
 ) -> None:
     server.needs_key = True
     page = open_page()
     page.set_input_files("#chooser", [str(picture("dog.png"))])
-    for key in ("wrong", STAND_IN["KEY"]):
-        page.locator("#status").get_by_text("the key is missing or wrong").wait_for()
+    rounds = [
+        ("This server needs a key.", "400", "wrong"), ("The key is wrong.", "600", STAND_IN["KEY"]),
+    ]
+    for message, weight, key in rounds:  # an error is bold and red
+        status = page.locator("#status")
+        status.get_by_text(message).wait_for()
+        page.get_by_text("Waiting for the key").wait_for()
+        assert status.evaluate("status => getComputedStyle(status).fontWeight") == weight
         page.fill("#key-field", key)
-        page.click("#key button")
+        page.keyboard.press("Enter")
     page.wait_for_selector(".card[data-state=done]")
     assert not page.is_visible("#key")
+    assert page.evaluate("document.activeElement.id") == "chooser"
     assert STAND_IN["KEY"] not in page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }])")
+
+
+def test_page_refuses_a_key_that_cannot_be_sent(open_page: OpenPage, server: Any) -> None:
+    server.needs_key = True
+    page = open_page()
+    page.fill("#key-field", "ключ")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector('#key-field').validity.patternMismatch")
+    assert page.inner_text("#status").startswith("This server needs a key.") and page.is_visible("#key")
+    page.fill("#key-field", STAND_IN["KEY"])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=ready]")
 
 
 @pytest.mark.parametrize("is_secure", [True, False])
@@ -340,17 +400,65 @@ def test_history_outlives_a_reload_and_can_be_cleared(page: Any, server: Any, pi
     captioned(page, picture("dog.png"), picture("cat.png"))
     page.reload()
     page.get_by_text("History (2)").wait_for()
-    page.locator("#earlier button").nth(1).click()
+    page.locator(".open").nth(1).click()
     page.locator(".word").nth(0).hover()
     assert page.locator(".card canvas").is_visible() and page.inner_text(".caption") == CAPTION
     assert not page.is_visible(".again") and len(server.requests) == 2
-    page.click(".remove")
-    page.get_by_text("History (1)").wait_for()
     page.click("#clear")
     assert not page.is_visible("#history") and page.evaluate("Object.values({ ...localStorage })") == ["[]"]
     page.reload()
     page.wait_for_selector("body[data-state=ready]")
     assert not page.is_visible("#history")
+
+
+def test_history_entry_is_opened_and_closed_and_deleted_by_keys(
+    page: Any, picture: Callable[[str], Path]
+) -> None:
+    captioned(page, picture("dog.png"), picture("cat.png"))
+    page.reload()
+    page.locator(".open").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert focused(page) == "a" and page.locator(".card canvas").is_visible()
+    page.keyboard.press("Enter")
+    page.focus(".remove")
+    page.keyboard.press("Enter")
+    assert page.locator(".card").count() == 0 and page.locator(".open").count() == 2
+    deleted = page.locator(".delete").nth(1).get_attribute("aria-label")
+    page.locator(".delete").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("History (1)").wait_for()
+    assert {deleted, focused(page)} == {f"Delete {name}.png from the history" for name in ("dog", "cat")}
+    page.keyboard.press("Enter")
+    assert not page.is_visible("#history") and page.evaluate("document.activeElement.id") == "chooser"
+
+
+def test_history_entry_without_words_has_the_focus_on_its_copy_button(
+    page: Any, picture: Callable[[str], Path]
+) -> None:
+    captioned(page, picture("dog.png"))
+    page.get_by_text("History (1)").wait_for()
+    page.evaluate(
+        """() => {
+            const [[key, text]] = Object.entries({ ...localStorage });
+            const [entry] = JSON.parse(text);
+            localStorage.setItem(key, JSON.stringify([{ ...entry, answer: { ...entry.answer, words: [] } }]));
+        }"""
+    )
+    page.reload()
+    page.click(".open")
+    assert focused(page) == "Copy text"
+
+
+def test_pressed_button_keeps_the_focus_in_its_card(page: Any, picture: Callable[[str], Path]) -> None:
+    captioned(page, picture("dog.png"))
+    page.focus("[data-copy=text]")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Copied").wait_for()
+    page.get_by_role("button", name="Copied").wait_for(state="detached")
+    assert focused(page) == "Copy text"
+    page.focus(".again")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card:focus[data-state=done]")
 
 
 def test_history_keeps_the_newest_when_the_browser_has_no_room(
@@ -372,14 +480,14 @@ def test_history_keeps_the_newest_when_the_browser_has_no_room(
     assert names[0] == "newest.png"
 
 
-def test_removed_picture_is_no_longer_captioned_and_not_kept(
+def test_closed_picture_is_no_longer_captioned_and_not_kept(
     page: Any, server: Any, picture: Callable[[str], Path]
 ) -> None:
     choose(page, picture("slow.png"), picture("dog.png"))
     page.get_by_text("Captioning: 1 of 2 done").wait_for()
-    page.get_by_role("button", name="Remove slow.png").click()
+    page.get_by_role("button", name="Close slow.png").click()
     page.locator(".card").nth(1).wait_for(state="detached")
-    assert page.evaluate("document.activeElement.ariaLabel") == "Remove dog.png"
+    assert focused(page) == "Close dog.png"
     server.next_word.release(8)
     page.get_by_text("History (1)").wait_for()
     assert page.locator(".name").all_inner_texts() == ["dog.png"]
@@ -410,6 +518,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     page.locator(".alternatives summary").first.click()
     page.locator(".word").first.focus()
     page.click("#history summary")
+    page.evaluate("document.querySelectorAll('#retry, #key').forEach(part => { part.hidden = false; })")
     check()
     server.next_word.release(8)
 

@@ -223,6 +223,7 @@ def test_page_shows_where_the_captioner_looked(page: Any, tmp_path: Path) -> Non
     assert not card.locator("canvas").is_visible()
     card.locator(".locate").click()
     card.locator(".locate").wait_for(state="hidden")
+    assert card.evaluate("card => document.activeElement === card")
     card.locator(".word").first.hover()
     assert card.locator("canvas").is_visible() and "looked" in card.locator(".description").inner_text()
 
@@ -233,6 +234,9 @@ def test_page_names_a_missing_model_file(browser: Any, site: tuple[Path, str]) -
     page.goto(site[1])
     page.locator("#status").get_by_text("config.json: the server answered 404").wait_for()
     assert page.inner_text("#status").startswith("The model could not be opened")
+    page.unroute("**/model/config.json")
+    page.click("#retry")
+    page.wait_for_selector("body[data-state=ready]", timeout=60_000)
     page.close()
 
 

@@ -24,11 +24,15 @@ export class Card {
     find('.name').textContent = picture.name;
     this.showPicture(picture.address, find('.frame'));
     for (const button of this.element.querySelectorAll('[data-copy]')) {
-      button.onclick = () => this.copy(button, actions.announce);
+      const label = button.textContent;
+      button.onclick = () => this.copy(button, label, actions.announce);
     }
-    find('.again').onclick = () => actions.again(this);
+    find('.again').onclick = () => {
+      this.element.focus({ preventScroll: true }); // the button is hidden meanwhile
+      actions.again(this);
+    };
     find('.remove').onclick = () => actions.remove(this);
-    find('.remove').setAttribute('aria-label', `Remove ${picture.name}`);
+    find('.remove').setAttribute('aria-label', `Close ${picture.name}`);
     this.locateButton.onclick = () => this.locate(actions);
     this.locateButton.hidden = !actions.locate || !picture.file;
     this.setState('waiting');
@@ -58,6 +62,11 @@ export class Card {
     for (const part of this.element.querySelectorAll('.answer, [data-copy]')) part.hidden = state !== 'done';
     this.element.querySelector('.again').hidden = !this.picture.file || (state !== 'done' && state !== 'failed');
     this.canvas.hidden = true;
+  }
+
+  // Moves the focus to the first word, else to the first copy button, else to the card.
+  focus() {
+    (this.element.querySelector('.word, [data-copy]:not([hidden])') ?? this.element).focus();
   }
 
   showError(message) {
@@ -102,6 +111,7 @@ export class Card {
   }
 
   async locate({ announce, locate }) {
+    this.element.focus({ preventScroll: true }); // a disabled button loses the focus
     this.locateButton.disabled = true;
     try {
       this.showAnswer(await locate(this, share => { this.locateButton.textContent = `Looking: ${percent(share)}`; }));
@@ -112,16 +122,14 @@ export class Card {
     this.locateButton.disabled = false;
   }
 
-  async copy(button, announce) {
+  async copy(button, label, announce) {
     const { caption } = this.answer;
     const quoted = caption.replaceAll('&', '&amp;').replaceAll('"', '&quot;').replaceAll('<', '&lt;');
     const texts = { text: caption, alt: `alt="${quoted}"`, json: JSON.stringify(this.asJson(), null, 2) };
-    const label = button.textContent;
     const isCopied = await copyText(texts[button.dataset.copy]);
     button.textContent = isCopied ? 'Copied' : 'Not allowed';
     announce(isCopied ? `Copied: ${label}` : 'This browser does not let the page copy.');
-    button.disabled = true;
-    setTimeout(() => Object.assign(button, { textContent: label, disabled: false }), COPIED_MS);
+    setTimeout(() => { button.textContent = label; }, COPIED_MS);
   }
 
   // A line of what `myllm caption` writes, without heat maps.

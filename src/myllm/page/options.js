@@ -38,6 +38,7 @@ export function readOptions(models) {
     options[field.name] = LISTS.includes(field.name) ? items : valueOf(field);
   }
   if (fields.do_sample.checked && fields.beams.defaultValue !== '1') options.beams = 1;
+  if (options.force_words?.length && fields.beams.valueAsNumber === 1) options.beams = Math.min(4, fields.beams.max);
   return { model: chosen(models), options };
 }
 
@@ -61,9 +62,9 @@ function valueOf(field) {
   return field.type === 'number' ? field.valueAsNumber : field.value;
 }
 
-// Sampling and beams exclude each other.
+// Sampling excludes beams, which force_words needs.
 function showSampling() {
   const isSampling = fields.do_sample.checked;
-  fields.beams.disabled = isSampling;
+  fields.beams.disabled = fields.force_words.disabled = isSampling;
   for (const field of form.querySelectorAll('.sampling input')) field.disabled = !isSampling;
 }

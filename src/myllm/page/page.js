@@ -2,6 +2,7 @@
 // `engine.js`: the server, or this browser.
 
 import { Card, markSmall } from './card.js';
+import { readFiles } from './dropped.js';
 import * as engine from './engine.js';
 import { clearHistory, readHistory, removeEntry, saveEntry } from './history.js';
 import { readOptions, setUpOptions } from './options.js';
@@ -16,10 +17,12 @@ let opened; // resolves to the engine's answer about its models
 const show = text => { byId('status').textContent = text; };
 const announce = text => { byId('announcement').textContent = text; }; // screen readers read it aloud
 const say = text => [show, announce].forEach(output => output(text));
+const needsKey = error => ['no_key', 'bad_key'].includes(error.code);
 const megabytes = bytes => (bytes / 1e6).toFixed(1);
 
 async function open() {
   document.body.dataset.state = 'loading';
+  show('Loading …');
   try {
     const models = await engine.open((done, total) => {
       show(`Loading the captioner: ${megabytes(done)} of ${megabytes(total)} MB`);
@@ -28,18 +31,29 @@ async function open() {
     });
     setUpOptions(models, engine.OPTIONS);
     document.body.dataset.state = 'ready';
-    byId('key').hidden = true;
+    for (const id of ['key', 'retry']) hide(byId(id), byId('chooser'));
     say('Ready.');
     for (const card of cards.values()) if (card.isRefused) again(card);
     return models;
   } catch (error) {
-    document.body.dataset.state = 'failed';
-    byId('key').hidden = error.code !== 'bad_key';
+    document.body.dataset.state = error.code === 'no_key' ? 'locked' : 'failed';
+    if (needsKey(error)) {
+      byId('key').hidden = false;
+      hide(byId('retry'), byId('key-field'));
+    } else {
+      byId('retry').hidden = false;
+    }
     say(error.message);
     throw error;
   } finally {
     byId('bar').hidden = true;
   }
+}
+
+// Hides a part of the page. If it has the focus, `next` takes it.
+function hide(part, next) {
+  if (part.contains(document.activeElement)) next.focus();
+  part.hidden = true;
 }
 
 function addFiles(files) {
@@ -97,10 +111,14 @@ async function captionPicture(card) {
     await keep(card);
   } catch (error) {
     if (error.name === 'AbortError') return;
-    card.isRefused = error.code === 'bad_key';
-    if (card.isRefused && document.body.dataset.state === 'ready') reopen();
-    card.showError(error.message);
-    announce(`${name}: ${error.message}`);
+    if (needsKey(error) && document.body.dataset.state === 'ready') reopen();
+    card.isRefused = document.body.dataset.state !== 'ready'; // `open` captions it again
+    if (needsKey(error)) {
+      card.setState('waiting', 'Waiting for the key …');
+    } else {
+      card.showError(error.message);
+      announce(`${name}: ${error.message}`);
+    }
   } finally {
     showProgress();
   }
@@ -147,7 +165,6 @@ function remove(card) {
   card.stop.abort();
   card.element.remove();
   cards.delete(card.element);
-  removeEntry(card.id);
   if (card.picture.file) URL.revokeObjectURL(card.picture.address);
   showSections();
   (next?.querySelector('.remove') ?? byId('chooser')).focus();
@@ -169,19 +186,17 @@ function showSections() {
 }
 
 function historyItem(entry) {
-  const item = document.createElement('li');
-  const button = document.createElement('button');
-  const image = document.createElement('img');
-  const text = document.createElement('span');
-  button.type = 'button';
+  const item = byId('entry').content.firstElementChild.cloneNode(true);
+  const [openButton, deleteButton] = item.querySelectorAll('button');
+  const image = item.querySelector('img');
   image.onload = () => markSmall(image);
-  image.src = entry.thumbnail;
-  image.alt = '';
-  text.textContent = entry.answer.caption;
-  button.title = new Date(entry.time).toLocaleString();
-  button.append(...(entry.thumbnail ? [image] : []), text);
-  button.onclick = () => openEntry(entry);
-  item.append(button);
+  if (entry.thumbnail) image.src = entry.thumbnail;
+  else image.remove();
+  item.querySelector('span').textContent = entry.answer.caption;
+  openButton.title = new Date(entry.time).toLocaleString();
+  openButton.onclick = () => openEntry(entry);
+  deleteButton.setAttribute('aria-label', `Delete ${entry.name} from the history`);
+  deleteButton.onclick = () => deleteItem(entry, item);
   return item;
 }
 
@@ -192,7 +207,16 @@ function openEntry({ id, name, thumbnail, answer }) {
     card.showAnswer(answer);
   }
   card.element.scrollIntoView({ block: 'nearest' });
-  card.element.querySelector('button').focus();
+  card.focus();
+}
+
+function deleteItem({ id, name }, item) {
+  const index = [...byId('earlier').children].indexOf(item);
+  removeEntry(id);
+  showSections();
+  announce(`Deleted ${name} from the history.`);
+  const buttons = byId('earlier').querySelectorAll('.delete');
+  (buttons[Math.min(index, buttons.length - 1)] ?? byId('chooser')).focus();
 }
 
 function saveAll() {
@@ -205,9 +229,12 @@ function saveAll() {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-function takeFiles(transfer) {
-  if (transfer.files.length) addFiles(transfer.files);
-  else say('That was not a picture file. Save the picture first, then drop or choose the file.');
+async function takeFiles(transfer) {
+  try {
+    addFiles(await readFiles(transfer));
+  } catch (error) {
+    say(error.message);
+  }
 }
 
 for (const input of document.querySelectorAll('#intake input')) {
@@ -245,6 +272,7 @@ byId('key').onsubmit = event => {
   engine.useKey(byId('key-field').value);
   reopen();
 };
+byId('retry').onclick = reopen;
 
 function reopen() {
   opened = open();

@@ -78,6 +78,10 @@ async function answeredError(response) {
   const data = await response.json().catch(() => ({}));
   const error = describedError(data, `The server answered ${response.status}.`);
   error.seconds = Number(response.headers.get('Retry-After')) || 1;
+  if (error.code === 'bad_key') {
+    if (!apiKey) error.code = 'no_key';
+    error.message = apiKey ? 'The key is wrong. Type it again.' : 'This server needs a key. Type it below.';
+  }
   return error;
 }
 
