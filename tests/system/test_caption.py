@@ -1,5 +1,6 @@
 """`myllm caption`: every picture in order; a broken one does not end the run."""
 
+import io
 import json
 import os
 import shutil
@@ -217,6 +218,53 @@ def test_heatmaps_of_a_picture_given_twice_are_two_files(
     assert caption(tiny_run, pictures[0], broken, broken, pictures[0], "--heatmaps", tmp_path / "maps") == 0
     name = pictures[0].name
     assert sorted(file.name for file in (tmp_path / "maps").iterdir()) == [f"{name}-2.png", f"{name}.png"]
+
+
+def test_heatmaps_of_a_list_in_standard_input(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Jsonl
+) -> None:
+    paths = "".join(f"{picture}\n" for picture in pictures[:2])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths.encode())))
+    assert caption(tiny_run, "-", "--heatmaps", tmp_path / "maps", "--out", tmp_path / "out.jsonl") == 0
+    assert [row["image"] for row in jsonl(tmp_path / "out.jsonl")] == [str(picture) for picture in pictures[:2]]
+    assert len(list((tmp_path / "maps").iterdir())) == 2
+
+
+def test_several_captions_are_written_whatever_the_fields(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, jsonl: Jsonl, capfd: Capture
+) -> None:
+    options = ["--n=3", "--fields=score"]
+    assert caption(tiny_run, pictures[0], *options) == 0
+    texts = [line.partition(": ")[2] for line in capfd.readouterr().out.splitlines()]
+    assert len(texts) == 3
+    assert caption(tiny_run, pictures[0], *options, "--json") == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert caption(tiny_run, pictures[0], *options, "--out", tmp_path / "out.jsonl") == 0
+    [written] = jsonl(tmp_path / "out.jsonl")
+    for row in (printed, written):
+        assert [row["caption"], *row["alternatives"]] == texts and "confidence" not in row
+    assert caption(tiny_run, pictures[0], *options, "--to=txt", "--out", tmp_path / "texts") == 0
+    assert (tmp_path / "texts" / pictures[0].name).with_suffix(".txt").read_text().splitlines() == texts
+
+
+def test_a_glob_is_captioned_again_although_it_matches_what_was_written(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    shutil.copy(pictures[0], "pics/a.png")
+    for words in (["pics/*"], ["pics/*"], ["pics/a.png", "pics/a.txt"]):
+        for options in (["--to=txt"], ["--out=pics/o.jsonl"]):
+            assert caption(tiny_run, *words, *options, "--strict") == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_captions_are_written_although_standard_output_is_closed(
+    tiny_run: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Jsonl
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    assert caption(tiny_run, pictures[0], "--out", tmp_path / "out.jsonl", "--json") == 0
+    assert len(jsonl(tmp_path / "out.jsonl")) == 1
 
 
 def sampled(model: Path, pictures: list[Path], capfd: Capture, *options: str) -> list[str]:

@@ -100,6 +100,14 @@ def test_docs_commands_with_a_wrong_option_are_noticed() -> None:
         parse_only(words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_benchmarks_have_the_options_that_they_are_given(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for name, words in re.findall(r"python (benchmarks/\w+\.py)([^`\n]*)", text):
+        known = re.findall(r'add_argument\(\s*"(--[\w-]+)"', (ROOT / name).read_text(encoding="utf-8"))
+        assert {word for word in words.split() if word.startswith("--")} <= {*known}, f"{name}{words}"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # whole runs: half a minute of computing, on a machine that may be shared
 @pytest.mark.parametrize("page", sorted({page for page, _ in RUNNABLE}), ids=lambda page: page.name)

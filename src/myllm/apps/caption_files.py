@@ -3,8 +3,9 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,10 +13,12 @@ from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.picture_search import FoundPicture
 from myllm.batched import batched
 from myllm.data.tables import import_pyarrow
-from myllm.errors import ConfigError, DataError, MyLLMError
+from myllm.errors import ConfigError, DataError, MyLLMError, reason
 from myllm.files import StoredImage, atomic_write
 
 PARQUET_ROWS = 10_000
+ReadRows = Callable[[], Iterable[Mapping[str, Any]]]
+"""Returns the rows of a table; called twice, so that they need not be in memory."""
 
 
 class Sidecars:
@@ -78,37 +81,60 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+def write_csv(read_rows: ReadRows, path: Path) -> None:
     """Write rows as CSV with a header; lists are JSON in their cells. Raises MyLLMError."""
     with atomic_write(path) as binary_file:
-        file = TextIOWrapper(binary_file, encoding="utf-8", errors="backslashreplace", newline="")
-        writer = None
-        for row in rows:
-            cells = {
-                name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-                for name, value in row.items()
-            }
-            if writer is None:
-                writer = csv.DictWriter(file, list(cells), restval="", extrasaction="ignore")
-                writer.writeheader()
-            writer.writerow(cells)
+        file = TextIOWrapper(binary_file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(file, _columns(read_rows()), restval="")
+        writer.writeheader()
+        for row in read_rows():
+            writer.writerow({name: _as_text(value) for name, value in row.items() if value is not None})
         file.flush()
         file.detach()
 
 
-def write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as a Parquet file. Raises ConfigError without pyarrow, and MyLLMError."""
+def write_parquet(read_rows: ReadRows, path: Path) -> None:
+    """Write rows as a Parquet file.
+
+    Raises ConfigError without pyarrow, DataError if another program wrote a value of a wrong type, and MyLLMError.
+    """
     pyarrow = import_pyarrow(path)
-    with atomic_write(path) as file:
-        writer = None
-        for batch in batched(rows, PARQUET_ROWS):
-            # a name that is not UTF-8 has no place in Parquet
-            clean = [{**row, "image": row["image"].encode(errors="backslashreplace").decode()} for row in batch]
-            table = pyarrow.Table.from_pylist(clean, None if writer is None else writer.schema)
-            writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
+    schema = parquet_schema(_columns(read_rows()))
+    text_names = [column.name for column in schema if column.type == pyarrow.string()]
+    with atomic_write(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for batch in batched(read_rows(), PARQUET_ROWS):
+            texts = [{name: _as_text(row[name]) for name in text_names if row.get(name) is not None} for row in batch]
+            try:
+                cells = [{**row, **text} for row, text in zip(batch, texts, strict=True)]
+                table = pyarrow.Table.from_pylist(cells, schema)
+            except (TypeError, ValueError) as error:  # bases of pyarrow's errors
+                raise DataError(
+                    f"{path}: a row of {path}.jsonl has a value of a wrong type ({reason(error):.100}); correct it"
+                ) from error
             writer.write_table(table)
-        if writer is not None:
-            writer.close()
+
+
+def parquet_schema(names: Iterable[str]) -> Any:
+    """Return the columns of captions with their types; those that other programs wrote are text."""
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    kinds = {
+        "score": number, "confidence": number, "alternatives": pyarrow.list_(text), "missing": pyarrow.list_(text),
+        "words": pyarrow.list_(pyarrow.struct({"text": text, "confidence": number})),
+    }
+    return pyarrow.schema({name: kinds.get(name, text) for name in names})
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all columns; a row lacks those that it does not need."""
+    return list(dict.fromkeys(chain(("image", "caption"), chain.from_iterable(rows))))
+
+
+def _as_text(value: Any) -> str:
+    """Return text, or the JSON of another value; a name that is not UTF-8 is escaped."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def check_parquet(options: CaptionOptions) -> None:

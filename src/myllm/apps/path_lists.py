@@ -1,11 +1,14 @@
 """Lists of paths in files and pipes, such as those that `find` writes."""
 
+import atexit
 import codecs
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from myllm.errors import DataError
@@ -21,8 +24,7 @@ def read_paths(source: str) -> Iterator[str]:
     file cannot be read.
     """
     try:
-        stdin: Any = sys.stdin.buffer  # it has read1, which its type does not say
-        with nullcontext(stdin) if source == STANDARD_INPUT else open(source, "rb") as file:
+        with _open(source) as file:
             rest, separator = b"", b""
             while block := file.read1(BLOCK_BYTES):
                 rest += block
@@ -39,6 +41,14 @@ def read_paths(source: str) -> Iterator[str]:
         raise DataError(f"{source}: this list of paths cannot be read ({error.strerror or error})") from error
 
 
+def _open(source: str) -> AbstractContextManager[Any]:
+    if source != STANDARD_INPUT:
+        return open(source, "rb")
+    if sys.stdin is None:
+        raise DataError(f"{source}: standard input is closed; expected a path in each line")
+    return nullcontext(sys.stdin.buffer)
+
+
 def _paths(lines: list[bytes], separator: bytes) -> Iterator[str]:
     for line in lines:
         name = line if separator == b"\0" else line.removesuffix(b"\r")
@@ -52,3 +62,15 @@ def can_be_read_again(source: str) -> bool:
         return source != STANDARD_INPUT and not stat.S_ISFIFO(os.stat(source).st_mode)
     except OSError:
         return True
+
+
+def copy_list(source: str) -> str:
+    """Return a temporary file with the paths of a list that can be read only once; it is removed when Python ends.
+
+    Waits for the list's end. Raises DataError if the list cannot be read.
+    """
+    handle, path = tempfile.mkstemp(prefix="myllm-list-")
+    atexit.register(Path(path).unlink, missing_ok=True)
+    with os.fdopen(handle, "wb") as copy:
+        copy.writelines(os.fsencode(name) + b"\0" for name in read_paths(source))
+    return path

@@ -1,5 +1,6 @@
 """The pictures that a command line names: in files, folders, globs, archives, tables, files of captions and lists."""
 
+import errno
 import os
 import stat
 import unicodedata
@@ -10,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from myllm.apps.folder_walk import matches, split_glob, walk
-from myllm.apps.path_lists import STANDARD_INPUT, can_be_read_again, read_paths
-from myllm.apps.skipped_files import FOLDER_LINK, SkippedFiles, is_skipped
+from myllm.apps.path_lists import STANDARD_INPUT, can_be_read_again, copy_list, read_paths
+from myllm.apps.skipped_files import FOLDER_LINK, SkippedFiles, is_output, is_skipped, without_outputs
 from myllm.config import CaptionsConfig
+from myllm.data.formats import describe_formats
 from myllm.data.images import PICTURE_SUFFIXES
-from myllm.data.rows import CaptionFile, normal_name, printable
+from myllm.data.rows import CaptionFile, normal_name, printable, shortened
 from myllm.data.sources import name_folders, read_records
 from myllm.data.stored import Archive, find_inside, is_archive, open_archive
 from myllm.data.table_pictures import SUFFIXES as TABLE_SUFFIXES
@@ -57,13 +59,13 @@ class PictureSearch:
 
     def __init__(self, words: Sequence[str], lists: Sequence[str] = ()) -> None:
         """words: paths and globs. lists: files with a path in each line; '-', also as a word, is standard input."""
-        self.words = [word for word in words if word != STANDARD_INPUT]
+        self.words = without_outputs([word for word in words if word != STANDARD_INPUT])
         self.lists = [*lists, *(word for word in words if word == STANDARD_INPUT)]
         self.skipped_files = SkippedFiles()
 
     @property
     def skipped(self) -> Counter[str]:
-        """Number of files by suffix that look like pictures and were skipped by the iteration so far."""
+        """Number of files by suffix that look like pictures and were skipped by the last iteration so far."""
         return self.skipped_files.counts
 
     def describe_skipped(self) -> str:
@@ -71,6 +73,7 @@ class PictureSearch:
         return self.skipped_files.describe()
 
     def __iter__(self) -> Iterator[Found]:
+        self.skipped_files = SkippedFiles()
         return self._search(self.skipped_files, is_quick=False)
 
     def check(self) -> None:
@@ -92,6 +95,13 @@ class PictureSearch:
             has_picture, fault = has_picture or not error, fault or error
         if not has_picture:
             raise DataError(fault or "no paths are given")
+
+    def copy_lists(self) -> None:
+        """Let lists that can be read only once, such as standard input, be read again; waits for their ends.
+
+        Raises DataError if one cannot be read.
+        """
+        self.lists = [source if can_be_read_again(source) else copy_list(source) for source in self.lists]
 
     def count(self, stop: Callable[[], bool] = lambda: False) -> int | None:
         """Return how many pictures and unusable paths the iteration yields, by a quicker search.
@@ -120,10 +130,18 @@ class PictureSearch:
 
 
 def is_collection(path: str) -> bool:
-    """Return whether it is an archive, a table, or a folder of tables that `save_to_disk` wrote."""
-    if os.path.isdir(path):
-        return any(os.path.isfile(f"{path}/{name}") for name in ("dataset_dict.json", "state.json"))
-    return os.path.isfile(path) and (is_archive(Path(path)) or Path(path).suffix.lower() in TABLE_SUFFIXES)
+    """Return whether it holds pictures: an archive, a table, or a folder of tables that `save_to_disk` wrote.
+
+    It is not if it only names pictures, which are files of their own.
+    """
+    if os.path.isfile(path) and is_archive(Path(path)):
+        return True
+    try:
+        tables = [Path(path)] if Path(path).suffix.lower() in TABLE_SUFFIXES else _saved_tables(Path(path))
+        first = next(read_picture_rows(tables[0], with_content=False), None) if tables else None
+    except DataError:
+        return False
+    return first is not None and first.image is not None
 
 
 def pictures_by_name(words: Sequence[str], warn: Callable[[str], object]) -> dict[str, Path]:
@@ -189,6 +207,8 @@ def _pictures_of(word: str, folder: Path | None, skipped: SkippedFiles, is_quick
     except MyLLMError as error:
         yield UnusablePath(word, str(error))
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # not a path, but the line of another file
+            word, path = shortened(word), Path(shortened(word))
         yield UnusablePath(word, _unreadable(path, error))
 
 
@@ -206,8 +226,11 @@ def _pictures_of_missing(
         return
     if folder is None and has_magic(word):
         base, parts = split_glob(word)
-        is_empty = True
+        is_empty, has_outputs = True, False
         for match in matches(base, parts):
+            if isinstance(match, Path) and is_output(str(match), os.path.exists):
+                has_outputs = True
+                continue
             is_empty = False
             if isinstance(match, Path):
                 yield from _pictures_of(str(match), base, skipped, is_quick)
@@ -215,6 +238,8 @@ def _pictures_of_missing(
                 yield UnusablePath(str(match.filename), _unreadable(Path(match.filename), match))
         if not is_empty:
             return
+        if has_outputs:
+            raise DataError(f"{word}: matches only files that `myllm caption` wrote; give pictures, or one such file")
     if "://" in word:
         raise DataError(f"{word}: web addresses are not downloaded; save the picture and give its path")
     if os.path.islink(word) or not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -335,13 +360,16 @@ def _pictures_in_table(path: Path, folder: Path, is_quick: bool) -> Iterator[Fou
 
 def _named_in_table(table: Path, row: PictureRow, name: str) -> Found:
     """Return the picture that a row of a table names, which is looked for as `train` does."""
+    quoted = shortened(name)
     if "://" in name:
-        return UnusablePath(row.position, f"{row.position}: {name}: web addresses are not downloaded; save the picture")
+        return UnusablePath(
+            row.position, f"{row.position}: {quoted}: web addresses are not downloaded; save the picture"
+        )
     near, others = name_folders(table.parent, [table])
     picture = next((folder / name for folder in (*near, *others) if os.path.isfile(folder / name)), None)
     if picture is not None:
         return FoundPicture(picture, table.parent, _inner_name(row.name, row.default_name))
-    return UnusablePath(row.position, f"{row.position}: names {name}, which is not a file in {table.parent}")
+    return UnusablePath(row.position, f"{row.position}: names {quoted}, which is not a file in {table.parent}")
 
 
 def _captioned_pictures(path: Path) -> Iterator[Found]:
@@ -349,12 +377,13 @@ def _captioned_pictures(path: Path) -> Iterator[Found]:
     try:
         records, findings = read_records(path, CaptionsConfig(), use_lists=False, keep_uncaptioned=True)
     except DataError as error:
-        raise DataError(f"{error}. A file that lists pictures, a path in each line, is given by --from") from None
+        fault = str(error).removesuffix(f". {describe_formats()}")  # these are a thousand characters
+        raise DataError(f"{fault}. A file that lists pictures, a path in each line, is given by --from") from None
     for record in records:
         yield FoundPicture(record.image, path.parent, _inner_name(record.name, PurePosixPath(record.name).name))
-    for name in findings.missing_pictures:
+    for name in map(shortened, findings.missing_pictures):
         yield UnusablePath(name, f"{name}: named in {path}, but the picture is missing; put it into {path.parent}")
-    for row in findings.unreadable_rows:
+    for row in map(shortened, findings.unreadable_rows):
         yield UnusablePath(f"{path}, {row}", f"{path}, {row}: cannot be read; correct the row")
 
 

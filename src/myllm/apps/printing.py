@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from typing import Any
@@ -17,7 +18,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def replace_unencodable() -> None:
-    """Let standard output and error escape what their encoding lacks, instead of ending the program."""
+    """Let standard output and error escape what their encoding lacks, instead of ending the program.
+
+    What is written to a closed one (`>&-`), which Python has as None, is discarded.
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it stays open
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from glob import has_magic
@@ -30,9 +30,10 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import Datasource, ReadTask
 
+from myllm.apps.caption_files import parquet_schema
 from myllm.apps.caption_log import check_same_run, write_facts
-from myllm.apps.caption_options import CaptionOptions
-from myllm.apps.caption_output import MAX_WARNINGS, low_confidence, row_of, run_facts
+from myllm.apps.caption_options import FIELDS, CaptionOptions
+from myllm.apps.caption_output import MAX_WARNINGS, low_confidence, row_fields, row_of, run_facts
 from myllm.apps.console import Display
 from myllm.apps.folder_walk import matches, split_glob
 from myllm.apps.opening import open_captioner
@@ -40,6 +41,7 @@ from myllm.apps.path_lists import read_paths
 from myllm.apps.picture_search import Found, FoundPicture, PictureSearch, is_collection
 from myllm.apps.printing import print_json
 from myllm.apps.resuming import command_line
+from myllm.apps.skipped_files import without_outputs
 from myllm.batched import batched
 from myllm.config import DecodeConfig
 from myllm.data.records import quantity
@@ -54,14 +56,8 @@ HAS_ERROR = pyarrow.dataset.field("error").is_valid()
 TASKS = 4  # that list at the same time, and that write
 MAX_THREADS = 8  # of an actor with a GPU
 ROWS = 16  # with a camera's pictures in a table, these are 100 MB
-LISTED = pyarrow.schema({
-    "id": pyarrow.int64(), "image": pyarrow.string(), "picture": pyarrow.binary(), "error": pyarrow.string(),
-})
-FIELD_TYPES = {
-    "score": pyarrow.float64(), "confidence": pyarrow.float64(), "alternatives": pyarrow.list_(pyarrow.string()),
-    "ended_by": pyarrow.string(),
-    "words": pyarrow.list_(pyarrow.struct({"text": pyarrow.string(), "confidence": pyarrow.float64()})),
-}
+TEXT = pyarrow.string()
+LISTED = pyarrow.schema({"id": pyarrow.int64(), "image": TEXT, "picture": pyarrow.binary(), "error": TEXT})
 
 
 def caption_on_cluster(options: CaptionOptions) -> int:
@@ -100,14 +96,14 @@ def caption_on_cluster(options: CaptionOptions) -> int:
 
 
 class Listing:
-    """Groups of pictures to list on the cluster: an archive or table each, and pictures that are files."""
+    """Groups of pictures to list on the cluster: an archive or a table with pictures each, and pictures in files."""
 
     def __init__(self, options: CaptionOptions) -> None:
         """List pictures that are files, but not those in archives and tables. Raises DataError if there are none."""
-        paths = [name for word in options.paths if word != "-" for name in _expand(word)]
+        paths = without_outputs([name for word in options.paths if word != "-" for name in _expand(word)])
         for source in (*["-"] * ("-" in options.paths), *([options.from_] if options.from_ is not None else ())):
             paths += read_paths(source)
-        collections = [path for path in dict.fromkeys(paths) if is_collection(path)]
+        collections = list(dict.fromkeys(str(Path(path)) for path in paths if is_collection(path)))
         search = PictureSearch([path for path in dict.fromkeys(paths) if not is_collection(path)])
         inside = tuple(f"{path}/" for path in collections)
         files = {
@@ -116,7 +112,7 @@ class Listing:
                     and str(found.picture).startswith(inside))
         }
         self.groups: list[str | list[Found]] = [*collections, *batched(files.values(), 8 * options.batch_size)]
-        """Paths of archives and tables, and lists of pictures; no picture is in two groups."""
+        """Collections, and lists of pictures; none is in two groups, unless a table both names and holds pictures."""
         if not self.groups:
             raise DataError("no paths are given")
         self.skipped = search.describe_skipped()
@@ -168,7 +164,8 @@ class CaptionWorker:
         captioner.decode = captioner.decode_options(**options.decode_changes)
         threads = min(count_cores(), MAX_THREADS) if gpus else 2  # one may wait for a disk
         self.bulk: BulkCaptioner[ListedPicture] = BulkCaptioner(captioner, options.batch_size, threads, options.seed)
-        self.options, self.schema = options, _schema(options.fields, captioner.decode)
+        self.options, self.fields = options, row_fields(options)
+        self.schema = _schema(self.fields, captioner.decode)
         self.chosen = _failed_ids(out) if options.only == "failed" else None
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
@@ -185,18 +182,16 @@ class CaptionWorker:
             if caption is None or error:
                 row = {"image": image, "error": _as_utf8(error)}
             else:
-                row = row_of(image, caption, self.options.fields)
+                row = row_of(image, caption, self.fields)
             rows.append(row | {"id": result.item.id})
         return pyarrow.Table.from_pylist(rows, self.schema)
 
 
-def _schema(fields: Sequence[str], decode: DecodeConfig) -> pyarrow.Schema:
+def _schema(fields: Collection[str], decode: DecodeConfig) -> pyarrow.Schema:
     """Return the columns of the captions."""
-    columns = {"image": pyarrow.string(), "caption": pyarrow.string()}
-    columns |= {name: kind for name, kind in FIELD_TYPES.items() if name in fields}
-    if decode.force_words:
-        columns["missing"] = pyarrow.list_(pyarrow.string())
-    return pyarrow.schema(columns | {"error": pyarrow.string(), "id": pyarrow.int64()})
+    chosen = [name for name in FIELDS if name in fields and name not in ("text", "caption")]
+    names = ["image", "caption", *chosen, *["missing"] * bool(decode.force_words), "error"]
+    return parquet_schema(names).append(pyarrow.field("id", pyarrow.int64()))
 
 
 def _run(options: CaptionOptions, groups: Sequence[str | list[Found]], out: Path, display: Display) -> None:
@@ -272,10 +267,19 @@ def _write_captions(options: CaptionOptions, groups: Sequence[str | list[Found]]
 
 
 def _list_group(folder: str, group: str | list[Found]) -> Iterator[pyarrow.Table]:
-    """Yield rows of `LISTED` for the pictures of a group."""
+    """Yield rows of `LISTED` for the pictures of a group, each once."""
     _enter(folder)
-    for batch in batched(PictureSearch([group]) if isinstance(group, str) else group, ROWS):
+    for batch in batched(_distinct(PictureSearch([group]) if isinstance(group, str) else group), ROWS):
         yield pyarrow.Table.from_pylist([_listed_row(found) for found in batch], LISTED)
+
+
+def _distinct(pictures: Iterable[Found]) -> Iterator[Found]:
+    """Yield each picture once: a table may name one in several rows."""
+    names = set[str]()
+    for found in pictures:
+        if _identity(found) not in names:
+            names.add(_identity(found))
+            yield found
 
 
 def _listed_row(found: Found) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def _has_rows(out: Path) -> bool:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine; disconnect or end it afterwards. Raises ConfigError."""
+    """Use a cluster, or start one on this machine. Raises ConfigError if none answers, MyLLMError if none starts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -358,7 +362,11 @@ def _cluster(address: str) -> Iterator[None]:
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain Exception if it is started too slowly
+        if address == "local":
+            raise MyLLMError(
+                f"Ray did not start ({reason(error)}); wait until this machine is less busy, or leave out --ray"
+            ) from error
         raise ConfigError(
             f"--ray {address}: no cluster answers ({reason(error)}); give the address that `ray start --head` prints, "
             "auto for the cluster of this machine, or local"

@@ -360,7 +360,7 @@ class SavedCaptions(PrintedCaptions):
                 first_place = self.first_place
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None and (self.log.count or not Path(self.out).exists()):
-            write(self._rows_of_table(first_place), Path(self.out))
+            write(lambda: self._rows_of_table(first_place), Path(self.out))
         if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
             self.log.remove_old_rows(first_place)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out

@@ -1,6 +1,8 @@
-"""Files in folders and archives that look like pictures and are not read: their number, and advice."""
+"""Files that are not read: those that look like pictures, counted and with advice, and captions of earlier runs."""
 
+import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from myllm.data.images import PICTURE_SUFFIXES
@@ -9,6 +11,8 @@ from myllm.data.table_pictures import SUFFIXES as TABLE_SUFFIXES
 from myllm.errors import install_command
 
 FOLDER_LINK = "link to a folder"
+# what `myllm caption` appends to --out for the names of its files; the first is always there
+OUTPUT_ENDS = (".run.json", ".errors.jsonl", ".jsonl", ".checkpoint", "")
 COLLECTIONS = (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES)
 CAMERA = "a camera's raw data is not read; export it as JPEG"
 CONVERT = "this format is not read; convert it to PNG or JPEG"
@@ -70,3 +74,22 @@ def _advice(suffix: str, first: str) -> str:
             return f"to read it, give the path {Path(first).parent}/*{suffix}"
         return "unpack it from its archive"
     return ADVICE_FOR[suffix]
+
+
+def without_outputs(paths: Sequence[str]) -> list[str]:
+    """Return the paths without those that `myllm caption` wrote, which a glob of a shell, such as pics/*, includes.
+
+    A text file is left out if its picture is among the paths, another file if the .run.json next to it is.
+    """
+    known = set(paths)
+    return [path for path in paths if not is_output(path, known.__contains__)]
+
+
+def is_output(path: str, is_there: Callable[[str], bool]) -> bool:
+    """Return whether `myllm caption` wrote it: a text file next to its picture, or a file of an --out."""
+    stem, suffix = os.path.splitext(path)
+    if suffix == ".txt" and any(is_there(stem + end) or is_there(stem + end.upper()) for end in PICTURE_SUFFIXES):
+        return True
+    return suffix.lower() not in PICTURE_SUFFIXES and any(
+        path.endswith(end) and is_there(path.removesuffix(end) + OUTPUT_ENDS[0]) for end in OUTPUT_ENDS
+    )

@@ -259,13 +259,15 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _scale_grey(values: np.ndarray[Any, Any]) -> Image.Image:
     """Scale grey values to 8 bits; white is the smallest of 1, 255 and 65535 that is not exceeded.
 
-    Values below 0 or above 65535 have no such meaning: black is then the smallest value, and white the largest.
+    Values below 0 or above 65535 have no such meaning: black is then the smallest value, and white the largest; a
+    picture of a single value is black.
     """
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = 0.0, next((white for white in (1.0, 255.0, 65535.0) if values.max() <= white), math.inf)
     if values.min() < 0 or math.isinf(high):
         low, high = values.min(), values.max()
-    return Image.fromarray(((values - low) / (high - low) * 255).round().astype(np.uint8))
+    span = high - low or 1.0
+    return Image.fromarray(((values - low) / span * 255).round().astype(np.uint8))
 
 
 def _limit_aspect(width: int, height: int) -> tuple[int, int, int, int]:

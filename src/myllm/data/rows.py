@@ -15,6 +15,8 @@ from myllm.files import Picture
 
 MAX_TEXT_BYTES = 2**31
 MAX_CHARACTERS = 100_000
+MAX_QUOTED = 100
+"""Number of characters of a file's content in a message."""
 OTHER_SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "restval": "train"}
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|restval|validation|valid|val|dev|test)(?![a-z])")
 
@@ -161,6 +163,12 @@ def checked_caption(path: Path, position: str, name: str, value: Any) -> str:
             f"{MAX_CHARACTERS:,}, so correct or remove it"
         )
     return re.sub(r"\s*[\r\n]+\s*", " ", printable(value).strip())
+
+
+def shortened(content: str) -> str:
+    """Return the content of a file as messages quote it: only its beginning and its end if it is long."""
+    half = MAX_QUOTED // 2
+    return content if len(content) <= MAX_QUOTED else f"{content[:half]} ... {content[-half:]}"
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from myllm.apps import path_lists
-from myllm.apps.path_lists import can_be_read_again, read_paths
+from myllm.apps.path_lists import can_be_read_again, copy_list, read_paths
 from myllm.errors import DataError
 
 
@@ -66,3 +66,19 @@ def test_only_files_can_be_read_again(tmp_path: Path, monkeypatch: pytest.Monkey
     os.mkfifo(tmp_path / "pipe")
     assert [can_be_read_again(str(tmp_path / name)) for name in ("list", "gone", "pipe")] == [True, True, False]
     assert not can_be_read_again("-")
+
+
+def test_a_copy_of_a_pipe_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\n\ncaf\xe9\n")))
+    copy = copy_list("-")
+    assert list(read_paths(copy)) == list(read_paths(copy)) == ["a.png", "caf\udce9"]
+
+
+def test_a_closed_standard_input_is_missed_only_by_a_list_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as after <&-
+    (tmp_path / "list").write_text("a.png")
+    assert list(read_paths(str(tmp_path / "list"))) == ["a.png"]
+    with pytest.raises(DataError, match="-: standard input is closed; expected a path in each line"):
+        list(read_paths("-"))

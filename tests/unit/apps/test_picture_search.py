@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from myllm.apps.picture_search import FoundPicture, PictureSearch, UnusablePath, pictures_by_name
+from myllm.apps.picture_search import (
+    FoundPicture,
+    PictureSearch,
+    UnusablePath,
+    is_collection,
+    pictures_by_name,
+)
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.errors import ConfigError, DataError
 from myllm.files import StoredImage
@@ -168,7 +174,7 @@ def test_an_entry_of_a_list_that_is_not_there_is_unusable_and_no_glob(folder: Pa
     (folder / "list").write_text(f"gone.png\npics/?.png\n{'x' * 300}\npics/a.png")
     assert errors(lists=("list",)) == [
         "gone.png: no such file or folder", "pics/?.png: no such file or folder",
-        f"{'x' * 300}: cannot be read (File name too long)",
+        f"{'x' * 50} ... {'x' * 50}: cannot be read (File name too long)",
     ]
 
 
@@ -179,6 +185,59 @@ def test_standard_input_is_a_list_that_is_not_counted(folder: Path, monkeypatch:
     assert search.count() is None
     assert [path.name for path in search if isinstance(path, FoundPicture)] == [
         "a.png", "deep/a.png", "other/a.png", "other/b.JPG"
+    ]
+
+
+def test_standard_input_that_is_copied_is_read_twice_and_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"other/a.png\nother/b.JPG\n")))
+    search = PictureSearch(["-"])
+    search.copy_lists()
+    assert list(search) == list(search) and search.count() == 2
+
+
+def write_outputs(folder: Path) -> list[str]:
+    """Write what `myllm caption` adds to pics/; return all paths in it, as a shell expands pics/*."""
+    for name in ("a.txt", "o.jsonl", "o.csv", "o.csv.jsonl", "o.jsonl.errors.jsonl"):
+        (folder / "pics" / name).write_text('{"image": "gone.png"}\n')
+    for name in ("o.jsonl", "o.csv", "ray"):
+        (folder / f"pics/{name}.run.json").write_text("{}")
+    for name in ("ray", "ray.checkpoint"):
+        (folder / "pics" / name).mkdir()
+    return [f"pics/{name}" for name in sorted(os.listdir("pics"))]
+
+
+def test_outputs_in_a_glob_or_in_the_words_of_a_shell_are_passed_over(folder: Path) -> None:
+    words = write_outputs(folder)
+    pictures = ["pics/a.png", "pics/deep/a.png"]
+    assert [identity for identity, _ in found("pics/*")] == [identity for identity, _ in found(*words)] == pictures
+
+
+def test_an_output_that_is_given_by_its_name_names_pictures(folder: Path) -> None:
+    write_outputs(folder)
+    (folder / "pics/o.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    assert [identity for identity, _ in found("pics/o.jsonl")] == ["pics/a.png"]
+    with pytest.raises(DataError, match=r"matches only files that `myllm caption` wrote"):
+        PictureSearch(["pics/o*"]).check()
+
+
+def test_errors_quote_little_of_a_file(folder: Path) -> None:
+    (folder / "other/notes.txt").write_text("a dog runs\n" * 1000)
+    (folder / "other/c.csv").write_text("image,caption\na.png,a\n" + "x" * 9000 + "\n" + "y" * 200 + ".png,a\n")
+    (folder / "list").write_text("z" * 9000)
+    messages = errors("other/*", lists=("list",))
+    assert len(messages) == 4 and all(len(message) < 300 for message in messages), messages
+
+
+def test_a_table_that_names_files_is_no_collection(folder: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"image": ["a.png"]}), "other/names.parquet")
+    parquet.write_table(pa.table({"image": [b"1"]}), "other/pictures.parquet")
+    (folder / "other/bad.parquet").touch()
+    write_tar(folder / "other/s.tar", "a.jpg")
+    assert [path for path in sorted(map(str, Path("other").iterdir())) if is_collection(path)] == [
+        "other/pictures.parquet", "other/s.tar",
     ]
 
 
@@ -230,7 +289,7 @@ def test_skipped_files_are_counted_while_pictures_are_found(folder: Path) -> Non
     search = PictureSearch(["pics", "other"])
     search.check()
     assert search.describe_skipped() == ""
-    assert len(list(search)) == 4
+    assert len(list(search)) == len(list(search)) == 4
     assert search.skipped == {".svg": 2, "link to a folder": 1, ".cr2": 1, ".tar": 1}
     assert "skipped 2 .svg files, the first is pics/1.svg: this format is not read; convert it to PNG or JPEG" in (
         search.describe_skipped()

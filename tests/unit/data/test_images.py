@@ -134,8 +134,11 @@ def test_load_image_scales_sixteen_bit_grey() -> None:
         ([-10.0, 0.0, 30.0], "float32", [0, 64, 255]),
         ([0, 50_000, 100_000], "int32", [0, 128, 255]),
         ([0, np.nan, 1], "float32", [0, 0, 255]),
+        ([-3.0, -3.0], "float32", [0, 0]),  # a single value
+        ([1e38, 1e38], "float32", [0, 0]),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_load_image_scales_grey_by_its_range(values: list[float], kind: str, expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], dtype=kind))
     assert np.asarray(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == expected
