@@ -1,11 +1,14 @@
-"""Compares with transformers' own training: Seq2SeqTrainer trains a VisionEncoderDecoderModel for as many minutes.
+"""Compares with transformers' own training: Seq2SeqTrainer trains a VisionEncoderDecoderModel for a number of minutes.
 
-    python benchmarks/peer_quality.py --ours runs/photos-fast     # for as many minutes as that run trained
-    python benchmarks/peer_quality.py --minutes 20
+    python benchmarks/peer_quality.py --minutes 20 --ours runs/photos-fast
 
-Both have the same frozen EfficientNet-Lite0, tokenizer, captions, geometry of the decoder, 5 beams, and the epoch with
-the best CIDEr-D on the validation pictures. Minutes are those of training steps, without validation. transformers
-cannot store the features of a frozen encoder, so it is given ours, and their time is not counted.
+Both have the features of the preset photos-fast (the picture's views in training, and of validation pictures the mirror
+image, too), its tokenizer, captions and geometry of the decoder. MYLLM_CACHE is the folder that has the features of
+--ours; others are computed first. Their time is not counted, nor is that of validation.
+
+What differs: transformers draws a view for each caption, keeps the epoch with the best CIDEr-D on the validation
+pictures, and ranks captions by likelihood, with 5 beams unless --beams says otherwise. The preset takes a picture's
+views in turn, keeps the epoch with the lowest loss, and captions with 10 beams and retrieval.
 """
 
 import argparse
@@ -70,7 +73,7 @@ class Timer(hf.TrainerCallback):  # type: ignore[misc]
     on_evaluate = on_train_begin
 
 
-def new_model(prepared: Prepared) -> Any:
+def new_model(prepared: Prepared, beams: int) -> Any:
     """Return a model with our geometry; dropout is GPT-2's, except in attention: that takes 14 % of the time."""
     text, width, end = prepared.model.config.text, prepared.model.encoder.width, prepared.train.end
     decoder = hf.GPT2Config(
@@ -81,7 +84,7 @@ def new_model(prepared: Prepared) -> Any:
     model = hf.VisionEncoderDecoderModel(encoder=encoder, decoder=hf.GPT2LMHeadModel(decoder))
     model.config.decoder_start_token_id = model.config.pad_token_id = end
     model.generation_config = hf.GenerationConfig(
-        num_beams=5, max_new_tokens=30, decoder_start_token_id=end, pad_token_id=end, eos_token_id=end
+        num_beams=beams, max_new_tokens=30, decoder_start_token_id=end, pad_token_id=end, eos_token_id=end
     )
     return model
 
@@ -89,9 +92,16 @@ def new_model(prepared: Prepared) -> Any:
 def rows_of(source: CaptionSource, captions: int) -> list[dict[str, Any]]:
     """Return a row for each pair of a picture and one of its first captions."""
     return [
-        {"source": source, "picture": number, "input_ids": source.ids[caption]}
-        for number, record in enumerate(source.records) for caption in record.captions[:captions]
+        {"source": source, "picture": picture, "caption": number, "input_ids": source.ids[caption]}
+        for picture, record in enumerate(source.records) for number, caption in enumerate(record.captions[:captions])
     ]
+
+
+def drawn_view(row: dict[str, Any]) -> tuple[int, list[int]]:
+    """Return the number of a random view of a row's picture, and the tokens of the row's caption for this view."""
+    source = row["source"]
+    view = row["picture"] * source.views + random.randrange(source.views)
+    return view, source.ids[source.view_captions(view)[row["caption"]]]
 
 
 def batches_of(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -103,16 +113,18 @@ def batches_of(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(batched(sorted(shuffled, key=lambda row: len(row["input_ids"])), BATCH))
 
 
-def train(prepared: Prepared, max_steps: int, pictures: int, captions_file: Path | None = None) -> Timer:
+def train(
+    prepared: Prepared, max_steps: int, pictures: int, beams: int, captions_file: Path | None = None
+) -> Timer:
     """Train a new model. After each epoch, write its captions to the file if they are better than those before."""
     hf.set_seed(0)
-    model, timer, best = new_model(prepared), Timer(), -1.0
+    model, timer, best = new_model(prepared, beams), Timer(), -1.0
 
     def collate(rows: list[Any]) -> dict[str, Tensor]:
         rows = rows if isinstance(rows[0], dict) else rows[0]
-        captions = [torch.tensor(row["input_ids"][1:]) for row in rows]
-        labels = torch.nn.utils.rnn.pad_sequence(captions, True, -100)
-        (features,) = rows[0]["source"].features.rows(torch.tensor([row["picture"] for row in rows]))
+        views, captions = zip(*map(drawn_view, rows), strict=True)
+        labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[1:]) for ids in captions], True, -100)
+        (features,) = rows[0]["source"].features.rows(torch.tensor(views))
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
         return {"pixel_values": features, "labels": labels, "decoder_input_ids": decoder_input_ids}
 
@@ -147,6 +159,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=FLICKR8K)
     parser.add_argument("--ours", type=Path, help="run folder of myllm train, to compare with")
     parser.add_argument("--minutes", type=float, help="of training; if not given, those of --ours, or 20")
+    parser.add_argument("--views", type=int, default=preset_config("photos-fast").views, help="default: the preset's")
+    parser.add_argument("--beams", type=int, default=5, help="default: 5")
     parser.add_argument("--captions", type=Path, default=Path("peer.jsonl"), help="where its captions are written")
     parser.add_argument("--max-steps", type=int, help="for a trial, instead of --minutes")
     parser.add_argument("--pictures", type=int, default=1000, help="for a trial, caption only the first ones")
@@ -155,12 +169,12 @@ def main() -> None:
         print(f"skipped: {arguments.data} is not a folder; give the folder of Flickr8k as --data")
         return
     hf.logging.set_verbosity_error()
-    prepared = prepare(preset_config("photos-fast", data=str(arguments.data), views=1))
-    steps, minutes = arguments.max_steps, arguments.minutes
+    prepared = prepare(preset_config("photos-fast", data=str(arguments.data), views=arguments.views))
+    steps, minutes, trial = arguments.max_steps, arguments.minutes, (arguments.pictures, arguments.beams)
     if steps is None:
         minutes = minutes or (minutes_in(arguments.ours) if arguments.ours else 20.0)
-        steps = round(60 * minutes * TIMED_STEPS / train(prepared, TIMED_STEPS, arguments.pictures).seconds)
-    timer = train(prepared, steps, arguments.pictures, arguments.captions)
+        steps = round(60 * minutes * TIMED_STEPS / train(prepared, TIMED_STEPS, *trial).seconds)
+    timer = train(prepared, steps, *trial, arguments.captions)
     print(f"{steps:,} steps of {timer.seconds / steps:.2f} s; processor time {timer.processor_seconds / steps:.2f} s")
     words = ["score", "--predictions", str(arguments.captions), "--references", str(arguments.data), "--split", "val"]
     words += ["--allow-missing", "--json"]

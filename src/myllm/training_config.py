@@ -36,8 +36,8 @@ class TrainConfig:
     """The run folder."""
     base: str | None = None
     """Captioner to start from, in any form that MyLLM opens. Its weights, geometry, tokenizer and preprocessing are
-    used. If vision, text or mode is given, too, it must be the same, except text.dropout. Its decoding options
-    are the defaults."""
+    used. If vision, text or mode is given, too, it must be the same, except vision.frozen, vision.mirrored and
+    text.dropout. Its decoding options are the defaults."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: GPTConfig = field(default_factory=GPTConfig)
@@ -87,8 +87,8 @@ class TrainConfig:
     """Validate and keep an exponential moving average of the weights with this decay per step, like 0.999; 0 keeps the
     weights themselves."""
     base_share: Annotated[float, Range.FRACTION] = 0.0
-    """Share of the base's weights in the captioner that the run leaves at its end: a mean of both is often better than
-    either, above all after training on rewards."""
+    """Share of the base's weights in the captioner that the run leaves at its end: after training on rewards, the mean
+    of both was better than either on photographs."""
     grad_clip: Annotated[float, Range.POSITIVE] = 1.0
     """Maximum norm of the gradient."""
     stages: tuple[str, ...] = ("all",)

@@ -36,6 +36,19 @@ def test_dry_run_with_json_prints_the_same_figures(
     assert {path: path.stat().st_mtime_ns for path in tiny_run.iterdir()} == before
 
 
+def test_dry_run_names_next_runs_and_limits_of_minutes(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = "{epochs: 7, max_minutes: 90, lr: 1.0e-05, self_critical: {samples: 2}}"
+    later = f"--next_runs=[{reward}, {{epochs: 1, max_minutes: null}}]"
+    assert train(tmp_path / "run", "--epochs=1", "--max_minutes=18", later, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["assumptions"][-3:] == [
+        "Training takes at most 18 minutes (--max_minutes).",
+        "Not included: run 2 of 3, 7 epochs, at most 90 minutes of training and what the run before leaves.",
+        "Not included: run 3 of 3, 1 epoch.",
+    ]
+
+
 def test_dry_run_does_not_resume(train: Train, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tiny_run, "--dry-run", "--resume") == 2
     assert "--dry-run with --resume" in capsys.readouterr().err

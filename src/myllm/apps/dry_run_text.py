@@ -1,5 +1,6 @@
 """The figures of a dry run as text and as JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,15 +10,16 @@ from myllm.data.records import quantity
 from myllm.training.dry_run import PICTURES, TIMED_STEPS, DryRun
 from myllm.training.prepare import Prepared
 from myllm.training.step_memory import USABLE_SHARE
+from myllm.training_config import TrainConfig
 
 
-def dry_run_as_json(result: DryRun, prepared: Prepared) -> dict[str, Any]:
+def dry_run_as_json(result: DryRun, prepared: Prepared, next_runs: Sequence[TrainConfig] = ()) -> dict[str, Any]:
     """Return the same figures in bytes and seconds."""
-    return {**asdict(result), "assumptions": assumptions(prepared, result.processes)}
+    return {**asdict(result), "assumptions": assumptions(prepared, result.processes, next_runs)}
 
 
-def dry_run_as_text(result: DryRun, prepared: Prepared) -> str:
-    """Return a line for each question, and the assumptions under it."""
+def dry_run_as_text(result: DryRun, prepared: Prepared, next_runs: Sequence[TrainConfig] = ()) -> str:
+    """Return a line for each question, and the assumptions under it. next_runs: that follow this run."""
     memory, step, times, config = result.memory, result.step, result.times, prepared.config
     processes = f" in {result.processes} processes" if result.processes > 1 else ""
     parts = [f"{times.steps:,} steps {duration(times.training)}"]
@@ -44,10 +46,10 @@ def dry_run_as_text(result: DryRun, prepared: Prepared) -> str:
     }
     lines = [f"On {result.device} in {result.precision}; nothing is written into {config.out}."]
     lines += [f"{name:<18}{text}" for name, text in rows.items()]
-    return "\n".join([*lines, *assumptions(prepared, result.processes)])
+    return "\n".join([*lines, *assumptions(prepared, result.processes, next_runs)])
 
 
-def assumptions(prepared: Prepared, processes: int) -> list[str]:
+def assumptions(prepared: Prepared, processes: int, next_runs: Sequence[TrainConfig]) -> list[str]:
     """Return the assumptions behind the figures."""
     config, read = prepared.config, min(PICTURES, len(prepared.train.records))
     sentences = {
@@ -58,8 +60,25 @@ def assumptions(prepared: Prepared, processes: int) -> list[str]:
         "Memory and FLOPs are those of one process.": processes > 1,
         "Features that are stored already take no time.": config.vision.frozen,
         "--patience may end the run earlier.": config.patience,
+        f"Training takes at most {config.max_minutes or 0:g} minutes (--max_minutes).": config.max_minutes,
     }
-    return [sentence for sentence, applies in sentences.items() if applies]
+    return [
+        *(sentence for sentence, applies in sentences.items() if applies),
+        *(
+            f"Not included: run {number} of {1 + len(next_runs)}, {limits(run)}."
+            for number, run in enumerate(next_runs, start=2)
+        ),
+    ]
+
+
+def limits(run: TrainConfig) -> str:
+    """Return the limits of a run that follows another, as text."""
+    parts = [quantity(run.epochs, "epoch")]
+    if run.max_steps:
+        parts.append(f"at most {quantity(run.max_steps, 'step')}")
+    if run.max_minutes:
+        parts.append(f"at most {run.max_minutes:g} minutes of training and what the run before leaves")
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

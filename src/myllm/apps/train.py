@@ -85,8 +85,7 @@ def run_all(
     config, out = options.config, Path(options.out)
     if options.resume and (saved := run_folder.read_config(out)).get("next_runs"):
         config = with_saved_options(config, saved, given_options)
-    # options of the command line hold for all runs of a preset; next runs of the user's own say what differs
-    runs = run_sequence(config, () if "next_runs" in options.given_names else options.given_names)
+    runs = runs_of(config, options)
     folders = [Path(run.out) for run in runs]
     if ranks.is_first:
         check_run_folder(folders, options.resume, options.overwrite)
@@ -115,6 +114,14 @@ def run_all(
             display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")
             raise
     return finish(*trained, display) if ranks.is_first else None
+
+
+def runs_of(config: TrainConfig, options: TrainOptions) -> list[TrainConfig]:
+    """Return the configurations of the run and of its `next_runs`.
+
+    Options of the command line hold for all runs of a preset; next runs of the user's own say what differs.
+    """
+    return run_sequence(config, () if "next_runs" in options.given_names else options.given_names)
 
 
 def check_run_folder(folders: Sequence[Path], resume: bool = False, overwrite: bool = False) -> None:
@@ -192,16 +199,17 @@ def try_run(options: TrainOptions, given_options: Collection[str], display: Disp
     """Print the memory and time that the run would need, without writing into its folder; return the exit code."""
     if options.resume:
         raise ConfigError("--dry-run with --resume: a dry run is the beginning of a new run; leave out one of the two")
+    next_runs = runs_of(options.config, options)[1:]
     recorder = _NoRecorder(display.warn) if ranks.is_first else _NoRecorder()
     with display.progress() as progress:
         with ranks.first_before_others():
             prepared = prepare(options.config, progress, given_options, pictures=PICTURES)
         result = dry_run(prepared.config, prepared, progress, recorder, ranks)
     if options.json and ranks.is_first:
-        print_json(dry_run_as_json(result, prepared))
+        print_json(dry_run_as_json(result, prepared, next_runs))
     elif ranks.is_first:
         print_data(prepared, prepared.config, display)
-        display.print(dry_run_as_text(result, prepared))
+        display.print(dry_run_as_text(result, prepared, next_runs))
     return 0
 
 

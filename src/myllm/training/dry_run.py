@@ -6,6 +6,8 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import chain, count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -13,9 +15,13 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from myllm.batched import batched
+from myllm.checkpoints import native
 from myllm.data.batches import Batch
+from myllm.data.features import FeatureCache
+from myllm.data.records import Findings
 from myllm.device import autocast
-from myllm.progress import Progress
+from myllm.progress import Progress, no_progress
+from myllm.training.frozen import frozen_backbone
 from myllm.training.optim import set_rates
 from myllm.training.prepare import Prepared
 from myllm.training.ranks import Ranks
@@ -28,6 +34,8 @@ from myllm.training_config import TrainConfig
 
 # Pictures of each split that a dry run reads; they stand for the others.
 PICTURES = 64
+# Pictures of which all views are encoded, for the time of features.
+FEATURE_PICTURES = 16
 UNTIMED_STEPS, TIMED_STEPS = 3, 20
 _aten = torch.ops.aten
 # Attention on CPUs, which torch's table lacks; the functions get the shapes of the arguments.
@@ -105,7 +113,7 @@ def dry_run(config: TrainConfig, prepared: Prepared, progress: Progress, reporte
     memory = measure_memory(objective, trainer.optimizers, loss, len(ranks.share(range(config.batch_size))), available)
     largest = min(memory.pictures_that_fit * ranks.count, len(prepared.train.records))
     progress("measuring validation", 0, 1)
-    times = expected_times(trainer, step)
+    times = expected_times(trainer, step, seconds_per_view(trainer))
     return DryRun(
         str(device), trainer.precision, ranks.count, dict(parameters), dict(trained), memory, largest, step, times
     )
@@ -137,8 +145,8 @@ def measure_steps(trainer: Trainer, progress: Progress) -> Steps:
     return Steps(seconds, wait_seconds, pictures, tokens, counter.get_total_flops())
 
 
-def expected_times(trainer: Trainer, step: Steps) -> Times:
-    """Return the expected times of the run."""
+def expected_times(trainer: Trainer, step: Steps, view_seconds: float) -> Times:
+    """Return the expected times of the run. view_seconds: of the features of a view, see `seconds_per_view`."""
     config, prepared = trainer.config, trainer.prepared
     epoch_steps = math.ceil(len(trainer.batches) / config.accumulate)
     by_time = config.max_minutes and 60 * config.max_minutes / step.seconds
@@ -147,7 +155,9 @@ def expected_times(trainer: Trainer, step: Steps) -> Times:
     training, caption = steps * step.seconds, caption_seconds(trainer)
     loss = step.seconds / step.pictures / 3  # a forward pass; the backward pass takes twice that
     validation = epochs * (pictures * loss + trainer.validator.count * caption) + pictures * caption
-    features = feature_seconds(trainer) * (len(prepared.train.records) + pictures)
+    val_views = (1 + trainer.model.encoder.mirrored) * pictures
+    features = view_seconds * (config.views * len(prepared.train.records) + val_views)
+    validation += view_seconds * val_views  # the evaluation at the end encodes these pictures again
     return Times(steps, epochs, training, validation, features, training + validation + features)
 
 
@@ -165,17 +175,21 @@ def caption_seconds(trainer: Trainer) -> float:
     return (time.monotonic() - begin) / len(few.records)
 
 
-def feature_seconds(trainer: Trainer) -> float:
-    """Return the time of a picture's features; 0 if the backbone is not frozen."""
-    train = trainer.prepared.train
+def seconds_per_view(trainer: Trainer) -> float:
+    """Return the time to compute and store the features of a view as the run does; 0 if the backbone is not frozen."""
+    config, prepared, train = trainer.config, trainer.prepared, trainer.prepared.train
     if train.features is None:
         return 0.0
-    images = train.images(range(min(16, len(train.records)))).to(trainer.device)
-    with torch.inference_mode():
+    start = native.Checkpoint(trainer.model, prepared.tokenizer, prepared.preprocess)
+    count = len(train.records) + len(prepared.val.records)
+    backbone = frozen_backbone(start, trainer.device, config.half_features, count, mirrored=False)
+    few = replace(train, records=train.records[:FEATURE_PICTURES], features=None)
+    backbone.encode(few.images([0, 0]))  # not timed: the first call may write the backbone as ONNX
+    with TemporaryDirectory() as folder:
+        backbone = replace(backbone, cache=FeatureCache(Path(folder), "", config.half_features))
         begin = time.monotonic()
-        for output in trainer.model.encoder.eval()(images):
-            output.cpu()
-    return (time.monotonic() - begin) / len(images)
+        backbone.with_features(few, config.views, Findings(), no_progress)
+        return (time.monotonic() - begin) / (config.views * len(few.records))
 
 
 def part_of(name: str) -> str:

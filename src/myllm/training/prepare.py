@@ -98,7 +98,8 @@ def prepare(
         if pictures is not None:
             readable, pixels = _with_pictures_of(readable, pixels, splits[name], preprocess)
         source = make_source(readable, pixels, preprocess, start.tokenizer, model.config.text.n_positions, findings)
-        views = config.views if name == "train" else 1
+        # of a dry run's pictures, which repeat under other names, only the view as it is
+        views = config.views if name == "train" and pictures is None else 1
         sources.append(source if frozen is None else frozen.with_features(source, views, findings, progress))
     train, val = sources
     if config.augment and not config.vision.frozen and not train.is_english:

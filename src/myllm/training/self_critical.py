@@ -116,7 +116,8 @@ class CaptionSampler:
         logprobs = torch.tensor([[sum(caption.logprobs) for caption in group] for group in groups])
         features = sampled.features if sampled.features is not None else self.start.encoder(sampled.images)
         image = self.start.image_kv(self.start.image_tokens(features))
-        start_logprobs = self.start.decode(sampled.tokens[..., :-1], image).log_softmax(-1)
-        start_logprobs = start_logprobs.gather(-1, sampled.tokens[..., 1:, None])[..., 0].cpu()
+        tokens = sampled.tokens.to(sampled.index.device)
+        start_logprobs = self.start.decode(tokens[..., :-1], image).log_softmax(-1)
+        start_logprobs = start_logprobs.gather(-1, tokens[..., 1:, None])[..., 0].cpu()
         is_target = torch.arange(sampled.tokens.shape[2] - 1) < sampled.lengths[..., None]
         return self.options.kl_weight * (logprobs - (start_logprobs * is_target).sum(-1))

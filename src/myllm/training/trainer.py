@@ -19,7 +19,7 @@ from myllm.data.sources import data_name
 from myllm.data.splits import name_hash
 from myllm.device import autocast, choose_device, choose_precision
 from myllm.errors import CheckpointError, MyLLMError, reason
-from myllm.metrics.diversity import measure_diversity
+from myllm.metrics.diversity import measure_diversity, repeating_share
 from myllm.model.lora import adapted_layers
 from myllm.signals import caught_signals
 from myllm.training import run_state
@@ -324,7 +324,7 @@ class Trainer:
     def _row(self, validation: Validation) -> dict[str, float | str]:
         """Return the epoch's row of metrics.csv."""
         state = self.state
-        train_loss = state.loss_sum / max(1, state.loss_tokens)
+        train_loss, diversity = state.loss_sum / max(1, state.loss_tokens), measure_diversity(validation.captions)
         return {
             "epoch": state.epoch + 1, "step": state.step, "minutes": state.seconds / 60,
             "stage": stage_of(state.epoch, self.config), "train_loss": train_loss,
@@ -332,7 +332,8 @@ class Trainer:
             **({"reward": state.reward_sum / state.samples} if state.samples else {}), "val_loss": validation.loss,
             "val_perplexity": math.exp(min(validation.loss, 50.0)), "CIDEr-D": validation.cider,
             "CIDEr-D_shuffled": validation.shuffled_cider,
-            "distinct_captions": measure_diversity(validation.captions).distinct_share,
+            "distinct_captions": diversity.distinct_share, "mean_length": diversity.mean_length,
+            "repeating_captions": repeating_share(validation.captions),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"], "gradient_norm": state.gradient_norm,
             "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
             "data_wait": state.wait_share,

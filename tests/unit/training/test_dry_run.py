@@ -17,9 +17,12 @@ from myllm.training.dry_run import (
     TIMED_STEPS,
     UNTIMED_STEPS,
     DryRun,
+    Steps,
     dry_run,
+    expected_times,
     first_pictures,
     measure_steps,
+    seconds_per_view,
 )
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.ranks import Ranks
@@ -82,11 +85,26 @@ def test_dry_run_of_a_frozen_backbone_computes_the_features_of_few_pictures(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
-    result, _ = counted_model(replace(config, vision=replace(config.vision, frozen=True)))
+    result, _ = counted_model(replace(config, vision=replace(config.vision, frozen=True), views=5))
     [index] = (tmp_path / "cache/features").glob("*/index.json")
     validation = len(prepare(config).val.records)
     assert len(json.loads(index.read_text())["rows"]) == 4 + validation < 12
     assert result.trained["encoder"] == 0 < result.parameters["encoder"] and result.times.features > 0
+
+
+def test_dry_run_expects_the_features_of_all_views_and_of_mirrored_validation_pictures(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYLLM_CACHE", str(tmp_path / "cache"))
+    config = replace(config, vision=replace(config.vision, frozen=True, mirrored=True), views=5)
+    prepared = prepare(config, pictures=4)
+    trainer = Trainer(config, prepared, Silent(), Ranks())
+    assert seconds_per_view(trainer) > 0
+    step, train, validation = Steps(1.0, 0.0, 4.0, 40.0, 0), len(prepared.train.records), len(prepared.val.records)
+    times, instant = (expected_times(trainer, step, view_seconds=seconds) for seconds in (1000.0, 0.0))
+    assert times.features == 1000 * (5 * train + 2 * validation)
+    # captioning takes seconds, the evaluation's features 1,000 for each
+    assert times.validation - instant.validation == pytest.approx(1000 * 2 * validation, abs=500)
 
 
 def test_dry_run_of_adapters_trains_only_these(config: TrainConfig, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from myllm.config import CaptionsConfig, DecodeConfig, GPTConfig, VisionConfig
-from myllm.data.batches import Batch
+from myllm.data.batches import Batch, pad_captions
 from myllm.data.tokenizer import decode_tokens
 from myllm.metrics.cider import CiderD
 from myllm.metrics.ptb import ptb_tokenize
+from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.training.loss import Objective
 from myllm.training.prepare import Prepared, prepare
 from myllm.training.self_critical import END_WORD, SEVERAL_MARKS, CaptionSampler, advantages
@@ -94,6 +98,21 @@ def test_kl_weight_penalises_only_what_has_become_likelier(config: TrainConfig) 
     drift = plain(batch, 0).rewards.sum() - sampled.rewards.sum()
     assert float(drift) == pytest.approx(0.5 * float(start.caption_sum - after.caption_sum), rel=1e-3)
     assert float(before.caption_sum) > 0
+
+
+def test_kl_weight_compares_with_the_base_on_the_device_of_the_model(tiny_model: Callable[..., VisionGPT2]) -> None:
+    model = tiny_model()
+    with FakeTensorMode():  # tensors of a GPU, without one
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+        tokens, lengths = pad_captions([[[0, 5, 7, 0], [0, 3, 0]]], 0)
+        features = (torch.zeros(1, 7, model.encoder.width, device="cuda"),)
+        batch = Batch(None, features, tokens, tokens, lengths, torch.zeros(1, dtype=torch.int64, device="cuda"))
+        options = SelfCriticalConfig(samples=2, kl_weight=0.5)
+        sampler = SimpleNamespace(start=model, options=options)
+        drift = CaptionSampler._drift(sampler, batch, [[SimpleNamespace(logprobs=[-1.0])] * 2])
+    assert drift.shape == (1, 2) and drift.device.type == "cpu"
 
 
 def test_people_weight_adds_the_loss_of_peoples_captions(config: TrainConfig) -> None:

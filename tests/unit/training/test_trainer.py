@@ -12,6 +12,8 @@ from myllm.caption import Sample
 from myllm.checkpoints import native
 from myllm.config import CaptionsConfig, GPTConfig, VisionConfig
 from myllm.errors import MyLLMError
+from myllm.metrics.diversity import repeating_share
+from myllm.metrics.ptb import ptb_tokenize
 from myllm.training.prepare import prepare
 from myllm.training.run_state import RunState
 from myllm.training.trainer import Trainer
@@ -25,6 +27,7 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
         self.rows: list[dict[str, float | str]] = []
+        self.captions: list[list[str]] = []
         self.warnings: list[str] = []
         self.is_training: list[bool] = []
         self.trainer: Trainer
@@ -35,6 +38,7 @@ class Recorder:
 
     def epoch(self, row: dict[str, float | str], samples: Sequence[Sample]) -> None:
         self.rows.append(row)
+        self.captions.append([sample.caption for sample in samples])
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -83,6 +87,14 @@ def test_step_report_has_the_learning_rate_of_the_schedule(config: TrainConfig) 
     expected = [4e-5, *(1e-3 * (1 - progress) / 0.95 for progress in (0.25, 0.5, 0.75))]
     assert [report.learning_rate for report in recorder.steps] == pytest.approx(expected)
     assert [row["learning_rate"] for row in recorder.rows] == pytest.approx(expected)
+
+
+def test_row_has_the_length_of_captions_and_the_share_that_repeats_words(config: TrainConfig) -> None:
+    recorder = start(replace(config, epochs=1))
+    recorder.trainer.train()
+    [row], [captions] = recorder.rows, recorder.captions
+    assert row["mean_length"] == pytest.approx(sum(map(len, map(ptb_tokenize, captions))) / len(captions))
+    assert row["repeating_captions"] == repeating_share(captions)
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
