@@ -343,7 +343,7 @@ class PushOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions(NewFile, OnDevice, OnSplit):
-    """Average the weights of captioners of one architecture; the average is often better than each of them."""
+    """Average the weights of captioners of one architecture; the average may be better than each of them."""
 
     paths: tuple[str, ...] = positional("The captioners: captioner.pt files, folders, or hub ids (user/name).")
     weights: Annotated[tuple[float, ...], Range.AT_LEAST_0] = ()
