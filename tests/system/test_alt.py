@@ -198,6 +198,29 @@ def test_captions_below_the_confidence_complex_and_unreadable_pictures_are_for_a
     assert contents(sites) == before
 
 
+def test_write_describes_pictures_that_only_look_like_spacers_and_keeps_texts_of_templates(
+    tiny_run: Path, sites: Path, capfd: Capture
+) -> None:
+    shutil.copy("shop/img/scene1.png", "shop/img/pixel.png")
+    Image.new("RGB", (1, 1)).save("shop/img/blank.gif")
+    page, templates = Path("shop/page.html"), [
+        '<img src=img/scene0.png {% if x %}alt="Our dog Rex"{% endif %}>', '<img src=img/scene0.png :alt="text">'
+    ]
+    described = [
+        "<img src=img/blank.gif data-src=img/scene0.png>", "<img src=img/pixel.png>",
+        "<section hidden><img src=img/scene0.png></section>",
+    ]
+    spacers = ["<img src=img/blank.gif>", "<img src=img/spacer.gif>", "<img src=count.html width=1 height=1>"]
+    Path("shop/count.html").write_text("no picture")
+    page.write_text("\n".join([*templates, *described, *spacers]))
+    report = audited(tiny_run, capfd, page, "--min-confidence=0", "--write")
+    assert (report["made_by_template"], report["written"], report["for_a_person"], report["wrong"]) == (2, 6, 0, 0)
+    lines = page.read_text().split("\n")
+    assert lines[:2] == templates
+    assert all('<img alt="A red ball on' in line for line in lines[2:5]) and all('alt=""' in line for line in lines[5:])
+    assert alt(tiny_run, page) == 0
+
+
 def test_captioner_without_calibration_is_warned_of(tmp_path: Path, sites: Path, capfd: Capture) -> None:
     model = Path(__file__).parents[1] / "fixtures/captioner-v1"
     assert alt(model, "docs/guide.md") == 1

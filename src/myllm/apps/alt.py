@@ -16,7 +16,7 @@ from myllm.apps.alt_html import Picture
 from myllm.apps.alt_links import Destinations
 from myllm.apps.alt_pages import Page, difference, filled, find_pages, read_page, write_filled
 from myllm.apps.alt_pictures import complexity, find_picture, shown_address, spacer_by_pixels
-from myllm.apps.alt_rules import MISSING, Finding, is_repeated, judge
+from myllm.apps.alt_rules import MISSING, OF_TEMPLATE, Finding, is_repeated, judge, judge_unreadable
 from myllm.apps.alt_wording import alternative_text
 from myllm.apps.console import Display
 from myllm.apps.opening import open_captioner
@@ -98,7 +98,7 @@ def describe(faults: Sequence[Fault], options: AltOptions, display: Display) -> 
             picture = find_picture(fault.picture.element, fault.page)
             faults_of.setdefault(picture.resolve() if isinstance(picture, Path) else picture, []).append(fault)
         except (DataError, OSError, ValueError) as error:
-            fault.finding = replace(fault.finding, reason=str(error))
+            fault.finding = judge_unreadable(fault.picture.element, error)
     if not faults_of:
         return
     captioner = open_captioner(options.model, options.devices, options.precision, options.adapter)
@@ -121,8 +121,8 @@ def describe(faults: Sequence[Fault], options: AltOptions, display: Display) -> 
 
 def caption_pictures(
     captioner: CaptionerProtocol, pictures: Sequence[PictureSource]
-) -> Iterator[tuple[PictureSource, Caption | Finding]]:
-    """Yield each picture with its caption, or with a finding if it shows nothing or a caption cannot describe it."""
+) -> Iterator[tuple[PictureSource, Caption | Finding | DataError]]:
+    """Yield each picture with its caption, a finding if a caption cannot describe it, or why it cannot be read."""
     images, captioned = list[Any](), list[PictureSource]()
     for picture in pictures:
         try:
@@ -136,14 +136,16 @@ def caption_pictures(
                 images.append(captioner.preprocess(image))
                 captioned.append(picture)
         except DataError as error:
-            yield picture, Finding(MISSING, None, str(error))
+            yield picture, error
     if images:
         yield from zip(captioned, captioner.caption_tensors(images, captioner.decode), strict=True)
 
 
-def _finding(fault: Fault, result: Caption | Finding, options: AltOptions) -> Finding:
+def _finding(fault: Fault, result: Caption | Finding | DataError, options: AltOptions) -> Finding:
     if isinstance(result, Finding):
         return result
+    if isinstance(result, DataError):
+        return judge_unreadable(fault.picture.element, result)
     if result.error:
         return Finding(MISSING, None, result.error)
     sure = result.confidence
@@ -196,11 +198,13 @@ def report(
 ) -> None:
     """Print the faults as a table or as JSON, and how many there are."""
     missing = [fault for fault in faults if fault.finding.is_missing]
+    of_templates = [fault for fault in faults if fault.finding.problem == OF_TEMPLATE]
     fillable = [fault for fault in missing if fault.finding.alt is not None]
     counts = {
         "pages": len(pages), "pictures": sum(len(page.tree.pictures) for page in pages), "missing": len(missing),
         "suggested": len(fillable), "written": sum(fault.is_written for fault in faults),
-        "for_a_person": len(missing) - len(fillable), "wrong": len(faults) - len(missing),
+        "for_a_person": len(missing) - len(fillable), "made_by_template": len(of_templates),
+        "wrong": len(faults) - len(missing) - len(of_templates),
     }
     if options.json:
         print_json({**counts, "faults": [fault.as_json() for fault in faults], "errors": list(errors)})
@@ -210,7 +214,7 @@ def report(
     read = f"{quantity(len(pages), 'page')}, {quantity(counts['pictures'], 'picture')}"
     display.say(
         f"{read}: {len(missing):,} without alternative text ({fill}, {counts['for_a_person']:,} for a person), "
-        f"{counts['wrong']:,} with a wrong one"
+        f"{counts['wrong']:,} with a wrong one, {counts['made_by_template']:,} that a template may make"
     )
 
 

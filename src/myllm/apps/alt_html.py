@@ -31,6 +31,11 @@ INERT = frozenset(" ".join((
     "iframe noembed noframes script",
     "style template textarea title xmp",
 )).split())
+# names like :alt, v-bind:alt, [attr.alt] and th:alt, and those that set several attributes
+ALT_BINDING = re.compile(r"(?<![a-z])(?<!data-)alt(?:[\].].*|-title)?$")
+BINDINGS = ("v-bind", "x-bind", "th:attr", "data-th-attr", "data-bind")
+# Between these, { and < begin template code. Values with PHP or ERB are left out: its quotes may end a value too early.
+QUOTED_VALUE = re.compile(r"""=\s*(?:"(?:(?!<[?%])[^"])*"|'(?:(?!<[?%])[^'])*')""")
 UNFINISHED_TAG = re.compile("</?[a-zA-Z]")
 MAX_DEPTH = 128  # deeper elements become neighbours
 
@@ -64,8 +69,12 @@ def words_of(text: str) -> set[str]:
 class Element:
     """An element with its attributes (names in lower case) and children; the root has the tag ""."""
 
-    def __init__(self, tag: str, attributes: dict[str, str], parent: "Element | None", position: int = 0) -> None:
+    def __init__(
+        self, tag: str, attributes: dict[str, str], parent: "Element | None", position: int = 0, start_tag: str = ""
+    ) -> None:
         self.tag, self.attributes, self.parent, self.position = tag, attributes, parent, position
+        self.start_tag = start_tag
+        """Its start tag as the page has it."""
         self.children = list[Element | str]()
         self.index = len(parent.children) if parent else 0
         """Index among the children of its parent."""
@@ -74,6 +83,17 @@ class Element:
     def get(self, name: str) -> str:
         """Return an attribute without blanks around it; "" if it is missing."""
         return self.attributes.get(name, "").strip()
+
+    @property
+    def is_aria_hidden(self) -> bool:
+        """Whether its own aria-hidden hides it from screen readers."""
+        return self.get("aria-hidden").lower() == "true"
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is shown when the page opens, as far as its own attributes say."""
+        style = "".join(self.get("style").lower().split())
+        return not ("hidden" in self.attributes or "display:none" in style or "visibility:hidden" in style)
 
     def ancestors(self) -> Iterator["Element"]:
         """Yield the element itself, its parent and so on."""
@@ -133,7 +153,8 @@ def _joined(element: Element, with_names: bool) -> str:
             parts.append(child)
             continue
         is_label = with_names and child.tag == "title"  # of an SVG drawing
-        if (child.tag in INERT and not is_label) or (with_names and child.get("aria-hidden") == "true"):
+        is_silent = with_names and (child.is_aria_hidden or not child.is_shown)
+        if (child.tag in INERT and not is_label) or is_silent:
             continue
         if with_names:
             parts.append(f" {child.get('aria-label') or child.get('alt')} ")
@@ -211,7 +232,8 @@ class _TreeBuilder(HTMLParser):
             self._end(closed, barriers)
         line, column = self.getpos()
         attributes = {name: value or "" for name, value in reversed(attrs)}  # the first of equal names counts
-        element = Element(tag, attributes, self.open, self.line_starts[line - 1] + column)
+        position = self.line_starts[line - 1] + column
+        element = Element(tag, attributes, self.open, position, self.get_starttag_text() or "")
         self.open.children.append(element)
         is_inert = any(self.counts[name] for name in INERT)
         if tag == "base" and "href" in attributes and not self.base and not is_inert:
@@ -246,6 +268,12 @@ class _TreeBuilder(HTMLParser):
                     assert self.open.parent is not None
                     self.open = self.open.parent
                 return
+
+
+def has_alt_of_template(element: Element) -> bool:
+    """Return whether a template may write an alt into the element's start tag, or a script that binds attributes."""
+    has_binding = any(name in BINDINGS or ALT_BINDING.search(name) for name in element.attributes)
+    return has_binding or re.search("[{<]", QUOTED_VALUE.sub("", element.start_tag)[1:]) is not None
 
 
 def _needs_name(element: Element) -> bool:

@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 from myllm.apps.alt_html import Picture, Tree, parse
 from myllm.apps.alt_markdown import Piece, markdown_pieces
-from myllm.apps.printing import printable
 from myllm.errors import DataError, MyLLMError
 from myllm.files import atomic_write, read_data
 
@@ -198,6 +197,14 @@ def difference(page: Page, content: bytes) -> bytes:
     if page.encoding.startswith("utf-16"):
         versions = (page.text.encode(), content[len(page.mark) :].decode(page.encoding).encode())
     before, after = (re.findall(rb"[^\n]*\n|[^\n]+", version) for version in versions)
-    name = printable(str(page.path)).encode(errors="backslashreplace")
+    name = _name_in_diff(page.path)
     lines = diff_bytes(unified_diff, before, after, name, name)
     return b"".join(line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in lines)
+
+
+def _name_in_diff(path: Path) -> bytes:
+    """Return a path as patch and git read it: relative, quoted if it is unusual, and with a tab after blanks."""
+    name = os.fsencode(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if re.search(rb'[\0-\x1f\x7f]|^[ "]', name):
+        return b'"' + re.sub(rb'[\0-\x1f\x7f"\\]', lambda match: b"\\%03o" % ord(match[0]), name) + b'"'
+    return name + b"\t" * (b" " in name)

@@ -2,7 +2,8 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
@@ -11,10 +12,12 @@ from PIL import Image
 
 from myllm.apps.alt_html import Element
 from myllm.apps.alt_pages import Page
+from myllm.data.images import PICTURE_SUFFIXES, load_image
 from myllm.errors import DataError
 
 # attributes of scripts that load a picture when it comes into view
 LAZY = ("data-src", "data-lazy-src", "data-original")
+LAZY_SETS = ("data-srcset", "data-lazy-srcset")
 COMPLEX_WORDS = frozenset(" ".join((
     "chart charts graph graphs plot diagram flowchart histogram infographic screenshot screenshots screencast map",
     "schematic uml wireframe mockup table dashboard architecture timeline heatmap",
@@ -37,35 +40,58 @@ def shown_address(element: Element) -> str:
 
 
 def find_picture(element: Element, page: Page) -> Path | bytes:
-    """Return the file of a picture, or its content if its address holds that. Raises DataError with the reason."""
-    missing = list[str]()
-    for address in _addresses(element):
-        if address.startswith("data:"):
-            return _data_content(address)
-        if urlsplit(address).path.lower().endswith((".svg", ".svgz")):
-            raise DataError("an SVG drawing cannot be captioned")
-        path = page.local_path(address)
+    """Return the first file of a picture that shows something, or its content if its address holds that.
+
+    If all its files show nothing, as spacers do, return the first. Raises FileNotFoundError if there is no file, and
+    DataError if a file cannot be used, with the reason.
+    """
+    addresses, spacers, errors = list(dict.fromkeys(_addresses(element))), list[Path | bytes](), list[Exception]()
+    for address in addresses:
         try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # a name that is too long
-            pass
-        missing.append(str(path))
-    raise DataError(f"there is no file {' or '.join(missing)}" if missing else "it has no address")
+            picture = _data_content(address) if address.startswith("data:") else _local_file(address, page)
+            if len(addresses) == 1 or not spacer_by_pixels(load_image(picture, min_side=SPACER_SIDE + 1)):
+                return picture
+            spacers.append(picture)
+        except (DataError, OSError, ValueError) as error:
+            errors.append(error)
+    if spacers and not errors:
+        return spacers[0]
+    raise errors[0] if errors else DataError("it has no address")
 
 
 def _addresses(element: Element) -> Iterator[str]:
-    """Yield the addresses that a browser may load: those that scripts load later first, as src is a placeholder then.
+    """Yield the addresses that a browser may load, for a <picture> those of its sources last.
 
-    For a <picture>, those of its sources come last.
+    If a script loads pictures later, only theirs: src is a placeholder until then.
     """
-    yield from filter(None, (element.get(name) for name in (*LAZY, "src")))
-    elements = [element]
+    sources = list[Element]()
     if element.parent is not None and element.parent.tag == "picture":
-        elements += [child for child in element.parent.children if isinstance(child, Element) and child.tag == "source"]
-    for candidate in elements:
-        for name in ("srcset", "data-srcset"):
-            yield from (part.split()[0] for part in re.split(r",\s+|,$", candidate.get(name)) if part.split())
+        sources += (child for child in element.parent.children if isinstance(child, Element) and child.tag == "source")
+    lazy = [*filter(None, map(element.get, LAZY)), *_addresses_of_sets([element, *sources], LAZY_SETS)]
+    yield from lazy
+    if not lazy:
+        yield from _addresses_of_sets([element], ["srcset"])
+        yield from filter(None, [element.get("src")])
+        yield from _addresses_of_sets(sources, ["srcset"])
+        others = (value for name, value in element.attributes.items() if name.startswith("data-"))
+        yield from (value for value in others if path_of(value).lower().endswith(tuple(PICTURE_SUFFIXES)))
+
+
+def _addresses_of_sets(elements: Iterable[Element], names: Sequence[str]) -> Iterator[str]:
+    for element, name in product(elements, names):
+        yield from (part.split()[0] for part in re.split(r",\s+|,$", element.get(name)) if part.split())
+
+
+def _local_file(address: str, page: Page) -> Path:
+    if urlsplit(address).path.lower().endswith((".svg", ".svgz")):
+        raise DataError("an SVG drawing cannot be captioned")
+    path = page.local_path(address)
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # a name that is too long
+        pass
+    raise FileNotFoundError(f"there is no file {path}")
 
 
 def _data_content(address: str) -> bytes:
@@ -78,15 +104,21 @@ def _data_content(address: str) -> bytes:
         raise DataError("its address holds damaged data") from None
 
 
-def spacer_by_page(element: Element) -> str:
-    """Return why an element shows nothing, as far as the page says: its size or file name; else ""."""
+def spacer_by_size(element: Element) -> str:
+    """Return why an element shows nothing if its attributes give such a size, and its style none; else ""."""
+    if re.search("width|height", element.get("style").lower()):
+        return ""
     sizes = [re.match(r"\d+", element.get(name)) for name in ("width", "height")]
     if any(size is not None and int(size[0]) == 0 for size in sizes):
         return "it is 0 pixels wide or high"
-    if all(size is not None and int(size[0]) <= 1 for size in sizes):
-        return "it is 1 x 1 pixel"
-    stem = PurePosixPath(path_of(element.get("src"))).stem.lower()
-    return "its name is that of a spacer" if stem in SPACERS else ""
+    is_tiny = all(size is not None and int(size[0]) <= 1 for size in sizes)
+    return "it is 1 x 1 pixel" if is_tiny else ""
+
+
+def spacer_by_name(element: Element) -> str:
+    """Return why an element whose file is missing shows nothing, if all its names are those of spacers; else ""."""
+    names = {PurePosixPath(path_of(address)).stem.lower() for address in _addresses(element)}
+    return "its name is that of a spacer" if names and names <= SPACERS else ""
 
 
 def path_of(address: str) -> str:

@@ -7,14 +7,16 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import itemgetter
 
-from myllm.apps.alt_html import Element, Sentences, words_of
-from myllm.apps.alt_pictures import path_of, spacer_by_page
+from myllm.apps.alt_html import Element, Sentences, has_alt_of_template, words_of
+from myllm.apps.alt_pictures import path_of, spacer_by_name, spacer_by_size
 from myllm.apps.alt_wording import LEAD_IN
 from myllm.data.images import PICTURE_SUFFIXES
 
 MISSING = "no alternative text"
+OF_TEMPLATE = "perhaps no alternative text"
 PLACEHOLDERS = (
     "image", "picture", "photo", "photograph", "img", "pic", "graphic", "icon", "alt", "alt text", "untitled", "spacer",
 )
@@ -51,26 +53,32 @@ def judge(element: Element, name_destination: Callable[[Element], tuple[str, str
 
     name_destination: returns the name of a link's destination and where the name is from, or "", "".
     """
-    hidden = _hidden_by(element)
     if element.tag not in ("img", "input", "area"):
         has_title = any(isinstance(child, Element) and child.tag == "title" for child in element.children)
         kind = "an SVG drawing" if element.tag == "svg" else f"a <{element.tag}> with the role img"
-        is_named = has_title or _has_label(element) or bool(hidden)
+        is_named = has_title or _has_label(element) or _is_hidden(element)
         return None if is_named else Finding(MISSING, None, f"{kind} needs an aria-label, which a person writes")
     link = next((ancestor for ancestor in element.ancestors() if _is_link(ancestor)), None)
     if "alt" in element.attributes:
-        return None if hidden else _judge_existing(element, link)
+        return None if _is_hidden(element) else _judge_existing(element, link)
     if _has_label(element):
         return None
+    if has_alt_of_template(element):
+        return Finding(OF_TEMPLATE, None, "its alt may be made by a template")
     if element.tag == "input":
         return _named_button(element.get("value"))
-    if hidden and (link is None or _hidden_by(link)):
-        return Finding(MISSING, "", hidden)
+    if _is_hidden(element) and (link is None or _is_hidden(link)):
+        return Finding(MISSING, "", "it is hidden by aria-hidden")
     if element.tag == "area" or link is not None:
         return _judge_linked(element, element if link is None else link, name_destination)
     is_marked = element.get("role") in ("presentation", "none")
-    decoration = "it is marked as decoration" if is_marked else spacer_by_page(element)
-    return Finding(MISSING, "" if decoration else None, decoration)
+    return Finding(MISSING, "", "it is marked as decoration") if is_marked else Finding(MISSING, None, "")
+
+
+def judge_unreadable(element: Element, error: Exception) -> Finding:
+    """Return the finding for a picture that is not in a link and whose file is missing or cannot be read."""
+    spacer = spacer_by_size(element) or (spacer_by_name(element) if isinstance(error, FileNotFoundError) else "")
+    return Finding(MISSING, "" if spacer else None, spacer or str(error))
 
 
 def _judge_linked(
@@ -79,9 +87,9 @@ def _judge_linked(
     if element is not link:
         if link.name.strip() or link.get("aria-labelledby"):
             return Finding(MISSING, "", "its link has a text")
-        if element is not next(_bare_pictures(link), element):
+        if _is_shown_in(link, element) and element is not next(_bare_pictures(link), element):
             return Finding(MISSING, "", "another picture of its link names where the link leads")
-        if _hidden_by(element) or element.get("role") in ("presentation", "none"):
+        if _is_hidden(element) or element.get("role") in ("presentation", "none"):
             return Finding(MISSING, None, "it is marked as decoration, but its link has no other text")
     if link.tag not in ("a", "area"):
         return _named_button(link.get("aria-label") or link.get("title"))
@@ -132,15 +140,9 @@ def _has_label(element: Element) -> bool:
     return any(element.get(name) for name in ("aria-label", "aria-labelledby", "title"))
 
 
-def _hidden_by(element: Element) -> str:
-    """Return why screen readers leave an element out; "" if they do not."""
-    for ancestor in element.ancestors():
-        if ancestor.get("aria-hidden").lower() == "true":
-            return "it is hidden by aria-hidden"
-        style = "".join(ancestor.get("style").lower().split())
-        if "hidden" in ancestor.attributes or "display:none" in style or "visibility:hidden" in style:
-            return "it is not shown"
-    return ""
+def _is_hidden(element: Element) -> bool:
+    """Whether screen readers leave an element out, even when it is shown."""
+    return any(ancestor.is_aria_hidden for ancestor in element.ancestors())
 
 
 def _bare_pictures(link: Element) -> Iterator[Element]:
@@ -148,8 +150,15 @@ def _bare_pictures(link: Element) -> Iterator[Element]:
     for element in link.descendants():
         if isinstance(element, Element) and element.tag == "img" and "alt" not in element.attributes:
             is_marked = element.get("role") in ("presentation", "none")
-            if not (is_marked or _has_label(element) or spacer_by_page(element) or _hidden_by(element)):
+            is_spacer = spacer_by_size(element) or spacer_by_name(element)
+            is_silent = is_marked or is_spacer or _has_label(element) or _is_hidden(element)
+            if _is_shown_in(link, element) and not is_silent:
                 yield element
+
+
+def _is_shown_in(link: Element, element: Element) -> bool:
+    """Whether a picture is shown when its link is."""
+    return all(ancestor.is_shown for ancestor in takewhile(lambda ancestor: ancestor is not link, element.ancestors()))
 
 
 def is_repeated(alt: str, element: Element) -> bool:

@@ -4,6 +4,7 @@ import codecs
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,27 @@ def test_page_that_was_changed_since_it_was_read_is_left_as_it_is(tmp_path: Path
     assert page.path.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("tool", ["git apply", "patch"])
+@pytest.mark.parametrize(
+    "name",
+    ["page.html", "my page.html", "a folder/é.html", " page.html", 'a\n"b".html', '"a".html', "caf\udce9 a.html"],
+)
 @pytest.mark.parametrize(
     "content", [b"<img src=a>", b"a\r\nb\x0cc\n\xe9 <img src=a>\n\n" + b"x\n" * 20 + b"<img src=b>"]
 )
-def test_difference_is_what_patch_needs(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_difference_is_what_patch_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str], str], content: bytes, name: str, tool: str
+) -> None:
+    command = [*tool.split(), "-p0"]
+    program(command[0])
     monkeypatch.chdir(tmp_path)
     content = b"<meta charset=latin1>" + content
-    page = page_of(Path(), content)
-    new = all_filled(page, "A dog")
-    subprocess.run(["git", "apply", "-p0", "-"], input=difference(page, new), check=True)
-    assert Path("page.html").read_bytes() == new != content
+    Path(name).parent.mkdir(exist_ok=True)
+    for folder in (Path(), tmp_path):  # a path that is not relative, too
+        page = page_of(folder, content, name)
+        new = all_filled(page, "A dog")
+        subprocess.run(command, input=difference(page, new), check=True)
+        assert Path(name).read_bytes() == new != content
 
 
 def test_pages_of_a_folder_are_found_once_and_hidden_folders_and_links_to_folders_are_left_out(tmp_path: Path) -> None:

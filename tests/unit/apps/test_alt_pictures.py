@@ -24,6 +24,11 @@ def picture_of(folder: Path, markup: str) -> Path | bytes:
 @pytest.mark.parametrize(
     "markup",
     [
+        "<img src=blank.gif data-src=dog.jpg>", "<img src=blank.gif data-srcset='dog.jpg 2x'>",
+        "<img src=blank.gif srcset='dog.jpg 2x'>", "<img src=blank.gif data-picture=dog.jpg>",
+        "<picture><source srcset=dog.jpg><img src=blank.gif></picture>", "<img src=other.jpg srcset=dog.jpg>",
+        "<picture><source data-srcset=dog.jpg><img src=other.jpg></picture>", "<img src=a.svg srcset=dog.jpg>",
+        "<img src=dog.jpg srcset='http://[ 2x'>", "<img src=dog.jpg srcset='http://example.org/a.jpg 2x'>",
         "<img src=dog.jpg>", "<img src='dog.jpg?w=100'>", "<img src=gone.jpg srcset='gone.jpg 1x, dog.jpg 2x'>",
         "<img srcset='dog.jpg, gone.jpg 2x'>", "<img src='data:image/gif;base64,R0lGODlh' data-src=dog.jpg>",
         "<img src=other.jpg data-lazy-src=dog.jpg>", "<img data-srcset='gone.jpg 1w,\n dog.jpg 2w'>",
@@ -32,8 +37,19 @@ def picture_of(folder: Path, markup: str) -> Path | bytes:
 )
 def test_picture_is_the_first_file_that_its_addresses_lead_to(tmp_path: Path, markup: str) -> None:
     for name in ("dog.jpg", "other.jpg"):
-        (tmp_path / name).touch()
+        Image.linear_gradient("L").save(tmp_path / name)
+    Image.new("RGB", (1, 1)).save(tmp_path / "blank.gif")
     assert picture_of(tmp_path, markup) == tmp_path / "dog.jpg"
+
+
+def test_spacer_is_the_picture_only_if_every_other_file_is_a_spacer(tmp_path: Path) -> None:
+    for name in ("blank.gif", "blank2.gif"):
+        Image.new("RGB", (1, 1)).save(tmp_path / name)
+    assert picture_of(tmp_path, "<img src=blank2.gif srcset='blank.gif 2x'>") == tmp_path / "blank.gif"
+    others = ("data-src=gone.jpg", "data-srcset=gone.jpg", "srcset=gone.jpg", "data-src=blank.gif data-srcset=gone.jpg")
+    for other in others:
+        with pytest.raises(FileNotFoundError, match="there is no file .*gone.jpg"):
+            picture_of(tmp_path, f"<img src=blank.gif {other}>")
 
 
 def test_picture_in_its_address_is_its_content(tmp_path: Path) -> None:
@@ -48,7 +64,7 @@ def test_picture_in_its_address_is_its_content(tmp_path: Path) -> None:
      ("<img src=%00.jpg>", "there is no file")],
 )
 def test_picture_that_cannot_be_captioned_has_a_reason(tmp_path: Path, markup: str, reason: str) -> None:
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises((DataError, FileNotFoundError), match=reason):
         picture_of(tmp_path, markup)
 
 

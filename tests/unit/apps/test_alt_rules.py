@@ -4,7 +4,8 @@ import pytest
 
 from myllm.apps.alt_html import parse
 from myllm.apps.alt_markdown import Piece
-from myllm.apps.alt_rules import MISSING, Finding, is_repeated, judge
+from myllm.apps.alt_rules import MISSING, OF_TEMPLATE, Finding, is_repeated, judge, judge_unreadable
+from myllm.errors import DataError
 
 NEEDS_PICTURE = "needs its picture"
 
@@ -46,7 +47,7 @@ def test_picture_with_a_name_or_marked_as_decoration_has_no_fault(page: str) -> 
     "page",
     ["<img src=a.jpg>", "<div><img src=a.jpg></div>", "<a name=top><img src=a.jpg></a>",
      "<a href=b.html>x</a><img src=a>", "<picture><source srcset=b.webp><img src=a.jpg></picture>",
-     "<noscript><img src=a.jpg></noscript>"],
+     "<noscript><img src=a.jpg></noscript>", "<img src=spacer.gif>", "<img src=a.jpg width=1 height=1>"],
 )
 def test_picture_without_text_that_is_no_link_is_described(page: str) -> None:
     assert suggestion(page) == NEEDS_PICTURE
@@ -71,6 +72,62 @@ def test_picture_in_a_link_that_has_a_text_gets_an_empty_one(page: str) -> None:
     assert suggestion(page) == ""
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["<div style='display: none' id=slide2><img src=a.jpg></div>", "<section hidden><img src=a.jpg></section>",
+     "<img src=a.jpg hidden>", "<img src=a.jpg style='visibility:hidden'>"],
+)
+def test_picture_that_is_not_shown_at_first_is_described_because_tabs_and_carousels_show_it_later(page: str) -> None:
+    assert suggestion(page) == NEEDS_PICTURE
+
+
+def test_text_of_a_picture_that_is_not_shown_at_first_is_judged() -> None:
+    finding = judged('<div hidden><img src=a.jpg alt="IMG_1.jpg"></div>')
+    assert finding is not None and "is a file name" in finding.problem
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<a href=b.html><span hidden>Dogs</span><img src=a.jpg></a>", "<a href=b.html hidden><img src=a.jpg></a>",
+     "<a href=b.html><img src=a.jpg><img src=b.jpg hidden></a>",
+     "<a href=b.html><img src=b.jpg style='display:none'><img src=a.jpg></a>"],
+)
+def test_link_whose_other_content_is_not_shown_is_named_by_its_picture(page: str) -> None:
+    assert suggestion(page) == "Target"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        '{% if x %}alt="Our dog Rex"{% endif %}', '{% if a > b %}alt="Our dog Rex"{% endif %}', "{{ attributes }}",
+        '{{#if x}}alt="{{x}}"{{/if}}', "<?php if ($x): ?>alt='Rex'<?php endif; ?>", "<%= attributes %>",
+        "<c:if test='${x}'>alt='Rex'</c:if>", "[% IF x %]alt='Rex'[% END %]", "{alt}", "{...properties}",
+        "width={a > b ? 1 : 2} alt={x}", ':alt="x"', 'v-bind:alt="x"', 'v-bind="x"', '[alt]="x"', '[attr.alt]="x"',
+        'bind-alt="x"', 'ng-attr-alt="{{x}}"', 'th:alt="${x}"', 'data-th-alt="${x}"', 'th:attr="alt=${x}"',
+        'bind:alt="x"', 'x-bind:alt="x"', 'alt.bind="x"', 'data-bind="attr: {alt: x}"',
+        'class="<?php x("y"); ?>" alt="Rex"',
+    ],
+)
+@pytest.mark.parametrize("page", ["<img src=a.jpg {}>", "<a href=b.html><img {} src=a.jpg></a>", "<p hidden><img {}>"])
+def test_picture_whose_alt_a_template_may_make_is_left_to_a_person(page: str, attributes: str) -> None:
+    finding = judged(page.replace("{}", attributes))
+    assert finding is not None and (finding.problem, finding.alt) == (OF_TEMPLATE, None)
+    assert "made by a template" in finding.reason and not finding.is_missing
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    ['class="{{ x }}"', "data-x='{\"a\": 1}'", ":class=x", "data-alt=Dog", "data-alt-src=b.jpg", 'data-x="1 < 2"',
+     "salt=x", "data-x = 'a > {b'"],
+)
+def test_picture_whose_other_attributes_a_template_makes_is_described(attributes: str) -> None:
+    assert suggestion(f"<img src=a.jpg {attributes}>") == NEEDS_PICTURE
+
+
+def test_alt_in_a_template_is_kept() -> None:
+    assert judged("<img src=a.jpg alt={x}>") is judged('<img src=a.jpg alt="{{ x }}">') is None
+
+
 def test_picture_of_a_link_whose_destination_is_unknown_is_for_a_person() -> None:
     page = "<a href=#><img src=a.jpg></a>"
     finding = judge(parse([Piece(page, 0)], page).pictures[0].element, lambda link: ("", ""))
@@ -92,16 +149,43 @@ def test_picture_of_a_button_names_the_button(page: str, expected: str | None) -
         "<img src=a.jpg role=presentation>",
         "<img src=a.jpg role=none>",
         "<img src=a.jpg aria-hidden=true>",
-        "<div hidden><img src=a.jpg></div>",
-        '<img src=a.jpg style="display: none">',
-        "<img src=https://example.org/t.gif width=1 height=1>",
-        '<img src=t.gif width="1px" height="1px">',
-        "<img src=img/spacer.gif>",
+        "<section aria-hidden=TRUE><img src=a.jpg></section>",
         "<div aria-hidden=true><a href=b.html><img src=a.jpg></a></div>",
     ],
 )
 def test_decoration_gets_an_empty_text(page: str) -> None:
     assert suggestion(page) == ""
+
+
+def unreadable(page: str, error: Exception) -> str | None:
+    """Return the suggested text for the picture of a page if its file cannot be read."""
+    return judge_unreadable(parse([Piece(page, 0)], page).pictures[0].element, error).alt
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<img src=https://example.org/t.gif width=1 height=1>", '<img src=t.gif width="1px" height="1px">',
+     "<img src=count.php height=0>"],
+)
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), DataError("broken or remote")])
+def test_picture_that_cannot_be_read_is_a_spacer_by_its_size(page: str, error: Exception) -> None:
+    assert unreadable(page, error) == ""
+
+
+def test_picture_is_a_spacer_by_its_name_only_if_its_file_is_missing() -> None:
+    for page in ("<img src=img/spacer.gif>", "<img src=/Pixel.png srcset='dot.png 2x'>"):
+        assert unreadable(page, FileNotFoundError("gone")) == ""
+        assert unreadable(page, DataError("broken or remote")) is None
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<img src=a.jpg>", "<img src=spacer.gif data-src=a.jpg>", "<img src=spacer.gif srcset=a.jpg>", "<img>",
+     "<picture><source srcset=a.jpg><img src=spacer.gif></picture>", "<img src=spacer.gif data-srcset='a.jpg 2x'>",
+     "<img src=a.jpg width=0 height=0 style='width:100%; height:auto'>"],
+)
+def test_picture_that_cannot_be_read_is_for_a_person_if_it_may_show_something(page: str) -> None:
+    assert unreadable(page, FileNotFoundError("gone")) is None
 
 
 @pytest.mark.parametrize("mark", ["role=presentation", "aria-hidden=true"])
