@@ -173,6 +173,8 @@ class Caption:
     """Words of force_words that it does not contain."""
     alternatives: list[str] = field(default_factory=list)
     """Texts of the other beams or samples, best first."""
+    alternative_endings: Sequence[tuple[str, int]] = field(default=(), repr=False)
+    """Of each of `alternatives`: why it ended, and how many tokens were generated, the end token included."""
     error: str = ""
     """Why the picture has no caption: the rules allowed no token. Empty otherwise."""
     pieces: Sequence[bytes] = field(default=(), repr=False)

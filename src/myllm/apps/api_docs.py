@@ -56,6 +56,8 @@ def operation(path: str) -> dict[str, Any]:
     bodies = _bodies()
     error = OLLAMA_ERROR if path.startswith("/api/") else ERROR
     statuses = STATUSES if path in bodies else {401: STATUSES[401], 503: "The server is stopping, or has no time."}
+    if "{name" in path:
+        statuses = {**statuses, 404: STATUSES[404]}
     responses: dict[int, Any] = {
         status: {"description": text, "content": {"application/json": {"schema": error}}}
         for status, text in statuses.items()
@@ -66,6 +68,9 @@ def operation(path: str) -> dict[str, Any]:
         responses[200] = {"description": "Figures.", "content": {"text/plain": {}}}
     if path == "/readyz":
         del responses[503]["content"]
+    if "{name" in path:
+        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        return {"responses": responses, "openapi_extra": {"parameters": [name]}}
     if path not in bodies:
         return {"responses": responses}
     content = {kind: {"schema": schema} for kind, schema in bodies[path].items()}

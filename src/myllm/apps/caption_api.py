@@ -89,6 +89,8 @@ async def _read_fields(request: Request, body: bytes) -> tuple[bytes, dict[str, 
     match media_type(request):
         case "multipart/form-data":
             form = await parse_form(request, body)
+            if "image" in form.texts:
+                raise bad_request("`image` is a text field; send it as a file, with curl as -F image=@dog.jpg")
             values = {name: _typed(name, texts) for name, texts in form.texts.items() if _is_known(name)}
             picture = form.image
         case "application/json":

@@ -27,6 +27,8 @@ from myllm.option_checks import MAX_SEED, has_type
 NAME = "image"  # of the picture, in messages
 MAX_OPTION_TEXT = 10_000
 """Maximum number of characters of a request's words, expressions and other texts together."""
+MAX_PHRASES: Mapping[str, int] = {"force_words": 16, "stop_strings": 16}
+"""Maximum number of phrases of these options, because a search takes time for each in every step."""
 MAP_SIDE = 32
 """Maximum longer side of a word's heat map, in cells."""
 
@@ -204,6 +206,10 @@ class CaptionService:
             value = getattr(decode, name)
             if maximum is not None and value is not None and value > maximum:
                 raise ConfigError(f"{name} is {value}; this server allows at most {maximum}")
+        for name, maximum in MAX_PHRASES.items():
+            count = len(getattr(decode, name))
+            if name in options and count > maximum:
+                raise ConfigError(f"{name} has {count} phrases; this server allows at most {maximum}")
         return decode
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from myllm.apps.http_errors import ApiError
 from myllm.config import DecodeConfig
+from myllm.option_checks import MAX_SEED, has_type
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
@@ -37,6 +38,21 @@ def own_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of our own decoding options that a client gives, except those that `sampling_options` reads."""
     known = DecodeConfig.__dataclass_fields__.keys() - {*SAMPLING}
     return {name: value for name, value in options.items() if name in known and value is not None}
+
+
+def whole_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with 50 for 50.0: some languages have one type of number."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in options.items()
+    }
+
+
+def signed_seed(seed: Any) -> Any:
+    """Return a client's seed as `CaptionRequest.seed`: -1 is none, and other negative ones become positive."""
+    if seed == -1:
+        return None
+    return seed + MAX_SEED + 1 if has_type(seed, int) and -MAX_SEED <= seed < 0 else seed
 
 
 def refuse_unsupported(options: Mapping[str, Any], names: Sequence[str]) -> None:

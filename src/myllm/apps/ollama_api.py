@@ -13,7 +13,14 @@ from starlette.responses import JSONResponse, Response
 
 from myllm.apps.caption_service import CaptionRequest, CaptionService, ServedModel, picture_of
 from myllm.apps.connections import StreamedAnswer, begun, while_connected
-from myllm.apps.foreign_options import own_options, refuse_unsupported, sampling_options, without_stops
+from myllm.apps.foreign_options import (
+    own_options,
+    refuse_unsupported,
+    sampling_options,
+    signed_seed,
+    whole_numbers,
+    without_stops,
+)
 from myllm.apps.http_errors import as_api_error, bad_request
 from myllm.apps.request_bodies import BodyReader, parse_json, picture_of_text
 from myllm.caption import Caption
@@ -79,7 +86,7 @@ class OllamaApi:
             if not isinstance(images, list):
                 raise bad_request("images must be a list of pictures in base64")
             caption_request, stops = self._read(fields, model, picture_of_text(picture_of(images)))
-            if fields.get("stream", True):
+            if fields.get("stream") is None or fields["stream"]:
                 lines = self._lines(caption_request, model, form, stops)
                 return StreamedAnswer(await begun(request, lines), "application/x-ndjson")
             caption = await while_connected(request, self.service.caption(caption_request))
@@ -92,6 +99,7 @@ class OllamaApi:
             raise bad_request("format is not supported: captions are plain text; leave it out")
         if not isinstance(values := fields.get("options") or {}, dict):
             raise bad_request("options must be an object of names and values")
+        values = whole_numbers(values)
         refuse_unsupported(values, UNSUPPORTED)
         options = {**own_options(values), **sampling_options(values)}
         if (count := values.get("num_predict")) is not None and count not in (-1, -2):  # both: no limit
@@ -102,7 +110,7 @@ class OllamaApi:
         stops = [stops] if isinstance(stops, str) else stops
         if stops:
             options["stop_strings"] = stops
-        return CaptionRequest(picture, model.name, options, values.get("seed")), stops
+        return CaptionRequest(picture, model.name, options, signed_seed(values.get("seed"))), stops
 
     async def _lines(
         self, caption_request: CaptionRequest, model: ServedModel, form: _Form, stops: list[str]

@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from myllm.apps.caption_service import CaptionRequest, CaptionService, picture_of
+from myllm.apps.caption_service import CaptionRequest, CaptionService, ServedModel, picture_of
 from myllm.apps.connections import StreamedAnswer, begun, while_connected
 from myllm.apps.foreign_options import (
     own_options,
     refuse_unsupported,
     sampling_options,
     several_captions,
+    signed_seed,
+    whole_numbers,
     without_stops,
 )
 from myllm.apps.http_errors import as_api_error, bad_request
@@ -49,10 +51,18 @@ class _Completion:
         number = f"chatcmpl-{secrets.token_hex(12)}"
         return {"id": number, "object": kind, "created": int(time.time()), "model": self.model}
 
-    def texts(self, caption: Caption) -> list[str]:
-        """Return the captions."""
+    def choices(self, caption: Caption) -> list[tuple[str, str]]:
+        """Return the text of each caption, and why it ended."""
         texts = [caption.text, *caption.alternatives]
-        return [without_stops(text, self.stops) for text in texts[: self.count]]
+        endings = [caption.ended_by, *(ended_by for ended_by, _ in caption.alternative_endings)]
+        pairs = list(zip(texts, endings, strict=True))[: self.count]
+        return [(without_stops(text, self.stops), FINISH_REASONS[ended_by]) for text, ended_by in pairs]
+
+    def usage(self, caption: Caption) -> dict[str, int]:
+        """Return the number of tokens of the captions; a captioner reads no prompt."""
+        counts = [len(caption.token_logprobs), *(count for _, count in caption.alternative_endings)]
+        count = sum(counts[: self.count])
+        return {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
 
 
 @dataclass(frozen=True)
@@ -65,38 +75,45 @@ class OpenAIApi:
 
     async def models(self, request: Request) -> Response:
         """List the models, and what requests may ask for."""
-        limits = self.service.limits
-        models = [
-            {
-                "id": model.name, "object": "model", "created": model.created, "owned_by": "myllm",
-                "has_attention": model.has_attention, "decode": asdict(model.captioner.decode),
-                "max_new_tokens": min(model.captioner.context, limits.tokens or model.captioner.context),
-            }
-            for model in self.service.models
-        ]
+        limits, models = self.service.limits, list(map(self._facts, self.service.models))
         allowed = {"bytes": self.bodies.max_bytes, "pixels": limits.pixels, "captions": limits.captions}
         return JSONResponse({"object": "list", "data": models, "limits": allowed})
+
+    async def model(self, request: Request) -> Response:
+        """Describe a model."""
+        return JSONResponse(self._facts(self.service.model(request.path_params["name"])))
 
     async def completion(self, request: Request) -> Response:
         """Answer with captions of the picture in the newest message that has one."""
         async with self.bodies.read(request) as body:
-            given = parse_json(body)
-            picture = await while_connected(request, self._picture(given.get("messages")))
-            completion = self._read(given, picture)
-            if given.get("stream"):
-                return StreamedAnswer(await begun(request, self._chunks(completion)), "text/event-stream")
-            caption = await while_connected(request, self.service.caption(completion.wanted))
+            given = whole_numbers(parse_json(body))
+            with self.bodies.counted() as count:
+                picture = await while_connected(request, self._picture(given.get("messages"), count))
+                completion = self._read(given, picture)
+                if given.get("stream"):
+                    return StreamedAnswer(await begun(request, self._chunks(completion)), "text/event-stream")
+                caption = await while_connected(request, self.service.caption(completion.wanted))
         choices = [
             {
                 "index": index, "message": {"role": "assistant", "content": text, "refusal": None},
                 "logprobs": _logprobs(caption) if completion.has_logprobs and not index else None,
-                "finish_reason": FINISH_REASONS[caption.ended_by],
+                "finish_reason": finish_reason,
             }
-            for index, text in enumerate(completion.texts(caption))
+            for index, (text, finish_reason) in enumerate(completion.choices(caption))
         ]
-        return JSONResponse({**completion.head("chat.completion"), "choices": choices, "usage": _usage(caption)})
+        usage = completion.usage(caption)
+        return JSONResponse({**completion.head("chat.completion"), "choices": choices, "usage": usage})
 
-    async def _picture(self, messages: Any) -> bytes:
+    def _facts(self, model: ServedModel) -> dict[str, Any]:
+        context = model.captioner.context
+        return {
+            "id": model.name, "object": "model", "created": model.created, "owned_by": "myllm",
+            "has_attention": model.has_attention, "decode": asdict(model.captioner.decode),
+            "max_new_tokens": min(context, self.service.limits.tokens or context),
+        }
+
+    async def _picture(self, messages: Any, count: Callable[[int], None]) -> bytes:
+        """Return the newest picture. count: called with the number of bytes that are downloaded."""
         if not isinstance(messages, list):
             raise bad_request("messages is missing or is no list")
         for message in reversed(messages):
@@ -109,7 +126,8 @@ class OpenAIApi:
                 url = picture_of(urls)
                 url = url.get("url") if isinstance(url, dict) else url
                 if isinstance(url, str) and url[:8].lower().startswith(("http://", "https://")):
-                    return await self.remote.download(url)
+                    with self.service.batcher.place():
+                        return await self.remote.download(url, count)
                 return picture_of_text(url)
         return picture_of([])
 
@@ -131,7 +149,7 @@ class OpenAIApi:
                 options["max_new_tokens"] = self.service.allowed_tokens(model, name, given[name])
         if count > 1:
             options = several_captions(options, count, model.captioner.decode)
-        wanted = CaptionRequest(picture, model.name, options, given.get("seed"))
+        wanted = CaptionRequest(picture, model.name, options, signed_seed(given.get("seed")))
         stream_options = given.get("stream_options")
         has_usage = isinstance(stream_options, dict) and bool(stream_options.get("include_usage"))
         return _Completion(wanted, model.name, count, stops, bool(given.get("logprobs")), has_usage)
@@ -151,13 +169,13 @@ class OpenAIApi:
                             yield _chunk(head, 0, {"content": part})
                             sent += part
                         continue
-                    for index, text in enumerate(completion.texts(part)):
+                    for index, (text, finish_reason) in enumerate(completion.choices(part)):
                         logprobs = _logprobs(part) if completion.has_logprobs and not index else None
                         if text[len(sent) :] or logprobs:
                             yield _chunk(head, index, {"content": text[len(sent) :]}, logprobs=logprobs)
-                        yield _chunk(head, index, {}, FINISH_REASONS[part.ended_by])
+                        yield _chunk(head, index, {}, finish_reason)
                     if completion.has_usage:
-                        yield _data({**head, "choices": [], "usage": _usage(part)})
+                        yield _data({**head, "choices": [], "usage": completion.usage(part)})
             yield "data: [DONE]\n\n"
         except Exception as error:
             if not is_begun:
@@ -174,12 +192,6 @@ def _chunk(
 ) -> str:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return _data({**head, "choices": [choice]})
-
-
-def _usage(caption: Caption) -> dict[str, int]:
-    """Return the number of tokens of the best caption; a captioner reads no prompt."""
-    count = len(caption.token_logprobs)
-    return {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
 
 
 def _logprobs(caption: Caption) -> dict[str, Any]:

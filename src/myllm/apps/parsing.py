@@ -131,6 +131,7 @@ def read_words(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[Giv
                 options += read_yaml(name, value, types)
             else:
                 is_bare_list = get_origin(types[name]) is tuple and not value.startswith("[")
+                value = '"*"' if is_bare_list and value == "*" else value  # which would begin an alias in YAML
                 options.append(GivenOption(name, f"[{value}]" if is_bare_list else value))
     return from_files + _join_repeated(options, types), paths, parser_words
 

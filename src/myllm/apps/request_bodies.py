@@ -5,8 +5,8 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -35,30 +35,41 @@ class BodyReader:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.max_bytes:
             self._refuse_size()
-        parts = list[bytes]()
-        try:
-            await self._receive(request, parts)
-            yield b"".join(parts)
-        finally:
-            self.held -= sum(map(len, parts))
+        with self.counted() as count:
+            yield await self._receive(request, count)
 
-    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+    @contextmanager
+    def counted(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts bytes as held until the block ends. It raises ApiError if they are too many."""
         size = 0
+
+        def count(added: int) -> None:
+            nonlocal size
+            size += added
+            self.held += added
+            if self.held > self.max_total:
+                raise queue_full()
+
+        try:
+            yield count
+        finally:
+            self.held -= size
+
+    async def _receive(self, request: Request, count: Callable[[int], None]) -> bytes:
+        body = bytearray()
         try:
             async with asyncio.timeout(self.timeout):
                 async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    self.held += len(part)
-                    if size > self.max_bytes:
+                    body += part
+                    if len(body) > self.max_bytes:
                         self._refuse_size()
-                    if self.held > self.max_total:
-                        raise queue_full()
+                    count(len(part))
         except TimeoutError:
             message = f"the request did not arrive within {self.timeout:g} seconds"
             raise ApiError(408, "slow_body", message, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise bad_request("the connection ended before the request was complete") from None
+        return bytes(body)
 
     def _refuse_size(self) -> NoReturn:
         message = f"the request is larger than this server's limit of {self.max_bytes:,} bytes"
@@ -104,6 +115,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Return the object in a body. Raises ApiError."""
     try:
         content = json.loads(body, parse_constant=_refuse_constant)
+        _check_characters(content)
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise bad_request(f"a text has {half!r}, half of a surrogate pair, which is not a character") from None
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(content, dict):
@@ -130,6 +145,17 @@ def picture_of_text(text: Any) -> bytes:
 
 class _FormInMemory(MultiPartParser):
     spool_max_size = 2**31  # the body is in memory already; a copy on disk would only cost time
+    # whatever charset the header names: some of Python's codecs fail, return half characters, or take minutes
+    _charset: Any = property(lambda self: "utf-8", lambda self, charset: None)
+
+
+def _check_characters(value: Any) -> None:
+    """Raise UnicodeEncodeError for a text with half of a surrogate pair, such as JSON's "\\ud800"."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_characters(item)
 
 
 def _refuse_constant(name: str) -> NoReturn:

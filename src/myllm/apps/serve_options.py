@@ -26,12 +26,12 @@ class ServeOptions(Captioning):
     """Key that clients must send as `Authorization: Bearer KEY`. Other users of this machine can see it in the list of
     processes; the environment variable MYLLM_API_KEY is safer."""
     cors: tuple[str, ...] = ()
-    """Web pages that may call this server from a browser, like https://photos.example; * allows all. By default only
-    the server's own page may."""
+    """Web pages that may call this server from a browser, like https://photos.example; '*' allows all. By default,
+    only the server's own page may."""
     max_queue: Annotated[int, Range.POSITIVE] = 256
-    """Maximum number of pictures that wait or are being captioned; further requests are answered 503."""
+    """Maximum number of pictures that wait or are being downloaded or captioned; further requests are answered 503."""
     max_connections: Annotated[int, Range.POSITIVE] = 1000
-    """Maximum number of open connections; further ones are closed."""
+    """Maximum number of open connections; further ones are answered 503."""
     timeout: Annotated[float, Range.POSITIVE] = 30.0
     """Seconds within which a request must arrive, and within which it is answered."""
     max_bytes: Annotated[int, Range.POSITIVE] = 20 * 2**20

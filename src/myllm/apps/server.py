@@ -5,14 +5,16 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mimetypes import guess_type
 from typing import Any
 
 from fastapi import FastAPI
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from myllm.apps import api_docs
@@ -30,7 +32,11 @@ from myllm.errors import MyLLMError
 from myllm.page.files import page_files
 
 KEYED_PATHS = ("/v1/", "/api/", "/metrics")
-"""Beginnings of the paths that need the key, if there is one; the others give nothing away."""
+"""Beginnings of the paths that need the key, if there is one; the others give nothing away.
+
+Paths are always those that `get_route_path` returns, as for the router: without the prefix that Ray Serve's option
+`route_prefix` puts in front, or a proxy.
+"""
 ROUTER_ERRORS = {404: ("not_found", "is not served"), 405: ("bad_method", "is not served, only with another method")}
 # a page of another site may not show this one in a frame; browsers ask for the newest version
 PAGE_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Cache-Control": "no-cache"}
@@ -63,6 +69,7 @@ def make_app(served: Served) -> FastAPI:
     health = _Health(served)
     routes: Sequence[tuple[str, str, Any]] = (
         ("POST", "/v1/caption", own.caption), ("GET", "/v1/models", openai.models),
+        ("GET", "/v1/models/{name:path}", openai.model),
         ("POST", "/v1/chat/completions", openai.completion),
         ("POST", "/api/generate", ollama.generate), ("POST", "/api/chat", ollama.chat),
         ("GET", "/api/tags", ollama.tags), ("POST", "/api/show", ollama.show), ("GET", "/api/version", ollama.version),
@@ -82,15 +89,16 @@ def make_app(served: Served) -> FastAPI:
     async def page(name: str = "index.html") -> Response:
         if name not in files:
             raise HTTPException(404)
-        return FileResponse(files[name], headers=PAGE_HEADERS)
+        return Response(files[name].read_bytes(), headers=PAGE_HEADERS, media_type=guess_type(name)[0])
 
-    for kind in (ApiError, MyLLMError, QueueFull, TimeoutError, HTTPException, Exception):
+    for kind in (ApiError, MyLLMError, QueueFull, TimeoutError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(_Gate, served=served)
     if served.cors:
-        headers = ["Authorization", "Content-Type"]
-        methods = ["GET", "POST"]
-        app.add_middleware(CORSMiddleware, allow_origins=served.cors, allow_methods=methods, allow_headers=headers)
+        app.add_middleware(  # OpenAI's client in a browser sends a dozen headers of its own
+            CORSMiddleware, allow_origins=served.cors, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
     return app
 
 
@@ -116,7 +124,11 @@ class _Health:
 
 
 class _Gate:
-    """Checks the key of each request, and counts and logs each answer: path, status and time, never what was sent."""
+    """Checks the key of each request, and counts and logs each answer: path, status and time, never what was sent.
+
+    HEAD is answered like GET; the HTTP server leaves out the body. Errors that nothing expected are answered here, so
+    that they pass through all other middleware.
+    """
 
     def __init__(self, app: ASGIApp, served: Served) -> None:
         self.app, self.served = app, served
@@ -125,35 +137,41 @@ class _Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status = time.monotonic(), 500
+        begin, status, is_begun = time.monotonic(), 500, False
+        method, path = scope["method"], get_route_path(scope)
+        scope = {**scope, "method": "GET" if method == "HEAD" else method}
 
         async def send_counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_begun = message["status"], True
                 if self.served.is_stopping:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            if self._is_allowed(scope):
+            if self._is_allowed(scope, path):
                 await self.app(scope, receive, send_counted)
             else:
-                await _error_response(scope["path"], _bad_key())(scope, receive, send_counted)
+                await _error_response(path, _bad_key())(scope, receive, send_counted)
+        except Exception as error:
+            if not is_begun:
+                await _error_response(path, as_api_error(error))(scope, receive, send_counted)
+            raise  # so that the HTTP server logs it
         finally:
-            path = getattr(scope.get("route"), "path", None) or "other"
-            self.served.metrics.request_ends(path, status, begin)
+            route = getattr(scope.get("route"), "path", None) or "other"
+            self.served.metrics.request_ends(route, status, begin)
             LOG.info(
                 "answered", extra={
-                    "method": scope["method"], "path": path if path != "other" else scope["path"][:200],
+                    "method": method, "path": route if route != "other" else path[:200],
                     "status": status, "seconds": round(time.monotonic() - begin, 4),
                     "client": scope["client"][0] if scope.get("client") else None,
                 },
             )
 
-    def _is_allowed(self, scope: Scope) -> bool:
+    def _is_allowed(self, scope: Scope, path: str) -> bool:
         key = self.served.api_key
-        if key is None or not scope["path"].startswith(KEYED_PATHS):
+        if key is None or not path.startswith(KEYED_PATHS):
             return True
         given = Headers(scope=scope).get("authorization", "")
         scheme, _, token = given.partition(" ")
@@ -171,7 +189,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         code, what = ROUTER_ERRORS.get(error.status_code, ("bad_request", "has an error"))
         message = f"{request.method} {request.url.path[:100]} {what}; see /docs"
         error = ApiError(error.status_code, code, message, dict(error.headers or {}))
-    return _error_response(request.url.path, as_api_error(error))
+    return _error_response(get_route_path(request.scope), as_api_error(error))
 
 
 def _error_response(path: str, error: ApiError) -> Response:

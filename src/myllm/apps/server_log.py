@@ -24,7 +24,8 @@ def log_as_json(level: int) -> None:
     """Log the server's events on standard error: all requests at the level INFO, faults at WARNING and above."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter())
-    for name, lowest in (("myllm.serve", level), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+    logging.captureWarnings(True)
+    for name, lowest in (("myllm.serve", level), (None, logging.WARNING)):  # None: all libraries
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(lowest)

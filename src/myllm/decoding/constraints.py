@@ -139,6 +139,7 @@ class Required:
     def __init__(self, phrases: Sequence[str], vocabulary: Vocabulary) -> None:
         """Raises ConfigError for a phrase that the tokens cannot spell."""
         self.vocabulary, self.phrases = vocabulary, phrases
+        self.normalized = [_words(phrase.encode()) + b" " for phrase in phrases]
         self.spellings = [tuple(vocabulary.encode(f" {phrase}")) for phrase in phrases]
         self.initial_spellings = [tuple(vocabulary.encode(phrase)) for phrase in phrases]
         for phrase, *spellings in zip(phrases, self.spellings, self.initial_spellings, strict=True):
@@ -150,7 +151,8 @@ class Required:
     def _missing(self, tokens: Tokens) -> tuple[str, ...]:
         """Return the phrases that a caption of these tokens does not contain."""
         text = _words(self.vocabulary.text(tokens)) + b" "
-        return tuple(phrase for phrase in self.phrases if _words(phrase.encode()) + b" " not in text)
+        pairs = zip(self.phrases, self.normalized, strict=True)
+        return tuple(phrase for phrase, normalized in pairs if normalized not in text)
 
     def _progress(self, tokens: Tokens) -> tuple[int, frozenset[int]]:
         """Return how many tokens of phrases, finished or not, a caption contains, and the tokens that add one."""
@@ -159,12 +161,14 @@ class Required:
             if phrase not in missing:
                 finished += len(later)
                 continue
-            for spelling in (later, initial):
-                for length in range(len(spelling)):
-                    is_whole = length == len(tokens)
-                    if tokens[len(tokens) - length :] == spelling[:length] and is_whole == (spelling is initial):
-                        begun = max(begun, length)
-                        leading.add(spelling[length])
+            # the end of the caption may begin the phrase, or, by another spelling, the whole caption
+            parts = [(later, length) for length in range(min(len(later), len(tokens)))]
+            if len(tokens) < len(initial):
+                parts.append((initial, len(tokens)))
+            for spelling, length in parts:
+                if tokens[len(tokens) - length :] == spelling[:length]:
+                    begun = max(begun, length)
+                    leading.add(spelling[length])
         return finished + begun, frozenset(leading)
 
 

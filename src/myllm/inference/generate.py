@@ -146,6 +146,7 @@ def _to_caption(
         pieces.append(vocabulary.text([token])[:left])
         left -= len(pieces[-1])
     return Caption(
-        text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives, pieces=pieces,
+        text, best.score, best.tokens, best.logprobs, best.ended_by, best.missing, alternatives,
+        [(other.ended_by, len(other.logprobs)) for other in hypotheses[1:]], pieces=pieces,
         support=neighbours.support(best.tokens) if neighbours else (), calibration=calibration,
     )

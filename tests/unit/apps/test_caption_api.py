@@ -121,6 +121,8 @@ def test_attention_has_a_map_for_each_word(client: httpx2.Client, server: Any, p
     ({"prefix": "a red ball " * 50}, "fills the model's context of 24 tokens"),
     ({"prefix": "x" * 20_000}, "more than 10,000 characters"),
     ({"regex": "(a"}, "regex"),
+    ({"stop_strings": list("abcdefghijklmnopq")}, "stop_strings has 17 phrases; this server allows at most 16"),
+    ({"force_words": ["a"] * 300, "beams": 2}, "force_words has 300 phrases; this server allows at most 16"),
     ({"seed": -1}, f"seed is -1; expected a whole number from 0 to {MAX_SEED}"),
     ({"seed": "x"}, "seed is 'x'; expected"),
     ({"attention": "perhaps"}, "attention is 'perhaps'; expected true or false"),
@@ -186,6 +188,26 @@ def test_bodies_of_a_wrong_form_are_refused(
 ) -> None:
     answer = client.post("/v1/caption", content=body, headers={"Content-Type": kind})
     assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "punycode", "idna", "undefined", "hex", "utf-16"])
+def test_texts_of_a_form_are_utf_8_whatever_charset_it_names(
+    client: httpx2.Client, png: Png, charset: str
+) -> None:
+    prefix = "a +2AA- \\ud800 \xe9"
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="prefix"\r\n\r\n' + prefix.encode(),
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + png(0), b"--x--\r\n",
+    ]
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = client.post("/v1/caption", content=b"\r\n".join(parts), headers={"Content-Type": kind})
+    assert answer.status_code == 200 and answer.json()["caption"].startswith(prefix), answer.text
+
+
+def test_a_picture_in_a_text_field_is_refused_with_the_fix(client: httpx2.Client, png: Png) -> None:
+    files = {"image": (None, base64.b64encode(png(0)))}
+    answer = client.post("/v1/caption", files=files)
+    assert answer.status_code == 400 and "`image` is a text field; send it as a file" in answer.text
 
 
 def test_unknown_models_are_not_found_whatever_they_are_called(client: httpx2.Client, png: Png) -> None:

@@ -51,6 +51,24 @@ def test_options_of_ollama_are_those_of_the_captioner(client: ollama.Client, ser
     assert answer.response == server.captioner.caption(png(0)).text
 
 
+def test_numbers_may_be_written_as_floats_and_seed_minus_1_is_random(
+    client: ollama.Client, server: Any, png: Png
+) -> None:
+    def caption(**options: Any) -> str | None:
+        return client.generate("tiny", "?", images=[png(0)], options={"temperature": 1.0, **options}).response
+
+    decode = {"temperature": 1, "top_k": 20, "max_new_tokens": 8, "do_sample": True}
+    expected = server.captioner.caption(png(0), generator=torch.Generator().manual_seed(42), **decode)
+    assert caption(seed=42.0, num_predict=8.0, top_k=20.0) == expected.text
+    assert len({caption(seed=-1, num_predict=-1.0) for _ in range(5)}) > 1
+
+
+def test_stream_null_is_the_default(server: Any, png: Png) -> None:
+    body = {"model": "tiny", "prompt": "?", "images": [base64.b64encode(png(0)).decode()], "stream": None}
+    answer = httpx2.post(f"{server.url}/api/generate", json=body)
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_strings_are_left_out(client: ollama.Client, png: Png, stream: bool) -> None:
     options = {"only_words": ["a", "red", "ball"], "min_new_tokens": 7}

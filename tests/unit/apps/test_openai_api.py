@@ -54,6 +54,30 @@ def test_n_captions_are_beams_or_samples(client: openai.OpenAI, server: Any, png
     assert [choice.index for choice in answer.choices] == [0, 1]
 
 
+def test_each_of_n_captions_has_its_reason_and_its_tokens(client: openai.OpenAI, png: Png) -> None:
+    options = {"beams": 4, "regex": "a|b|a red ball"}
+    # in two tokens, there is room for "b" with its end, and for the beginning of "a red ball"
+    answer = client.chat.completions.create(
+        model="tiny", messages=messages(png(0)), n=4, max_tokens=2, extra_body=options
+    )
+    reasons = {choice.message.content: choice.finish_reason for choice in answer.choices}
+    assert reasons["a red"] == "length" and reasons["b"] == "stop"
+    assert answer.usage is not None and answer.usage.completion_tokens == 2 * 4
+    one = client.chat.completions.create(model="tiny", messages=messages(png(0)), max_tokens=2, extra_body=options)
+    assert one.usage is not None and one.usage.completion_tokens == 2
+
+
+def test_seeds_may_be_negative_and_minus_1_is_random(client: openai.OpenAI, png: Png) -> None:
+    def caption(seed: Any) -> str | None:
+        answer = client.chat.completions.create(
+            model="tiny", messages=messages(png(0)), seed=seed, temperature=1, max_tokens=8
+        )
+        return answer.choices[0].message.content
+
+    assert caption(-7) == caption(-7) != caption(-8) and caption(42) == caption(42.0)
+    assert len({caption(-1) for _ in range(5)}) > 1
+
+
 def test_temperature_0_and_own_options_are_those_of_the_captioner(
     client: openai.OpenAI, server: Any, png: Png
 ) -> None:
@@ -77,7 +101,7 @@ def test_streamed_chunks_are_the_completion(client: openai.OpenAI, png: Png) -> 
             for choice in chunk.choices:
                 texts[choice.index] += choice.delta.content or ""
         assert n > 1 or (texts == [whole.choices[0].message.content] and len(chunks) > 4)
-        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 7
+        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 7 * n
         ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
         assert ends == ["length"] * n
         assert len({chunk.id for chunk in chunks}) == 1
@@ -117,6 +141,9 @@ def test_logprobs_are_those_of_the_tokens(client: openai.OpenAI, server: Any, pn
 def test_models_are_listed(client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert (model.id, model.object) == ("tiny", "model")
+    assert client.models.retrieve("tiny") == model
+    with pytest.raises(openai.NotFoundError, match="model 'a/b' is not served; known are tiny"):
+        client.models.retrieve("a/b")
 
 
 @pytest.mark.parametrize(("fields", "message"), [

@@ -9,6 +9,7 @@ from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.cli import main
 from myllm.apps.options import EvaluateOptions, ScenesOptions, TrainOptions, VerbOptions
 from myllm.apps.parsing import parse
+from myllm.apps.serve_options import ServeOptions
 from myllm.config import DecodeConfig
 from myllm.errors import ConfigError
 from myllm.presets import PRESETS
@@ -242,3 +243,8 @@ def test_preset_seed_is_vit_gpt2_by_its_old_name(yaml_file: Path) -> None:
     new = train("--preset=vit-gpt2").config
     assert train("--preset=seed").config == new == train("--config", str(yaml_file)).config
     assert PRESETS["seed"] == PRESETS["vit-gpt2"] and "seed" not in list(PRESETS)
+
+
+@pytest.mark.parametrize("word", ["--cors=*", '--cors=["*"]'])
+def test_a_star_is_a_value_of_a_list(word: str) -> None:
+    assert parse("myllm serve", ServeOptions, ["--model=x", word]).cors == ("*",)

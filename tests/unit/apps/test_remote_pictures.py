@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,6 +20,8 @@ class Site(BaseHTTPRequestHandler):
     """A site: /picture, /large, /slow, /missing, and /redirect?ADDRESS."""
 
     requested: list[str]
+    continued: threading.Event
+    """Whether /slow is answered."""
 
     def do_GET(self) -> None:
         path, _, target = self.path.partition("?")
@@ -25,7 +29,7 @@ class Site(BaseHTTPRequestHandler):
         status = {"/redirect": 302, "/missing": 404}.get(path, 200)
         body = bytes(2000) if path == "/large" else b"picture"
         if path == "/slow":
-            self.server.stopped.wait(5)  # type: ignore[attr-defined]
+            self.continued.wait(60)
         self.send_response(status)
         if target:
             self.send_header("Location", target)
@@ -40,13 +44,12 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site() -> Iterator[str]:
     """The address of a site on this machine."""
-    Site.requested = []
+    Site.requested, Site.continued = [], threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.stopped = threading.Event()  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
-        server.stopped.set()  # type: ignore[attr-defined]
+        Site.continued.set()
         server.shutdown()
         thread.join()
 
@@ -55,10 +58,11 @@ def site() -> Iterator[str]:
 def this_machine_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count 127.0.0.1, and no other address of this machine, as public."""
     monkeypatch.setattr(remote_pictures, "is_public", lambda text: text == "127.0.0.1" or is_public(text))
+    monkeypatch.setattr(remote_pictures, "is_this_machine", lambda address: False)
 
 
 def download(url: str, is_allowed: bool = True, timeout: float = 30) -> bytes:
-    return asyncio.run(RemotePictures(is_allowed, 1000, timeout).download(url))
+    return asyncio.run(RemotePictures(is_allowed, 1000, timeout).download(url, lambda count: None))
 
 
 @pytest.mark.parametrize("address", [
@@ -89,6 +93,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     answers = list[str]()
 
     async def lookup(self: Any, host: str, port: int, **options: Any) -> list[Any]:
+        host.encode("idna")  # fails as in the real one
         return [(2, 1, 6, "", (answers.pop(0), port))]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", lookup)
@@ -101,6 +106,13 @@ def test_this_machine_is_refused_under_every_name(site: str, host: str) -> None:
     with pytest.raises(ApiError) as raised:
         download(f"http://{host}:{port}/picture")
     assert raised.value.status == 400 and Site.requested == []
+
+
+def test_a_public_address_of_this_machine_is_refused(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_pictures, "is_public", lambda text: True)
+    with pytest.raises(ApiError, match="is not public"):
+        download(f"{site}/picture")
+    assert Site.requested == []
 
 
 @pytest.mark.parametrize(("host", "address"), [
@@ -131,6 +143,23 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     addresses += ["127.0.0.1", "127.0.0.2"]  # a second lookup would lead elsewhere
     assert download(f"http://photos.example:{site.rpartition(':')[2]}/picture") == b"picture"
     assert addresses == ["127.0.0.2"]
+
+
+@pytest.mark.usefixtures("addresses")
+@pytest.mark.parametrize("host", ["a..b", ".example.com", "a" * 64, "a" * 64 + ".com"])
+def test_hosts_that_cannot_be_names_are_refused(host: str) -> None:
+    with pytest.raises(ApiError, match="cannot be downloaded") as raised:
+        download(f"http://{host}/x.png")
+    assert raised.value.status == 400
+
+
+@pytest.mark.usefixtures("this_machine_is_public")
+@pytest.mark.parametrize("target", ["http://[", "//[::1", "http://a..b/"])
+def test_redirects_to_what_is_no_address_are_refused(site: str, addresses: list[str], target: str) -> None:
+    addresses.append("127.0.0.1")
+    with pytest.raises(ApiError, match="cannot be downloaded|not of the form") as raised:
+        download(f"{site}/redirect?{target}")
+    assert raised.value.status == 400
 
 
 @pytest.mark.usefixtures("this_machine_is_public")
@@ -179,3 +208,27 @@ def test_server_captions_pictures_at_addresses_if_it_may(
     body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
     answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == server.captioner.caption(png(0)).text
+
+
+@pytest.mark.usefixtures("this_machine_is_public")
+def test_downloads_take_places_in_the_queue_and_count_as_memory(run_server: Callable[..., Any], site: str) -> None:
+    server = run_server(allow_urls=True, max_queue=1, timeout=60)
+    batcher, bodies = server.served.service.batcher, server.served.bodies
+
+    def post(path: str) -> httpx2.Response:
+        part = {"type": "image_url", "image_url": {"url": site + path}}
+        body = {"messages": [{"role": "user", "content": [part]}]}
+        return httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(1) as clients:
+        slow = clients.submit(post, "/slow")
+        deadline = time.monotonic() + 60
+        while not Site.requested and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert batcher.places_taken == 1
+        assert (post("/picture").status_code, Site.requested) == (503, ["/slow"])
+        Site.continued.set()
+        assert slow.result().status_code == 400  # it is no picture
+    bodies.max_total = 1000
+    assert post("/large").status_code == 503
+    assert (batcher.places_taken, bodies.held) == (0, 0)

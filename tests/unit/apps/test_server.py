@@ -1,5 +1,6 @@
 """The server as a whole: keys, figures, its description, and limits that keep it alive."""
 
+import asyncio
 import base64
 import html
 import json
@@ -7,23 +8,27 @@ import re
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from myllm.apps import connections
+from myllm.apps import connections, server
 from myllm.apps.serve import allow_files
 from myllm.caption import Caption
 from myllm.inference.captioner import Captioner
 
 Png = Callable[[int], bytes]
+ROOT = Path(__file__).parents[3]
 PICTURE = base64.b64encode(b"GIF89a").decode()
 
 
@@ -54,6 +59,13 @@ class Gate(Captioner):
         return super().caption_tensors(*arguments, **named)
 
 
+class Broken(Captioner):
+    """A captioner with a fault."""
+
+    def caption_tensors(self, *arguments: Any, **named: Any) -> list[Caption]:
+        raise RuntimeError("secret path")
+
+
 @pytest.fixture
 def gate(served_captioner: Captioner) -> Iterator[Gate]:
     gate = Gate(served_captioner.checkpoint, served_captioner.device)
@@ -77,6 +89,23 @@ def test_the_key_is_required_where_pictures_are_answered(run_server: Callable[..
     assert httpx2.get(f"{address}/v1/models", headers=right).status_code == 200
 
 
+@pytest.mark.parametrize("prefix", ["", "/captions", "/captions/", "/v1", "/"])
+def test_the_key_is_required_below_a_path_prefix(run_server: Callable[..., Any], prefix: str) -> None:
+    transport = httpx2.ASGITransport(server.make_app(run_server(api_key="abc").served), root_path=prefix)
+
+    async def get(path: str, **headers: str) -> httpx2.Response:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(prefix.rstrip("/") + path, headers=headers)
+
+    for path in ("/v1/models", "/metrics", "/api/tags", "/api/nothing"):
+        answer = asyncio.run(get(path))
+        # a prefix that ends with / is no prefix for the router, which then knows no such path
+        assert answer.status_code == (404 if prefix == "/captions/" else 401)
+        assert isinstance(answer.json()["error"], str) == (path.startswith("/api/") and prefix != "/captions/")
+        assert asyncio.run(get(path, Authorization="Bearer abc")).status_code in (200, 404)
+    assert asyncio.run(get("/healthz")).status_code == (404 if prefix == "/captions/" else 200)
+
+
 def test_pages_of_other_sites_may_call_the_server_only_if_they_are_listed(run_server: Callable[..., Any]) -> None:
     def allowed(address: str, origin: str) -> list[str | None]:
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
@@ -89,6 +118,53 @@ def test_pages_of_other_sites_may_call_the_server_only_if_they_are_listed(run_se
     address = run_server(cors=("https://photos.example",), api_key="abc").url
     assert allowed(address, "https://photos.example") == ["https://photos.example"] * 2
     assert allowed(address, "https://other.example") == [None, None]
+
+
+def test_openai_client_in_a_page_of_another_site_may_send_its_headers_and_read_errors(
+    run_server: Callable[..., Any], served_captioner: Captioner, png: Png
+) -> None:
+    broken = Broken(served_captioner.checkpoint, served_captioner.device)
+    address, origin = run_server(captioner=broken, cors=("https://photos.example",)).url, "https://photos.example"
+    sent = "authorization,content-type,x-stainless-os,x-stainless-retry-count"
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": sent}
+    answer = httpx2.options(f"{address}/v1/chat/completions", headers=headers)
+    assert answer.status_code == 200 and answer.headers["access-control-allow-headers"] == sent
+    for path, status in (("/healthz", 200), ("/v1/nothing", 404)):
+        answer = httpx2.get(address + path, headers={"Origin": origin})
+        assert answer.status_code == status and answer.headers["access-control-expose-headers"] == "Retry-After"
+    answer = httpx2.post(f"{address}/v1/caption", files={"image": png(0)}, headers={"Origin": origin})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, origin)
+
+
+def test_head_is_answered_like_get_without_a_body(server: Any) -> None:
+    for path in ("/", "/page.js", "/docs", "/healthz", "/readyz", "/v1/models", "/api/tags", "/nothing", "/v1/caption"):
+        answers = httpx2.head(server.url + path), httpx2.get(server.url + path)
+        head, get = ({**answer.headers, "date": "", "content": answer.content} for answer in answers)
+        assert answers[0].status_code == answers[1].status_code
+        assert head.pop("content") == b"" and get.pop("content") != b""
+        if path not in ("/nothing", "/v1/caption"):  # whose messages have the method
+            assert head == get
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    codes = {code for code, _ in server.ROUTER_ERRORS.values()}
+    for path in (ROOT / "src/myllm/apps").glob("*.py"):
+        codes.update(re.findall(r'ApiError\(\s*\d+, "(\w+)"', path.read_text(encoding="utf-8")))
+    docs = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| [45]\d\d \| ([^|]+) \|", docs, re.MULTILINE)
+    # client_left is for the log only: its client has left
+    assert {code for row in table for code in re.findall(r"`(\w+)`", row)} == codes - {"client_left"}
+
+
+def test_messages_of_libraries_are_logged_as_json() -> None:
+    lines = (
+        "import logging, warnings", "from myllm.apps.server_log import log_as_json", "log_as_json(logging.INFO)",
+        "logging.getLogger('python_multipart.multipart').warning('Skipping data')", "warnings.warn('old')",
+        "logging.getLogger('PIL').info('a detail')",
+    )
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    messages = [json.loads(line)["message"] for line in result.stderr.splitlines()]
+    assert messages[0] == "Skipping data" and "UserWarning: old" in messages[1] and len(messages) == 2
 
 
 def test_addresses_that_are_not_served_are_errors_in_json(server: Any) -> None:
@@ -121,6 +197,9 @@ def test_page_is_served(server: Any) -> None:
         answer = httpx2.get(f"{server.url}/{name}")
         assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
     assert httpx2.get(f"{server.url}/files.py").status_code == 404
+    for part in ("bytes=0-9", "bytes=zz", "bytes=9999999-"):  # not supported, and therefore ignored
+        answer = httpx2.get(server.url, headers={"Range": part})
+        assert answer.status_code == 200 and answer.text == httpx2.get(server.url).text
 
 
 def test_figures_count_what_happened(run_server: Callable[..., Any], png: Png) -> None:
@@ -270,6 +349,22 @@ def test_every_api_refuses_nan_and_does_not_read_model_names_as_paths(
         assert answer.status_code == 404 and "is not served; known are tiny" in answer.text, answer.text
 
 
+@pytest.mark.parametrize("text", ["\\ud800", "\\udfff a", "\\ud800\\ud800"])
+@pytest.mark.parametrize(("path", "fields"), [
+    *(("/v1/caption", {"image": PICTURE, name: value}) for name, value in (
+        ("prefix", "X"), ("bad_words", ["X"]), ("force_words", ["a", "X"]), ("stop_strings", ["X"]), ("X", 1),
+    )),
+    ("/api/generate", {"images": [PICTURE], "options": {"stop": ["X"]}}), ("/api/show", {"model": "X"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "X"}], "stop": "X"}),
+])
+def test_half_characters_are_refused_wherever_they_are(
+    server: Any, path: str, fields: dict[str, Any], text: str
+) -> None:
+    body = json.dumps(fields).replace("X", text)
+    answer = httpx2.post(server.url + path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and "half of a surrogate pair" in answer.text
+
+
 def test_memory_for_requests_is_limited(run_server: Callable[..., Any]) -> None:
     server = run_server(max_bytes=1000)
     server.served.bodies.max_total = 1500
@@ -336,10 +431,6 @@ def test_what_is_not_http_is_an_error_in_json(server: Any) -> None:
 def test_a_fault_of_ours_is_logged_and_answered_without_details(
     run_server: Callable[..., Any], served_captioner: Captioner, png: Png
 ) -> None:
-    class Broken(Captioner):
-        def caption_tensors(self, *arguments: Any, **named: Any) -> list[Caption]:
-            raise RuntimeError("secret path")
-
     server = run_server(captioner=Broken(served_captioner.checkpoint, served_captioner.device))
     for stream in ("false", "true"):
         answer = post(server.url, png(0), stream=stream)
