@@ -1,6 +1,6 @@
 """Measures int8 and bf16: a captioner's metrics, the share of captions that stay the same, pictures a second.
 
-    python benchmarks/precision.py --model captioner --data data [--split val]
+    python benchmarks/precision.py --model captioner --data data [--split val] [--precisions int8] [--beams 1 10]
 """
 
 import argparse
@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--model", default="captioner")
     parser.add_argument("--data", default="data")
     parser.add_argument("--split", default="val")
+    parser.add_argument("--precisions", nargs="+", default=["int8", "bf16"], help="compared with auto, which is exact")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
     arguments = parser.parse_args()
     if not Path(arguments.model).exists() or not Path(arguments.data).exists():
         print(f"left out: needs a trained captioner and its data; {arguments.model} or {arguments.data} does not exist")
@@ -28,7 +30,7 @@ def main() -> None:
     exact: list[str] = []  # captions of precision auto
     print(f"| beams | precision | {' | '.join(FIGURES)} | the same captions | pictures a second |")
     print("|---|---|---|---|---|---|")
-    for beams, precision in itertools.product((1, 5), ("auto", "int8", "bf16")):
+    for beams, precision in itertools.product(arguments.beams, ("auto", *arguments.precisions)):
         captioner = Captioner.load(arguments.model, precision=precision)
         records, findings = read_records(Path(arguments.data), captioner.captions)
         records = split_records(records, findings)[arguments.split]
