@@ -96,7 +96,7 @@ class SavedCaptions(PrintedCaptions):
         facts = run_facts(options, captioner)
         changed = [name for name, _ in differences(earlier, facts)] if earlier else ["all"]
         replaces_all = options.overwrite and options.only is None
-        self._check_table(options, bool(earlier))
+        self._check_table(has_facts=bool(earlier))
         anew = "--overwrite without --only" if options.only is not None else "--overwrite"
         has_rows = self.log.count > 0 and not replaces_all
         check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out, anew)
@@ -123,10 +123,10 @@ class SavedCaptions(PrintedCaptions):
         self.old_errors = self.errors.size
         self.unsure = frozenset(self.log.last_places)
 
-    def _check_table(self, options: CaptionOptions, has_facts: bool) -> None:
+    def _check_table(self, has_facts: bool) -> None:
         """Raise ConfigError if the CSV or Parquet file is there, but not of an earlier run."""
-        is_of_a_run = options.overwrite or has_facts or self.log.count
-        if options.form in ("csv", "parquet") and Path(self.out).exists() and not is_of_a_run:
+        is_of_a_run = self.options.overwrite or has_facts or self.log.count
+        if self.options.form in ("csv", "parquet") and Path(self.out).exists() and not is_of_a_run:
             raise ConfigError(
                 f"--out {self.out} is there already, without {self.facts_path.name}, which says how its captions were "
                 "made; give another name, or --overwrite to replace it"
@@ -200,9 +200,9 @@ class SavedCaptions(PrintedCaptions):
             if self.is_left(found):
                 yield found
         for found in self.twins:
-            self._fail_as_twin(found, "another of these pictures")
+            self._fail_as_twin(found)
 
-    def _fail_as_twin(self, found: FoundPicture, other: str) -> None:
+    def _fail_as_twin(self, found: FoundPicture, other: str = "another of these pictures") -> None:
         assert self.sidecars is not None
         path = self.sidecars.path_of(found)
         self.fail(str(found.picture), f"{path} is the text file of {other}; give --to jsonl, or rename one of them")
@@ -220,7 +220,7 @@ class SavedCaptions(PrintedCaptions):
                 if len(self.twins) < MAX_TWINS:
                     self.twins.append(found)
                 else:
-                    self._fail_as_twin(found, "another of these pictures")
+                    self._fail_as_twin(found)
                 return False
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
                 self.kept += 1

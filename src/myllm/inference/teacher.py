@@ -96,7 +96,7 @@ class Teacher:
         self.timeout, self.tries, self.first_wait = timeout, tries, first_wait
         self.stop = threading.Event()
         """Set it to begin no further request."""
-        self.on_wait: Callable[[float], object] = bool
+        self.on_wait: Callable[[float], object] = lambda seconds: None
         """Called in any thread with the seconds of a long wait that the server asks for."""
         self.has_answered = False
         """Whether key and model were accepted, so that 403 and 404 refuse only their picture."""
