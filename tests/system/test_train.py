@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,11 @@ def test_train_writes_steps_and_epochs_for_tensorboard(tiny_run: Path) -> None:
     [events] = tiny_run.glob("events.out.tfevents.*")
     tags = set(re.findall(rb"[a-z_]+/[a-z_]+|val_loss|learning_rate|gradient_norm", events.read_bytes()))
     assert tags >= {b"step/loss", b"step/learning_rate", b"step/gradient_norm", b"val_loss", b"learning_rate"}
+
+
+def test_train_ends_the_thread_that_writes_for_tensorboard(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--epochs=1") == 0
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboardX")]
 
 
 def test_train_writes_figures_and_protocol_into_metrics_json(tiny_run: Path) -> None:
