@@ -62,7 +62,7 @@ def serve(options: ServeOptions) -> int:
 
 def find_key(options: ServeOptions) -> str | None:
     """Return the key that clients must send; None if they need none."""
-    return options.api_key or os.environ.get(KEY_VARIABLE, "").strip() or None
+    return (options.api_key or os.environ.get(KEY_VARIABLE, "")).strip() or None
 
 
 def open_models(options: ServeOptions, threads: int) -> list[ServedModel]:

@@ -23,7 +23,8 @@ import httpx2
 import pytest
 
 from myllm.apps import connections, server
-from myllm.apps.serve import allow_files
+from myllm.apps.serve import allow_files, find_key
+from myllm.apps.serve_options import ServeOptions
 from myllm.caption import Caption
 from myllm.inference.captioner import Captioner
 
@@ -87,6 +88,12 @@ def test_the_key_is_required_where_pictures_are_answered(run_server: Callable[..
         assert answer.json()["error"]["code"] == "bad_key"
     right = [(b"Authorization", "Bearer s3cret ü".encode())]
     assert httpx2.get(f"{address}/v1/models", headers=right).status_code == 200
+
+
+def test_blanks_around_the_key_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYLLM_API_KEY", "of the environment\n")
+    assert find_key(ServeOptions()) == "of the environment"
+    assert find_key(ServeOptions(api_key=" abc\r\n")) == "abc"
 
 
 @pytest.mark.parametrize("prefix", ["", "/captions", "/captions/", "/v1", "/"])
