@@ -143,6 +143,31 @@ def test_openai_client_in_a_page_of_another_site_may_send_its_headers_and_read_e
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, origin)
 
 
+def test_request_that_another_ctrl_c_ends_is_answered_in_json(run_server: Callable[..., Any]) -> None:
+    served = run_server().served
+
+    async def answer() -> list[Any]:
+        messages, reading = list[Any](), asyncio.Event()
+
+        async def receive() -> Any:
+            reading.set()
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/caption", "query_string": b"", "headers": []}
+        task = asyncio.create_task(server.make_app(served)(scope, receive, send))
+        await reading.wait()
+        served.is_stopping = True
+        task.cancel()
+        await task
+        return messages
+
+    start, body = asyncio.run(answer())
+    assert start["status"] == 503 and json.loads(body["body"])["error"]["code"] == "stopped"
+
+
 def test_head_is_answered_like_get_without_a_body(server: Any) -> None:
     for path in ("/", "/page.js", "/docs", "/healthz", "/readyz", "/v1/models", "/api/tags", "/nothing", "/v1/caption"):
         answers = httpx2.head(server.url + path), httpx2.get(server.url + path)
