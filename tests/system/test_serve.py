@@ -191,6 +191,7 @@ def test_served_captioners_have_names_and_a_key_and_answer_label(
 @pytest.mark.parametrize(("words", "message"), [
     (["--model={model}", "--model={model}"], "a model of the name 'tiny' is given already; write NAME="),
     (["--model={model}", "--port={port}"], "in use; give another --port, or 0 for a free one"),
+    (["--model={model}", "--host=192.0.2.1"], "give an address of this machine as --host"),
     (["--model={model}", "--port=70000"], "--port is 70000; it must be at most 65535"),
     (["--model={model}", "--api_key="], "--api_key is empty"),
     (["--model={model}", "--decode.beams=20"], "--max_captions 16 is less than the beams or captions of 'tiny'"),

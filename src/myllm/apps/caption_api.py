@@ -109,10 +109,11 @@ async def _read_fields(request: Request, body: bytes) -> tuple[bytes, dict[str, 
 
 
 def _is_known(name: str) -> bool:
-    """Return True. Raises ConfigError for a name that is no field."""
+    """Return True. Raises ApiError for a name that is no field."""
     known = {**OPTION_TYPES, **FIELD_TYPES}
     if name not in known:
-        raise ConfigError(f"unknown option {name[:100]!r}{nearest(name[:100], [*known, 'image'])}")
+        message = f"unknown option {name[:100]!r}{nearest(name[:100], [*known, 'image'])}"
+        raise ApiError(400, "bad_option", message)
     return True
 
 
@@ -120,7 +121,8 @@ def _typed(name: str, texts: list[str]) -> Any:
     """Return the value of a form's field by the option's type; one of a wrong type is returned as text."""
     kind = {**OPTION_TYPES, **FIELD_TYPES}[name]
     if get_origin(kind) is tuple:
-        return texts
+        # words have no commas, so these separate them, as on the command line; a stop string may be a comma
+        return texts if name == "stop_strings" else [word.strip() for text in texts for word in text.split(",")]
     if len(texts) > 1:
         raise ConfigError(f"{name} is given {len(texts)} times; expected one value")
     if has_type(texts[0], kind):

@@ -27,8 +27,11 @@ from myllm.option_checks import MAX_SEED, has_type
 NAME = "image"  # of the picture, in messages
 MAX_OPTION_TEXT = 10_000
 """Maximum number of characters of a request's words, expressions and other texts together."""
-MAX_PHRASES: Mapping[str, int] = {"force_words": 16, "stop_strings": 16}
-"""Maximum number of phrases of these options, because a search takes time for each in every step."""
+MAX_LENGTHS: Mapping[str, tuple[int, str]] = {
+    "force_words": (16, "phrases"), "stop_strings": (16, "phrases"), "regex": (1000, "characters"),
+}
+"""Maximum lengths of options: a search takes time for each phrase in every step, and the time to prepare a regular
+expression grows with the square of its length."""
 MAP_SIDE = 32
 """Maximum longer side of a word's heat map, in cells."""
 
@@ -206,10 +209,10 @@ class CaptionService:
             value = getattr(decode, name)
             if maximum is not None and value is not None and value > maximum:
                 raise ConfigError(f"{name} is {value}; this server allows at most {maximum}")
-        for name, maximum in MAX_PHRASES.items():
-            count = len(getattr(decode, name))
-            if name in options and count > maximum:
-                raise ConfigError(f"{name} has {count} phrases; this server allows at most {maximum}")
+        for name, (maximum, unit) in MAX_LENGTHS.items():
+            length = len(getattr(decode, name))
+            if name in options and length > maximum:
+                raise ConfigError(f"{name} has {length:,} {unit}; this server allows at most {maximum:,}")
         return decode
 
 

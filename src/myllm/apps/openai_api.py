@@ -139,6 +139,8 @@ class OpenAIApi:
             raise bad_request("response_format is not supported: captions are plain text; leave it out")
         if not has_type(count, int) or count < 1:
             raise ConfigError(f"n is {count!r:.100}; expected a whole number above 0")
+        if count > self.service.limits.captions:
+            raise ConfigError(f"n is {count}; this server allows at most {self.service.limits.captions}")
         stops = given.get("stop") or []
         stops = [stops] if isinstance(stops, str) else stops
         options = {**own_options(given), **sampling_options(given)}

@@ -1,6 +1,7 @@
 """`myllm serve`: captioners over HTTP, until Ctrl-C or SIGTERM."""
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -61,7 +62,7 @@ def serve(options: ServeOptions) -> int:
 
 def find_key(options: ServeOptions) -> str | None:
     """Return the key that clients must send; None if they need none."""
-    return options.api_key or os.environ.get(KEY_VARIABLE, "").strip() or None
+    return (options.api_key or os.environ.get(KEY_VARIABLE, "")).strip() or None
 
 
 def open_models(options: ServeOptions, threads: int) -> list[ServedModel]:
@@ -174,6 +175,8 @@ def listening_socket(options: ServeOptions) -> socket.socket:
         listener.bind((options.host, options.port))
     except OSError as error:
         listener.close()
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = "give another --port, or 0 for a free one" if is_port else "give an address of this machine as --host"
         place = f"--host {options.host} --port {options.port}"
-        raise ConfigError(f"{place}: {error.strerror or error}; give another --port, or 0 for a free one") from error
+        raise ConfigError(f"{place}: {error.strerror or error}; {hint}") from error
     return listener

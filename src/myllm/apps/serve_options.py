@@ -1,5 +1,6 @@
 """The options of `myllm serve`."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from myllm.errors import ConfigError
 from myllm.option_checks import Range
 
 MAX_PORT = 65_535
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
+"""What browsers send as `Origin`, which --cors is compared with: 'null' is that of a local file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class ServeOptions(Captioning):
     """Key that clients must send as `Authorization: Bearer KEY`. Other users of this machine can see it in the list of
     processes; the environment variable MYLLM_API_KEY is safer."""
     cors: tuple[str, ...] = ()
-    """Web pages that may call this server from a browser, like https://photos.example; '*' allows all. By default,
+    """Sites whose pages may call this server from a browser, like https://photos.example; '*' allows all. By default,
     only the server's own page may."""
     max_queue: Annotated[int, Range.POSITIVE] = 256
     """Maximum number of pictures that wait or are being downloaded or captioned; further requests are answered 503."""
@@ -49,5 +52,9 @@ class ServeOptions(Captioning):
         super().__post_init__()
         if self.port > MAX_PORT:
             raise ConfigError(f"--port is {self.port}; it must be at most {MAX_PORT}")
+        for site in self.cors:
+            if not ORIGIN.fullmatch(site):
+                form = "a site in small letters without a path, like https://photos.example, or '*'"
+                raise ConfigError(f"--cors has {site!r}; expected {form}")
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("--api_key is empty; leave it out to serve without a key")

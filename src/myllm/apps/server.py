@@ -1,5 +1,6 @@
 """The HTTP application: addresses, keys, errors, figures and logs."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -154,6 +155,12 @@ class _Gate:
                 await self.app(scope, receive, send_counted)
             else:
                 await _error_response(path, _bad_key())(scope, receive, send_counted)
+        except asyncio.CancelledError:
+            if not self.served.is_stopping:
+                raise
+            # another Ctrl-C: the server does not wait for the last answers
+            if not is_begun:
+                await _error_response(path, _stopped())(scope, receive, send_counted)
         except Exception as error:
             if not is_begun:
                 await _error_response(path, as_api_error(error))(scope, receive, send_counted)
@@ -182,6 +189,10 @@ class _Gate:
 def _bad_key() -> ApiError:
     message = "the key is missing or wrong; send it as the header Authorization: Bearer KEY"
     return ApiError(401, "bad_key", message, {"WWW-Authenticate": "Bearer"})
+
+
+def _stopped() -> ApiError:
+    return ApiError(503, "stopped", "the server was stopped before it had the answer", {"Retry-After": "1"})
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -66,6 +66,15 @@ def test_caption_by_form_and_json_equals_the_captioners(
         assert content.get("missing", []) == list(expected.missing)
 
 
+def test_commas_separate_the_words_of_a_form_but_not_stop_strings(client: httpx2.Client, png: Png) -> None:
+    answers = [post(client, png(1), min_new_tokens=7, **fields).json() for fields in (
+        {"only_words": ["a", "red", "ball"]}, {"only_words": "a, red,ball"}, {"only_words": ["a,red", "ball"]},
+    )]
+    assert answers[0]["caption"] and answers[1] == answers[2] == answers[0]
+    stopped = post(client, png(1), regex="a, red ball", stop_strings=",").json()
+    assert (stopped["caption"], stopped["ended_by"]) == ("a,", "stop")
+
+
 def test_captions_of_many_clients_at_once_equal_the_captioners(server: Any, png: Png) -> None:
     wanted = [(number % 10, 1 + number % 3) for number in range(60)]
     expected = {pair: server.captioner.caption(png(pair[0]), beams=pair[1]).text for pair in set(wanted)}
@@ -108,6 +117,7 @@ def test_attention_has_a_map_for_each_word(client: httpx2.Client, server: Any, p
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"beam": 2}, "unknown option 'beam'; did you mean beams"),
+    ({"decode.beams": 2}, "unknown option 'decode.beams'; did you mean beams"),
     ({"beams": 0}, "beams is 0; it must be above 0"),
     ({"beams": "many"}, "beams is 'many'; expected a whole number"),
     ({"beams": [1, 2]}, "beams is given 2 times"),
@@ -123,6 +133,7 @@ def test_attention_has_a_map_for_each_word(client: httpx2.Client, server: Any, p
     ({"regex": "(a"}, "regex"),
     ({"stop_strings": list("abcdefghijklmnopq")}, "stop_strings has 17 phrases; this server allows at most 16"),
     ({"force_words": ["a"] * 300, "beams": 2}, "force_words has 300 phrases; this server allows at most 16"),
+    ({"regex": ".*" * 501}, "regex has 1,002 characters; this server allows at most 1,000"),
     ({"seed": -1}, f"seed is -1; expected a whole number from 0 to {MAX_SEED}"),
     ({"seed": "x"}, "seed is 'x'; expected"),
     ({"attention": "perhaps"}, "attention is 'perhaps'; expected true or false"),

@@ -147,7 +147,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"n": 0}, "n is 0"), ({"n": 40}, "this server allows at most 16"), ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"n": 0}, "n is 0"), ({"n": 40}, "n is 40; this server allows at most 16"), ({"max_tokens": 0}, "max_tokens is 0"),
     ({"temperature": -1}, "temperature is -1"), ({"temperature": "hot"}, "temperature is 'hot'"),
     ({"frequency_penalty": 0.5}, "frequency_penalty is not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format is not supported"),

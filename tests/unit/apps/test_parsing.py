@@ -248,3 +248,12 @@ def test_preset_seed_is_vit_gpt2_by_its_old_name(yaml_file: Path) -> None:
 @pytest.mark.parametrize("word", ["--cors=*", '--cors=["*"]'])
 def test_a_star_is_a_value_of_a_list(word: str) -> None:
     assert parse("myllm serve", ServeOptions, ["--model=x", word]).cors == ("*",)
+
+
+@pytest.mark.parametrize("site", [
+    "https://photos.example/", "https://photos.example/a.html", "photos.example", "https://*.example", "https://A.example",
+])
+def test_sites_that_no_browser_names_so_are_refused(site: str) -> None:
+    ServeOptions(model="x", cors=("https://photos.example:8443", "http://[::1]:3000", "null", "chrome-extension://abc"))
+    with pytest.raises(ConfigError, match=r"--cors has .*; expected a site in small letters without a path"):
+        ServeOptions(model="x", cors=("https://photos.example", site))

@@ -23,7 +23,8 @@ import httpx2
 import pytest
 
 from myllm.apps import connections, server
-from myllm.apps.serve import allow_files
+from myllm.apps.serve import allow_files, find_key
+from myllm.apps.serve_options import ServeOptions
 from myllm.caption import Caption
 from myllm.inference.captioner import Captioner
 
@@ -89,6 +90,12 @@ def test_the_key_is_required_where_pictures_are_answered(run_server: Callable[..
     assert httpx2.get(f"{address}/v1/models", headers=right).status_code == 200
 
 
+def test_blanks_around_the_key_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYLLM_API_KEY", "of the environment\n")
+    assert find_key(ServeOptions()) == "of the environment"
+    assert find_key(ServeOptions(api_key=" abc\r\n")) == "abc"
+
+
 @pytest.mark.parametrize("prefix", ["", "/captions", "/captions/", "/v1", "/"])
 def test_the_key_is_required_below_a_path_prefix(run_server: Callable[..., Any], prefix: str) -> None:
     transport = httpx2.ASGITransport(server.make_app(run_server(api_key="abc").served), root_path=prefix)
@@ -134,6 +141,31 @@ def test_openai_client_in_a_page_of_another_site_may_send_its_headers_and_read_e
         assert answer.status_code == status and answer.headers["access-control-expose-headers"] == "Retry-After"
     answer = httpx2.post(f"{address}/v1/caption", files={"image": png(0)}, headers={"Origin": origin})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, origin)
+
+
+def test_request_that_another_ctrl_c_ends_is_answered_in_json(run_server: Callable[..., Any]) -> None:
+    served = run_server().served
+
+    async def answer() -> list[Any]:
+        messages, reading = list[Any](), asyncio.Event()
+
+        async def receive() -> Any:
+            reading.set()
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/caption", "query_string": b"", "headers": []}
+        task = asyncio.create_task(server.make_app(served)(scope, receive, send))
+        await reading.wait()
+        served.is_stopping = True
+        task.cancel()
+        await task
+        return messages
+
+    start, body = asyncio.run(answer())
+    assert start["status"] == 503 and json.loads(body["body"])["error"]["code"] == "stopped"
 
 
 def test_head_is_answered_like_get_without_a_body(server: Any) -> None:
