@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from myllm.apps.alt_html import Element
+from myllm.apps.alt_html import TEMPLATE_CODE, Element, has_bound_address
 from myllm.apps.alt_pages import HTML_SUFFIXES, MARKDOWN_SUFFIXES, Page, PageFile, read_page
 from myllm.apps.alt_wording import sentence
 from myllm.data.images import PICTURE_SUFFIXES
@@ -26,11 +26,13 @@ class Destinations:
 
     def name(self, link: Element, page: Page) -> tuple[str, str]:
         """Return the name of what a link leads to, and where the name is from; both are "" if there is none."""
-        if label := link.get("aria-label"):
-            return sentence(label), "the link's aria-label"
-        if title := link.get("title"):
-            return sentence(title), "the link's title"
-        address = link.get("href")
+        label, title, address = map(link.get, ("aria-label", "title", "href"))
+        if TEMPLATE_CODE.search(label or title or address):
+            return "", ""
+        if label or title:
+            return sentence(label or title), f"the link's {'aria-label' if label else 'title'}"
+        if has_bound_address(link):
+            return "", ""
         try:
             url = urlsplit(address)
         except ValueError:
@@ -67,7 +69,7 @@ def _read_title(file: PageFile) -> str:
         return ""
     elements = [element for element in read_page(file).tree.root.descendants() if isinstance(element, Element)]
     named = (element.text.replace("\n", " ") for tag in ("title", "h1") for element in elements if element.tag == tag)
-    return next(filter(None, named), "")
+    return next((name for name in named if name and not TEMPLATE_CODE.search(name)), "")
 
 
 def words_of_address(address: str) -> str:
