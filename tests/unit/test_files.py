@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import stat
@@ -100,6 +101,15 @@ def test_lock_folder_ends_with_a_killed_process(tmp_path: Path) -> None:
         process.kill()
     with lock_folder(tmp_path):
         pass
+
+
+def test_file_systems_that_lock_nothing_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as Lustre without its option flock
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock_folder(tmp_path / "run"), wait_for_lock(tmp_path / "run/lock", lambda: pytest.fail("waits")):
+        (tmp_path / "run/file").touch()
 
 
 WAITING = """

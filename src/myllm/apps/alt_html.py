@@ -235,7 +235,7 @@ def parse(pieces: Sequence[Piece], text: str) -> Tree:
 class _TreeBuilder(HTMLParser):
     """Builds the tree as browsers do in the usual cases of missing end tags."""
 
-    CDATA_CONTENT_ELEMENTS = tuple(sorted(INERT - {"template"}))
+    CDATA_CONTENT_ELEMENTS = tuple(sorted(INERT - {"template"}))  # type: ignore[misc]  # Python 3.11 has two
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

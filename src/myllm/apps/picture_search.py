@@ -18,7 +18,7 @@ from myllm.data.formats import describe_formats
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.rows import CaptionFile, normal_name, printable, shortened
 from myllm.data.sources import name_folders, read_records
-from myllm.data.stored import Archive, find_inside, is_archive, open_archive
+from myllm.data.stored import MAC_ATTRIBUTES, Archive, find_inside, is_archive, open_archive
 from myllm.data.table_pictures import SUFFIXES as TABLE_SUFFIXES
 from myllm.data.table_pictures import PictureRow, read_picture_rows
 from myllm.data.tables import is_saved, saved_files
@@ -279,7 +279,7 @@ def _looked_for(skipped: SkippedFiles) -> str:
 
 def _is_named_like_picture(name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in PICTURE_SUFFIXES or is_skipped(suffix)
+    return not name.startswith(MAC_ATTRIBUTES) and (suffix in PICTURE_SUFFIXES or is_skipped(suffix))
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> str:

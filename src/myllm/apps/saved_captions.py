@@ -27,7 +27,7 @@ from myllm.caption import CaptionerProtocol
 from myllm.config import nearest
 from myllm.data.records import quantity
 from myllm.errors import ConfigError, DataError, MyLLMError
-from myllm.files import is_of_one_file, lock_file, read_json
+from myllm.files import behind_link, is_of_one_file, lock_file, read_json
 from myllm.inference.bulk import Result
 
 # the log of captions in text files
@@ -222,6 +222,7 @@ class SavedCaptions(PrintedCaptions):
                 else:
                     self._fail_as_twin(found)
                 return False
+            sidecars.check(path)
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
                 self.kept += 1
                 self.seen += 1
@@ -360,7 +361,7 @@ class SavedCaptions(PrintedCaptions):
                 first_place = self.first_place
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None and (self.log.count or not Path(self.out).exists()):
-            write(lambda: self._rows_of_table(first_place), Path(self.out))
+            write(lambda: self._rows_of_table(first_place), behind_link(Path(self.out)))
         if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
             self.log.remove_old_rows(first_place)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
@@ -390,4 +391,5 @@ def _log_path(options: CaptionOptions) -> Path:
     if options.form == "txt":
         folders = [Path(word) for word in options.paths if Path(word).is_dir()]
         return (Path(options.out) if options.out is not None else (*folders, Path())[0]) / HIDDEN_LOG
-    return Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl")
+    return behind_link(Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl"))
+

@@ -110,7 +110,8 @@ def test_a_tag_that_the_page_ends_in_is_left_out(rest: str) -> None:
 @pytest.mark.parametrize("is_markdown", [True, False])
 def test_front_matter_is_a_title_and_no_text(is_markdown: bool) -> None:
     page = "---\ntitle: 'A & B'\ncover: \"<img src='no'>\"\n---\n\n<img src=a>\n"
-    tree = parse(markdown_pieces(page), page) if is_markdown else Page(PageFile(Path(), Path()), b"", b"", "", page).tree
+    file = PageFile(Path("a.md" if is_markdown else "a.html"), Path())
+    tree = Page(file, page.encode(), b"", "utf-8", page).tree
     titles = [element for element in tree.root.descendants() if isinstance(element, Element) and element.tag == "title"]
     assert [title.text for title in titles] == ["A & B"] and tree.root.text == "" and tree.pictures[0].line == 6
 

@@ -343,3 +343,11 @@ def test_pictures_by_name_warns_of_what_it_leaves_out_and_refuses_archives(folde
     write_tar(folder / "s.tar", "1.jpg")
     with pytest.raises(ConfigError, match="s.tar/1.jpg: is not a separate file; unpack"):
         pictures_by_name(["s.tar"], print)
+
+
+def test_files_in_which_macos_keeps_attributes_are_no_pictures(folder: Path) -> None:
+    (folder / "pics/._a.png").write_bytes(b"\0\5\x16\7")
+    with tarfile.open("pics.tar", "w") as tar:
+        for name in ("pics/a.png", "pics/._a.png"):
+            tar.add(name)
+    assert [name for _, name in found("pics", "pics.tar")] == ["a.png", "deep/a.png", "pics.tar/pics/a.png"]
