@@ -124,7 +124,8 @@ class PictureSearch:
         for source in self.lists:
             try:
                 for path in read_paths(source):
-                    yield from _pictures_of(path, _folder_of_listed(Path(path)), skipped, is_quick)
+                    if not is_output(path, os.path.exists):
+                        yield from _pictures_of(path, _folder_of_listed(Path(path)), skipped, is_quick)
             except DataError as error:
                 yield UnusablePath(source, str(error))
 
@@ -244,7 +245,8 @@ def _pictures_of_missing(
         raise DataError(f"{word}: web addresses are not downloaded; save the picture and give its path")
     if os.path.islink(word) or not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-    as_glob = ", and no file matches it as a glob" if folder is None else ""
+    of_list = "" if os.path.isabs(word) else "; paths of a list start from the current folder"
+    as_glob = ", and no file matches it as a glob" if folder is None else of_list
     raise DataError(f"{word}: no such file or folder{as_glob}")
 
 

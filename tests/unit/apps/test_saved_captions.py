@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from myllm.apps.picture_search import FoundPicture
 from myllm.apps.saved_captions import SavedCaptions
 from myllm.caption import Caption
 from myllm.checkpoints.native import Checkpoint
+from myllm.errors import ConfigError
 from myllm.inference.bulk import Result
 from myllm.inference.captioner import Captioner
 
@@ -57,6 +59,21 @@ def test_a_link_to_the_output_stays_a_link(tiny_checkpoint: Checkpoint, tmp_path
         output.finish(is_complete=True)
     assert (tmp_path / "out.jsonl").is_symlink()
     assert (tmp_path / "disk/rows.jsonl").read_bytes() == line_of({"image": "a.png", "caption": "new"})
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_does_not_replace_rows_of_the_same_name(tiny_checkpoint: Checkpoint, tmp_path: Path, form: Any) -> None:
+    (tmp_path / "out").write_bytes(line_of({"image": "a.png", "caption": "a dog"}))
+    (tmp_path / "out.run.json").write_text("{}")
+    options = CaptionOptions(paths=("pictures",), model="captioner", out=str(tmp_path / "out"), to=form)
+    captioner = Captioner(tiny_checkpoint, torch.device("cpu"))
+    with SavedCaptions(options, Display(quiet=True)) as output, pytest.raises(ConfigError, match="is not a table"):
+        output.start(captioner)
+    (tmp_path / "out").unlink()
+    for _ in range(2):  # a table without rows, when all pictures are broken, is one of an earlier run
+        with SavedCaptions(options, Display(quiet=True)) as output:
+            output.start(captioner)
+            output.finish(is_complete=True)
 
 
 def test_nothing_is_added_to_a_text_in_utf16(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
