@@ -16,6 +16,8 @@ DOCUMENT_SUFFIXES = frozenset(" ".join((
     ".ppt .pptx .odp .zip .csv .txt .epub",
 )).split())
 WORD = re.compile(r"[^\W\d_]{2,}|\d{1,4}(?!\d)")
+# where letters and digits meet; so often only in codes, such as dQw4w9WgXcQ
+CODE = re.compile(r"(?:.*?(?:[^\W\d_](?=\d)|\d(?=[^\W\d_]))){3}")
 
 
 class Destinations:
@@ -73,17 +75,21 @@ def _read_title(file: PageFile) -> str:
 
 
 def words_of_address(address: str) -> str:
-    """Return the words of the last part of an address that has any, or else its server; "" if there are none."""
+    """Return the words of the last part of an address that has any, and its server; "" if there is neither."""
     url = urlsplit(address)
+    server = (url.hostname or "").removeprefix("www.")
     parts = [unquote(part) for part in url.path.split("/") if part and part != ".."]
     if url.fragment and not parts:
         parts = [unquote(url.fragment)]
     for part in reversed(parts):
         suffix = PurePosixPath(part).suffix
         stem = part.removesuffix(suffix) if re.fullmatch(r"\.[a-zA-Z]{2,5}\d?", suffix) else part
+        if CODE.match(stem):
+            break
         spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
         words = WORD.findall(spaced)
         if any(word.isalpha() for word in words) and stem.lower() not in ("index", "default"):
-            kind = f" ({suffix[1:].upper()})" if suffix.lower() in DOCUMENT_SUFFIXES else ""
-            return " ".join(words) + kind
-    return (url.hostname or "").removeprefix("www.")
+            kind = suffix[1:].upper() if suffix.lower() in DOCUMENT_SUFFIXES else ""
+            notes = ", ".join(filter(None, (kind, server)))  # icons of several networks may all lead to /our-name
+            return " ".join(words) + (f" ({notes})" if notes else "")
+    return server

@@ -119,7 +119,7 @@ def _judge_existing(element: Element, link: Element | None) -> Finding | None:
     """Return what is wrong with an alternative text that is there. It is never changed."""
     alt = " ".join(element.attributes["alt"].split())
     problem = ""
-    if element.attributes["alt"] and not alt:
+    if element.attributes["alt"] and not _is_spoken(alt):
         problem = "the alternative text has only blanks"
     elif not alt and link is not None and not (_is_spoken(link.name) or _has_label(link)):
         problem = "the alternative text is empty, but its link has no other text"

@@ -216,6 +216,7 @@ def test_decoration_that_is_all_of_a_link_is_for_a_person(mark: str) -> None:
         ('<img src=a.jpg alt="Image">', "says nothing"),
         ('<img src=a.jpg alt="Picture of a dog">', 'begins with "image of"'),
         ('<img src=a.jpg alt=" ">', "only blanks"),
+        ('<img src=a.jpg alt="&#8203;">', "only blanks"),
         ('<a href=b.html><img src=a.jpg alt="Our dogs"> Our dogs</a>', "repeats the text"),
         ('<a href=b.html><img src=a.jpg alt=""></a>', "its link has no other text"),
         ('<area href=b.html alt="">', "names a link or a button"),
