@@ -77,10 +77,15 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, mode)
+            _set_mode(part, mode)
             os.replace(part, path)
         finally:
             Path(part).unlink(missing_ok=True)
+
+
+def _set_mode(path: Path | str, mode: int) -> None:
+    with suppress(PermissionError):  # on mounts of SMB and exFAT, all files may be those of another user
+        os.chmod(path, mode)
 
 
 def behind_link(path: Path) -> Path:
@@ -105,7 +110,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
-                file.chmod(0o755 if file.is_dir() else 0o644)
+                _set_mode(file, 0o755 if file.is_dir() else 0o644)
             part.rename(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -22,6 +22,17 @@ def test_atomic_write_shows_the_file_only_when_the_block_ends(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
 
 
+def test_files_are_written_where_permissions_are_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chmod(path: object, mode: int, **options: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as on a mount of SMB that belongs to root
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with atomic_write(tmp_path / "a.txt") as file, atomic_folder(tmp_path / "b") as folder:
+        file.write(b"whole")
+        (folder / "c.txt").write_bytes(b"whole")
+    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b/c.txt").read_bytes() == b"whole"
+
+
 def test_atomic_write_makes_files_that_others_can_read(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.txt") as file:
         file.write(b"whole")
