@@ -17,6 +17,8 @@ from typing import IO, Any, TypeAlias
 from myllm.errors import CheckpointError, ConfigError, DataError, MyLLMError, reason
 
 LOCK_FILE = "in-use.lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""Errors of file systems that do not lock files, such as Lustre without its option flock."""
 _held_locks: set[IO[str]] = set()
 MAX_JSON_BYTES = 2**28
 
@@ -75,10 +77,20 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, mode)
+            _set_mode(part, mode)
             os.replace(part, path)
         finally:
             Path(part).unlink(missing_ok=True)
+
+
+def _set_mode(path: Path | str, mode: int) -> None:
+    with suppress(PermissionError):  # on mounts of SMB and exFAT, all files may be those of another user
+        os.chmod(path, mode)
+
+
+def behind_link(path: Path) -> Path:
+    """Return the file that a symbolic link leads to, so that `atomic_write` replaces it, and not the link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager
@@ -98,7 +110,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
-                file.chmod(0o755 if file.is_dir() else 0o644)
+                _set_mode(file, 0o755 if file.is_dir() else 0o644)
             part.rename(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -154,20 +166,15 @@ def lock_file(path: Path, reserved: str, noun: str) -> Iterator[None]:
     """Lock a resource by the lock file `path` until the block ends; then the lock file is removed.
 
     reserved, noun: names for messages: "runs/a", "folder". The lock is released when the process ends, even if it
-    is killed. On systems without fcntl (Windows) nothing is locked. Raises ConfigError with the id of the process that
-    holds the lock, and MyLLMError if the disk refuses.
+    is killed. Systems without fcntl (Windows) and some file systems lock nothing. Raises ConfigError with the id of the
+    process that holds the lock, and MyLLMError if the disk refuses.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError:
             file.seek(0)
             owner = file.read() or "another process"
@@ -190,26 +197,36 @@ def lock_file(path: Path, reserved: str, noun: str) -> Iterator[None]:
 def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     """Hold the lock file `path` until the block ends; if another process holds it, call `on_wait` and wait for it.
 
-    The lock is released when the process ends, even if it is killed; its file stays. On systems without fcntl
-    (Windows) nothing is locked. Raises MyLLMError if the disk refuses.
+    The lock is released when the process ends, even if it is killed; its file stays. Systems without fcntl (Windows)
+    and some file systems lock nothing. Raises MyLLMError if the disk refuses.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        with suppress(ImportError), disk_errors(path):
-            import fcntl
-
+        with disk_errors(path):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError:
                 on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _lock(file, waits=True)
         _held_locks.add(file)
         try:
             yield
         finally:
             _held_locks.discard(file)
+
+
+def _lock(file: IO[str], waits: bool = False) -> None:
+    """Lock an open file where that is possible. Raises OSError, also if another process holds the lock."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
 
 
 def _close_locks() -> None:

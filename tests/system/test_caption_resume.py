@@ -206,7 +206,7 @@ def test_a_table_of_your_own_is_not_replaced(tiny_run: Path, folder: Path, capfd
     Path(name).write_text("mine")
     for option in ([], ["--mixed"]):
         assert caption(tiny_run, f"--out={name}", *option) == 2
-        assert f"--out {name} is there already, without {name}.run.json" in capfd.readouterr().err
+        assert f"--out {name} is there already, and is not a table" in capfd.readouterr().err
     assert Path(name).read_text() == "mine"
     assert caption(tiny_run, f"--out={name}", "--overwrite") == 0 and Path(name).read_bytes() != b"mine"
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import stat
@@ -19,6 +20,17 @@ def test_atomic_write_shows_the_file_only_when_the_block_ends(tmp_path: Path) ->
         assert not (tmp_path / "new/a.txt").exists()
     assert (tmp_path / "new/a.txt").read_bytes() == b"whole"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_files_are_written_where_permissions_are_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chmod(path: object, mode: int, **options: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as on a mount of SMB that belongs to root
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with atomic_write(tmp_path / "a.txt") as file, atomic_folder(tmp_path / "b") as folder:
+        file.write(b"whole")
+        (folder / "c.txt").write_bytes(b"whole")
+    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b/c.txt").read_bytes() == b"whole"
 
 
 def test_atomic_write_makes_files_that_others_can_read(tmp_path: Path) -> None:
@@ -100,6 +112,15 @@ def test_lock_folder_ends_with_a_killed_process(tmp_path: Path) -> None:
         process.kill()
     with lock_folder(tmp_path):
         pass
+
+
+def test_file_systems_that_lock_nothing_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as Lustre without its option flock
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock_folder(tmp_path / "run"), wait_for_lock(tmp_path / "run/lock", lambda: pytest.fail("waits")):
+        (tmp_path / "run/file").touch()
 
 
 WAITING = """

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
+from html import unescape
 from html.parser import HTMLParser
 from itertools import accumulate
 from typing import NamedTuple
@@ -33,10 +34,20 @@ INERT = frozenset(" ".join((
 )).split())
 # names like :alt, v-bind:alt, [attr.alt] and th:alt, and those that set several attributes
 ALT_BINDING = re.compile(r"(?<![a-z])(?<!data-)alt(?:[\].].*|-title)?$")
+# names like :href, v-bind:href, [href], th:href and [routerLink]
+HREF_BINDING = re.compile(r"(?<![a-z])(?<!data-)(?:href|routerlink)[\]}]?$")
 BINDINGS = ("v-bind", "x-bind", "th:attr", "data-th-attr", "data-bind")
 # Between these, { and < begin template code. Values with PHP or ERB are left out: its quotes may end a value too early.
 QUOTED_VALUE = re.compile(r"""=\s*(?:"(?:(?!<[?%])[^"])*"|'(?:(?!<[?%])[^'])*')""")
+# conditions of Vue, Angular, Alpine and Thymeleaf
+CONDITION = re.compile(r"(?:(?:data-)?(?:v|x|ng)-|\*ng|th:)(?:if|unless|else|show|hide|switch)")
+TEMPLATE_CODE = re.compile(r"\{|<[?%]")
+# template code that is no text: {% if x %}, {{#if x}}, {{ if .X }}, {{> icon}}, <% if x %>, @if (x) {
+CONTROL_CODE = re.compile(
+    r"(?<!\{)\{(?!\{)|\{\{[-~]?\s*(?:[#^/>!]|(?:block|define|else|end|if|partial|range|template|with)\b)|<\?|<%(?!=)"
+)
 UNFINISHED_TAG = re.compile("</?[a-zA-Z]")
+ROUTER_LINKS = ("router-link", "nuxt-link")
 MAX_DEPTH = 128  # deeper elements become neighbours
 
 
@@ -83,6 +94,11 @@ class Element:
     def get(self, name: str) -> str:
         """Return an attribute without blanks around it; "" if it is missing."""
         return self.attributes.get(name, "").strip()
+
+    @property
+    def role(self) -> str:
+        """Its first role, in lower case."""
+        return next(iter(self.get("role").lower().split()), "")
 
     @property
     def is_aria_hidden(self) -> bool:
@@ -144,6 +160,13 @@ class Element:
         """Its text as it is read aloud: alternative texts and labels included, hidden elements not."""
         return _joined(self, with_names=True)
 
+    @cached_property
+    def has_conditions(self) -> bool:
+        """Whether a template or a script decides what of its content is shown."""
+        elements = (child for child in self.descendants() if isinstance(child, Element))
+        is_bound = any(CONDITION.match(name) for child in elements for name in child.attributes)
+        return is_bound or CONTROL_CODE.search(self.name) is not None
+
 
 def _joined(element: Element, with_names: bool) -> str:
     parts, rest = list[str](), element.children[::-1]
@@ -204,18 +227,15 @@ def parse(pieces: Sequence[Piece], text: str) -> Tree:
         source = None if piece.source is None else piece.source + element.position - starts[index]
         skipped = len("![") if piece.is_markdown_picture else 1 + len(element.tag)
         insert_at = None if source is None else source + skipped
-        line = bisect_right(newlines, source if source is not None else _last_source(pieces, index)) + 1
+        line = bisect_right(newlines, piece.block if source is None else source) + 1
         pictures.append(Picture(element, line, insert_at, piece.is_markdown_picture))
     return Tree(builder.root, pictures, builder.base)
 
 
-def _last_source(pieces: Sequence[Piece], index: int) -> int:
-    """Return the offset of the nearest piece before `index` that has one."""
-    return next((piece.source for piece in pieces[index::-1] if piece.source is not None), 0)
-
-
 class _TreeBuilder(HTMLParser):
     """Builds the tree as browsers do in the usual cases of missing end tags."""
+
+    CDATA_CONTENT_ELEMENTS = tuple(sorted(INERT - {"template"}))  # type: ignore[misc]  # Python 3.11 has two
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -250,7 +270,8 @@ class _TreeBuilder(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         """Add text."""
-        self.open.children.append(data)
+        is_escaped = self.cdata_elem in ("textarea", "title")
+        self.open.children.append(unescape(data) if is_escaped else data)
 
     def parse_marked_section(self, i: int, report: int = 1) -> int:
         """Read <![...> as browsers do, as a comment; the base class raises AssertionError for unknown ones."""
@@ -276,10 +297,16 @@ def has_alt_of_template(element: Element) -> bool:
     return has_binding or re.search("[{<]", QUOTED_VALUE.sub("", element.start_tag)[1:]) is not None
 
 
+def has_bound_address(link: Element) -> bool:
+    """Return whether a template or a script gives a link its address."""
+    names = link.attributes.keys() - {"href"}
+    return link.tag in ROUTER_LINKS or any(name in BINDINGS or HREF_BINDING.search(name) for name in names)
+
+
 def _needs_name(element: Element) -> bool:
     """Whether it is a picture, or stands for one."""
     if element.tag == "input":
         return element.get("type").lower() == "image"
     if element.tag == "area":
         return "href" in element.attributes
-    return element.tag == "img" or element.get("role") == "img"
+    return element.tag == "img" or element.role in ("img", "image")

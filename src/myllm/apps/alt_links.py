@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from myllm.apps.alt_html import Element
+from myllm.apps.alt_html import TEMPLATE_CODE, Element, has_bound_address
 from myllm.apps.alt_pages import HTML_SUFFIXES, MARKDOWN_SUFFIXES, Page, PageFile, read_page
 from myllm.apps.alt_wording import sentence
 from myllm.data.images import PICTURE_SUFFIXES
@@ -16,6 +16,8 @@ DOCUMENT_SUFFIXES = frozenset(" ".join((
     ".ppt .pptx .odp .zip .csv .txt .epub",
 )).split())
 WORD = re.compile(r"[^\W\d_]{2,}|\d{1,4}(?!\d)")
+# where letters and digits meet; so often only in codes, such as dQw4w9WgXcQ
+CODE = re.compile(r"(?:.*?(?:[^\W\d_](?=\d)|\d(?=[^\W\d_]))){3}")
 
 
 class Destinations:
@@ -26,11 +28,13 @@ class Destinations:
 
     def name(self, link: Element, page: Page) -> tuple[str, str]:
         """Return the name of what a link leads to, and where the name is from; both are "" if there is none."""
-        if label := link.get("aria-label"):
-            return sentence(label), "the link's aria-label"
-        if title := link.get("title"):
-            return sentence(title), "the link's title"
-        address = link.get("href")
+        label, title, address = map(link.get, ("aria-label", "title", "href"))
+        if TEMPLATE_CODE.search(label or title or address):
+            return "", ""
+        if label or title:
+            return sentence(label or title), f"the link's {'aria-label' if label else 'title'}"
+        if has_bound_address(link):
+            return "", ""
         try:
             url = urlsplit(address)
         except ValueError:
@@ -67,21 +71,25 @@ def _read_title(file: PageFile) -> str:
         return ""
     elements = [element for element in read_page(file).tree.root.descendants() if isinstance(element, Element)]
     named = (element.text.replace("\n", " ") for tag in ("title", "h1") for element in elements if element.tag == tag)
-    return next(filter(None, named), "")
+    return next((name for name in named if name and not TEMPLATE_CODE.search(name)), "")
 
 
 def words_of_address(address: str) -> str:
-    """Return the words of the last part of an address that has any, or else its server; "" if there are none."""
+    """Return the words of the last part of an address that has any, and its server; "" if there is neither."""
     url = urlsplit(address)
+    server = (url.hostname or "").removeprefix("www.")
     parts = [unquote(part) for part in url.path.split("/") if part and part != ".."]
     if url.fragment and not parts:
         parts = [unquote(url.fragment)]
     for part in reversed(parts):
         suffix = PurePosixPath(part).suffix
         stem = part.removesuffix(suffix) if re.fullmatch(r"\.[a-zA-Z]{2,5}\d?", suffix) else part
+        if CODE.match(stem):
+            break
         spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
         words = WORD.findall(spaced)
         if any(word.isalpha() for word in words) and stem.lower() not in ("index", "default"):
-            kind = f" ({suffix[1:].upper()})" if suffix.lower() in DOCUMENT_SUFFIXES else ""
-            return " ".join(words) + kind
-    return (url.hostname or "").removeprefix("www.")
+            kind = suffix[1:].upper() if suffix.lower() in DOCUMENT_SUFFIXES else ""
+            notes = ", ".join(filter(None, (kind, server)))  # icons of several networks may all lead to /our-name
+            return " ".join(words) + (f" ({notes})" if notes else "")
+    return server

@@ -12,6 +12,9 @@ from markdown_it.parser_inline import RuleFuncInlineType
 from markdown_it.rules_inline import StateInline, html_inline, image
 from markdown_it.token import Token
 
+FRONT_MATTER = re.compile(
+    r"(---|\+\+\+)[ \t]*\r?\n(?:[ \t]*#.*\n)*[\w\"'.-]+[ \t]*[:=].*\n(?:.*\n)*?(?:\1|\.\.\.)[ \t]*\r?(?:\n|$)"
+)
 LINE = re.compile(r"([^\r\n]*)(?:\r\n?|\n|$)")
 PARSED_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
@@ -23,6 +26,20 @@ class Piece(NamedTuple):
     source: int | None = None
     """Offset in the page's text of the same characters, or of a Markdown picture; None if there is no such place."""
     is_markdown_picture: bool = False
+    block: int = 0
+    """Offset of the block that it is in, for pieces without a source."""
+
+
+def front_matter(text: str) -> tuple[int, str]:
+    """Return the length of a page's front matter, as Jekyll and Hugo read it, and the title in it."""
+    match = FRONT_MATTER.match(text)
+    title = None if match is None else re.search(r"^title[ \t]*[:=][ \t]*(.*?)[ \t]*$", match[0], re.MULTILINE)
+    return 0 if match is None else match.end(), "" if title is None else title[1].strip("\"'\r")
+
+
+def title_pieces(title: str) -> list[Piece]:
+    """Return the HTML of a title that is not in the page's text."""
+    return [Piece(f"<title>{escape(title)}</title>\n")] * bool(title)
 
 
 def markdown_pieces(text: str) -> list[Piece]:
@@ -31,12 +48,15 @@ def markdown_pieces(text: str) -> list[Piece]:
     parser.inline.ruler.at("image", _with_start(image))
     parser.inline.ruler.at("html_inline", _with_start(html_inline))
     lines = _SourceLines(text)
-    pieces = list[Piece]()
-    for token in parser.parse(text):
+    end, title = front_matter(text)
+    pieces = title_pieces(title)
+    for token in parser.parse(re.sub(r"[^\r\n]", "", text[:end]) + text[end:]):
         if token.type == "inline":
-            pieces += _inline_pieces(token, lines)
+            start = lines.start(token)
+            pieces += (piece._replace(block=start) for piece in _inline_pieces(token, lines))
         elif token.type == "html_block":
-            pieces += map(Piece, PARSED_LINE.findall(token.content), lines.offsets(token))
+            html = zip(PARSED_LINE.findall(token.content), lines.offsets(token), strict=False)
+            pieces += (Piece(line, offset, block=lines.start(token)) for line, offset in html)
         elif token.nesting and not token.hidden:
             pieces.append(Piece(f"<{'/' * (token.nesting < 0)}{token.tag}>\n"))
         else:
@@ -67,6 +87,10 @@ class _SourceLines:
         self.read = [0] * len(self.lines)
         """For each line, the end of what was found in it; the next cell of a table comes after it."""
 
+    def start(self, token: Token) -> int:
+        """Return the offset in the page of a token's first line."""
+        return self.starts[token.map[0]] if token.map else 0
+
     def offsets(self, token: Token) -> list[int | None]:
         """Return the offset in the page of each line of a token's content; None for a line that was changed."""
         first = token.map[0] if token.map else 0
@@ -74,8 +98,14 @@ class _SourceLines:
 
     def _offset(self, number: int, content: str) -> int | None:
         stripped = content.lstrip(" ")  # a tab before it may have become spaces
-        column = self.lines[number].find(stripped, self.read[number]) if number < len(self.lines) else -1
-        if column < 0:
+        if number >= len(self.lines):
+            return None
+        column = self.lines[number].find(stripped, self.read[number])
+        if column < 0:  # perhaps a cell of a table, in which the parser changes \\|
+            escaped = stripped.replace("|", "\\|")
+            column = self.lines[number].find(escaped, self.read[number])
+            if column >= 0:
+                self.read[number] = column + len(escaped)
             return None
         self.read[number] = column + len(stripped)
         return self.starts[number] + column - (len(content) - len(stripped))

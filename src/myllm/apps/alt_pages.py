@@ -13,7 +13,7 @@ from posixpath import normpath
 from urllib.parse import unquote, urlsplit
 
 from myllm.apps.alt_html import Picture, Tree, parse
-from myllm.apps.alt_markdown import Piece, markdown_pieces
+from myllm.apps.alt_markdown import Piece, front_matter, markdown_pieces, title_pieces
 from myllm.errors import DataError, MyLLMError
 from myllm.files import atomic_write, read_data
 
@@ -25,7 +25,13 @@ CHARSET = re.compile(
     rb"""<meta\b[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)|<\?xml\b[^>]*?\bencoding\s*=\s*["']([\w.:-]+)""", re.IGNORECASE
 )
 # what browsers take for these (https://encoding.spec.whatwg.org)
-READ_AS = {"ascii": "cp1252", "iso8859-1": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
+READ_AS = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "big5": "big5hkscs", "euc_kr": "cp949", "iso-8859-8-i": "iso8859-8",
+    **dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be", "unicode"), "utf-8"),
+    **dict.fromkeys(("gb2312", "gbk", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "x-sjis", "windows-31j"), "cp932"),
+    **dict.fromkeys(("iso8859-11", "tis-620", "windows-874"), "cp874"),
+}
 # characters that mean something in a Markdown text
 MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]<>&|$~])")
 
@@ -58,8 +64,10 @@ class Page:
     @cached_property
     def tree(self) -> Tree:
         """Its elements."""
-        is_markdown = self.path.suffix.lower() in MARKDOWN_SUFFIXES
-        return parse(markdown_pieces(self.text) if is_markdown else [Piece(self.text, 0)], self.text)
+        if self.path.suffix.lower() in MARKDOWN_SUFFIXES:
+            return parse(markdown_pieces(self.text), self.text)
+        end, title = front_matter(self.text)
+        return parse([*title_pieces(title), Piece(self.text[end:], end)], self.text)
 
     def local_path(self, address: str) -> Path:
         """Return the file that an address on the page leads to, without a query. Raises DataError if it is elsewhere.
@@ -67,7 +75,7 @@ class Page:
         The file need not exist.
         """
         try:
-            base, url = urlsplit(self.tree.base), urlsplit(address)
+            base, url = urlsplit(self.tree.base), urlsplit(address.replace("\\", "/"))  # as browsers do
         except ValueError as error:
             raise DataError(f"its address cannot be read ({error})") from None
         start = url if url.scheme or url.netloc else base
@@ -159,7 +167,7 @@ def _declared_encoding(path: Path, content: bytes) -> str:
         return "utf-8"
     label = (match[1] or match[2]).decode()
     try:
-        name = codecs.lookup(label).name
+        name = codecs.lookup(READ_AS.get(label.lower(), label)).name
         b"a".decode(name)  # raises LookupError for rot13 and others that are not of text
     except (LookupError, ValueError):
         raise DataError(f"{path}: declares the unknown charset {label}; convert the page to UTF-8") from None

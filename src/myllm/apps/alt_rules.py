@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from itertools import takewhile
 from operator import itemgetter
 
-from myllm.apps.alt_html import Element, Sentences, has_alt_of_template, words_of
+from myllm.apps.alt_html import (
+    ROUTER_LINKS,
+    TEMPLATE_CODE,
+    Element,
+    Sentences,
+    has_alt_of_template,
+    has_bound_address,
+    words_of,
+)
 from myllm.apps.alt_pictures import path_of, spacer_by_name, spacer_by_size
 from myllm.apps.alt_wording import LEAD_IN
 from myllm.data.images import PICTURE_SUFFIXES
@@ -71,7 +79,7 @@ def judge(element: Element, name_destination: Callable[[Element], tuple[str, str
         return Finding(MISSING, "", "it is hidden by aria-hidden")
     if element.tag == "area" or link is not None:
         return _judge_linked(element, element if link is None else link, name_destination)
-    is_marked = element.get("role") in ("presentation", "none")
+    is_marked = element.role in ("presentation", "none")
     return Finding(MISSING, "", "it is marked as decoration") if is_marked else Finding(MISSING, None, "")
 
 
@@ -85,13 +93,15 @@ def _judge_linked(
     element: Element, link: Element, name_destination: Callable[[Element], tuple[str, str]]
 ) -> Finding:
     if element is not link:
-        if link.name.strip() or link.get("aria-labelledby"):
+        if link.has_conditions:
+            return Finding(MISSING, None, "a template decides what else its link or button shows")
+        if _is_spoken(link.name) or link.get("aria-labelledby"):
             return Finding(MISSING, "", "its link has a text")
         if _is_shown_in(link, element) and element is not next(_bare_pictures(link), element):
             return Finding(MISSING, "", "another picture of its link names where the link leads")
-        if _is_hidden(element) or element.get("role") in ("presentation", "none"):
+        if _is_hidden(element) or element.role in ("presentation", "none"):
             return Finding(MISSING, None, "it is marked as decoration, but its link has no other text")
-    if link.tag not in ("a", "area"):
+    if link.role != "link" and link.tag not in ("a", "area", *ROUTER_LINKS):
         return _named_button(link.get("aria-label") or link.get("title"))
     name, origin = name_destination(link)
     if not name:
@@ -100,6 +110,8 @@ def _judge_linked(
 
 
 def _named_button(label: str) -> Finding:
+    if TEMPLATE_CODE.search(label):
+        return Finding(MISSING, None, "a template names its button")
     return Finding(MISSING, label or None, "names the button" if label else "it is to name what its button does")
 
 
@@ -107,9 +119,9 @@ def _judge_existing(element: Element, link: Element | None) -> Finding | None:
     """Return what is wrong with an alternative text that is there. It is never changed."""
     alt = " ".join(element.attributes["alt"].split())
     problem = ""
-    if element.attributes["alt"] and not alt:
+    if element.attributes["alt"] and not _is_spoken(alt):
         problem = "the alternative text has only blanks"
-    elif not alt and link is not None and not (link.name.strip() or _has_label(link)):
+    elif not alt and link is not None and not (_is_spoken(link.name) or _has_label(link)):
         problem = "the alternative text is empty, but its link has no other text"
     elif not alt and element.tag in ("area", "input") and not _has_label(element):
         problem = "the alternative text is empty, but it names a link or a button"
@@ -132,7 +144,13 @@ def _is_file_name(alt: str, element: Element) -> bool:
 
 
 def _is_link(element: Element) -> bool:
-    return (element.tag == "a" and "href" in element.attributes) or "button" in (element.tag, element.get("role"))
+    has_address = element.tag == "a" and ("href" in element.attributes or has_bound_address(element))
+    return has_address or element.tag in ("button", *ROUTER_LINKS) or element.role in ("button", "link")
+
+
+def _is_spoken(text: str) -> bool:
+    """Whether a text has more than blanks, invisible characters and the private ones of icon fonts."""
+    return any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _has_label(element: Element) -> bool:
@@ -149,7 +167,7 @@ def _bare_pictures(link: Element) -> Iterator[Element]:
     """Yield the pictures of a link that could name it and have no alternative text."""
     for element in link.descendants():
         if isinstance(element, Element) and element.tag == "img" and "alt" not in element.attributes:
-            is_marked = element.get("role") in ("presentation", "none")
+            is_marked = element.role in ("presentation", "none")
             is_spacer = spacer_by_size(element) or spacer_by_name(element)
             is_silent = is_marked or is_spacer or _has_label(element) or _is_hidden(element)
             if _is_shown_in(link, element) and not is_silent:

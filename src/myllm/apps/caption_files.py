@@ -12,8 +12,9 @@ from typing import Any
 from myllm.apps.caption_options import CaptionOptions
 from myllm.apps.picture_search import FoundPicture
 from myllm.batched import batched
+from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.tables import import_pyarrow
-from myllm.errors import ConfigError, DataError, MyLLMError, reason
+from myllm.errors import DataError, MyLLMError, reason
 from myllm.files import StoredImage, atomic_write
 
 PARQUET_ROWS = 10_000
@@ -31,10 +32,18 @@ class Sidecars:
     def path_of(self, found: FoundPicture) -> Path:
         """Return the picture's text file. Raises DataError if the picture has no folder."""
         if self.root is not None:
-            return self.root / PurePosixPath(found.name).with_suffix(".txt")
+            name = PurePosixPath(found.name)
+            # the name of a row of a table may have a dot and no suffix
+            is_whole = isinstance(found.picture, StoredImage) and name.suffix.lower() not in PICTURE_SUFFIXES
+            return self.root / (name.with_name(f"{name.name}.txt") if is_whole else name.with_suffix(".txt"))
         if isinstance(found.picture, StoredImage):
             raise DataError(f"{found.picture}: has no folder for a text file; give one by --out")
         return found.picture.with_suffix(".txt")
+
+    def check(self, path: Path) -> None:
+        """Raise DataError if captions are added to texts, and that of this file is UTF-16."""
+        if self.adds and _read(path).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{path}: is UTF-16, to which nothing is added; save it as UTF-8")
 
     def text_of(self, row: Mapping[str, Any]) -> str:
         """Return the text for a row of captions: a line for each of them."""
@@ -140,6 +149,4 @@ def _as_text(value: Any) -> str:
 def check_parquet(options: CaptionOptions) -> None:
     """Raise ConfigError if the form is Parquet and its library is missing."""
     if options.form == "parquet":
-        if options.out is None:
-            raise ConfigError("--to parquet needs --out, a file")
-        import_pyarrow(Path(options.out))
+        import_pyarrow(Path(str(options.out)))

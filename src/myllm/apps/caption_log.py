@@ -28,7 +28,7 @@ SIDECAR = "sidecar"
 OVERWRITING = ("overwrite", "only", "first_place", "removes")
 """Facts of a run with --overwrite: whether it is unfinished, its --only, where its rows begin in the log, and whether
 all rows before that are removed in the end, because they were made in another way."""
-NOT_COMPARED = ("myllm", "model", *OVERWRITING)
+NOT_COMPARED = ("myllm", "model", "form", *OVERWRITING)
 
 
 class Logged(NamedTuple):

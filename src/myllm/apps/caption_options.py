@@ -85,6 +85,9 @@ class CaptionOptions(OneModel, AsJson):
         for name in ("template", "trigger", "append", "prepend"):
             if getattr(self, name) != getattr(type(self), name) and self.form != "txt":
                 raise ConfigError(f"--{name} is for text files; add --to txt")
+        if self.to not in (None, "txt") and self.out is None:
+            hint = "; --json prints rows of JSON" * (self.to == "jsonl")
+            raise ConfigError(f"--to {self.to} needs --out, the file to write{hint}")
         for name in ("only", "mixed"):
             if getattr(self, name) and self.out is None and self.form != "txt":
                 raise ConfigError(f"--{name} needs --out, which holds the captions that are there already")

@@ -151,10 +151,18 @@ def _follow(folder: Path, path: str, is_wanted: bool) -> Iterator[Walked]:
 
 
 def split_glob(pattern: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder before the first wildcard of a pattern, and the parts from there on."""
+    """Return the folder before the first wildcard of a pattern, and the parts from there on.
+
+    The brackets of a folder that is there, such as "[2020]", are no wildcard.
+    """
     parts = Path(pattern).parts
-    first = next(index for index, part in enumerate(parts) if has_magic(part))
+    magic = (index for index, part in enumerate(parts) if has_magic(part) and not _is_folder(parts[: index + 1]))
+    first = next(magic, len(parts) - 1)
     return Path(*parts[:first]), parts[first:]
+
+
+def _is_folder(parts: Sequence[str]) -> bool:
+    return not {*parts[-1]} & {*"*?"} and os.path.isdir(Path(*parts))
 
 
 def matches(folder: Path, parts: Sequence[str]) -> Iterator[Path | OSError]:

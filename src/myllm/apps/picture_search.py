@@ -18,7 +18,7 @@ from myllm.data.formats import describe_formats
 from myllm.data.images import PICTURE_SUFFIXES
 from myllm.data.rows import CaptionFile, normal_name, printable, shortened
 from myllm.data.sources import name_folders, read_records
-from myllm.data.stored import Archive, find_inside, is_archive, open_archive
+from myllm.data.stored import MAC_ATTRIBUTES, Archive, find_inside, is_archive, open_archive
 from myllm.data.table_pictures import SUFFIXES as TABLE_SUFFIXES
 from myllm.data.table_pictures import PictureRow, read_picture_rows
 from myllm.data.tables import is_saved, saved_files
@@ -124,7 +124,8 @@ class PictureSearch:
         for source in self.lists:
             try:
                 for path in read_paths(source):
-                    yield from _pictures_of(path, _folder_of_listed(Path(path)), skipped, is_quick)
+                    if not is_output(path, os.path.exists):
+                        yield from _pictures_of(path, _folder_of_listed(Path(path)), skipped, is_quick)
             except DataError as error:
                 yield UnusablePath(source, str(error))
 
@@ -244,7 +245,8 @@ def _pictures_of_missing(
         raise DataError(f"{word}: web addresses are not downloaded; save the picture and give its path")
     if os.path.islink(word) or not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-    as_glob = ", and no file matches it as a glob" if folder is None else ""
+    of_list = "" if os.path.isabs(word) else "; paths of a list start from the current folder"
+    as_glob = ", and no file matches it as a glob" if folder is None else of_list
     raise DataError(f"{word}: no such file or folder{as_glob}")
 
 
@@ -279,7 +281,7 @@ def _looked_for(skipped: SkippedFiles) -> str:
 
 def _is_named_like_picture(name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in PICTURE_SUFFIXES or is_skipped(suffix)
+    return not name.startswith(MAC_ATTRIBUTES) and (suffix in PICTURE_SUFFIXES or is_skipped(suffix))
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> str:

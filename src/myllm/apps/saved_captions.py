@@ -27,7 +27,7 @@ from myllm.caption import CaptionerProtocol
 from myllm.config import nearest
 from myllm.data.records import quantity
 from myllm.errors import ConfigError, DataError, MyLLMError
-from myllm.files import is_of_one_file, lock_file, read_json
+from myllm.files import behind_link, is_of_one_file, lock_file, read_json
 from myllm.inference.bulk import Result
 
 # the log of captions in text files
@@ -93,10 +93,10 @@ class SavedCaptions(PrintedCaptions):
     def start(self, captioner: CaptionerProtocol) -> None:
         """Check that the captions that are there were made in the same way. Raises ConfigError and MyLLMError."""
         options, earlier = self.options, read_json(self.facts_path) if self.facts_path.exists() else {}
-        facts = run_facts(options, captioner)
+        facts = run_facts(options, captioner) | {"form": options.form}
         changed = [name for name, _ in differences(earlier, facts)] if earlier else ["all"]
         replaces_all = options.overwrite and options.only is None
-        self._check_table(has_facts=bool(earlier))
+        self._check_table(earlier)
         anew = "--overwrite without --only" if options.only is not None else "--overwrite"
         has_rows = self.log.count > 0 and not replaces_all
         check_same_run(self.facts_path, facts, has_rows, options.mixed, self.out, anew)
@@ -123,13 +123,13 @@ class SavedCaptions(PrintedCaptions):
         self.old_errors = self.errors.size
         self.unsure = frozenset(self.log.last_places)
 
-    def _check_table(self, has_facts: bool) -> None:
+    def _check_table(self, earlier: Mapping[str, Any]) -> None:
         """Raise ConfigError if the CSV or Parquet file is there, but not of an earlier run."""
-        is_of_a_run = self.options.overwrite or has_facts or self.log.count
-        if self.options.form in ("csv", "parquet") and Path(self.out).exists() and not is_of_a_run:
+        form, is_of_a_run = self.options.form, bool(self.log.count) or earlier.get("form") in ("csv", "parquet")
+        if form in ("csv", "parquet") and Path(self.out).exists() and not (is_of_a_run or self.options.overwrite):
             raise ConfigError(
-                f"--out {self.out} is there already, without {self.facts_path.name}, which says how its captions were "
-                "made; give another name, or --overwrite to replace it"
+                f"--out {self.out} is there already, and is not a table of an earlier run; give another name, or "
+                "--overwrite to replace it"
             )
 
     def _choose(self, is_same: bool) -> None:
@@ -222,6 +222,7 @@ class SavedCaptions(PrintedCaptions):
                 else:
                     self._fail_as_twin(found)
                 return False
+            sidecars.check(path)
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
                 self.kept += 1
                 self.seen += 1
@@ -360,7 +361,7 @@ class SavedCaptions(PrintedCaptions):
                 first_place = self.first_place
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None and (self.log.count or not Path(self.out).exists()):
-            write(lambda: self._rows_of_table(first_place), Path(self.out))
+            write(lambda: self._rows_of_table(first_place), behind_link(Path(self.out)))
         if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
             self.log.remove_old_rows(first_place)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
@@ -390,4 +391,5 @@ def _log_path(options: CaptionOptions) -> Path:
     if options.form == "txt":
         folders = [Path(word) for word in options.paths if Path(word).is_dir()]
         return (Path(options.out) if options.out is not None else (*folders, Path())[0]) / HIDDEN_LOG
-    return Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl")
+    return behind_link(Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl"))
+

@@ -28,9 +28,11 @@ INSIDE = re.compile(r"\.(?:tar|zip)(?=[/\\]|$)", re.IGNORECASE)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Suffixes of archives that are refused, because they cannot be read by offset."""
 UNPACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+MAC_ATTRIBUTES = "._"
+"""Beginning of the names of files in which macOS keeps attributes of others: ._a.jpg is not a picture."""
 MAX_MEMBER_BYTES = 2**29
 MAX_HEADER_BYTES = 2**20
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +228,8 @@ class _Collector:
         name = PurePosixPath(unicodedata.normalize("NFC", _printable(written)).replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
             self.leave_out(written, "its path leads out of the archive")
-        elif "__MACOSX" in name.parts or name.name == ".DS_Store":
-            pass  # what macOS adds to every zip
+        elif "__MACOSX" in name.parts or name.name == ".DS_Store" or name.name.startswith(MAC_ATTRIBUTES):
+            pass  # what macOS adds to every archive
         elif offset + packed_size > self.bytes:
             self.leave_out(written, "the archive ends inside it")
         elif name.as_posix() in self.members:

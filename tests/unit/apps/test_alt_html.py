@@ -1,13 +1,15 @@
 """Pictures of HTML and Markdown pages are found where they are; marks in the pages show where that is."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.apps.alt_html import Picture, parse
+from myllm.apps.alt_html import Element, Picture, parse
 from myllm.apps.alt_markdown import Piece, markdown_pieces
+from myllm.apps.alt_pages import Page, PageFile
 
 
 def with_marks(text: str, pictures: list[Picture]) -> str:
@@ -27,6 +29,8 @@ HTML_PAGES = [
     "</p></div><b><i></b><img^ src=a></i><table><tr><td><img^ src=b><tr><td></p><img^ src=c>",
     "<input^ type=IMAGE src=a><input type=text><map><area^ href=a><area shape=default></map><svg^ role=img></svg>",
     "<img^ src=a>\0\r\n<img^ src=b>\rtail <img src='no",
+    "<title><!-- </title><textarea></div><!-- <img src=no></textarea><img^ src=a><iframe><!-- </iframe><img^ src=b>",
+    "<span^ role=IMG></span><span^ role='image text'></span>",
     "<" + "div><" * 2000 + "img^ src=a>",
 ]
 
@@ -50,6 +54,9 @@ MARKDOWN_PAGES = [
     "[![^](a.png)](b.md) ![text](no.png) ![r]\n\n[r]: no.png",
     "-\t![^](a.png)\n\n\ttext ![^](b.png)\n",
     "\0 ![^](a.png)\n",
+    "---\n# comment\ntitle: A dog\ncover: \"<img src='no'>\"\n---\n![^](a.png)\n",
+    "+++\r\ntitle = 'A dog'\r\ncover = '![](no.png)'\r\n+++\r\n![^](a.png)\r\n",
+    "---\n\ntitle: ![^](a.png)\n\n---\n",
 ]
 
 
@@ -63,6 +70,13 @@ def test_markdown_pictures_without_text_are_found_outside_of_code(marked: str) -
 def test_markdown_picture_whose_place_is_not_certain_has_none() -> None:
     page = "| a |\n|---|\n| x \\| ![](a.png) |\n"
     assert [picture.insert_at for picture in parse(markdown_pieces(page), page).pictures] == [None]
+
+
+def test_markdown_picture_in_the_cell_after_one_that_was_changed_is_in_its_own_place() -> None:
+    page = "![](a.png)\n\n| a | b |\n|---|---|\n| x \\| ![](a.png) | ![](a.png) |\n"
+    pictures = parse(markdown_pieces(page), page).pictures[1:]
+    assert [picture.line for picture in pictures] == [5, 5]
+    assert [picture.insert_at for picture in pictures] == [None, page.rindex("](a.png)")]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -91,6 +105,15 @@ def test_a_tag_that_the_page_ends_in_is_left_out(rest: str) -> None:
     page = f"<p>text <img src=a>{rest}"
     tree = parse([Piece(page, 0)], page)
     assert [picture.element.get("src") for picture in tree.pictures] == ["a"] and tree.root.text == "text"
+
+
+@pytest.mark.parametrize("is_markdown", [True, False])
+def test_front_matter_is_a_title_and_no_text(is_markdown: bool) -> None:
+    page = "---\ntitle: 'A & B'\ncover: \"<img src='no'>\"\n---\n\n<img src=a>\n"
+    file = PageFile(Path("a.md" if is_markdown else "a.html"), Path())
+    tree = Page(file, page.encode(), b"", "utf-8", page).tree
+    titles = [element for element in tree.root.descendants() if isinstance(element, Element) and element.tag == "title"]
+    assert [title.text for title in titles] == ["A & B"] and tree.root.text == "" and tree.pictures[0].line == 6
 
 
 def test_a_button_ends_the_button_before_it() -> None:

@@ -31,6 +31,13 @@ CONTENTS = [
     b"<meta charset=windows-1252><p>\x81\xe9<img src=a>",
     b"<?xml version='1.0' encoding='koi8-r'?><p>\xc1<img src=a/>",
     b"<meta http-equiv=content-type content='text/html; charset=Shift_JIS'>\x83\x65<img src=a>",
+    # what browsers read although the declared charset lacks it, and names that only browsers know
+    b"<meta charset=gb2312>\xe9F<img src=a>",
+    b"<meta charset=shift_jis>\x87@<img src=a>",
+    b"<meta charset=Windows-31J>\x87@<img src=a>",
+    b"<meta charset=euc-kr>\x8cc<img src=a>",
+    b"<meta charset=tis-620>\x80<img src=a>",
+    b"<meta charset=unicode>\xc3\xa9<img src=a>",
 ]
 
 
@@ -158,7 +165,7 @@ def test_path_without_pages_is_named(
         ("", "a.jpg", "sub/a.jpg"), ("", "../a%20b.jpg?v=1#x", "sub/../a b.jpg"), ("", "/img/a.jpg", "img/a.jpg"),
         ("", "/../a.jpg", "a.jpg"), ("", "../../a.jpg", "sub/../../a.jpg"), ("", "caf%E9.jpg", "sub/caf\udce9.jpg"),
         ("pics/", "a.jpg", "sub/pics/a.jpg"), ("/pics/x.html", "a.jpg", "pics/a.jpg"), ("../", "a.jpg", "sub/../a.jpg"),
-        ("", "100%25.jpg", "sub/100%.jpg"), ("", "50%20.jpg", "sub/50%20.jpg"),
+        ("", "pics\\a.jpg", "sub/pics/a.jpg"), ("", "100%25.jpg", "sub/100%.jpg"), ("", "50%20.jpg", "sub/50%20.jpg"),
     ],
 )
 def test_address_leads_to_a_file_below_the_page_the_base_or_the_site(

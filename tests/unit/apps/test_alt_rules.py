@@ -55,7 +55,8 @@ def test_picture_without_text_that_is_no_link_is_described(page: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["<a href=b.html><img src=a.jpg></a>", "<a href=b.html><span> <img src=a.jpg></span></a>", "<area href=b.html>",
+    ["<a href=b.html><img src=a.jpg></a>", "<a href=b.html>&nbsp;&#8203;<i>&#xf015;</i><img src=a.jpg></a>",
+     "<a href=b.html><span> <img src=a.jpg></span></a>", "<area href=b.html>",
      "<a href=b.html><img src=spacer.gif></a>", "<a href=b.html><img src=c.jpg width=1 height=1><img src=a.jpg></a>"],
 )
 def test_picture_that_is_all_of_a_link_names_where_it_leads_and_is_never_empty(page: str) -> None:
@@ -66,7 +67,7 @@ def test_picture_that_is_all_of_a_link_names_where_it_leads_and_is_never_empty(p
     "page",
     ["<a href=b.html>Dogs <img src=a.jpg></a>", "<a href=b.html><img src=c.jpg alt=Dogs><img src=a.jpg></a>",
      "<a href=b.html aria-labelledby=c><img src=a.jpg></a>", "<a href=b.html><img src=c.jpg><img src=a.jpg></a>",
-     "<button>Search <img src=a.jpg></button>"],
+     "<button>Search <img src=a.jpg></button>", "<a href='{{ url }}'><img src=a.jpg> {{ title }}</a>"],
 )
 def test_picture_in_a_link_that_has_a_text_gets_an_empty_one(page: str) -> None:
     assert suggestion(page) == ""
@@ -137,6 +138,7 @@ def test_picture_of_a_link_whose_destination_is_unknown_is_for_a_person() -> Non
 @pytest.mark.parametrize(
     ("page", "expected"),
     [("<input type=image src=a.png value=Search>", "Search"), ("<input type=image src=a.png>", None),
+     ("<input type=image src=a.png value='{{ _(1) }}'>", None), ("<button title={x}><img src=a.png></button>", None),
      ("<button title=Search><img src=a.png></button>", "Search"), ("<button><img src=a.png></button>", None)],
 )
 def test_picture_of_a_button_names_the_button(page: str, expected: str | None) -> None:
@@ -147,7 +149,7 @@ def test_picture_of_a_button_names_the_button(page: str, expected: str | None) -
     "page",
     [
         "<img src=a.jpg role=presentation>",
-        "<img src=a.jpg role=none>",
+        "<img src=a.jpg role='NONE presentation'>",
         "<img src=a.jpg aria-hidden=true>",
         "<section aria-hidden=TRUE><img src=a.jpg></section>",
         "<div aria-hidden=true><a href=b.html><img src=a.jpg></a></div>",
@@ -188,6 +190,18 @@ def test_picture_that_cannot_be_read_is_for_a_person_if_it_may_show_something(pa
     assert unreadable(page, FileNotFoundError("gone")) is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["{% if a %}<img src=a>{% else %}Dogs{% endif %}", "{{#if a}}<img src=a>{{else}}Dogs{{/if}}",
+     "{{- if .A }}<img src=a>{{ else }}Dogs{{ end }}", "<% if a %><img src=a><% else %>Dogs<% end %>",
+     "@if (a) {<img src=a>} @else {Dogs}", "{{> icon}}<img src=a>", "<img v-if=a src=a><b v-else>Dogs</b>",
+     "<img *ngIf=a src=a><b>Dogs</b>", "<img src=a th:if='${a}'><b>Dogs</b>"],
+)
+def test_picture_whose_link_has_a_text_only_by_a_condition_is_for_a_person(content: str) -> None:
+    assert suggestion(f"<a href=b.html>{content}</a>") is None
+    assert suggestion(f"<button>{content}</button>") is None
+
+
 @pytest.mark.parametrize("mark", ["role=presentation", "aria-hidden=true"])
 def test_decoration_that_is_all_of_a_link_is_for_a_person(mark: str) -> None:
     assert suggestion(f"<a href=b.html><img src=a.jpg {mark}></a>") is None
@@ -202,6 +216,7 @@ def test_decoration_that_is_all_of_a_link_is_for_a_person(mark: str) -> None:
         ('<img src=a.jpg alt="Image">', "says nothing"),
         ('<img src=a.jpg alt="Picture of a dog">', 'begins with "image of"'),
         ('<img src=a.jpg alt=" ">', "only blanks"),
+        ('<img src=a.jpg alt="&#8203;">', "only blanks"),
         ('<a href=b.html><img src=a.jpg alt="Our dogs"> Our dogs</a>', "repeats the text"),
         ('<a href=b.html><img src=a.jpg alt=""></a>', "its link has no other text"),
         ('<area href=b.html alt="">', "names a link or a button"),

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from myllm.apps import caption_files
-from myllm.apps.caption_files import write_csv, write_parquet
-from myllm.errors import DataError
+from myllm.apps.caption_files import Sidecars, write_csv, write_parquet
+from myllm.apps.caption_options import CaptionOptions
+from myllm.apps.picture_search import FoundPicture
+from myllm.errors import ConfigError, DataError
+from myllm.files import ImageBytes
 
 ROWS: list[dict[str, Any]] = [
     {"image": "caf\udce9.png", "caption": "a", "score": None, "alternatives": []},
@@ -52,3 +55,20 @@ def test_parquet_with_a_value_of_a_wrong_type_says_where_to_correct_it(tmp_path:
     with pytest.raises(DataError, match="a row of .*out.parquet.jsonl has a value of a wrong type") as caught:
         write_parquet(lambda: rows, tmp_path / "out.parquet")
     assert len(str(caught.value)) < 400 and not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.jpg", "a.txt"), ("b/c.JPEG", "b/c.txt"), ("10.1000/fig.1", "10.1000/fig.1.txt"),
+     ("10.1000/fig.2", "10.1000/fig.2.txt"), ("data.v2/000001", "data.v2/000001.txt")],
+)
+def test_rows_of_a_table_whose_names_have_dots_and_no_suffix_have_a_text_file_each(name: str, expected: str) -> None:
+    sidecars = Sidecars(CaptionOptions(paths=("a.parquet",), model="captioner", to="txt", out="texts"))
+    found = FoundPicture(ImageBytes("a.parquet, row 1", b""), Path(), name)
+    assert sidecars.path_of(found) == Path("texts", expected)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_form_that_is_written_to_a_file_needs_out(form: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--to {form} needs --out"):
+        CaptionOptions(paths=("pics",), model="captioner", to=form)

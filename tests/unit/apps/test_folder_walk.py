@@ -81,6 +81,15 @@ def test_walk_enters_folders_of_any_depth(tmp_path: Path, monkeypatch: pytest.Mo
     assert [len(file.path.split("/")) for file in walked] == [depth + 1]
 
 
+@pytest.mark.parametrize(("pattern", "expected"), [("*.x", ["[20]/1.x"]), ("gone.x", []), ("1.x", ["[20]/1.x"])])
+def test_brackets_of_a_folder_that_is_there_are_no_wildcard(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    for name in ("[20]", "2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.x").touch()
+    found = [os.path.relpath(str(path), tmp_path) for path in matches(*split_glob(f"{tmp_path}/[20]/{pattern}"))]
+    assert found == expected
+
+
 @pytest.mark.usefixtures("chunk_size")
 @pytest.mark.parametrize("pattern", [
     "*.x", "?/*.x", "**/*.x", "*/**/*.x", "b/*", "b/a/[0-9].x", "*/a/2.x", ".*/*.x", "b/**/2.x", "no*", "*/no*",

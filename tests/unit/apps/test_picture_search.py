@@ -173,7 +173,8 @@ def test_entries_of_a_list_are_named_from_the_working_directory(folder: Path) ->
 def test_an_entry_of_a_list_that_is_not_there_is_unusable_and_no_glob(folder: Path) -> None:
     (folder / "list").write_text(f"gone.png\npics/?.png\n{'x' * 300}\npics/a.png")
     assert errors(lists=("list",)) == [
-        "gone.png: no such file or folder", "pics/?.png: no such file or folder",
+        "gone.png: no such file or folder; paths of a list start from the current folder",
+        "pics/?.png: no such file or folder; paths of a list start from the current folder",
         f"{'x' * 50} ... {'x' * 50}: cannot be read (File name too long)",
     ]
 
@@ -246,7 +247,7 @@ def test_a_listed_path_with_dots_is_named_by_its_last_part_and_is_no_glob(folder
     os.chdir("pics")
     search = PictureSearch([], ["../list"])
     assert [path.name if isinstance(path, FoundPicture) else path.error for path in search] == [
-        "a.png", "../other/?.png: no such file or folder",
+        "a.png", "../other/?.png: no such file or folder; paths of a list start from the current folder",
     ]
 
 
@@ -343,3 +344,27 @@ def test_pictures_by_name_warns_of_what_it_leaves_out_and_refuses_archives(folde
     write_tar(folder / "s.tar", "1.jpg")
     with pytest.raises(ConfigError, match="s.tar/1.jpg: is not a separate file; unpack"):
         pictures_by_name(["s.tar"], print)
+
+
+def test_files_in_which_macos_keeps_attributes_are_no_pictures(folder: Path) -> None:
+    (folder / "pics/._a.png").write_bytes(b"\0\5\x16\7")
+    with tarfile.open("pics.tar", "w") as tar:
+        for name in ("pics/a.png", "pics/._a.png"):
+            tar.add(name)
+    assert [name for _, name in found("pics", "pics.tar")] == ["a.png", "deep/a.png", "pics.tar/pics/a.png"]
+
+
+def test_lists_leave_out_what_captioning_wrote(folder: Path) -> None:
+    written = ("pics/a.txt", "out.jsonl", "out.jsonl.run.json", "out.jsonl.errors.jsonl")
+    for name in written:
+        (folder / name).write_text("{}")
+    (folder / "list.txt").write_text("\n".join(["pics/a.png", *written]))
+    assert found(lists=("list.txt",)) == [("pics/a.png", "pics/a.png")]
+
+
+def test_a_missing_path_of_a_list_says_where_paths_start(folder: Path) -> None:
+    (folder / "other/list.txt").write_text("b.JPG\n/gone.png\n")
+    assert [str(path.error) for path in PictureSearch([], ["other/list.txt"]) if isinstance(path, UnusablePath)] == [
+        "b.JPG: no such file or folder; paths of a list start from the current folder",
+        "/gone.png: no such file or folder",
+    ]
