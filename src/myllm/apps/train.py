@@ -102,13 +102,15 @@ def run_all(
     for number in range(max(begun, default=0), len(runs)):
         if len(runs) > 1:
             display.say(f"Run {number + 1} of {len(runs)}", style="bold")
-        run = runs[number]
+        run, given = runs[number], set(given_options)
+        if number and "next_runs" in options.given_names:
+            given |= {name for name, _ in flatten(config.next_runs[number - 1], ".")}
         if number and run.max_minutes:
             unused = run_state.unused_minutes(folders[number - 1]) if ranks.is_first else 0.0
             run = replace(run, max_minutes=run.max_minutes + ranks.from_first(unused))
         try:
             is_last = number == len(runs) - 1
-            trained = run_training(run, display, number in begun, given_options, ranks, begin, is_last)
+            trained = run_training(run, display, number in begun, given, ranks, begin, is_last)
         except SystemExit:
             again = f"myllm train --out {shlex.quote(options.out)} --resume"
             display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")
@@ -261,6 +263,10 @@ def finish(
         with display.progress() as progress:
             device = choose_device(config.devices)
             save_index(out / native.FILE_NAME, prepared.train, config.decode, device, progress)
+    elif config.lora.rank:  # a run that was resumed may have other defaults than its best epoch
+        lora.write_decode(config.decode, out / lora.FOLDER)
+    else:
+        native.write_decode(config.decode, out / native.FILE_NAME)
     captioner = Captioner.load(config.out, device=config.devices)
     things = read_things(paths[0]) if len(paths) == 1 else {}
     data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))
