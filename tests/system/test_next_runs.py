@@ -171,5 +171,9 @@ def test_base_share_leaves_the_mean_of_the_base_and_the_run_however_often_it_is_
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.25 * base[name] + 0.75 * run[name])
     assert any(not torch.equal(value, run[name]) for name, value in mean.items())
+    (tmp_path / "recipe.yaml").write_text("next_runs:\n- {base_share: 0}\n")
+    recipe = ("--base_share=0.25", "--config", str(tmp_path / "recipe.yaml"))
+    assert train(tmp_path / "two", *words, *recipe) == 0  # the second run starts from the mean
+    assert Captioner.load(tmp_path / "two/run1").weights_hash() == Captioner.load(tmp_path / "mean").weights_hash()
     assert train(tmp_path / "other", "--base_share=0.5") == 2
     assert "base_share 0.5 without base: give a captioner by --base" in capsys.readouterr().err

@@ -194,6 +194,9 @@ def run_training(
         recorder.draw()
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
+    if ranks.is_first and config.base is not None and config.base_share:
+        mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
+        display.say(f"{out / native.FILE_NAME} is a mean with {config.base_share:.0%} of {config.base}'s weights")
     return config, prepared, trainer.state
 
 
@@ -256,9 +259,6 @@ def finish(
         f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
     paths, out = data_paths(config.data), Path(config.out)
-    if config.base is not None and config.base_share:
-        mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
-        display.say(f"{out / native.FILE_NAME} is a mean with {config.base_share:.0%} of {config.base}'s weights")
     if config.decode.rank_by == "retrieval":
         with display.progress() as progress:
             device = choose_device(config.devices)
