@@ -120,7 +120,7 @@ def test_an_average_is_compared_with_captioners_that_rank_by_score_too(
     words = ["average", str(run), str(run), "--out", str(tmp_path / "mean.pt"), "--data", str(scenes)]
     assert main(words) == 0
     output = capsys.readouterr().out
-    assert "it ranks by score, and so do all in this table" in output
+    assert "so it ranks by score; figures of all are by score" in output
     first, _, mean = [line[30:].split() for line in output.splitlines() if line.count("0.") >= 3]
     assert first == mean
 
