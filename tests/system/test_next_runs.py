@@ -141,6 +141,22 @@ def test_a_run_resumed_with_its_preset_keeps_the_minutes_left_to_it(
 
 
 @pytest.mark.slow
+def test_a_sequence_that_was_moved_resumes_with_the_next_runs_that_are_given(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("next_runs:\n- {weight_decay: 0.1}\n")
+    assert train(tmp_path / "run", "--epochs=1", "--quiet", "--config", str(recipe)) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    recipe.write_text("next_runs:\n- {weight_decay: 0.2}\n")
+    assert train(moved, "--epochs=1", "--quiet", "--resume", "--config", str(recipe)) == 0
+    assert "weight_decay is 0.2 from here on; it was 0.1" in capsys.readouterr().out
+    recipe.write_text("next_runs:\n- {word_dropout: 0.5}\n")
+    assert train(moved, "--epochs=1", "--quiet", "--resume", "--config", str(recipe)) == 2
+    assert "word_dropout is 0.5, and the run began with 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_base_share_leaves_the_mean_of_the_base_and_the_run_however_often_it_is_finished(
     train: Callable[..., int], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,5 +171,9 @@ def test_base_share_leaves_the_mean_of_the_base_and_the_run_however_often_it_is_
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.25 * base[name] + 0.75 * run[name])
     assert any(not torch.equal(value, run[name]) for name, value in mean.items())
+    (tmp_path / "recipe.yaml").write_text("next_runs:\n- {base_share: 0}\n")
+    recipe = ("--base_share=0.25", "--config", str(tmp_path / "recipe.yaml"))
+    assert train(tmp_path / "two", *words, *recipe) == 0  # the second run starts from the mean
+    assert Captioner.load(tmp_path / "two/run1").weights_hash() == Captioner.load(tmp_path / "mean").weights_hash()
     assert train(tmp_path / "other", "--base_share=0.5") == 2
     assert "base_share 0.5 without base: give a captioner by --base" in capsys.readouterr().err

@@ -114,6 +114,17 @@ def test_an_average_has_no_index(run: Path, tiny_run: Path, tmp_path: Path) -> N
     assert mean.index is None and mean.decode.rank_by == "score"
 
 
+def test_an_average_is_compared_with_captioners_that_rank_by_score_too(
+    run: Path, scenes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["average", str(run), str(run), "--out", str(tmp_path / "mean.pt"), "--data", str(scenes)]
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    assert "so it ranks by score; figures of all are by score" in output
+    first, _, mean = [line[30:].split() for line in output.splitlines() if line.count("0.") >= 3]
+    assert first == mean
+
+
 def test_a_captioner_without_an_index_says_how_to_get_one(
     tiny_run: Path, pictures: list[Path], capsys: Capture
 ) -> None:

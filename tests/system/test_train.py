@@ -268,6 +268,15 @@ def test_train_resumes_a_finished_run_for_more_epochs(train: Train, tiny_run: Pa
 
 
 @pytest.mark.slow
+def test_train_resumed_with_other_decoding_options_stores_them_in_the_captioner(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    assert main(["train", "--out", str(out), "--resume", "--decode.beams=2", "--quiet"]) == 0
+    assert Captioner.load(out).decode.beams == 2 and Captioner.load(tiny_run).decode.beams == 1
+
+
+@pytest.mark.slow
 def test_train_with_config_yaml_reproduces_the_run(tiny_run: Path, tmp_path: Path) -> None:
     words = ["--config", str(tiny_run / "config.yaml"), "--out", str(tmp_path / "other"), "--quiet"]
     assert main(["train", *words]) == 0

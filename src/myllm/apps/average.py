@@ -22,6 +22,11 @@ def average_models(options: AverageOptions) -> int:
     """Write the average to --out; with --data, print the figures of each captioner and of the average on a split."""
     display, paths, out = Display(options.quiet), [Path(path) for path in options.paths], unused(options.out)
     checkpoints = [formats.load(path) for path in options.paths]
+    if any(checkpoint.index is not None for checkpoint in checkpoints):
+        display.warn(
+            "the average has no captions of training pictures, so it ranks by score; figures of all are by score"
+        )
+        checkpoints = [native.without_index(checkpoint) for checkpoint in checkpoints]
     records: Sequence[Record] = ()
     if options.data is not None:
         captions = checkpoints[0].captions

@@ -102,13 +102,15 @@ def run_all(
     for number in range(max(begun, default=0), len(runs)):
         if len(runs) > 1:
             display.say(f"Run {number + 1} of {len(runs)}", style="bold")
-        run = runs[number]
+        run, given = runs[number], set(given_options)
+        if number and "next_runs" in options.given_names:
+            given |= {name for name, _ in flatten(config.next_runs[number - 1], ".")}
         if number and run.max_minutes:
             unused = run_state.unused_minutes(folders[number - 1]) if ranks.is_first else 0.0
             run = replace(run, max_minutes=run.max_minutes + ranks.from_first(unused))
         try:
             is_last = number == len(runs) - 1
-            trained = run_training(run, display, number in begun, given_options, ranks, begin, is_last)
+            trained = run_training(run, display, number in begun, given, ranks, begin, is_last)
         except SystemExit:
             again = f"myllm train --out {shlex.quote(options.out)} --resume"
             display.print(f"Interrupted, and saved in {out}. Resume with:\n  {again}")
@@ -192,6 +194,9 @@ def run_training(
         recorder.draw()
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
+    if ranks.is_first and config.base is not None and config.base_share:
+        mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
+        display.say(f"{out / native.FILE_NAME} is a mean with {config.base_share:.0%} of {config.base}'s weights")
     return config, prepared, trainer.state
 
 
@@ -254,13 +259,14 @@ def finish(
         f"Trained for {state.seconds / 60:.1f} minutes; steps waited for data in {state.wait_share:.0%} of the time"
     )
     paths, out = data_paths(config.data), Path(config.out)
-    if config.base is not None and config.base_share:
-        mix_with_base(out / native.FILE_NAME, config.base, config.base_share)
-        display.say(f"{out / native.FILE_NAME} is a mean with {config.base_share:.0%} of {config.base}'s weights")
     if config.decode.rank_by == "retrieval":
         with display.progress() as progress:
             device = choose_device(config.devices)
             save_index(out / native.FILE_NAME, prepared.train, config.decode, device, progress)
+    elif config.lora.rank:  # a run that was resumed may have other defaults than its best epoch
+        lora.write_decode(config.decode, out / lora.FOLDER)
+    else:
+        native.write_decode(config.decode, out / native.FILE_NAME)
     captioner = Captioner.load(config.out, device=config.devices)
     things = read_things(paths[0]) if len(paths) == 1 else {}
     data = Data("val", prepared.val.records, prepared.train.records, things, data_name(config.data))

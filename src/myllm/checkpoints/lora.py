@@ -84,8 +84,20 @@ def save(checkpoint: Checkpoint, config: LoraConfig, base: str, base_hash: str, 
     }
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json_text(peft_config).encode())
-    with atomic_write(folder / TENSORS_NAME) as file:
-        file.write(tensors_to_bytes(tensors, {"format": "pt", METADATA_KEY: json_text(metadata)}))
+    _write_tensors(tensors, metadata, folder / TENSORS_NAME)
+
+
+def write_decode(decode: DecodeConfig, folder: Path) -> None:
+    """Replace only the decoding defaults of an adapter that `save` wrote, atomically."""
+    path = folder / TENSORS_NAME
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    _write_tensors(read_tensors(path), metadata | {"decode": asdict(decode)}, path)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(tensors_to_bytes(dict(tensors), {"format": "pt", METADATA_KEY: json_text(metadata)}))
 
 
 def locate(path: Path) -> Path | None:

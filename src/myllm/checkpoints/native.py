@@ -92,8 +92,17 @@ def write_calibration(calibration: Calibration, path: Path) -> Path:
 
     Raises CheckpointError if there is no checkpoint.
     """
+    return _replace_part(CALIBRATION, calibration.as_json(), path)
+
+
+def write_decode(decode: DecodeConfig, path: Path) -> None:
+    """Replace only the decoding defaults in a file or folder, atomically. Raises CheckpointError."""
+    _replace_part("decode", asdict(decode), path)
+
+
+def _replace_part(name: str, part: dict[str, Any], path: Path) -> Path:
     location = locate(path)
-    content = read(location) | {CALIBRATION: calibration.as_json()}
+    content = read(location) | {name: part}
     file_path = location / CONFIG_NAME if location.is_dir() else location
     with atomic_write(file_path) as file:
         if location.is_dir():

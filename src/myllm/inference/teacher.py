@@ -227,8 +227,8 @@ class Teacher:
                 self._let_all_wait(min(failed.wait, MAX_RETRY_AFTER))
             if number == self.tries:
                 break
-            if failed.wait is None:
-                self._wait(min(MAX_BACKOFF, self.first_wait * 2 ** (number - 1)) * random.uniform(0.5, 1.0))
+            # also with Retry-After, which may be 0, or stay the same however busy the server is
+            self._wait(min(MAX_BACKOFF, self.first_wait * 2 ** (number - 1)) * random.uniform(0.5, 1.0))
             number += 1
         message = f"{failed} ({self.tries} tries)" if self.tries > 1 else str(failed)
         if isinstance(failed, _Unreachable) and not self._was_reached:

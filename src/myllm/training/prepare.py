@@ -22,7 +22,7 @@ from myllm.data.sources import read_records
 from myllm.data.splits import check_both_sides, split_records
 from myllm.data.tokenizer import gpt2_tokenizer, train_tokenizer
 from myllm.device import choose_device
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.files import cache_folder
 from myllm.model.gpt2_weights import fit_to_pretrained, gpt2_folder
 from myllm.model.lora import adapted_layers, add_adapters
@@ -102,6 +102,11 @@ def prepare(
         views = config.views if name == "train" and pictures is None else 1
         sources.append(source if frozen is None else frozen.with_features(source, views, findings, progress))
     train, val = sources
+    if config.decode.rank_by == "retrieval" and len(train.records) < 2:
+        raise DataError(
+            "decode.rank_by retrieval compares a picture with at least two training pictures, and there is one; add "
+            "pictures, or take --decode.rank_by score"
+        )
     if config.augment and not config.vision.frozen and not train.is_english:
         captions = (caption for record in train.records for caption in record.captions)
         findings.not_english += [caption for caption in captions if not is_english(caption)]

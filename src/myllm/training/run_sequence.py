@@ -37,6 +37,11 @@ def run_sequence(config: TrainConfig, given_options: Collection[str] = ()) -> li
             runs.append(dataclass_from_dict(TrainConfig, nested(options)))
         except CheckpointError as error:
             raise ConfigError(f"run {number + 1} of {total}: {error}") from error
+    if any(run.lora.rank for run in runs[:-1]):
+        raise ConfigError(
+            "lora.rank in a run with next_runs: it leaves only adapters, and the next run starts from a whole "
+            "captioner; only the last run can have it"
+        )
     return runs
 
 

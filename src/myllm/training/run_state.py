@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def resumed_config(
     """
     before = dataclass_from_dict(TrainConfig, saved)
     old, new = (dict(flatten(asdict(part), ".")) for part in (before, config))
+    if before.base and config.base and relpath(before.base, before.out) == relpath(config.base, config.out):
+        old["base"] = config.base  # it was moved together with the run, as the runs of a sequence are
     changes = []
     for name in sorted({*given_options, "out"} & new.keys()):
         if new[name] == old.get(name):

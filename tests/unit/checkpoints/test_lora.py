@@ -151,6 +151,17 @@ def test_folder_with_captioner_and_adapter_is_the_captioner(base: Path, adapter:
     assert lora.locate(base) is None and lora.locate(base / "adapter") == base / "adapter"
 
 
+def test_write_decode_replaces_only_the_decoding_defaults(base: Path, adapter: Path) -> None:
+    before = lora.read(adapter)
+    lora.write_decode(DecodeConfig(beams=3), adapter)
+    after = lora.read(adapter)
+    assert after.decode == DecodeConfig(beams=3)
+    assert (after.base_hash, after.captions, after.provenance) == (
+        before.base_hash, before.captions, before.provenance
+    )
+    assert all(torch.equal(after.layers[name].a, term.a) for name, term in before.layers.items())
+
+
 def test_full_disk_leaves_the_previous_adapter(base: Path, adapter: Path) -> None:
     expected, before = logits(load(adapter)), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))  # enough for the configuration alone

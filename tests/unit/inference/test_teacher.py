@@ -208,6 +208,15 @@ def test_teacher_does_not_repeat_a_request_that_is_refused(teacher_server: Any, 
     assert len(teacher_server.log) == 1
 
 
+def test_teacher_pauses_before_the_next_try_even_if_retry_after_is_0(teacher_server: Any, connect: Connect) -> None:
+    teacher_server.reply = lambda request: Reply({}, 429, {"Retry-After": "0"})
+    teacher = connect()
+    teacher.stop.set()  # ends every pause
+    with pytest.raises(Stopped):
+        teacher.captions(PICTURE, ONE)
+    assert teacher.usage.requests == 1
+
+
 @pytest.mark.parametrize("seconds", [True, False])
 def test_teacher_waits_as_long_as_retry_after_says(teacher_server: Any, connect: Connect, seconds: bool) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)

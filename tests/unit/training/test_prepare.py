@@ -8,7 +8,7 @@ import torch
 
 from myllm.checkpoints.native import Checkpoint
 from myllm.config import CaptionerConfig, DecodeConfig, VisionConfig
-from myllm.errors import ConfigError
+from myllm.errors import ConfigError, DataError
 from myllm.model.vision_gpt2 import VisionGPT2
 from myllm.presets import preset_config
 from myllm.training.prepare import fit_to_base, prepare
@@ -111,3 +111,12 @@ def test_prepare_checks_the_pictures_of_a_large_data_set_only_once(
         )
         assert len(prepared.findings.broken_pictures) == 1
     assert len(reports[0]) == 12 and len(reports[1]) == 1
+
+
+def test_prepare_refuses_retrieval_with_a_single_training_picture(tiny_picture_folder: Path) -> None:
+    (tiny_picture_folder / "splits").mkdir()
+    for split, name in (("train", "scene0.png"), ("val", "scene1.png")):
+        (tiny_picture_folder / "splits" / f"{split}.txt").write_text(name + "\n")
+    options = {"data": str(tiny_picture_folder), "vision": VisionConfig("vit_mini_conv8_64", pretrained=False)}
+    with pytest.raises(DataError, match="rank_by retrieval compares .* two training pictures, and there is one"):
+        prepare(preset_config("scenes", **options, decode=DecodeConfig(beams=2, rank_by="retrieval")))

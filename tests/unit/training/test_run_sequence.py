@@ -39,6 +39,13 @@ def test_an_option_of_next_runs_that_is_wrong_is_named(options: dict[str, object
         run_sequence(TrainConfig(next_runs=(options,)))
 
 
+def test_only_the_last_run_can_have_adapters() -> None:
+    adapters = {"lora": {"rank": 4}}
+    assert run_sequence(TrainConfig(next_runs=({}, adapters)))[-1].lora.rank == 4
+    with pytest.raises(ConfigError, match="lora.rank in a run with next_runs: .*only the last run can have it"):
+        run_sequence(TrainConfig(next_runs=(adapters, {"lora": {"rank": 0}})))
+
+
 def test_a_resumed_sequence_has_its_saved_options_and_those_given_now() -> None:
     saved = {"epochs": 5, "lr": 1e-3, "next_runs": [{"epochs": 2}], "text": {"n_layer": 3}}
     config = with_saved_options(TrainConfig(out="new", lr=0.5, epochs=9), saved, {"epochs", "out", "resume"})

@@ -117,3 +117,13 @@ def test_resumed_config_refuses_another_precision_frozen_backbone_and_model() ->
     ):
         with pytest.raises(ConfigError, match=f"--resume: {name} is"):
             resumed_config(asdict(CONFIG), config, {name})
+
+
+def test_resumed_config_follows_a_base_that_was_moved_with_the_run_and_no_other() -> None:
+    saved = asdict(replace(CONFIG, out="runs/old", base="runs/old/run1/captioner.pt"))
+    moved = replace(CONFIG, out="/else/new", base="/else/new/run1/captioner.pt")
+    assert resumed_config(saved, moved, {"out"}) == (moved, [])
+    other = replace(moved, base="/else/another/captioner.pt")
+    assert resumed_config(saved, other, {"out"})[0].base == "runs/old/run1/captioner.pt"
+    with pytest.raises(ConfigError, match="--resume: base is /else/another/captioner.pt, and the run began with"):
+        resumed_config(saved, other, {"base"})
