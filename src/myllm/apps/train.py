@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -178,7 +178,7 @@ def run_training(
     recorder = _Recorder(display, out) if ranks.is_first else _NoRecorder()
     if ranks.is_first:
         print_data(prepared, config, display)
-    with recorder.bar:
+    with recorder.bar, closing(recorder):
         trainer = Trainer(config, prepared, recorder, ranks)
         if resume:
             trainer.resume(content, saved_file)
@@ -313,6 +313,12 @@ class _Recorder:
         """Writer of TensorBoard events, created when first used: a run that fails to begin leaves no file."""
         return SummaryWriter(str(self.out))
 
+    def close(self) -> None:
+        """Write the TensorBoard events that still wait, and end the thread that writes them."""
+        with suppress(OSError):  # of a full disk, which has ended the run with its own message
+            if "events" in vars(self):
+                self.events.close()
+
     def step(self, report: StepReport) -> None:
         """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
         self.training_display.step(report)
@@ -359,6 +365,9 @@ class _NoRecorder:
 
     def __init__(self, warn: Callable[[str], object] = bool) -> None:
         self.print_warning = warn
+
+    def close(self) -> None:
+        """Do nothing."""
 
     def step(self, report: StepReport) -> None:
         """Do nothing."""
