@@ -4,6 +4,7 @@ import importlib
 import os
 import runpy
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,25 +23,33 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 TEACHER = runpy.run_path(f"{TESTS}/fixtures/teacher_server.py")
-SETTINGS = ("OPENAI_API_KEY", "HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
+SETTINGS = ("MYLLM_API_KEY", "OPENAI_API_KEY", "HF_ENDPOINT", "HF_GPT2_REPO", "HF_HUB_OFFLINE", "HF_TOKEN")
 PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy")
+TERMINAL = ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 # before the first import of torch, matplotlib or huggingface_hub, which read these variables once
-for name in SETTINGS + PROXIES:
+for name in SETTINGS + PROXIES + TERMINAL:
     os.environ.pop(name, None)
 if WORKER is None:
     session_folder = tempfile.TemporaryDirectory(prefix="myllm-tests-")  # shared by the workers
     os.environ["HF_HOME"] = session_folder.name
-else:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the workers already share the cores
+os.environ["MYLLM_CACHE"] = f"{os.environ['HF_HOME']}/myllm-{WORKER}"
+os.environ["OMP_NUM_THREADS"] = "1"  # sums are the same on any number of cores, and workers already share these
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MYLLM_TESTS_REFUSED"] = f"{os.environ['HF_HOME']}/refused-{WORKER}.txt"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (f"{TESTS}/no_network", os.environ.get("PYTHONPATH"))))
 runpy.run_path(f"{TESTS}/no_network/sitecustomize.py", run_name="sitecustomize")
 
 # the same examples in every run, so that a failure in CI can be repeated; --hypothesis-profile default draws new ones
-settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed torch, so that a test draws the same numbers whatever tests ran before it in its process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

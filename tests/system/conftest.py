@@ -16,6 +16,8 @@ CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )
+BROWSER_MS = 200_000
+"""Milliseconds that the browser may take for a step."""
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
     "--vision.name=vit_mini_conv8_64",
@@ -34,6 +36,27 @@ TINY = [
     "--augment=false",
     "--devices=cpu",
 ]
+
+
+SIGNALS_ITSELF = """
+import glob, os, sys
+
+number, path, size, process = int(sys.argv.pop(1)), sys.argv.pop(1), int(sys.argv.pop(1)), os.getpid()
+
+def send(event, arguments):
+    global process
+    if event != "open" or os.getpid() != process:
+        return
+    if any(os.path.getsize(file) > size for file in glob.glob(path)):
+        process = None
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(send)
+from myllm.apps.cli import main
+
+sys.argv[0] = "myllm"
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="session")
@@ -87,29 +110,39 @@ def original_script_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
     environment |= {"PYTHONPATH": str(REPOSITORY / "tests/no_network"), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, str(script), *options],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=240,
+        cwd=elsewhere, env=environment, capture_output=True, text=True,
     )
 
 
 @pytest.fixture
 def stopped() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """stopped(words, signal, when, cwd): the finished `myllm WORDS`, which got the signal once `when()` was true."""
+    """stopped(words, signal, when, cwd, size, then): the finished `myllm WORDS`, which got the signal when `when()`.
+
+    when: or a path, which may be a glob; the process sends itself the signal when it opens the next file after that
+    path has more than `size` bytes, so that it cannot end before. then: text of a line on standard error, and what is
+    called after it.
+    """
     processes = []
 
     def run(
-        words: Sequence[str], number: signal.Signals, when: Callable[[], bool], cwd: Path | None = None
+        words: Sequence[str], number: signal.Signals, when: Callable[[], bool] | Path, cwd: Path | None = None,
+        size: int = -1, then: tuple[str, Callable[[], object]] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{REPOSITORY / 'src'}"}
+        program = ["-m", "myllm"] if callable(when) else ["-c", SIGNALS_ITSELF, str(int(number)), str(when), str(size)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "myllm", *words],
+            [sys.executable, *program, *words],
             cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         processes.append(process)
-        deadline = time.monotonic() + 200
-        while not when() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        if callable(when):
+            while not when() and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(number)
+        if then is not None:
+            assert process.stderr is not None and any(then[0] in line for line in process.stderr)
+            then[1]()
+        output, errors = process.communicate()
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     yield run
@@ -133,7 +166,7 @@ def cluster() -> Iterator[Any]:
         # without tests/no_network: Ray's processes connect to this machine by its outside address
         patch.setenv("PYTHONPATH", f"{REPOSITORY}/src")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 by default: too little for a busy machine
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "300")  # 5 by default: too little for a busy machine
         patch.setenv("OMP_NUM_THREADS", "1")
         cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
         cluster.machine = machine
@@ -144,10 +177,12 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    """Headless Chromium that sends no requests of its own to other machines."""
+    """Headless Chromium that sends no requests of its own to other machines, and may be slow."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program("chromium"), args=list(CHROMIUM))
+        path, options = program("chromium"), {"args": list(CHROMIUM), "timeout": BROWSER_MS}
+        chromium = playwright.chromium.launch(executable_path=path, **options)
+        chromium.on("context", lambda context: context.set_default_timeout(BROWSER_MS))
         yield chromium
         chromium.close()

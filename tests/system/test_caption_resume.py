@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,32 +59,19 @@ def captions_of(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {row["image"]: row["caption"] for row in rows}
 
 
-def process(*command: str, limit: int | None = None) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{ROOT / 'src'}"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "myllm", *command], env=environment, stderr=subprocess.PIPE, text=True,
-        preexec_fn=None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-
-
 @pytest.mark.slow
 def test_caption_that_is_killed_again_and_again_captions_each_picture_once(
-    tiny_run: Path, folder: Path, jsonl: Jsonl
+    tiny_run: Path, folder: Path, jsonl: Jsonl, stopped: Any
 ) -> None:
     for number in range(5, 40):
         Image.new("RGB", (64, 64), (number, 99, 0)).save(folder / f"pics/{number}.png")
-    log, chance, code, kills = Path("texts/.myllm-captions.jsonl"), random.Random(0), -1, 0
-    while code != 0:
-        run = process(*words(tiny_run, "--to=txt", "--out=texts", "--decode.max_new_tokens=3", "--fields=score"))
-        size = log.stat().st_size if log.exists() else -1
-        while kills < 3 and run.poll() is None and (log.stat().st_size if log.exists() else -1) == size:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.03))
-        if kills < 3:
-            run.kill()
-        code = run.wait(timeout=60)
-        kills += code == -signal.SIGKILL
-    assert kills == 3
+    log, chance, size = Path("texts/.myllm-captions.jsonl"), random.Random(0), 0
+    command = words(tiny_run, "--to=txt", "--out=texts", "--decode.max_new_tokens=3", "--fields=score")
+    for _ in range(3):
+        killed = stopped(command, signal.SIGKILL, log, size=size + chance.randrange(400))
+        assert killed.returncode == -signal.SIGKILL and log.stat().st_size > size
+        size = log.stat().st_size
+    assert main(command) == 0
     rows = captions_of(jsonl(log))
     assert rows.keys() == {f"pics/{number}.png" for number in range(40)}
     assert [row["image"] for row in jsonl(Path(f"{log}.errors.jsonl"))] == ["pics/broken.png"]
@@ -103,21 +89,18 @@ def test_csv_has_the_rows_of_the_log(tiny_run: Path, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_caption_that_is_stopped_keeps_what_is_done_and_prints_the_command_that_resumes(
-    tiny_run: Path, folder: Path, jsonl: Jsonl, number: signal.Signals, code: int
+    tiny_run: Path, folder: Path, jsonl: Jsonl, stopped: Any, number: signal.Signals, code: int
 ) -> None:
-    for index in range(5, 300):
-        Image.new("RGB", (64, 64), (index % 256, index // 256, 0)).save(folder / f"pics/{index}.png")
-    run = process(*words(tiny_run, "--out", "out.jsonl", "--quiet"))
-    while not Path("out.jsonl").exists():
-        time.sleep(0.005)
-    run.send_signal(number)
-    _, message = run.communicate(timeout=60)
+    for index in range(5, 100):
+        Image.new("RGB", (64, 64), (index, 99, 0)).save(folder / f"pics/{index}.png")
+    run = stopped(words(tiny_run, "--out", "out.jsonl", "--quiet"), number, Path("out.jsonl"))
     assert run.returncode == code
-    assert f"Resume with: myllm caption pics --batch_size 2 --devices cpu --model {tiny_run} --out out.jsonl" in message
+    command = f"myllm caption pics --batch_size 2 --devices cpu --model {tiny_run} --out out.jsonl"
+    assert f"Resume with: {command}" in run.stderr
     done = jsonl(folder / "out.jsonl")
-    assert 0 < len(done) < 300
+    assert 0 < len(done) < 100
     assert caption(tiny_run, "--out", "out.jsonl") == 0
-    assert len(captions_of(jsonl(folder / "out.jsonl"))) == 300 and jsonl(folder / "out.jsonl")[: len(done)] == done
+    assert len(captions_of(jsonl(folder / "out.jsonl"))) == 100 and jsonl(folder / "out.jsonl")[: len(done)] == done
 
 
 def test_a_finished_run_is_not_repeated_and_a_new_picture_is_added(
@@ -562,10 +545,13 @@ def test_a_full_disk_leaves_whole_rows_and_the_command_that_resumes(
 ) -> None:
     for number in range(5, 40):
         Image.new("RGB", (64, 64), (number, 99, 0)).save(folder / f"pics/{number}.png")
-    run = process(*words(tiny_run, "--out", "out.jsonl", "--quiet"), limit=4000)
-    _, message = run.communicate(timeout=60)
-    assert run.returncode == 1 and "cannot write" in message and "Resume with: myllm caption" in message
-    assert "Traceback" not in message
+    environment = os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT / 'src'}"}
+    run = subprocess.run(
+        [sys.executable, "-m", "myllm", *words(tiny_run, "--out", "out.jsonl", "--quiet")], env=environment,
+        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+    )
+    assert run.returncode == 1 and "cannot write" in run.stderr and "Resume with: myllm caption" in run.stderr
+    assert "Traceback" not in run.stderr
     done = jsonl(Path("out.jsonl"))
     assert 0 < len(done) < 40
     assert caption(tiny_run, "--out", "out.jsonl") == 0

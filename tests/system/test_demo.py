@@ -63,8 +63,8 @@ def test_interrupted_demo_is_resumed_by_the_same_command(
     stopped: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo"
-    longer = "--minutes=0.1"
-    process = stopped(["demo", "--out", str(out), *SMALL, longer], signal.SIGINT, (out / "metrics.csv").exists)
+    longer = "--max-steps=24"
+    process = stopped(["demo", "--out", str(out), *SMALL, longer], signal.SIGINT, out / "metrics.csv")
     assert process.returncode == 130, process.stderr
     assert "The same command resumes the demo." in process.stdout
     drawn_at = (out / "scenes/results.csv").stat().st_mtime_ns

@@ -109,7 +109,6 @@ def test_docs_benchmarks_have_the_options_that_they_are_given(page: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # whole runs: half a minute of computing, on a machine that may be shared
 @pytest.mark.parametrize("page", sorted({page for page, _ in RUNNABLE}), ids=lambda page: page.name)
 def test_docs_commands_of_a_page_run_one_after_another(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_server: Any

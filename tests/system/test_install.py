@@ -208,7 +208,7 @@ def test_dockerfile_steps_make_an_image_that_serves_an_export(export: Path, tmp_
         url = process.stdout.readline().split()[-1].replace("0.0.0.0", "127.0.0.1")
         Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
         answer = httpx2.post(f"{url}/v1/caption", files={"image": (tmp_path / "red.png").read_bytes()}, timeout=60)
-        assert httpx2.get(f"{url}/healthz").status_code == 200
+        assert httpx2.get(f"{url}/healthz", timeout=60).status_code == 200
         process.terminate()
     assert answer.status_code == 200 and isinstance(answer.json()["caption"], str)
     assert process.returncode == 0

@@ -140,7 +140,7 @@ def test_resumed_lora_run_equals_the_uninterrupted_one(
 ) -> None:
     out, whole = tmp_path / "run", yaml.safe_load((lora_run / "config.yaml").read_text())
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole | {"out": str(out)}))
-    process = stopped(["train", "--config", str(tmp_path / "whole.yaml")], signal.SIGINT, (out / "metrics.csv").exists)
+    process = stopped(["train", "--config", str(tmp_path / "whole.yaml")], signal.SIGINT, out / "metrics.csv")
     assert process.returncode == 130, process.stderr
     assert main(["train", "--config", str(out / "config.yaml"), "--resume", "--quiet"]) == 0
     assert losses(out) == losses(lora_run)

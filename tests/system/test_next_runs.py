@@ -68,7 +68,7 @@ def test_a_sequence_killed_in_any_run_resumes_to_the_same_weights(
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "--data", str(scenes), "--out", str(out), *tiny, "--epochs=2", "--config", str(recipe)]
-    process = stopped(words, signal.SIGKILL, (out / run / "last.pt").exists)
+    process = stopped(words, signal.SIGKILL, out / run / "last.pt")
     assert process.returncode == -signal.SIGKILL
     assert main(["train", "--out", str(out), "--resume", "--quiet"]) == 0
     assert_same_weights(out, whole_run)
@@ -80,7 +80,7 @@ def test_a_sequence_that_is_stopped_names_the_command_that_resumes_it(
 ) -> None:
     out = tmp_path / "run"
     words = ["train", "--data", str(scenes), "--out", str(out), *tiny, "--epochs=2", "--config", str(recipe)]
-    process = stopped(words, signal.SIGTERM, (out / "run1/last.pt").exists)
+    process = stopped(words, signal.SIGTERM, out / "run1/last.pt")
     assert process.returncode == 143 and f"myllm train --out {out} --resume" in process.stdout
 
 

@@ -75,7 +75,7 @@ def exported(random_model: Path) -> Path:
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join((str(REPOSITORY / "src"), os.environ["PYTHONPATH"]))
     command = [sys.executable, "-c", code, ALLOWED, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_transformers_js_finds_the_tokens_of_python(
         options = ["--to", "onnx", "--precision", precision, "--out", str(tmp_path / name), "--quiet"]
         assert main(["export", str(model), *options]) == 0
         command = [program("node"), JAVASCRIPT / "caption.mjs", tmp_path, name, *pictures]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         results: list[dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
         captioner: Any = Captioner.load(model)

@@ -20,7 +20,7 @@ from myllm.inference.captioner import Captioner
 
 BATCH, QUEUE, REPLICAS = 2, 6, 2
 pytestmark = [
-    pytest.mark.slow, pytest.mark.timeout(900),  # Ray starts a dozen processes, on a machine that may be shared
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # in Ray's code
 ]
 

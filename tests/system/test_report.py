@@ -30,7 +30,7 @@ from myllm.evaluation.report import (
 )
 from myllm.evaluation.slices import Slice
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 AXE = Path(__file__).parents[1] / "javascript/node_modules/axe-core/axe.min.js"
 HISTORY: list[Row] = [
     {"epoch": 1, "train_loss": 3.0, "val_loss": 2.5, "train_perplexity": 20.1, "val_perplexity": 12.2},

@@ -21,7 +21,7 @@ from myllm.checkpoints import native
 from myllm.checkpoints.native import Checkpoint
 from myllm.inference.captioner import Captioner
 
-pytestmark = [pytest.mark.slow, pytest.mark.parity, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.parity]
 RNG = np.random.default_rng(0)
 
 
@@ -87,12 +87,12 @@ def save_pictures(folder: Path) -> list[Path]:
 
 def caption_in_page(page: Any, files: list[Path]) -> list[tuple[str, str]]:
     """Return what the page shows of each file: its caption, and its confidence or the error."""
-    page.wait_for_selector("body[data-state=ready]", timeout=60_000)
+    page.wait_for_selector("body[data-state=ready]")
     while page.locator(".remove").count():
         page.locator(".remove").first.click()
     page.set_input_files("#chooser", [str(file) for file in files])
     cards = page.locator(".card:is([data-state=done], [data-state=failed])")
-    cards.nth(len(files) - 1).wait_for(timeout=120_000)
+    cards.nth(len(files) - 1).wait_for()
     rows: list[list[str]] = cards.evaluate_all(
         """cards => cards.map(card => card.dataset.state === 'done'
             ? [card.querySelector('.caption').textContent, card.querySelector('.share').textContent]
@@ -236,7 +236,7 @@ def test_page_names_a_missing_model_file(browser: Any, site: tuple[Path, str]) -
     assert page.inner_text("#status").startswith("The model could not be opened")
     page.unroute("**/model/config.json")
     page.click("#retry")
-    page.wait_for_selector("body[data-state=ready]", timeout=60_000)
+    page.wait_for_selector("body[data-state=ready]")
     page.close()
 
 

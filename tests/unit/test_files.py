@@ -4,7 +4,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -136,8 +135,12 @@ def test_wait_for_lock_waits_for_another_process_that_ends_or_is_killed(tmp_path
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
     assert process.stdout.readline() == b"locked\n"
-    threading.Timer(0.3, process.kill).start()
-    with wait_for_lock(tmp_path / "lock", lambda: waits.append("second")):
+
+    def kill() -> None:
+        waits.append("second")
+        process.kill()
+
+    with wait_for_lock(tmp_path / "lock", kill):
         assert waits == ["second"] and process.wait() == -9
     process.communicate()
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +180,7 @@ def run_training(
     recorder = _Recorder(display, out) if ranks.is_first else _NoRecorder()
     if ranks.is_first:
         print_data(prepared, config, display)
-    with recorder.bar, recorder.files:
+    with recorder.bar, closing(recorder):
         trainer = Trainer(config, prepared, recorder, ranks)
         if resume:
             trainer.resume(content, saved_file)
@@ -307,7 +307,7 @@ class _Recorder:
 
     def __init__(self, display: Display, out: Path) -> None:
         self.training_display, self.out = TrainingDisplay(display), out
-        self.bar, self.files = self.training_display.bar, ExitStack()
+        self.bar = self.training_display.bar
         self.rows: list[dict[str, float | str]] = []
         self.undrawn: Sequence[Sample] | None = None
         """Samples of the last epoch, if its curves and report are not drawn yet."""
@@ -317,7 +317,13 @@ class _Recorder:
     @cached_property
     def events(self) -> SummaryWriter:
         """Writer of TensorBoard events, created when first used: a run that fails to begin leaves no file."""
-        return self.files.enter_context(SummaryWriter(str(self.out)))
+        return SummaryWriter(str(self.out))
+
+    def close(self) -> None:
+        """Write the TensorBoard events that still wait, and end the thread that writes them."""
+        with suppress(OSError):  # of a full disk, which has ended the run with its own message
+            if "events" in vars(self):
+                self.events.close()
 
     def step(self, report: StepReport) -> None:
         """Show the step, and write every tenth one to TensorBoard: each write waits for the device."""
@@ -361,10 +367,13 @@ class _NoRecorder:
     """Reporter of the processes that neither print nor write; a dry run prints warnings."""
 
     rows: Sequence[dict[str, float | str]] = ()
-    bar = files = nullcontext()
+    bar = nullcontext()
 
     def __init__(self, warn: Callable[[str], object] = bool) -> None:
         self.print_warning = warn
+
+    def close(self) -> None:
+        """Do nothing."""
 
     def step(self, report: StepReport) -> None:
         """Do nothing."""

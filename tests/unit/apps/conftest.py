@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_tls_context() -> Iterator[None]:
-    """Let all clients share a TLS context: it takes 70 ms to make, and these servers need none."""
+def client_defaults() -> Iterator[None]:
+    """Let all clients share a TLS context, which takes 70 ms to make, and wait for more than the usual 5 seconds."""
+    from httpx2._config import DEFAULT_TIMEOUT_CONFIG
     from httpx2._transports import default
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(default, "create_ssl_context", cache(default.create_ssl_context))
+        for name in ("connect", "read", "write", "pool"):
+            patch.setattr(DEFAULT_TIMEOUT_CONFIG, name, 200.0)
         yield
 
 

@@ -188,7 +188,6 @@ def test_job_that_fails_does_not_spoil_its_batch(batcher: Batcher, gate: Gate, j
 
 
 def test_close_finishes_all_jobs_and_ends_the_threads(gate: Gate, job: Callable[..., Job]) -> None:
-    before = threading.active_count()
     batcher = Batcher(2, 2, 100)
     futures = [batcher.submit(job(number)) for number in range(7)]
     closing = threading.Thread(target=batcher.close)
@@ -196,6 +195,6 @@ def test_close_finishes_all_jobs_and_ends_the_threads(gate: Gate, job: Callable[
     gate.opened.set()
     closing.join(60)
     assert all(future.done() and future.result().tokens for future in futures)
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in batcher._threads)
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(job())

@@ -196,7 +196,7 @@ def test_the_environment_names_hub_cache_and_offline_use(
     program += "print(float(model.decoder.lm_head.weight.detach().double().sum()))"
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
         words, variables = [sys.executable, "-c", program, REPO], os.environ | settings(server, tmp_path) | environment
-        process = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+        process = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
         assert process.stdout.strip() == expected, process.stderr
 
 

@@ -269,7 +269,10 @@ def test_adapter_with_missing_or_damaged_files_names_them(adapter: Path) -> None
         load(adapter)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=200, suppress_health_check=UNCHECKED, deadline=None)
 @given(
     st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),

@@ -59,13 +59,14 @@ def test_convert_keeps_names_captions_splits_and_bytes(to: str, tmp_path: Path) 
     assert bytes_of == {record.name: read_picture(record.image, 10_000) for record in records}
 
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MARKS = "\"'|,;\t\n\r\\ #[]ab\ufeff\u2028\x85\x1c"
 captions = st.text(st.characters(codec="utf-8"), max_size=12) | st.text(MARKS, max_size=8)
 words = st.lists(captions.filter(str.strip), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@settings(suppress_health_check=UNCHECKED, max_examples=15, deadline=None)
 @given(texts=st.lists(words, min_size=1, max_size=3), data=st.data())
 def test_convert_keeps_captions_of_any_characters(
     to: str, texts: list[list[str]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -251,23 +251,27 @@ def test_feature_cache_gives_two_processes_their_own_pictures(tmp_path: Path) ->
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     together = Extraction(tmp_path, range(10))
     together.run()
     assert together.computed == [] and together.findings == Findings()
 
 
-def test_feature_cache_uses_nothing_wrong_of_a_process_killed_while_writing(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    barrier = fork.Barrier(1)
-    process = fork.Process(target=extract_slowly, args=(tmp_path, range(600), barrier))
+def extract_until_killed(folder: Path, syncs: int) -> None:
+    """Extract features until the given number of files was to be brought to the disk."""
+    countdown = iter(range(syncs - 1, 0, -1))
+    os.fsync = lambda file: next(countdown, 0) or os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    features_module.BATCHES_PER_SAVE = 1
+    Extraction(folder, range(31)).run()
+
+
+@pytest.mark.parametrize("syncs", [7, 8])  # after rows, and after their index, which is not renamed yet
+def test_feature_cache_uses_nothing_wrong_of_a_process_killed_while_writing(tmp_path: Path, syncs: int) -> None:
+    process = multiprocessing.get_context("fork").Process(target=extract_until_killed, args=(tmp_path, syncs))
     process.start()
-    while process.is_alive() and not list(tmp_path.glob("cache/*/index.json")):
-        time.sleep(0.05)
-    time.sleep(0.25)
-    os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
+    assert process.exitcode == -signal.SIGKILL
     extraction = Extraction(tmp_path, range(30, -1, -1))
     extraction.run()
     assert 0 < len(extraction.computed) < 31 and extraction.findings == Findings()

@@ -367,7 +367,7 @@ def test_caption_batch_keeps_no_decoded_pictures(captioner: Captioner, tmp_path:
 
     before = image_tensors()
     *captions, last = captioner.caption_batch(read_pictures(), batch_size=2)
-    assert image_tensors() == before and not any(reference() for reference in decoded)
+    assert image_tensors() <= before and not any(reference() for reference in decoded)
     with pytest.raises(ConfigError, match="has no picture; use Captioner.attention_maps"):
         captions[0].attention  # noqa: B018
     assert last.attention.shape == captioner.attention_maps(PICTURES[0], last).shape
@@ -471,6 +471,9 @@ def test_captioner_memory_does_not_grow_over_thousands_of_captions(captioner: Ca
     if not Path("/proc/self/statm").exists():
         pytest.skip("this system does not report the size of a process")
     caption_many(0, 60)
-    before = resident()
-    caption_many(60, 250)
-    assert resident() - before < 12 * 2**20
+    sizes = [resident()]
+    for first in (60, 185):
+        caption_many(first, 125)
+        sizes.append(resident())
+    # what leaks grows each time; other threads of this process may take memory once
+    assert min(sizes[1] - sizes[0], sizes[2] - sizes[1]) < 6 * 2**20

@@ -219,31 +219,36 @@ def test_teacher_pauses_before_the_next_try_even_if_retry_after_is_0(teacher_ser
 
 @pytest.mark.parametrize("seconds", [True, False])
 def test_teacher_waits_as_long_as_retry_after_says(teacher_server: Any, connect: Connect, seconds: bool) -> None:
+    start = time.monotonic()
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     teacher_server.reply_in_order(Reply({}, 429, {"Retry-After": "0.5" if seconds else date}))
-    start = time.monotonic()
     assert connect().captions(PICTURE, ONE) == [caption_of(PICTURE[1])]
     assert time.monotonic() - start >= 0.5
 
 
 def test_teacher_waits_in_every_thread_if_one_is_asked_to(teacher_server: Any, connect: Connect) -> None:
-    teacher_server.reply_in_order(Reply({}, 429, {"Retry-After": "0.6"}))
+    teacher_server.reply_in_order(Reply({}, 429, {"Retry-After": "600"}))
     teacher = connect()
-    thread = threading.Thread(target=teacher.captions, args=(PICTURE, ONE))
-    thread.start()
-    while not teacher_server.log or teacher._not_before == 0:
-        time.sleep(0.01)
-    start = time.monotonic()
-    teacher.captions(PICTURE, ONE)
-    assert time.monotonic() - start > 0.3
-    thread.join()
+    teacher.stop.set()  # so that a wait ends at once, by Stopped
+    stopped = list[Stopped]()
+
+    def ask() -> None:
+        with pytest.raises(Stopped) as error:
+            teacher.captions(PICTURE, ONE)
+        stopped.append(error.value)
+
+    for _ in range(2):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert len(stopped) == 2 and len(teacher_server.log) == 1
 
 
 @pytest.mark.parametrize(("seconds", "reports"), [("600", [600.0]), ("99999", [3600.0]), ("0.1", [])])
 def test_teacher_reports_a_long_wait_once_for_all_threads(
     teacher_server: Any, connect: Connect, seconds: str, reports: list[float]
 ) -> None:
-    both, reported = threading.Barrier(2, timeout=20), list[float]()
+    both, reported = threading.Barrier(2, timeout=200), list[float]()
 
     def reply(request: Any) -> Any:
         if request.number > 2:
@@ -253,6 +258,7 @@ def test_teacher_reports_a_long_wait_once_for_all_threads(
 
     teacher_server.reply, teacher = reply, connect()
     teacher.on_wait = reported.append
+    teacher.stop.set()  # so that a wait ends at once
 
     def ask() -> None:
         with suppress(Stopped):
@@ -261,9 +267,6 @@ def test_teacher_reports_a_long_wait_once_for_all_threads(
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while teacher._not_before == 0:
-        time.sleep(0.01)
-    threading.Timer(0.5, teacher.stop.set).start()
     for thread in threads:
         thread.join()
     assert reported == reports
@@ -420,7 +423,7 @@ def test_ask_all_gives_ollama_no_format_that_it_may_not_read(
 def test_ask_all_sends_several_requests_at_once_and_no_more(
     teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]]
 ) -> None:
-    present, most, barrier = set[int](), list[int](), threading.Barrier(4, timeout=20)
+    present, most, barrier = set[int](), list[int](), threading.Barrier(4, timeout=200)
 
     def reply(request: Any) -> Any:
         present.add(request.number)
@@ -438,19 +441,19 @@ def test_ask_all_sends_several_requests_at_once_and_no_more(
 def test_ask_all_ends_with_the_answers_in_hand_and_then_raises(
     teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]]
 ) -> None:
-    barrier = threading.Barrier(2, timeout=20)
+    barrier, teacher = threading.Barrier(2, timeout=200), connect()
 
     def reply(request: Any) -> Any:
         barrier.wait()
         if request.number == 1:
             return Reply({"error": "wrong key"}, 401)
-        time.sleep(0.3)  # is being answered when the run ends
+        assert teacher.stop.wait(200)  # is answered after the run has ended
         return right(request)
 
     teacher_server.reply = reply
     results = list[str]()
     with pytest.raises(MyLLMError, match="wrong key"):
-        for name, _ in ask_all(connect(), ONE, pictures[3:], max_side=100, threads=2):
+        for name, _ in ask_all(teacher, ONE, pictures[3:], max_side=100, threads=2):
             results.append(name)
     assert len(results) == 1 and len(teacher_server.log) == 2
 
@@ -469,7 +472,7 @@ def test_ask_all_continues_after_a_picture_that_is_refused(
     teacher_server: Any, connect: Connect, pictures: list[tuple[str, Path]], status: int, refused: int
 ) -> None:
     name, path = pictures[3:][refused]
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=200)
 
     def reply(request: Any) -> Any:
         if request.number <= 2:

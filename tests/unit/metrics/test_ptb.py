@@ -1,5 +1,7 @@
 """What each claim expects was printed by Stanford's tokenizer 3.4.1; tests/parity/test_ptb.py asks it again."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,11 +117,16 @@ def test_words_between_blanks_are_unchanged(words: list[str]) -> None:
     assert ptb_tokenize(" ".join(words)) == words
 
 
-@pytest.mark.timeout(5)
 @pytest.mark.parametrize(
     "piece",
     ["a", "a.", "a,", "a&", "a+", "~", "中文。", "a-", "a'", "a@", "1/", "1 ", "'", "<a ", "http://a.", "n't", "a_"],
 )
-def test_long_text_without_blanks_is_tokenized_in_seconds(piece: str) -> None:
+def test_long_text_without_blanks_is_tokenized_in_linear_time(piece: str) -> None:
     """99,000 characters took over 15 s while rules scanned them again at each position."""
-    assert isinstance(ptb_tokenize(piece * (40_000 // len(piece))), list)
+
+    def seconds(count: int) -> float:
+        start = time.thread_time()  # of this thread only, whatever else the machine does
+        ptb_tokenize(piece * (count // len(piece)))
+        return time.thread_time() - start
+
+    assert seconds(40_000) < 8 * seconds(10_000) + 0.5

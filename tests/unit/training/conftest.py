@@ -32,7 +32,7 @@ def in_processes(tmp_path: Path) -> Callable[[int, Callable[[Ranks], Any]], list
         for started in processes:
             started.start()
         for started in processes:
-            started.join(60)
+            started.join()
         assert [started.exitcode for started in processes] == [0] * count
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
