@@ -392,4 +392,3 @@ def _log_path(options: CaptionOptions) -> Path:
         folders = [Path(word) for word in options.paths if Path(word).is_dir()]
         return (Path(options.out) if options.out is not None else (*folders, Path())[0]) / HIDDEN_LOG
     return behind_link(Path(str(options.out) if options.form == "jsonl" else f"{options.out}.jsonl"))
-

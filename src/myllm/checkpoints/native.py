@@ -102,8 +102,11 @@ def write_decode(decode: DecodeConfig, path: Path) -> None:
 
 def _replace_part(name: str, part: dict[str, Any], path: Path) -> Path:
     location = locate(path)
-    content = read(location) | {name: part}
+    content = read(location)
     file_path = location / CONFIG_NAME if location.is_dir() else location
+    if content.get(name) == part:
+        return file_path
+    content[name] = part
     with atomic_write(file_path) as file:
         if location.is_dir():
             file.write(json_text({name: content[name] for name in content if name not in FILE_PARTS}).encode())
