@@ -50,7 +50,8 @@ class CaptionApi:
             return JSONResponse(await while_connected(request, self._answer(wanted, attention)))
 
     async def _answer(self, wanted: CaptionRequest, attention: bool) -> dict[str, Any]:
-        return await self._content(wanted, attention, await self.service.caption(wanted))
+        async with self.service.captioned(wanted) as caption:
+            return await self._content(wanted, attention, caption)
 
     async def _events(self, wanted: CaptionRequest, attention: bool) -> AsyncGenerator[str]:
         is_begun = False

@@ -3,9 +3,9 @@
 import asyncio
 import base64
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,10 +125,20 @@ class CaptionService:
 
     async def caption(self, request: CaptionRequest) -> Caption:
         """Return the caption. Raises ApiError, MyLLMError, QueueFull, and TimeoutError."""
-        async with aclosing(self._follow(request, is_shown=False)) as parts:
+        async with self.captioned(request) as caption:
+            return caption
+
+    @asynccontextmanager
+    async def captioned(self, request: CaptionRequest) -> AsyncIterator[Caption]:
+        """Yield the caption. The request keeps its place in the queue until the block ends. Raises as `caption` does.
+
+        The limit of time holds for the whole block.
+        """
+        async with asyncio.timeout(self.limits.seconds), aclosing(self._follow(request, is_shown=False)) as parts:
             async for part in parts:
                 if isinstance(part, Caption):
-                    return part
+                    yield part
+                    return
         raise AssertionError("the last part is the caption")
 
     def stream(self, request: CaptionRequest) -> AsyncGenerator[str | Caption]:

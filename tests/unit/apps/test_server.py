@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from torch import Tensor
 
 from myllm.apps import connections, server
 from myllm.apps.serve import allow_files, find_key
@@ -271,6 +272,27 @@ def test_full_queue_is_refused_at_once_and_loses_nobody(run_server: Callable[...
             gate.caption(png(number)).text for number in range(3)
         ]
     assert post(server.url, png(0)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_request_for_heat_maps_keeps_its_place_until_they_are_computed(
+    run_server: Callable[..., Any], served_captioner: Captioner, png: Png, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    begun, opened, compute = threading.Event(), threading.Event(), served_captioner.attention_maps
+
+    def attention_maps(*arguments: Any, **named: Any) -> Tensor:
+        begun.set()
+        assert opened.wait(200)
+        return compute(*arguments, **named)
+
+    monkeypatch.setattr(served_captioner, "attention_maps", attention_maps)
+    server = run_server(max_queue=1)
+    with ThreadPoolExecutor(1) as clients:
+        waiting = clients.submit(post, server.url, png(0), attention=True, stream=stream)
+        assert begun.wait(200)
+        refused = post(server.url, png(1))
+        opened.set()
+        assert (refused.status_code, waiting.result().status_code) == (503, 200)
 
 
 @pytest.mark.parametrize("stream", [False, True])
