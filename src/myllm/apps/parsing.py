@@ -244,11 +244,13 @@ def _parser(program: str, kind: type) -> ArgumentParser:
 
 
 def _check_required(kind: type, paths: Sequence[str], given_options: Mapping[str, GivenOption]) -> None:
-    """Raise ConfigError if positional words or a required option are missing, or if there are positional words."""
+    """Raise ConfigError for words or a required option that are missing, words too many, and a dash as --out."""
     if hasattr(kind, "paths") and not paths and "from_" not in given_options:
         raise ConfigError("no paths are given; expected PATH...")
     if paths and not hasattr(kind, "paths"):
         raise ConfigError(f"unexpected {paths[0]!r}; options begin with --")
+    if "out" in given_options and given_options["out"].value == "-":
+        raise ConfigError("--out is '-'; expected the name of a file or folder (--json prints on standard output)")
     for option in fields(kind):
         if option.default is MISSING and option.default_factory is MISSING and option.name not in given_options:
             raise ConfigError(f"--{option.name} is required")

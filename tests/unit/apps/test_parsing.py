@@ -193,6 +193,7 @@ def test_a_yaml_file_is_not_read_beyond_a_limit(yaml_file: Path, option: str) ->
         (TrainOptions, ["--decode.stop_strings=on"], "expected a list.*in quotes"),
         (ScenesOptions, ["--out=x", "--cuont=3"], "unknown option --cuont; did you mean --count"),
         (ScenesOptions, [], "--out is required"),
+        (ScenesOptions, ["--out", "-"], "--out is '-'; expected the name of a file or folder"),
         (CaptionOptions, [], r"no paths are given; expected PATH\.\.\."),
         (CaptionOptions, ["x.png", "--decode.beams=0"], "decode.beams is 0; it must be above 0"),
         (CaptionOptions, ["x.png", "--decode.beam=4"], "unknown option --decode.beam; did you mean --decode.beams"),
