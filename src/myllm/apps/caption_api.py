@@ -129,6 +129,6 @@ def _typed(name: str, texts: list[str]) -> Any:
     if has_type(texts[0], kind):
         return texts[0]
     try:
-        return json.loads(texts[0])
+        return json.loads({"True": "true", "False": "false"}.get(texts[0], texts[0]))  # as Python writes them
     except (ValueError, RecursionError):
         return texts[0]

@@ -75,6 +75,12 @@ def test_commas_separate_the_words_of_a_form_but_not_stop_strings(client: httpx2
     assert (stopped["caption"], stopped["ended_by"]) == ("a,", "stop")
 
 
+@pytest.mark.parametrize("text", ["True", "true"])
+def test_a_form_may_have_booleans_as_python_writes_them(client: httpx2.Client, png: Png, text: str) -> None:
+    answer = post(client, png(1), attention=text, only_words="a, red")
+    assert answer.status_code == 200 and answer.json()["attention"]
+
+
 def test_captions_of_many_clients_at_once_equal_the_captioners(server: Any, png: Png) -> None:
     wanted = [(number % 10, 1 + number % 3) for number in range(60)]
     expected = {pair: server.captioner.caption(png(pair[0]), beams=pair[1]).text for pair in set(wanted)}
