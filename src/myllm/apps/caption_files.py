@@ -29,16 +29,16 @@ class Sidecars:
         self.options, self.root = options, None if options.out is None else Path(options.out)
         self.adds = options.append or options.prepend
 
-    def path_of(self, found: FoundPicture) -> Path:
+    def path_of(self, entry: FoundPicture) -> Path:
         """Return the picture's text file. Raises DataError if the picture has no folder."""
         if self.root is not None:
-            name = PurePosixPath(found.name)
+            name = PurePosixPath(entry.name)
             # the name of a row of a table may have a dot and no suffix
-            is_whole = isinstance(found.picture, StoredImage) and name.suffix.lower() not in PICTURE_SUFFIXES
+            is_whole = isinstance(entry.picture, StoredImage) and name.suffix.lower() not in PICTURE_SUFFIXES
             return self.root / (name.with_name(f"{name.name}.txt") if is_whole else name.with_suffix(".txt"))
-        if isinstance(found.picture, StoredImage):
-            raise DataError(f"{found.picture}: has no folder for a text file; give one by --out")
-        return found.picture.with_suffix(".txt")
+        if isinstance(entry.picture, StoredImage):
+            raise DataError(f"{entry.picture}: has no folder for a text file; give one by --out")
+        return entry.picture.with_suffix(".txt")
 
     def check(self, path: Path) -> None:
         """Raise DataError if captions are added to texts, and that of this file is UTF-16."""

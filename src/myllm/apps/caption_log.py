@@ -15,7 +15,7 @@ from myllm.errors import ConfigError, MyLLMError
 from myllm.files import atomic_write, json_text, read_json
 
 TABLE = """
-CREATE TABLE captions (image BLOB PRIMARY KEY, digest TEXT, place INTEGER, file BLOB) WITHOUT ROWID;
+CREATE TABLE captions (image BLOB PRIMARY KEY, digest TEXT, offset INTEGER, file BLOB) WITHOUT ROWID;
 CREATE INDEX digests ON captions (digest);
 CREATE INDEX files ON captions (file);
 CREATE TABLE names (image BLOB PRIMARY KEY) WITHOUT ROWID;
@@ -25,7 +25,7 @@ DIGEST = "digest"
 SIDECAR = "sidecar"
 """Key of a row: the text file of its picture."""
 
-OVERWRITING = ("overwrite", "only", "first_place", "removes")
+OVERWRITING = ("overwrite", "only", "first_offset", "removes")
 """Facts of a run with --overwrite: whether it is unfinished, its --only, where its rows begin in the log, and whether
 all rows before that are removed in the end, because they were made in another way."""
 NOT_COMPARED = ("myllm", "model", "form", *OVERWRITING)
@@ -35,7 +35,7 @@ class Logged(NamedTuple):
     """A row of the log: the hash of its picture's bytes, and where the row begins."""
 
     digest: str
-    place: int
+    offset: int
 
 
 class CaptionLog:
@@ -49,7 +49,7 @@ class CaptionLog:
         self._index, self._lock = sqlite3.connect("", check_same_thread=False), Lock()  # "": a temporary file
         self._index.executescript(TABLE)
         self.count, self.has_old_rows = 0, False
-        self.last_places = deque[int](maxlen=1024)
+        self.last_offsets = deque[int](maxlen=1024)
         """Where the rows of the last `append` begin, or the last rows of the file that was opened."""
         self.path = path
         self._lines = JsonLines(path, replace, self._add)
@@ -65,18 +65,19 @@ class CaptionLog:
 
     def find(self, image: str) -> Logged | None:
         """Return where the picture's row is; None if it has none."""
-        found = self._execute("SELECT digest, place FROM captions WHERE image = ?", _key(image))
-        return None if found is None else Logged(*found)
+        row = self._execute("SELECT digest, offset FROM captions WHERE image = ?", _key(image))
+        return None if row is None else Logged(*row)
 
-    def find_copy(self, digest: str, first_place: int) -> int | None:
-        """Return where the row of a picture with the same bytes begins, at `first_place` or later; None without one."""
-        found = self._execute("SELECT place FROM captions WHERE digest = ? AND place >= ? LIMIT 1", digest, first_place)
-        return None if found is None else int(found[0])
+    def find_copy(self, digest: str, first_offset: int) -> int | None:
+        """Return the offset of the row of a picture with the same bytes, at least `first_offset`; None without one."""
+        query = "SELECT offset FROM captions WHERE digest = ? AND offset >= ? LIMIT 1"
+        row = self._execute(query, digest, first_offset)
+        return None if row is None else int(row[0])
 
     def find_file(self, file: str) -> str | None:
         """Return the picture whose row names a text file; None if none does."""
-        found = self._execute("SELECT image FROM captions WHERE file = ?", _key(file))
-        return None if found is None else os.fsdecode(found[0])
+        row = self._execute("SELECT image FROM captions WHERE file = ?", _key(file))
+        return None if row is None else os.fsdecode(row[0])
 
     @property
     def is_replaced(self) -> bool:
@@ -88,42 +89,42 @@ class CaptionLog:
         """Number of bytes of the rows."""
         return self._lines.size
 
-    def row_at(self, place: int) -> Row:
-        """Return the row that begins at a place."""
-        return self._lines.read_at(place)
+    def row_at(self, offset: int) -> Row:
+        """Return the row that begins at an offset."""
+        return self._lines.read_at(offset)
 
-    def rows(self, first_place: int = 0) -> Iterator[Row]:
-        """Yield the rows that count and begin at `first_place` or later, in the order of the file."""
+    def rows(self, first_offset: int = 0) -> Iterator[Row]:
+        """Yield the rows that count and begin at `first_offset` or later, in the order of the file."""
         if not self.count:
             return
         with self.path.open("rb") as file:
-            place = 0
+            offset = 0
             for line in file:
                 row = json.loads(line)
-                found = self.find(row["image"])
-                if found is not None and found.place == place >= first_place:
+                logged = self.find(row["image"])
+                if logged is not None and logged.offset == offset >= first_offset:
                     yield row
-                place += len(line)
+                offset += len(line)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, on disk when this returns. Raises MyLLMError."""
         if rows:
-            self.last_places.clear()
-            for row, place in zip(rows, self._lines.append(*rows), strict=True):
-                self._add(row, place)
+            self.last_offsets.clear()
+            for row, offset in zip(rows, self._lines.append(*rows), strict=True):
+                self._add(row, offset)
 
     def begin(self) -> None:
         """Remove what a kill left of a row, or note on disk that the file is to be replaced. Raises MyLLMError."""
         self._lines.begin()
 
-    def remove_old_rows(self, first_place: int = 0) -> None:
-        """Rewrite the file without rows that later ones replace, and those that begin before `first_place`.
+    def remove_old_rows(self, first_offset: int = 0) -> None:
+        """Rewrite the file without rows that later ones replace, and those that begin before `first_offset`.
 
         The places of the others are then no longer known. Raises MyLLMError.
         """
-        if self.has_old_rows or first_place:
+        if self.has_old_rows or first_offset:
             with atomic_write(self.path) as file:
-                for row in self.rows(first_place):
+                for row in self.rows(first_offset):
                     file.write(line_of(row))
 
     def choose(self, names: Iterable[str]) -> None:
@@ -150,14 +151,14 @@ class CaptionLog:
                     "another folder by the environment variable SQLITE_TMPDIR"
                 ) from error
 
-    def _add(self, row: Row, place: int) -> None:
+    def _add(self, row: Row, offset: int) -> None:
         key = _key(row["image"])
         is_old = self._execute("SELECT 1 FROM captions WHERE image = ?", key) is not None
         file = _key(row[SIDECAR]) if SIDECAR in row else None
-        self._execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", key, str(row.get(DIGEST, "")), place, file)
+        self._execute("REPLACE INTO captions VALUES (?, ?, ?, ?)", key, str(row.get(DIGEST, "")), offset, file)
         self.count += not is_old
         self.has_old_rows |= is_old
-        self.last_places.append(place)
+        self.last_offsets.append(offset)
 
 
 def _key(image: str) -> bytes:
@@ -221,12 +222,12 @@ def keep_rows(path: Path, is_kept: Callable[[Row], bool], end: int | None = None
     """
 
     def kept_lines() -> Iterator[bytes]:
-        place = 0
+        offset = 0
         for row in read_rows(path):
             line = line_of(row)
-            if (end is not None and place >= end) or is_kept(row):
+            if (end is not None and offset >= end) or is_kept(row):
                 yield line
-            place += len(line)
+            offset += len(line)
 
     if not any(kept_lines()):
         path.unlink(missing_ok=True)

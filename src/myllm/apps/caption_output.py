@@ -86,14 +86,14 @@ class PrintedCaptions:
 
     def left(self, search: PictureSearch) -> Iterator[FoundPicture]:
         """Yield the pictures to caption."""
-        for found in search:
+        for entry in search:
             if self.is_stopped:
                 return
-            if isinstance(found, UnusablePath):
-                if self.is_wanted(found.path):
-                    self.fail(found.path, found.error)
-            elif self.is_left(found):
-                yield found
+            if isinstance(entry, UnusablePath):
+                if self.is_wanted(entry.path):
+                    self.fail(entry.path, entry.error)
+            elif self.is_left(entry):
+                yield entry
 
     def left_twins(self) -> Iterator[FoundPicture]:
         """Yield pictures that others in work have held up, after these."""
@@ -103,7 +103,7 @@ class PrintedCaptions:
         """Return whether a picture is one of those to caption, if it has no caption yet."""
         return True
 
-    def is_left(self, found: FoundPicture) -> bool:
+    def is_left(self, entry: FoundPicture) -> bool:
         """Return whether a picture is to be captioned."""
         return True
 

@@ -107,9 +107,9 @@ class Listing:
         search = PictureSearch([path for path in dict.fromkeys(paths) if not is_collection(path)])
         inside = tuple(f"{path}/" for path in collections)
         files = {
-            _identity(found): found for found in search
-            if not (isinstance(found, FoundPicture) and isinstance(found.picture, StoredImage)
-                    and str(found.picture).startswith(inside))
+            _identity(entry): entry for entry in search
+            if not (isinstance(entry, FoundPicture) and isinstance(entry.picture, StoredImage)
+                    and str(entry.picture).startswith(inside))
         }
         self.groups: list[str | list[Found]] = [*collections, *batched(files.values(), 8 * options.batch_size)]
         """Collections, and lists of pictures; none is in two groups, unless a table both names and holds pictures."""
@@ -270,28 +270,28 @@ def _list_group(folder: str, group: str | list[Found]) -> Iterator[pyarrow.Table
     """Yield rows of `LISTED` for the pictures of a group, each once."""
     _enter(folder)
     for batch in batched(_distinct(PictureSearch([group]) if isinstance(group, str) else group), ROWS):
-        yield pyarrow.Table.from_pylist([_listed_row(found) for found in batch], LISTED)
+        yield pyarrow.Table.from_pylist([_listed_row(entry) for entry in batch], LISTED)
 
 
 def _distinct(pictures: Iterable[Found]) -> Iterator[Found]:
     """Yield each picture once: a table may name one in several rows."""
     names = set[str]()
-    for found in pictures:
-        if _identity(found) not in names:
-            names.add(_identity(found))
-            yield found
+    for entry in pictures:
+        if _identity(entry) not in names:
+            names.add(_identity(entry))
+            yield entry
 
 
-def _listed_row(found: Found) -> dict[str, Any]:
-    name = _identity(found)
+def _listed_row(entry: Found) -> dict[str, Any]:
+    name = _identity(entry)
     row = {"id": name_hash("picture", name) - 2**63, "image": _as_utf8(name)}
-    if isinstance(found, FoundPicture):
-        return row | {"picture": pickle.dumps(found.picture)}
-    return row | {"error": _as_utf8(found.error)}
+    if isinstance(entry, FoundPicture):
+        return row | {"picture": pickle.dumps(entry.picture)}
+    return row | {"error": _as_utf8(entry.error)}
 
 
-def _identity(found: Found) -> str:
-    return str(found.picture) if isinstance(found, FoundPicture) else found.path
+def _identity(entry: Found) -> str:
+    return str(entry.picture) if isinstance(entry, FoundPicture) else entry.path
 
 
 def _expand(word: str) -> Iterable[str]:

@@ -47,7 +47,7 @@ class SavedCaptions(PrintedCaptions):
         self.errors_path = Path(f"{self.path if self.sidecars else self.out}.errors.jsonl")
         self.facts_path = Path(f"{self.path if self.sidecars else self.out}.run.json")
         self.had_caption, self.kept, self.copied = 0, 0, 0
-        self.overwrites, self.first_place = options.overwrite, 0
+        self.overwrites, self.first_offset = options.overwrite, 0
         self.in_work = dict[str, Path | None]()
         """Pictures that are being captioned, each with its text file."""
         self.twins = list[FoundPicture]()
@@ -105,7 +105,7 @@ class SavedCaptions(PrintedCaptions):
             is_removing = bool(earlier.get("overwrite") and earlier.get("removes"))  # it was interrupted
             before = {
                 "overwrite": options.overwrite or self.log.is_replaced, "only": options.only,
-                "first_place": self.log.size, "removes": replaces_all and (bool(changed) or is_removing),
+                "first_offset": self.log.size, "removes": replaces_all and (bool(changed) or is_removing),
             }
         facts |= {name: before.get(name) for name in OVERWRITING}
         self.log.begin()
@@ -114,14 +114,14 @@ class SavedCaptions(PrintedCaptions):
         if self.overwrites and not options.overwrite:
             self.display.say(f"--overwrite was interrupted; it goes on with the pictures that are left in {self.out}")
         if self.overwrites:
-            self.first_place = before.get("first_place", 0)
+            self.first_offset = before.get("first_offset", 0)
         elif options.mixed:
-            self.first_place = self.log.size
+            self.first_offset = self.log.size
         self._choose(is_same=not {*changed} - {"min_confidence"})
         self.errors = self.stack.enter_context(JsonLines(self.errors_path))
         self.errors.begin()
         self.old_errors = self.errors.size
-        self.unsure = frozenset(self.log.last_places)
+        self.unsure = frozenset(self.log.last_offsets)
 
     def _check_table(self, earlier: Mapping[str, Any]) -> None:
         """Raise ConfigError if the CSV or Parquet file is there, but not of an earlier run."""
@@ -158,8 +158,8 @@ class SavedCaptions(PrintedCaptions):
                 raise ConfigError(
                     f"--only {only}: there is no such list, and it is none of {', '.join(known)}{nearest(only, known)}"
                 )
-            listed = (found for found in PictureSearch([], [only]) if isinstance(found, FoundPicture))
-            self.log.choose(str(found.picture) for found in listed)
+            listed = (entry for entry in PictureSearch([], [only]) if isinstance(entry, FoundPicture))
+            self.log.choose(str(entry.picture) for entry in listed)
             keep_rows(path, lambda row: not self.log.is_chosen(row["image"]))
 
     def is_wanted(self, image: str) -> bool:
@@ -169,58 +169,58 @@ class SavedCaptions(PrintedCaptions):
             return self.log.find(image) is not None
         return self.log.is_chosen(image) != (only in (None, "unprocessed"))
 
-    def is_left(self, found: FoundPicture) -> bool:
+    def is_left(self, entry: FoundPicture) -> bool:
         """Return whether a picture is to be captioned: it is wanted, and has no caption yet."""
-        image, only = str(found.picture), self.options.only
+        image, only = str(entry.picture), self.options.only
         if image in self.in_work:
             return False
         if not self.is_wanted(image):
             self.count(failed=only is None)  # it has too little confidence, as before
             return False
         logged = self.log.find(image)
-        is_old = logged is not None and self.overwrites and logged.place < self.first_place
+        is_old = logged is not None and self.overwrites and logged.offset < self.first_offset
         if logged is not None and only != "changed" and not is_old:
             # a text that is added to others is written again only if a kill may have come before it was
-            is_sure = self.sidecars is None or (self.sidecars.adds and logged.place not in self.unsure)
-            if is_sure or self._repair(found, self.log.row_at(logged.place)):
+            is_sure = self.sidecars is None or (self.sidecars.adds and logged.offset not in self.unsure)
+            if is_sure or self._repair(entry, self.log.row_at(logged.offset)):
                 self.had_caption += 1
                 self.seen += 1
             return False
-        if self.sidecars is not None and not self._may_write(found, self.sidecars):
+        if self.sidecars is not None and not self._may_write(entry, self.sidecars):
             return False
-        self.in_work[image] = None if self.sidecars is None else self.sidecars.path_of(found)
+        self.in_work[image] = None if self.sidecars is None else self.sidecars.path_of(entry)
         return True
 
     def left_twins(self) -> Iterator[FoundPicture]:
         """Yield the pictures to caption whose text file was to be that of a picture which could not be captioned."""
         twins, self.twins = self.twins, []
-        for found in twins:
+        for entry in twins:
             if self.is_stopped:
                 return
-            if self.is_left(found):
-                yield found
-        for found in self.twins:
-            self._fail_as_twin(found)
+            if self.is_left(entry):
+                yield entry
+        for entry in self.twins:
+            self._fail_as_twin(entry)
 
-    def _fail_as_twin(self, found: FoundPicture, other: str = "another of these pictures") -> None:
+    def _fail_as_twin(self, entry: FoundPicture, other: str = "another of these pictures") -> None:
         assert self.sidecars is not None
-        path = self.sidecars.path_of(found)
-        self.fail(str(found.picture), f"{path} is the text file of {other}; give --to jsonl, or rename one of them")
+        path = self.sidecars.path_of(entry)
+        self.fail(str(entry.picture), f"{path} is the text file of {other}; give --to jsonl, or rename one of them")
 
-    def _may_write(self, found: FoundPicture, sidecars: Sidecars) -> bool:
+    def _may_write(self, entry: FoundPicture, sidecars: Sidecars) -> bool:
         """Return whether the picture's text file is free."""
-        image = str(found.picture)
+        image = str(entry.picture)
         try:
-            path = sidecars.path_of(found)
+            path = sidecars.path_of(entry)
             other = self.log.find_file(str(path))
             if other not in (None, image) and not _is_gone(Path(other)):
-                self._fail_as_twin(found, other)
+                self._fail_as_twin(entry, other)
                 return False
             if path in self.in_work.values():
                 if len(self.twins) < MAX_TWINS:
-                    self.twins.append(found)
+                    self.twins.append(entry)
                 else:
-                    self._fail_as_twin(found)
+                    self._fail_as_twin(entry)
                 return False
             sidecars.check(path)
             if not (sidecars.adds or self.overwrites or self.log.find(image)) and read_text(path):
@@ -243,7 +243,7 @@ class SavedCaptions(PrintedCaptions):
         return True
 
     def _find_copy(self, digest: str) -> int | None:
-        return self.log.find_copy(digest, self.first_place)
+        return self.log.find_copy(digest, self.first_offset)
 
     def write(self, results: Sequence[Result[FoundPicture]]) -> None:
         """Write the captions of a batch, and those of its copies. Raises MyLLMError."""
@@ -282,23 +282,23 @@ class SavedCaptions(PrintedCaptions):
     def _rows_of_copies(self) -> Iterator[Row]:
         """Yield the rows of copies of pictures whose captions are written."""
         for digest in list(self.copies):
-            place, error = self._find_copy(digest), self.failures.get(digest)
-            if place is None and error is None:
+            offset, error = self._find_copy(digest), self.failures.get(digest)
+            if offset is None and error is None:
                 continue
-            for found in self.copies.pop(digest):
-                image = str(found.picture)
+            for entry in self.copies.pop(digest):
+                image = str(entry.picture)
                 logged = self.log.find(image)
-                if place is None:
+                if offset is None:
                     self.fail(image, str(error))
-                elif logged is not None and logged.digest == digest and logged.place >= self.first_place:
+                elif logged is not None and logged.digest == digest and logged.offset >= self.first_offset:
                     self.had_caption += 1  # it has not changed
                     self.seen += 1
                 else:
                     self.copied += 1
-                    yield {**self.log.row_at(place), "image": image} | self._file_of(found)
+                    yield {**self.log.row_at(offset), "image": image} | self._file_of(entry)
 
-    def _file_of(self, found: FoundPicture) -> Row:
-        return {} if self.sidecars is None else {SIDECAR: str(self.sidecars.path_of(found))}
+    def _file_of(self, entry: FoundPicture) -> Row:
+        return {} if self.sidecars is None else {SIDECAR: str(self.sidecars.path_of(entry))}
 
     def _save(self, rows: Sequence[Row]) -> None:
         """Write rows into the log, then into text files: these can be written again from the log."""
@@ -311,12 +311,12 @@ class SavedCaptions(PrintedCaptions):
     def _earlier_text(self, image: str) -> str:
         """Return what an earlier caption of the picture has added to its text file."""
         logged = self.log.find(image) if self.sidecars is not None and self.sidecars.adds else None
-        return "" if self.sidecars is None or logged is None else self.sidecars.text_of(self.log.row_at(logged.place))
+        return "" if self.sidecars is None or logged is None else self.sidecars.text_of(self.log.row_at(logged.offset))
 
-    def _repair(self, found: FoundPicture, row: Row) -> bool:
+    def _repair(self, entry: FoundPicture, row: Row) -> bool:
         """Write the text file of a row if it is not there, or is empty; return whether it is there now."""
         assert self.sidecars is not None
-        return self._write_text(row, str(found.picture), self.sidecars.path_of(found), is_repaired=True)
+        return self._write_text(row, str(entry.picture), self.sidecars.path_of(entry), is_repaired=True)
 
     def _write_text(self, row: Row, image: str, path: Path, replaced: str = "", is_repaired: bool = False) -> bool:
         """Write the text file of a row, unless it is there; return False if it cannot be written. Raises MyLLMError."""
@@ -353,17 +353,17 @@ class SavedCaptions(PrintedCaptions):
         if self.options.only == "failed":
             keep_rows(self.errors_path, self._is_untried, end=self.old_errors)
         facts = read_json(self.facts_path)
-        first_place = 0
+        first_offset = 0
         if is_complete and self.overwrites:
             facts["overwrite"] = False
             write_facts(self.facts_path, facts)
-            if facts["removes"] and self.log.size > self.first_place:  # there are new captions
-                first_place = self.first_place
+            if facts["removes"] and self.log.size > self.first_offset:  # there are new captions
+                first_offset = self.first_offset
         write = {"csv": write_csv, "parquet": write_parquet}.get(self.options.form)
         if write is not None and (self.log.count or not Path(self.out).exists()):
-            write(lambda: self._rows_of_table(first_place), behind_link(Path(self.out)))
-        if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_place`
-            self.log.remove_old_rows(first_place)
+            write(lambda: self._rows_of_table(first_offset), behind_link(Path(self.out)))
+        if not facts["overwrite"]:  # it moves rows, and an unfinished overwriting needs its `first_offset`
+            self.log.remove_old_rows(first_offset)
         where = f"text files in {self.options.out or 'their folders'}" if self.sidecars is not None else self.out
         parts = [f"{quantity(self.captioned, 'picture')} captioned in {where}"]
         parts += [f"{self.copied:,} of them copies of others"] * bool(self.copied)
@@ -372,8 +372,8 @@ class SavedCaptions(PrintedCaptions):
         parts += [f"{self.failed:,} could not be captioned{self.see_errors()}"] * bool(self.failed)
         self.display.say(", ".join(parts))
 
-    def _rows_of_table(self, first_place: int) -> Iterator[Mapping[str, Any]]:
-        for row in self.log.rows(first_place):
+    def _rows_of_table(self, first_offset: int) -> Iterator[Mapping[str, Any]]:
+        for row in self.log.rows(first_offset):
             yield {name: value for name, value in row.items() if name != DIGEST}
 
     def counts(self) -> dict[str, int]:

@@ -29,10 +29,11 @@ def generate(
     if config.rank_by == "consensus":
         results = [by_consensus(hypotheses) for hypotheses in results]
     if config.rank_by == "retrieval":
-        results = [by_agreement(*found) for found in zip(results, request.neighbours, strict=True)]
+        results = [by_agreement(*pair) for pair in zip(results, request.neighbours, strict=True)]
     if config.rank_by == "confidence":
         assert request.confidence is not None
-        values = [[request.confidence(image, found) for found in group] for image, group in enumerate(results)]
+        confidence = request.confidence
+        values = [[confidence(image, hypothesis) for hypothesis in group] for image, group in enumerate(results)]
         results = list(map(by_value, results, values))
     return [hypotheses[: config.num_return_sequences or strategy.captions] for hypotheses in results]
 
@@ -40,7 +41,8 @@ def generate(
 def by_agreement(hypotheses: Sequence[Hypothesis], neighbours: Neighbours) -> list[Hypothesis]:
     """Sort by score and agreement with the captions of neighbours."""
     agreement = neighbours.agreement([hypothesis.tokens for hypothesis in hypotheses])
-    return by_value(hypotheses, [found.score + value for found, value in zip(hypotheses, agreement, strict=True)])
+    pairs = zip(hypotheses, agreement, strict=True)
+    return by_value(hypotheses, [hypothesis.score + value for hypothesis, value in pairs])
 
 
 def by_value(hypotheses: Sequence[Hypothesis], values: Sequence[float]) -> list[Hypothesis]:

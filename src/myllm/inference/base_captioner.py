@@ -174,8 +174,8 @@ class BaseCaptioner(ABC, Generic[Pixels, Generator, Variant]):
                 rows = [row for row, row_options in enumerate(options) if row_options == distinct]
                 request = self._request(variant, encoded, rows, distinct, [seeds[row] for row in rows])
                 following = None if followers is None else [followers[row] for row in rows]
-                found = generate_captions(request, self.tokenizer, following, variant.calibration)
-                captions |= zip(rows, found, strict=True)
+                results = generate_captions(request, self.tokenizer, following, variant.calibration)
+                captions |= zip(rows, results, strict=True)
         return [captions[row] for row in range(len(images))]
 
     @abstractmethod

@@ -67,7 +67,7 @@ def generate_captions(
     def to_caption(image: int, hypotheses: Sequence[Hypothesis]) -> Caption:
         return _to_caption(hypotheses, neighbours[image], tokenizer, vocabulary, calibration)
 
-    request = replace(request, confidence=lambda image, found: to_caption(image, [found]).confidence)
+    request = replace(request, confidence=lambda image, hypothesis: to_caption(image, [hypothesis]).confidence)
     is_single = config.beams == 1 and (config.num_return_sequences or 1) == 1
     hypotheses = generate(request, show_texts) if is_single and any(shows) else generate(request)
     return list(starmap(to_caption, enumerate(hypotheses)))
