@@ -102,7 +102,7 @@ def test_ray_serve_refuses_options_that_it_cannot_honour(app: Callable[[dict[str
     for options, message in (
         ({"host": "0.0.0.0"}, "host does not work with Ray Serve"), ({"modl": "captioner"}, "did you mean --model?"),
         ({"num_replicas": 0}, "num_replicas is 0; it must be above 0"),
-        ({"cors": ["a", "b"], "quiet": True}, "quiet does not work"),
+        ({"cors": ["https://a", "https://b"], "quiet": True}, "quiet does not work"),
     ):
         with pytest.raises(ConfigError, match=message):
             app(options)
