@@ -94,7 +94,11 @@ class JsonLines:
         return row
 
     def _check_is_there(self, file: IO[bytes]) -> None:
-        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(file.fileno()))):
+        try:
+            is_there = os.path.samestat(self.path.stat(), os.fstat(file.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        if not is_there:
             raise MyLLMError(f"{self.path}: was moved, removed or replaced while it was written; start again")
 
     def begin(self) -> None:
