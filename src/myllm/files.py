@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -169,6 +170,9 @@ def lock_file(path: Path, reserved: str, noun: str) -> Iterator[None]:
     is killed. Systems without fcntl (Windows) and some file systems lock nothing. Raises ConfigError with the id of the
     process that holds the lock, and MyLLMError if the disk refuses.
     """
+    if find_spec("fcntl") is None:  # Windows, where an open lock file could not be removed
+        yield
+        return
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")

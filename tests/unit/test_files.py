@@ -122,6 +122,12 @@ def test_file_systems_that_lock_nothing_are_written_to(tmp_path: Path, monkeypat
         (tmp_path / "run/file").touch()
 
 
+def test_a_system_without_fcntl_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with lock_folder(tmp_path), lock_folder(tmp_path), wait_for_lock(tmp_path / "lock", lambda: pytest.fail("waits")):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 WAITING = """
 import functools, pathlib, sys, myllm.files
 say = functools.partial(print, flush=True)

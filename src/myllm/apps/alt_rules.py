@@ -28,6 +28,8 @@ OF_TEMPLATE = "perhaps no alternative text"
 PLACEHOLDERS = (
     "image", "picture", "photo", "photograph", "img", "pic", "graphic", "icon", "alt", "alt text", "untitled", "spacer",
 )
+DECORATION = ("presentation", "none")
+"""Roles of pictures that screen readers pass over."""
 # a text in one of these belongs to the pictures in it; axe-core's rule image-redundant-alt compares with these, too
 TEXT_BLOCKS = ("p", "li", "td", "th", "a", "button", "figure", "dt", "dd", "label")
 COMPARED_BLOCKS = ("p", "li", "td", "th", "a", "button")
@@ -79,8 +81,8 @@ def judge(element: Element, name_destination: Callable[[Element], tuple[str, str
         return Finding(MISSING, "", "it is hidden by aria-hidden")
     if element.tag == "area" or link is not None:
         return _judge_linked(element, element if link is None else link, name_destination)
-    is_marked = element.role in ("presentation", "none")
-    return Finding(MISSING, "", "it is marked as decoration") if is_marked else Finding(MISSING, None, "")
+    is_decoration = element.role in DECORATION
+    return Finding(MISSING, "", "it is marked as decoration") if is_decoration else Finding(MISSING, None, "")
 
 
 def judge_unreadable(element: Element, error: Exception) -> Finding:
@@ -99,7 +101,7 @@ def _judge_linked(
             return Finding(MISSING, "", "its link has a text")
         if _is_shown_in(link, element) and element is not next(_bare_pictures(link), element):
             return Finding(MISSING, "", "another picture of its link names where the link leads")
-        if _is_hidden(element) or element.role in ("presentation", "none"):
+        if _is_hidden(element) or element.role in DECORATION:
             return Finding(MISSING, None, "it is marked as decoration, but its link has no other text")
     if link.role != "link" and link.tag not in ("a", "area", *ROUTER_LINKS):
         return _named_button(link.get("aria-label") or link.get("title"))
@@ -167,7 +169,7 @@ def _bare_pictures(link: Element) -> Iterator[Element]:
     """Yield the pictures of a link that could name it and have no alternative text."""
     for element in link.descendants():
         if isinstance(element, Element) and element.tag == "img" and "alt" not in element.attributes:
-            is_marked = element.role in ("presentation", "none")
+            is_marked = element.role in DECORATION
             is_spacer = spacer_by_size(element) or spacer_by_name(element)
             is_silent = is_marked or is_spacer or _has_label(element) or _is_hidden(element)
             if _is_shown_in(link, element) and not is_silent:

@@ -120,7 +120,7 @@ class CaptionLog:
     def remove_old_rows(self, first_offset: int = 0) -> None:
         """Rewrite the file without rows that later ones replace, and those that begin before `first_offset`.
 
-        The places of the others are then no longer known. Raises MyLLMError.
+        The offsets of the others are then no longer known. Raises MyLLMError.
         """
         if self.has_old_rows or first_offset:
             with atomic_write(self.path) as file:
